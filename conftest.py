@@ -1,0 +1,42 @@
+"""Test set-up that doctests and the test suite share."""
+
+import os
+import re
+
+import jax
+import pytest
+
+# The suite is written for the CPU; JAX_PLATFORMS=cuda pytest asks for another device.
+# Four devices let sharding be tested without an accelerator.
+if "JAX_PLATFORMS" not in os.environ:
+    jax.config.update("jax_platforms", "cpu")
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    jax.config.update("jax_num_cpu_devices", 4)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give each parallel worker one thread: the workers themselves fill the cores."""
+    if config.getoption("numprocesses", None):
+        for variable in ("NPROC", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+            os.environ.setdefault(variable, "1")
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Make expected output of doctests mean what a reader takes it to mean."""
+    if not isinstance(item, pytest.DoctestItem):
+        return
+    for example in item.dtest.examples:
+        if item.path.suffix == ".md":
+            example.want = example.want.partition("```")[0]
+        # NUMBER allows one unit of the last digit shown, so `3.` would also pass for 4.
+        if "..." not in example.want:
+            example.want = re.sub(r"(?<=\d)\.(?!\d)", ".0000", example.want)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item):
+    """Run doctests in JAX's default precision, so that readers get the same numbers."""
+    if isinstance(item, pytest.DoctestItem):
+        with jax.enable_x64(False):
+            return (yield)
+    return (yield)

@@ -1,0 +1,32 @@
+"""Fisher information that streams: estimates and how sure they are, in JAX."""
+
+from fisherflow_jax import estimators as estimators
+from fisherflow_jax import information as information
+from fisherflow_jax import likelihoods as likelihoods
+from fisherflow_jax import memories as memories
+from fisherflow_jax import structures as structures
+from fisherflow_jax.bank import Bank as Bank
+from fisherflow_jax.bank import BankInfo as BankInfo
+from fisherflow_jax.bank import BankState as BankState
+from fisherflow_jax.bank import bank as bank
+from fisherflow_jax.batch import Batch as Batch
+from fisherflow_jax.batch import Shared as Shared
+from fisherflow_jax.flow import FisherFlow as FisherFlow
+from fisherflow_jax.flow import FlowInfo as FlowInfo
+from fisherflow_jax.flow import FlowState as FlowState
+from fisherflow_jax.flow import fisher_flow as fisher_flow
+from fisherflow_jax.losses import negative_log_likelihood as negative_log_likelihood
+from fisherflow_jax.posterior import Estimate as Estimate
+from fisherflow_jax.posterior import Prediction as Prediction
+from fisherflow_jax.posterior import Summary as Summary
+from fisherflow_jax.posterior import WaldTest as WaldTest
+from fisherflow_jax.posterior import confidence_interval as confidence_interval
+from fisherflow_jax.posterior import delta_method as delta_method
+from fisherflow_jax.posterior import merge as merge
+from fisherflow_jax.posterior import predict as predict
+from fisherflow_jax.posterior import sample as sample
+from fisherflow_jax.posterior import standard_error as standard_error
+from fisherflow_jax.posterior import summary as summary
+from fisherflow_jax.posterior import wald_test as wald_test
+from fisherflow_jax.solving import refine as refine
+from fisherflow_jax.solving import warm_start as warm_start

@@ -1,0 +1,37 @@
+"""What an estimator is: a call that turns params and a batch into an information."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from fisherflow_jax import batch as batches
+from fisherflow_jax import vectors
+from fisherflow_jax.structures import Structure
+
+PyTree = Any
+
+
+class Estimator(NamedTuple):
+    """`estimator(params, batch, key=None)` -> information, a sum over the batch."""
+
+    name: str
+    compute: Callable[[PyTree, batches.Batch, jax.Array | None], Any]
+    structure: Structure
+    random: bool = False
+    """Whether a key is needed."""
+    not_a_curvature: str | None = None
+    """Why it cannot serve as a flow's curvature; None: it can."""
+    from_gradient: Callable[[PyTree], Any] | None = None
+    """A mean gradient -> the information, for estimators that need no pass of their "
+    "own."""
+
+    def __call__(self, params: PyTree, batch: Any, key: Any = None) -> Any:
+        if self.random and key is None:
+            raise ValueError(
+                f"estimators.{self.name} draws at random: give it a key, "
+                "estimator(params, batch, key)."
+            )
+        data = vectors.key_data(key)
+        typed = None if data is None else jax.random.wrap_key_data(data)
+        return self.compute(params, batches.as_batch(batch), typed)

@@ -1,0 +1,70 @@
+"""The expected Fisher information, from the columns of a root of the output Fisher."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from fisherflow_jax.estimators.estimator import Estimator
+from fisherflow_jax.estimators.pulling import per_example
+from fisherflow_jax.likelihoods import Likelihood, root_columns
+from fisherflow_jax.structures import Structure
+
+
+def _columns(
+    likelihood: Likelihood, outputs: jax.Array, targets: Any, key: jax.Array | None
+) -> jax.Array:
+    return root_columns(likelihood, outputs, key)
+
+
+_exact = per_example("exact", _columns)
+
+
+def exact(
+    apply_fn: Callable,
+    likelihood: Likelihood,
+    structure: Structure,
+    *,
+    chunk_size: int | None = None,
+) -> Estimator:
+    r"""The expected Fisher information, without noise.
+
+    .. math:: F = \sum_i w_i J_i^\top L_i L_i^\top J_i
+
+    with `J_i` the Jacobian of the outputs of example `i` and `L_i L_i^T` the Fisher
+    information of its outputs: the generalised Gauss-Newton matrix, and for a canonical
+    generalised linear model the Hessian of the loss. Labels are not used.
+
+    Args:
+      apply_fn: `(params, inputs) -> outputs`, leading axis = examples.
+      likelihood: from `ff.likelihoods`; one whose root is sampled makes this estimator
+        need a key.
+      structure: from `ff.structures`: what is kept.
+      chunk_size: examples whose pulled-back vectors are held at once; None: as many as
+        fit in about 64 MiB. Memory: chunk_size * R * d numbers.
+
+    Returns:
+      An `Estimator`: `estimator(params, batch) -> information`, a sum over the batch.
+      Cost: one forward and R backward passes an example, R the outputs of an example.
+
+    Raises:
+      ValueError: where outputs, targets and likelihood do not fit.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> estimator = ff.estimators.exact(
+      ...     lambda params, x: x @ params,
+      ...     ff.likelihoods.gaussian(),
+      ...     ff.structures.full(),
+      ... )
+      >>> x = jnp.array([[1.0, 0.0], [1.0, 2.0]])
+      >>> estimator(jnp.zeros(2), (x, None)).rows  # x^T x
+      Array([[2., 2.],
+             [2., 4.]], dtype=float32)
+
+    References:
+      Amari, "Natural gradient works efficiently in learning", 1998.
+      Martens, "New insights and perspectives on the natural gradient method", 2020.
+    """
+    return _exact(apply_fn, likelihood, structure, chunk_size=chunk_size)

@@ -1,0 +1,50 @@
+"""What a batch adds to the log-evidence."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import gammaln
+
+
+def known_dispersion(
+    log_likelihood: jax.Array,
+    distance: jax.Array,
+    logdet_before: jax.Array,
+    logdet_after: jax.Array,
+) -> jax.Array:
+    """Laplace's integral of the batch's likelihood over the belief before it.
+
+    Exact when linear-Gaussian. `distance` is `|theta - theta^-|^2` by the information
+    before the batch.
+    """
+    return log_likelihood - 0.5 * distance + 0.5 * (logdet_before - logdet_after)
+
+
+def unknown_dispersion(
+    residual_before: jax.Array,
+    residual_after: jax.Array,
+    count_before: jax.Array,
+    count_after: jax.Array,
+    log_unit_variance: jax.Array,
+    logdet_before: jax.Array,
+    logdet_after: jax.Array,
+) -> jax.Array:
+    """The same with the dispersion integrated out under the prior `1 / dispersion`.
+
+    Exact when linear-Gaussian, up to the constant that an improper prior leaves open
+    (the evidence of no data is set to one). Elsewhere the likelihood is replaced by the
+    quasi-likelihood with the same variance function.
+    """
+    gain = _integrated(residual_after, count_after) - _integrated(
+        residual_before, count_before
+    )
+    return gain - 0.5 * log_unit_variance + 0.5 * (logdet_before - logdet_after)
+
+
+def _integrated(residual: jax.Array, count: jax.Array) -> jax.Array:
+    seen = (count > 0) & (residual > 0)
+    safe_residual = jnp.where(seen, residual, jnp.ones_like(residual))
+    half = jnp.where(seen, count, jnp.ones_like(count)) / 2
+    value = gammaln(half) - half * jnp.log(math.pi * safe_residual)
+    return jnp.where(seen, value, jnp.zeros_like(value))

@@ -1,0 +1,429 @@
+"""The flow: sequential inference, (mean, information) -> (mean, information)."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from fisherflow_jax import batch as batches
+from fisherflow_jax import estimators, evidence, newton, priors, vectors
+from fisherflow_jax import information as ops
+from fisherflow_jax.batch import Batch
+from fisherflow_jax.likelihoods import Likelihood
+from fisherflow_jax.losses import log_likelihood
+from fisherflow_jax.marginal import project as project_marginal
+from fisherflow_jax.memories.memory import Belief, Memory, Prior, Site, include
+from fisherflow_jax.structures import Structure, full
+from fisherflow_jax.structures import structure as capabilities
+from fisherflow_jax.structures.compensated import compensate
+
+PyTree = Any
+
+
+class FlowState(NamedTuple):
+    """The posterior `N(mean, information^-1)` and what the flow needs to go on."""
+
+    mean: PyTree  # like the parameters
+    information: Any  # prior included
+    count: jax.Array  # () effective number of observations
+    log_evidence: jax.Array  # ()
+    meat: Any | None  # sum of squared scores, for robust=True
+    residual: jax.Array | None  # () penalised sum of squares, unknown dispersion
+    prior: Prior
+    memory: Any  # the memory's storage
+    step: jax.Array  # () int32, updates taken in
+    num_skipped: jax.Array  # () int32, batches refused for a non-finite value
+    key: jax.Array | None  # key data, None if nothing is drawn
+
+    @property
+    def degrees_of_freedom(self) -> jax.Array | None:
+        """Observations less effective parameters; None: the dispersion is known."""
+        if self.residual is None:
+            return None
+        used = priors.effective_parameters(
+            self.information, self.prior.precision, self.mean
+        )
+        return self.count - used
+
+    @property
+    def dispersion(self) -> jax.Array | None:
+        """The estimated dispersion; None: it is known. NaN without spare "
+        "observations."""
+        if self.residual is None:
+            return None
+        spare = self.degrees_of_freedom
+        return jnp.where(spare > 0, self.residual / spare, jnp.nan)
+
+
+class FlowInfo(NamedTuple):
+    """What an update reports."""
+
+    log_likelihood: jax.Array  # () of the batch at the predicted mean: prequential
+    log_evidence: jax.Array  # () increment
+    step_size: jax.Array  # () of the last Newton step; 0: none decreased the objective
+    skipped: jax.Array  # () bool: the batch had a non-finite value, nothing moved
+    missing: jax.Array  # () bool: all weights were zero, only the memory moved on
+    memory: Any  # the memory's report
+
+
+class FisherFlow(NamedTuple):
+    """A flow's functions. Made by `ff.fisher_flow`."""
+
+    init: Callable[..., FlowState]
+    """`(params, prior_mean=params, key=None) -> state`."""
+    update: Callable[..., tuple[FlowState, FlowInfo]]
+    """`(state, batch) -> (state, info)`, as `lax.scan` calls it."""
+    evaluate: Callable[..., tuple[jax.Array, PyTree, Any]]
+    """`(params, batch, key=None) -> (log-likelihood, score, information)`, sums."""
+    project: Callable[[Any], Any]
+    """A summed information of `evaluate` -> what the state keeps of it."""
+
+
+def fisher_flow(
+    apply_fn: Callable,
+    likelihood: Likelihood,
+    *,
+    structure: Structure,
+    memory: Memory,
+    estimator: Callable[..., Any] = estimators.exact,
+    prior_precision: Any = 1.0,
+    num_steps: int = 4,
+    robust: bool = False,
+    marginal: bool = False,
+    compensated: bool = False,
+    chunk_size: int | None = None,
+) -> FisherFlow:
+    r"""Sequential inference with a Gaussian belief, one batch at a time.
+
+    Before a batch the memory predicts the belief `(theta^-, I^-)`. The update is
+    implicit,
+
+    .. math:: \theta_t = \arg\min_\theta \; -\log p(y_t | \theta)
+       + \tfrac12 (\theta - \theta^-)^\top I^- (\theta - \theta^-), \quad
+       I_t = I^- + F_t(\theta_t),
+
+    by damped Newton steps with the batch's information `F_t`. Linear-Gaussian with the
+    full structure it is the Kalman filter; for a generalised linear model, renewable
+    estimation; with one step, the extended Kalman filter.
+
+    Args:
+      apply_fn: `(params, inputs) -> outputs`, leading axis = examples.
+      likelihood: from `ff.likelihoods`; with an unknown dispersion the information and
+        the prior precision are in units of `1 / dispersion`.
+      structure: from `ff.structures`: what is kept of the information.
+      memory: from `ff.memories`: what is believed before a batch and kept of it.
+      estimator: a factory of `ff.estimators` (`functools.partial` for options); it is
+        bound to apply_fn, likelihood and structure.
+      prior_precision: positive: a number, a pytree prefix of the parameters, or an
+        information.
+      num_steps: Newton steps at most; 1 takes one step without a line search and keeps
+        the information of the predicted mean.
+      robust: keep the sum of squared scores too, for sandwich variances.
+      marginal: solve each batch in full and keep `1 / diag(F^-1)` instead of `diag(F)`
+        (blocks likewise): valid intervals under correlation. Needs batches of a few
+        times d rows, memory d^2; for scalar, diagonal and block.
+      compensated: keep the information as a pair that loses nothing to rounding, for
+        long streams in float32; twice the memory.
+      chunk_size: examples whose pulled-back vectors are held at once.
+
+    Returns:
+      A `FisherFlow(init, update, evaluate)`, all pure: `state, info = update(state,
+      batch)` fits `jax.lax.scan`. Cost of an update: up to `num_steps + 1` informations
+      and about three gradients, and the structure's solves.
+
+    Raises:
+      ValueError: for options that do not go together, naming them; at `init`, for
+        integer or complex parameters, or a drawing estimator without a key; at
+        `update`, for shapes that do not fit and, outside jit, for impossible values.
+        Under jit a batch with a non-finite value moves nothing and is counted in
+        `num_skipped`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> flow = ff.fisher_flow(
+      ...     lambda params, x: x @ params,
+      ...     ff.likelihoods.gaussian(scale=1.0),
+      ...     structure=ff.structures.full(),
+      ...     memory=ff.memories.stationary(),
+      ...     prior_precision=1e-4,
+      ... )
+      >>> state = flow.init(jnp.zeros(2))
+      >>> x = jnp.array([[1.0, 0.0], [1.0, 1.0], [1.0, 2.0]])
+      >>> state, info = flow.update(state, (x, jnp.array([1.0, 3.0, 5.0])))
+      >>> print(state.mean.round(2))  # y = 1 + 2 x
+      [1. 2.]
+
+    References:
+      Ollivier, "Online natural gradient as a Kalman filter", 2018.
+      Luo, Song, "Renewable estimation and incremental inference in generalized linear
+      models with streaming data sets", 2020.
+    """
+    _check_options(structure, memory, num_steps, robust, marginal, compensated)
+    inner = full() if marginal else structure
+    options = {} if chunk_size is None else {"chunk_size": chunk_size}
+    curvature = estimator(apply_fn, likelihood, inner, **options)
+    if curvature.not_a_curvature:
+        raise ValueError(
+            f"estimators.{curvature.name} cannot be a flow's curvature: "
+            f"{curvature.not_a_curvature}."
+        )
+    scores = estimators.empirical(apply_fn, likelihood, inner, **options)
+    estimates_dispersion = likelihood.with_dispersion is not None
+
+    def init(params: PyTree, prior_mean: PyTree = None, key: Any = None) -> FlowState:
+        mean = _parameters(params, "params")
+        origin = mean if prior_mean is None else _parameters(prior_mean, "prior_mean")
+        shapes = jax.tree.map(jnp.shape, (origin, mean))
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                "prior_mean must have the tree and shapes of params; got "
+                f"{shapes[0]} for {shapes[1]}."
+            )
+        if curvature.random and key is None:
+            raise ValueError(
+                f"estimators.{curvature.name} draws at random: give flow.init a key."
+            )
+        zero = jnp.zeros((), vectors.float_dtype(mean))
+        nothing = structure.isotropic(mean, 0.0)
+        prior = Prior(origin, priors.as_precision(prior_precision, mean))
+        information = ops.add(nothing, prior.precision)
+        meat = nothing if robust else None
+        residual = zero if estimates_dispersion else None
+        zeros = Site(
+            nothing, optax.tree.zeros_like(mean), meat, zero, residual, residual
+        )
+        return FlowState(
+            mean=mean,
+            information=compensate(information) if compensated else information,
+            count=zero,
+            log_evidence=zero,
+            meat=compensate(nothing) if robust and compensated else meat,
+            residual=residual,
+            prior=prior,
+            memory=memory.init(zeros),
+            step=jnp.zeros((), jnp.int32),
+            num_skipped=jnp.zeros((), jnp.int32),
+            key=vectors.key_data(key) if curvature.random else None,
+        )
+
+    def evaluate(params: PyTree, batch: Any, key: Any = None):
+        batch, params = batches.as_batch(batch), _parameters(params, "params")
+        value, score = jax.value_and_grad(
+            lambda p: log_likelihood(apply_fn, likelihood, p, batch)
+        )(params)
+        return value, score, curvature(params, batch, key)
+
+    def project(information: Any) -> Any:
+        if not marginal:
+            return information
+        assert structure.from_full is not None
+        return ops.inverse(structure.from_full(ops.inverse(information)))
+
+    def update(
+        state: FlowState, batch: Any, *, num_steps: int = num_steps
+    ) -> tuple[FlowState, FlowInfo]:
+        batch = batches.as_batch(batch)
+        _check_values(likelihood, batch)
+        key = None
+        if state.key is not None:
+            typed = jax.random.wrap_key_data(state.key)
+            key = jax.random.fold_in(typed, state.step)
+
+        # before any data the belief is the prior, wherever the search starts
+        started = state.count > 0
+        center = _where(started, state.mean, state.prior.origin)
+        predicted = memory.predict(
+            state.memory,
+            Belief(center, state.information, state.meat, state.count, state.residual),
+            state.prior,
+        )
+        start = _where(started, predicted.mean, state.mean)
+
+        mean, site, belief, step_size = _absorb(
+            state.prior, predicted, start, started, batch, key, num_steps
+        )
+        gain = _log_evidence(predicted, belief, site, mean, batch)
+        storage, belief, report = memory.remember(
+            state.memory, belief, site, state.prior
+        )
+        after = FlowState(
+            belief.mean,
+            belief.information,
+            belief.count,
+            state.log_evidence + gain,
+            belief.meat,
+            belief.residual,
+            state.prior,
+            storage,
+            state.step + 1,
+            state.num_skipped,
+            state.key,
+        )
+        sound = batches.is_finite(batch) & _all_finite((belief, gain))
+        skipped = state._replace(num_skipped=state.num_skipped + 1)
+        after = _where(sound, after, skipped)
+        info = FlowInfo(
+            log_likelihood(apply_fn, likelihood, predicted.mean, batch),
+            jnp.where(sound, gain, jnp.zeros_like(gain)),
+            step_size,
+            ~sound,
+            ~jnp.any(batch.weights > 0),
+            report,
+        )
+        return after, info
+
+    def _absorb(prior, predicted, start, started, batch, key, num_steps):
+        """The batch's site and the belief that includes it."""
+
+        def fit(x: PyTree) -> jax.Array:
+            return log_likelihood(apply_fn, likelihood, x, batch)
+
+        def information_at(x: PyTree) -> Any:
+            return curvature.compute(x, batch, key)
+
+        gaussian = predicted.mean, predicted.information, start
+        if num_steps == 1:
+            solution = newton.single_step(fit, information_at, *gaussian)
+            at, information = start, solution.information
+        else:
+            solution = newton.damped_newton(fit, information_at, *gaussian, num_steps)
+            at, information = solution.mean, information_at(solution.mean)
+        mean = solution.mean
+        weight = jnp.sum(batch.weights).astype(predicted.count.dtype)
+        # the first batch's scores are taken at its solution: the start says nothing
+        meat = (
+            scores.compute(_where(started, predicted.mean, mean), batch, None)
+            if robust
+            else None
+        )
+        if marginal:
+            information, own, meat = project_marginal(
+                structure, information, jax.grad(fit)(at), at, meat, weight
+            )
+            pull = ops.matvec(information, optax.tree.sub(own, predicted.mean))
+            total = ops.add(information, predicted.information)
+            mean = optax.tree.add(predicted.mean, ops.solve(total, pull))
+        move = optax.tree.sub(mean, predicted.mean)
+        moved = ops.matvec(predicted.information, move)
+        offset = optax.tree.sub(mean, prior.origin)
+        # by difference, so that I theta = I^- theta^- + shift holds for every structure
+        # and any number of steps
+        shift = optax.tree.add(ops.matvec(information, offset), moved)
+        residual = at_origin = None
+        if estimates_dispersion:
+            squares = _weighted_sum(likelihood.pearson, mean, batch)
+            residual = squares + vectors.dot(move, moved)
+            at_origin = squares + 2 * vectors.dot(offset, shift)
+            at_origin = at_origin - ops.quadratic_form(information, offset)
+        site = Site(information, shift, meat, weight, residual, at_origin)
+        return mean, site, include(predicted, site, mean), solution.step_size
+
+    def _weighted_sum(function: Callable, params: PyTree, batch: Batch) -> jax.Array:
+        """The weighted sum over targets of `function(outputs, targets)`."""
+        outputs = apply_fn(params, batches.unshare(batch.inputs))
+        values = function(outputs, batch.targets)
+        values = jnp.sum(values.reshape((values.shape[0], -1)), 1)
+        dtype = vectors.float_dtype(params)
+        weights = batch.weights.astype(dtype)
+        values = jnp.where(weights > 0, values.astype(dtype), jnp.zeros((), dtype))
+        return jnp.sum(weights * values)
+
+    def _log_evidence(predicted, belief, site, mean, batch) -> jax.Array:
+        before = ops.logdet(predicted.information, mean)
+        after = ops.logdet(belief.information, mean)
+        if estimates_dispersion:
+            log_variance = _weighted_sum(
+                lambda outputs, targets: likelihood.log_unit_variance(targets),
+                mean,
+                batch,
+            )
+            return evidence.unknown_dispersion(
+                predicted.residual,
+                belief.residual,
+                predicted.count,
+                belief.count,
+                log_variance,
+                before,
+                after,
+            )
+        move = optax.tree.sub(mean, predicted.mean)
+        distance = ops.quadratic_form(predicted.information, move)
+        value = log_likelihood(apply_fn, likelihood, mean, batch).astype(distance.dtype)
+        return evidence.known_dispersion(value, distance, before, after)
+
+    return FisherFlow(init, update, evaluate, project)
+
+
+def _where(condition: jax.Array, yes: PyTree, no: PyTree) -> PyTree:
+    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), yes, no)
+
+
+def _all_finite(tree: PyTree) -> jax.Array:
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
+
+
+def _parameters(tree: PyTree, name: str) -> PyTree:
+    """The parameters as real arrays of float32 or wider, all of one type."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        dtype = getattr(leaf, "dtype", None) or np.asarray(leaf).dtype
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(
+                f"{name} must be real floating-point arrays; "
+                f"{name}{jax.tree_util.keystr(path)} has dtype {dtype}."
+            )
+    return vectors.widen(jax.tree.map(jnp.asarray, tree))
+
+
+def _check_values(likelihood: Likelihood, batch: Batch) -> None:
+    """Raises for impossible values where they are at hand (not under jit)."""
+    if batch.targets is None:
+        raise ValueError("a flow learns from targets; the batch's are None.")
+    leaves = (*batches.split(batch.inputs)[0], batch.targets, batch.weights)
+    if not batches.is_concrete(leaves):
+        return
+    if not bool(batches.is_finite(batch)):
+        raise ValueError(
+            "the batch holds a NaN or an infinite value in a row of positive weight "
+            "(under jit it would be skipped and counted)."
+        )
+    possible = np.asarray(likelihood.support(batch.targets))
+    used = np.asarray(batch.weights) > 0
+    if not possible[used].all():
+        raise ValueError(
+            f"the batch holds targets that {likelihood.name} cannot produce (under jit "
+            "it would be skipped and counted)."
+        )
+
+
+def _check_options(
+    structure: Structure,
+    memory: Memory,
+    num_steps: int,
+    robust: bool,
+    marginal: bool,
+    compensated: bool,
+) -> None:
+    if not isinstance(num_steps, int) or num_steps < 1:
+        raise ValueError(
+            f"num_steps must be a positive whole number; got {num_steps!r}."
+        )
+    for capability, reason in memory.needs.items():
+        structure.require(capability, reason)
+    if robust:
+        structure.require(
+            capabilities.ROBUST,
+            "a recompressed sum of squared scores is not the middle of a sandwich.",
+        )
+    if marginal:
+        structure.require(
+            capabilities.MARGINAL,
+            "it is for scalar, diagonal and block, which lose correlations.",
+        )
+    if compensated:
+        structure.require(
+            capabilities.COMPENSATED, "its addition is not a sum of entries."
+        )

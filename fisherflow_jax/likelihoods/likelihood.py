@@ -1,0 +1,141 @@
+"""What a likelihood is, and what every likelihood shares.
+
+A likelihood is a NamedTuple of functions of a model's outputs; it knows nothing of
+parameters. Each function is elementwise in the examples, costs no pass of the model,
+and needs memory of the order of the outputs.
+
+Half-precision outputs are computed with in float32. What is read as a number
+(log-probability, mean, variance, line, samples) stays in float32 or wider; what is
+pulled back through the model (the cotangents of `root`) has the outputs' own dtype.
+"""
+
+import functools
+import inspect
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Likelihood(NamedTuple):
+    """The distribution of targets given a model's outputs, as functions of the outputs.
+
+    With an unknown dispersion (`with_dispersion` is not None), `log_prob`, `variance`,
+    `sample` and `root` are those of unit dispersion.
+    """
+
+    name: str
+    log_prob: Callable  # (outputs, targets) -> (n, ...); impossible targets give NaN
+    mean: Callable  # outputs -> expected target
+    variance: Callable  # outputs -> variance of a target, shape of the mean
+    sample: Callable  # (key, outputs) -> targets
+    root: Callable  # (outputs, probes, key=None) -> L @ probes, shape of the outputs
+    probe_shape: Callable  # shape of the outputs -> shape of the probes
+    line: Callable  # outputs -> the mean on an unbounded scale, shape of the mean
+    from_line: Callable  # elementwise: mean(outputs) == from_line(line(outputs))
+    support: Callable  # targets -> boolean: is this target possible
+    check: Callable  # (outputs, targets) -> None; targets None: the outputs alone
+    with_dispersion: Callable | None = None  # dispersion -> Likelihood
+    pearson: Callable | None = None  # (outputs, targets) -> (y - mu)^2 / V(mu)
+    log_unit_variance: Callable | None = None  # targets -> log V(y)
+    random_root: bool = False  # whether `root` needs a key
+
+
+def root_columns(likelihood, outputs, key=None):
+    r"""The columns of the root of the output Fisher information, for every example.
+
+    With :math:`L_x` the root at example :math:`x`, column :math:`r` is
+    :math:`L_x e_r`, and :math:`\sum_r L_x e_r e_r^\top L_x^\top` is the Fisher
+    information of the outputs of that example.
+
+    Args:
+      likelihood: a `Likelihood`.
+      outputs: the model's outputs, `(n, ...)`.
+      key: only for a likelihood whose root is random; shared by all columns.
+
+    Returns:
+      An array `(R, n, ...)` of the outputs' dtype, R the number of probes of an example
+      (the product of `likelihood.probe_shape(outputs.shape)[1:]`). Memory: R times the
+      outputs.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from fisherflow_jax import likelihoods
+      >>> logits = jnp.zeros((5, 3))
+      >>> columns = likelihoods.root_columns(likelihoods.categorical(), logits)
+      >>> columns.shape
+      (3, 5, 3)
+      >>> fisher = jnp.einsum("rni,rnj->nij", columns, columns)
+      >>> bool(jnp.allclose(fisher[0], jnp.eye(3) / 3 - 1 / 9, atol=1e-6))
+      True
+    """
+    outputs = jnp.asarray(outputs)
+    shape = likelihood.probe_shape(outputs.shape)
+    num_columns = math.prod(shape[1:])
+    dtype = widen(outputs).dtype
+    basis = jnp.eye(num_columns, dtype=dtype).reshape(num_columns, 1, *shape[1:])
+
+    def column(direction):
+        return likelihood.root(outputs, jnp.broadcast_to(direction, shape), key)
+
+    return jax.vmap(column)(basis)
+
+
+def cached(factory):
+    """Makes equal calls of a factory return the same object.
+
+    A compiled function that takes a likelihood as a static argument is then compiled
+    once. Arguments that cannot be hashed (arrays, tracers) build a fresh object.
+    """
+    signature = inspect.signature(factory)
+
+    # Bounded, so that closures given to `from_log_prob` are let go in the end.
+    @functools.lru_cache(maxsize=256)
+    def build(args, options):
+        return factory(*args, **dict(options))
+
+    @functools.wraps(factory)
+    def cached_factory(*args, **kwargs):
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        arguments = (bound.args, tuple(bound.kwargs.items()))
+        try:
+            hash(arguments)
+        except TypeError:
+            return factory(*bound.args, **bound.kwargs)
+        return build(*arguments)
+
+    return cached_factory
+
+
+def widen(values):
+    """The values as an array of a floating type of at least 32 bits."""
+    values = jnp.asarray(values)
+    if not jnp.issubdtype(values.dtype, jnp.floating):
+        return values.astype(jnp.result_type(float))
+    if jnp.finfo(values.dtype).bits < 32:
+        return values.astype(jnp.float32)
+    return values
+
+
+def like(values, reference):
+    """The values, a number or an array of any type, in the dtype of the reference."""
+    return jnp.asarray(values).astype(reference.dtype)
+
+
+def nan_outside(possible, values):
+    """The values, NaN where the target is impossible."""
+    # A product, not a `where`: the gradient must be NaN there too, never a silent zero.
+    one = jnp.ones((), values.dtype)
+    return values * jnp.where(possible, one, jnp.nan)
+
+
+def identity(value):
+    return value
+
+
+def scaled_probes(outputs, factor, probes):
+    """Applies a diagonal root: factor (in float32 or wider) times the probes."""
+    return (factor * like(probes, factor)).astype(jnp.asarray(outputs).dtype)

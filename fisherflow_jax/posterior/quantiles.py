@@ -1,0 +1,50 @@
+"""Quantiles of the normal and of Student's t, also under jit."""
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import betainc, ndtri
+from jax.scipy.stats import t as student_t
+
+# Beyond this many degrees of freedom the expansion below is exact to float64's rounding
+# of the quantities it is used for, and betainc loses float32 digits.
+_MANY = 200.0
+
+
+def check_level(level: float) -> None:
+    if not isinstance(level, jax.core.Tracer) and not 0 < level < 1:
+        raise ValueError(f"level must be in (0, 1); got {level}.")
+
+
+def two_sided(level: float, degrees_of_freedom: jax.Array | None, dtype) -> jax.Array:
+    """The q with `P(|T| < q) = level`; normal if the degrees of freedom are None.
+
+    Student's t by Newton's method on its distribution function, which is concave above
+    zero and so approaches the quantile from the normal one without overshooting; by the
+    Cornish-Fisher expansion for many degrees of freedom. NaN without any.
+    """
+    check_level(level)
+    tail = jnp.asarray((1 - level) / 2, dtype)
+    normal = -ndtri(tail)
+    if degrees_of_freedom is None:
+        return normal
+    nu = degrees_of_freedom.astype(dtype)
+    few = jnp.clip(jnp.where(nu > 0, nu, 1.0), None, _MANY)
+
+    def newton(_, x: jax.Array) -> jax.Array:
+        above = 0.5 * betainc(few / 2, jnp.asarray(0.5, dtype), few / (few + x * x))
+        return x + (above - tail) / student_t.pdf(x, few)
+
+    exact = jax.lax.fori_loop(0, 60, newton, normal)
+    quantile = jnp.where(nu <= _MANY, exact, _expansion(normal, nu))
+    return jnp.where(nu > 0, quantile, jnp.nan)
+
+
+def _expansion(z: jax.Array, nu: jax.Array) -> jax.Array:
+    """Fisher and Cornish, "The percentile points of distributions...", 1960."""
+    y = jnp.maximum(nu, 1.0)
+    z2 = z * z
+    first = (z2 + 1) * z / 4
+    second = ((5 * z2 + 16) * z2 + 3) * z / 96
+    third = (((3 * z2 + 19) * z2 + 17) * z2 - 15) * z / 384
+    fourth = ((((79 * z2 + 776) * z2 + 1482) * z2 - 1920) * z2 - 945) * z / 92160
+    return z + (first + (second + (third + fourth / y) / y) / y) / y

@@ -1,0 +1,77 @@
+"""Prior precisions: a number, a pytree prefix, or an information."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from fisherflow_jax import batch as batches
+from fisherflow_jax import information as ops
+from fisherflow_jax import vectors
+from fisherflow_jax.structures import Diagonal, Scalar
+
+PyTree = Any
+
+
+def as_precision(prior_precision: Any, params: PyTree) -> Any:
+    """The prior precision as an information.
+
+    Raises:
+      ValueError: if it is not positive or does not fit the parameters.
+    """
+    if _is_information(prior_precision):
+        dtype = vectors.float_dtype(params)
+        precision = jax.tree.map(lambda x: jnp.asarray(x, dtype), prior_precision)
+        values = ops.diagonal(precision, params)
+        if jax.tree.map(jnp.shape, values) != jax.tree.map(jnp.shape, params):
+            raise ValueError(
+                "prior_precision is an information about another tree than the "
+                f"parameters: {jax.tree.map(jnp.shape, values)}."
+            )
+        if batches.is_concrete(precision):
+            logdet = float(ops.logdet(precision, params))
+            if not np.isfinite(logdet):
+                raise ValueError(
+                    "a prior_precision given as an information must be positive "
+                    f"definite; its log-determinant is {logdet}."
+                )
+        return precision
+    _check_positive(prior_precision)
+    is_leaf = jax.tree.structure(prior_precision) == jax.tree.structure(0)
+    if is_leaf and jnp.ndim(prior_precision) == 0:
+        # a number takes no memory, whatever the structure
+        return Scalar(jnp.asarray(prior_precision, vectors.float_dtype(params)))
+    return Diagonal(
+        vectors.broadcast_prefix(prior_precision, params, "prior_precision")
+    )
+
+
+def _is_information(value: Any) -> bool:
+    return ops.matvec.dispatch(type(value)) is not ops.matvec.dispatch(object)
+
+
+def _check_positive(prior_precision: PyTree) -> None:
+    for leaf in jax.tree.leaves(prior_precision):
+        if batches.is_concrete(leaf):
+            values = np.asarray(leaf)
+            if not np.all(np.isfinite(values) & (values > 0)):
+                raise ValueError(
+                    "prior_precision must be positive and finite, so that the "
+                    f"information can be inverted before any data; got {leaf}."
+                )
+
+
+def effective_parameters(information: Any, precision: Any, like: PyTree) -> jax.Array:
+    """`d - trace(I_0 I^-1)`: how many parameters the data rather than the prior set."""
+    count = jnp.asarray(vectors.size(like), vectors.float_dtype(like))
+    if isinstance(precision, (Scalar, Diagonal)):
+        held = optax.tree.mul(
+            ops.diagonal(precision, like), ops.inverse_diagonal(information, like)
+        )
+        return count - jnp.sum(vectors.ravel(held))
+    solve = ops.solver(information)
+    rows = vectors.unravel(ops.to_dense(precision, like), like)
+    solved = vectors.ravel(jax.vmap(solve)(rows), 1)
+    return count - jnp.trace(solved)

@@ -1,0 +1,107 @@
+"""An information as an unevaluated sum of two, so that float32 loses nothing.
+
+Adding a small increment to a large sum in float32 rounds it to 24 bits; after 2^24 unit
+increments nothing is added at all. The pair keeps what was rounded away.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fisherflow_jax import information as ops
+
+PyTree = Any
+
+
+class Compensated(NamedTuple):
+    """The information `high + low`, both of the same structure."""
+
+    high: Any
+    low: Any  # what rounding took from high
+
+    @property
+    def value(self) -> Any:
+        """The information, rounded to one of its structure."""
+        return jax.tree.map(jnp.add, self.high, self.low)
+
+
+def compensate(information: Any) -> Compensated:
+    """Starts a compensated sum at `information`."""
+    return Compensated(information, jax.tree.map(jnp.zeros_like, information))
+
+
+def _two_sum(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The rounded sum and its exact rounding error (Knuth)."""
+    total = x + y
+    part = total - x
+    return total, (x - (total - part)) + (y - part)
+
+
+@ops.add_to.register
+def _(left: Compensated, right: Any) -> Compensated:
+    if not isinstance(right, Compensated):
+        zeros = jax.tree.map(jnp.zeros_like, left.high)
+        right = compensate(ops.add(zeros, right))
+
+    def leaf(high: jax.Array, low: jax.Array, other: jax.Array, other_low: jax.Array):
+        total, error = _two_sum(high, other)
+        return _two_sum(total, low + other_low + error)
+
+    pairs = jax.tree.map(leaf, left.high, left.low, right.high, right.low)
+    return Compensated(
+        *jax.tree.transpose(
+            jax.tree.structure(left.high), jax.tree.structure((0, 0)), pairs
+        )
+    )
+
+
+@ops.scale.register
+def _(information: Compensated, factor: jax.typing.ArrayLike) -> Compensated:
+    return Compensated(*(ops.scale(part, factor) for part in information))
+
+
+@ops.total.register
+def _(stacked: Compensated, weights: jax.Array) -> Compensated:
+    return Compensated(*(ops.total(part, weights) for part in stacked))
+
+
+@ops.conform.register
+def _(template: Compensated, information: Any) -> Compensated:
+    if isinstance(information, Compensated):
+        return information
+    return compensate(information)
+
+
+@ops.propagate.register
+def _(information: Compensated, noise: Any, transition: Any | None = None):
+    return compensate(ops.propagate(information.value, noise, transition))
+
+
+@ops.sandwich.register
+def _(information: Compensated, meat: Any) -> Any:
+    plain = meat.value if isinstance(meat, Compensated) else meat
+    return ops.sandwich(information.value, plain)
+
+
+def _on_value(operation: Any) -> None:
+    operation.register(
+        Compensated,
+        lambda information, *args, **kwargs: operation(
+            information.value, *args, **kwargs
+        ),
+    )
+
+
+for _operation in (
+    ops.matvec,
+    ops.solver,
+    ops.sample,
+    ops.logdet,
+    ops.trace,
+    ops.diagonal,
+    ops.inverse_diagonal,
+    ops.to_dense,
+    ops.inverse,
+):
+    _on_value(_operation)

@@ -1,0 +1,34 @@
+"""What a structure is: how pulled-back vectors become an information."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+# what a structure may be able to do beyond being added, scaled and solved
+RANDOM_WALK = "random_walk memory"
+ADAPTIVE = "adaptive memory"
+ROBUST = "robust=True"
+MARGINAL = "marginal=True"
+COMPENSATED = "compensated=True"
+OBSERVED = "the observed information"
+
+
+class Structure(NamedTuple):
+    """What is kept of the information. Made by the factories of `ff.structures`."""
+
+    name: str
+    reduce: Callable[[Any], Any]
+    """Leaves `(k, *leaf.shape)`, k vectors `v_k` -> information `sum_k v_k v_k^T`."""
+    isotropic: Callable[[Any, Any], Any]
+    """`(params, value)` -> information `value * identity`, also on shapes alone."""
+    supports: frozenset[str] = frozenset()
+    from_matvec: Callable[[Callable, Any], Any] | None = None
+    """`(matvec, params)` -> what is kept of a symmetric operator; d products."""
+    from_full: Callable[[Any], Any] | None = None
+    """`Full` -> its own part of that matrix (mean, diagonal, blocks)."""
+
+    def require(self, capability: str, why: str) -> None:
+        """Raises if the structure cannot do what is asked, saying why."""
+        if capability not in self.supports:
+            raise ValueError(
+                f"structure {self.name} does not go with {capability}: {why}"
+            )
