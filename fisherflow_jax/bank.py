@@ -105,12 +105,10 @@ def bank(flows: Sequence[FisherFlow], *, forgetting: float = 0.97) -> Bank:
         raise ValueError(f"forgetting must be in (0, 1]; got {forgetting}.")
 
     def init(params: PyTree, prior_mean: PyTree = None, key: Any = None) -> BankState:
-        data = vectors.key_data(key)
+        typed = None if key is None else vectors.typed_key(key)
         members = []
         for index, flow in enumerate(flows):
-            own = None
-            if data is not None:
-                own = jax.random.fold_in(jax.random.wrap_key_data(data), index)
+            own = None if typed is None else jax.random.fold_in(typed, index)
             members.append(flow.init(params, prior_mean, own))
         dtype = members[0].log_evidence.dtype
         uniform = jnp.full((len(flows),), -jnp.log(len(flows)), dtype)

@@ -58,9 +58,8 @@ def split(inputs: PyTree) -> tuple[list[jax.Array], Callable[[list], PyTree]]:
 
     def rebuild(parts: list) -> PyTree:
         rest = iter(parts)
-        return treedef.unflatten(
-            [leaf if _is_shared(leaf) else next(rest) for leaf in leaves]
-        )
+        filled = [leaf if _is_shared(leaf) else next(rest) for leaf in leaves]
+        return jax.tree.unflatten(treedef, filled)
 
     return sliced, rebuild
 
@@ -68,8 +67,9 @@ def split(inputs: PyTree) -> tuple[list[jax.Array], Callable[[list], PyTree]]:
 def as_batch(batch: Any) -> Batch:
     """`(inputs, targets)` or `(inputs, targets, weights)`, checked, as a `Batch`.
 
-    Rows of weight zero are replaced by the first row of positive weight before any
-    model sees them, so that padding may hold anything: zero times NaN is NaN in a vjp.
+    Rows of weight zero are replaced by the first row of positive weight (by ones, if
+    there is none) before any model sees them, so that padding may hold anything: zero
+    times NaN is NaN in a vjp.
 
     Raises:
       ValueError: for an empty batch, leading axes that differ, or (when the values are
@@ -141,7 +141,8 @@ def _blank(batch: Batch) -> Batch:
 
     def fill(x: jax.Array) -> jax.Array:
         row = jax.lax.dynamic_index_in_dim(x, first, 0)
-        row = jnp.where(jnp.any(used), row, jnp.zeros_like(row))
+        # one is a possible target of every likelihood, zero is not
+        row = jnp.where(jnp.any(used), row, jnp.ones_like(row))
         keep = used.reshape((-1,) + (1,) * (x.ndim - 1))
         return jnp.where(keep, x, jnp.broadcast_to(row, x.shape))
 

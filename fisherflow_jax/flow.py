@@ -1,11 +1,11 @@
 """The flow: sequential inference, (mean, information) -> (mean, information)."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from fisherflow_jax import batch as batches
@@ -13,12 +13,17 @@ from fisherflow_jax import estimators, evidence, newton, priors, vectors
 from fisherflow_jax import information as ops
 from fisherflow_jax.batch import Batch
 from fisherflow_jax.likelihoods import Likelihood
-from fisherflow_jax.losses import log_likelihood
+from fisherflow_jax.losses import log_likelihood, weighted_sum
 from fisherflow_jax.marginal import project as project_marginal
 from fisherflow_jax.memories.memory import Belief, Memory, Prior, Site, include
 from fisherflow_jax.structures import Structure, full
-from fisherflow_jax.structures import structure as capabilities
 from fisherflow_jax.structures.compensated import compensate
+from fisherflow_jax.validation import (
+    check_options,
+    check_taken_in,
+    check_values,
+    parameters,
+)
 
 PyTree = Any
 
@@ -28,7 +33,7 @@ class FlowState(NamedTuple):
 
     mean: PyTree  # like the parameters
     information: Any  # prior included
-    count: jax.Array  # () effective number of observations
+    count: jax.Array  # type: ignore[assignment]  # () effective number of observations
     log_evidence: jax.Array  # ()
     meat: Any | None  # sum of squared scores, for robust=True
     residual: jax.Array | None  # () penalised sum of squares, unknown dispersion
@@ -52,9 +57,9 @@ class FlowState(NamedTuple):
     def dispersion(self) -> jax.Array | None:
         """The estimated dispersion; None: it is known. NaN without spare "
         "observations."""
-        if self.residual is None:
-            return None
         spare = self.degrees_of_freedom
+        if self.residual is None or spare is None:
+            return None
         return jnp.where(spare > 0, self.residual / spare, jnp.nan)
 
 
@@ -162,7 +167,7 @@ def fisher_flow(
       Luo, Song, "Renewable estimation and incremental inference in generalized linear
       models with streaming data sets", 2020.
     """
-    _check_options(structure, memory, num_steps, robust, marginal, compensated)
+    check_options(structure, memory, num_steps, robust, marginal, compensated)
     inner = full() if marginal else structure
     options = {} if chunk_size is None else {"chunk_size": chunk_size}
     curvature = estimator(apply_fn, likelihood, inner, **options)
@@ -175,14 +180,15 @@ def fisher_flow(
     estimates_dispersion = likelihood.with_dispersion is not None
 
     def init(params: PyTree, prior_mean: PyTree = None, key: Any = None) -> FlowState:
-        mean = _parameters(params, "params")
-        origin = mean if prior_mean is None else _parameters(prior_mean, "prior_mean")
+        mean = parameters(params, "params")
+        origin = mean if prior_mean is None else parameters(prior_mean, "prior_mean")
         shapes = jax.tree.map(jnp.shape, (origin, mean))
         if shapes[0] != shapes[1]:
             raise ValueError(
                 "prior_mean must have the tree and shapes of params; got "
                 f"{shapes[0]} for {shapes[1]}."
             )
+        origin = jax.tree.map(lambda x, like: x.astype(like.dtype), origin, mean)
         if curvature.random and key is None:
             raise ValueError(
                 f"estimators.{curvature.name} draws at random: give flow.init a key."
@@ -190,18 +196,27 @@ def fisher_flow(
         zero = jnp.zeros((), vectors.float_dtype(mean))
         nothing = structure.isotropic(mean, 0.0)
         prior = Prior(origin, priors.as_precision(prior_precision, mean))
-        information = ops.add(nothing, prior.precision)
-        meat = nothing if robust else None
+        information = priors.starting_information(nothing, prior.precision)
         residual = zero if estimates_dispersion else None
         zeros = Site(
-            nothing, optax.tree.zeros_like(mean), meat, zero, residual, residual
+            nothing,
+            optax.tree.zeros_like(mean),
+            nothing if robust else None,
+            zero,
+            residual,
+            residual,
         )
-        return FlowState(
+        meat = None
+        if robust:
+            # as rich as the information, which a richer prior may have made richer
+            # than the structure
+            meat = ops.add(nothing, ops.scale(prior.precision, 0.0))
+        state = FlowState(
             mean=mean,
             information=compensate(information) if compensated else information,
             count=zero,
             log_evidence=zero,
-            meat=compensate(nothing) if robust and compensated else meat,
+            meat=compensate(meat) if robust and compensated else meat,
             residual=residual,
             prior=prior,
             memory=memory.init(zeros),
@@ -209,9 +224,12 @@ def fisher_flow(
             num_skipped=jnp.zeros((), jnp.int32),
             key=vectors.key_data(key) if curvature.random else None,
         )
+        # no two leaves share a buffer, with each other or with params: a state may be
+        # donated to a compiled update
+        return jax.tree.map(jnp.copy, state)
 
     def evaluate(params: PyTree, batch: Any, key: Any = None):
-        batch, params = batches.as_batch(batch), _parameters(params, "params")
+        batch, params = batches.as_batch(batch), parameters(params, "params")
         value, score = jax.value_and_grad(
             lambda p: log_likelihood(apply_fn, likelihood, p, batch)
         )(params)
@@ -227,24 +245,26 @@ def fisher_flow(
         state: FlowState, batch: Any, *, num_steps: int = num_steps
     ) -> tuple[FlowState, FlowInfo]:
         batch = batches.as_batch(batch)
-        _check_values(likelihood, batch)
+        check_values(likelihood, batch)
+        after, info = advance(state, batch, num_steps)
+        check_taken_in(~info.skipped)
+        return after, info
+
+    # compiled once a flow and shape, so that a plain Python loop over a data loader
+    # does not trace its searches anew at each batch; inside jit or scan it is inlined
+    @functools.partial(jax.jit, static_argnums=2)
+    def advance(
+        state: FlowState, batch: Batch, num_steps: int
+    ) -> tuple[FlowState, FlowInfo]:
         key = None
         if state.key is not None:
-            typed = jax.random.wrap_key_data(state.key)
-            key = jax.random.fold_in(typed, state.step)
+            key = jax.random.fold_in(vectors.typed_key(state.key), state.step)
 
-        # before any data the belief is the prior, wherever the search starts
-        started = state.count > 0
-        center = _where(started, state.mean, state.prior.origin)
-        predicted = memory.predict(
-            state.memory,
-            Belief(center, state.information, state.meat, state.count, state.residual),
-            state.prior,
-        )
-        start = _where(started, predicted.mean, state.mean)
+        predicted = memory.predict(state.memory, belief_of(state), state.prior)
+        start = _where(state.step > 0, predicted.mean, state.mean)
 
         mean, site, belief, step_size = _absorb(
-            state.prior, predicted, start, started, batch, key, num_steps
+            state.prior, predicted, start, state.count > 0, batch, key, num_steps
         )
         gain = _log_evidence(predicted, belief, site, mean, batch)
         storage, belief, report = memory.remember(
@@ -314,33 +334,24 @@ def fisher_flow(
         # and any number of steps
         shift = optax.tree.add(ops.matvec(information, offset), moved)
         residual = at_origin = None
-        if estimates_dispersion:
-            squares = _weighted_sum(likelihood.pearson, mean, batch)
+        if likelihood.pearson is not None:
+            squares = weighted_sum(apply_fn, likelihood.pearson, mean, batch)
             residual = squares + vectors.dot(move, moved)
             at_origin = squares + 2 * vectors.dot(offset, shift)
             at_origin = at_origin - ops.quadratic_form(information, offset)
         site = Site(information, shift, meat, weight, residual, at_origin)
         return mean, site, include(predicted, site, mean), solution.step_size
 
-    def _weighted_sum(function: Callable, params: PyTree, batch: Batch) -> jax.Array:
-        """The weighted sum over targets of `function(outputs, targets)`."""
-        outputs = apply_fn(params, batches.unshare(batch.inputs))
-        values = function(outputs, batch.targets)
-        values = jnp.sum(values.reshape((values.shape[0], -1)), 1)
-        dtype = vectors.float_dtype(params)
-        weights = batch.weights.astype(dtype)
-        values = jnp.where(weights > 0, values.astype(dtype), jnp.zeros((), dtype))
-        return jnp.sum(weights * values)
+    def _log_unit_variance(outputs: jax.Array, targets: Any) -> jax.Array:
+        del outputs
+        assert likelihood.log_unit_variance is not None
+        return likelihood.log_unit_variance(targets)
 
     def _log_evidence(predicted, belief, site, mean, batch) -> jax.Array:
         before = ops.logdet(predicted.information, mean)
         after = ops.logdet(belief.information, mean)
         if estimates_dispersion:
-            log_variance = _weighted_sum(
-                lambda outputs, targets: likelihood.log_unit_variance(targets),
-                mean,
-                batch,
-            )
+            log_variance = weighted_sum(apply_fn, _log_unit_variance, mean, batch)
             return evidence.unknown_dispersion(
                 predicted.residual,
                 belief.residual,
@@ -358,72 +369,16 @@ def fisher_flow(
     return FisherFlow(init, update, evaluate, project)
 
 
+def belief_of(state: FlowState) -> Belief:
+    """What a state believes. Before any update that is the prior, wherever the search
+    for the first solution sets out from."""
+    mean = _where(state.step > 0, state.mean, state.prior.origin)
+    return Belief(mean, state.information, state.meat, state.count, state.residual)
+
+
 def _where(condition: jax.Array, yes: PyTree, no: PyTree) -> PyTree:
     return jax.tree.map(lambda x, y: jnp.where(condition, x, y), yes, no)
 
 
 def _all_finite(tree: PyTree) -> jax.Array:
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
-
-
-def _parameters(tree: PyTree, name: str) -> PyTree:
-    """The parameters as real arrays of float32 or wider, all of one type."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        dtype = getattr(leaf, "dtype", None) or np.asarray(leaf).dtype
-        if not jnp.issubdtype(dtype, jnp.floating):
-            raise ValueError(
-                f"{name} must be real floating-point arrays; "
-                f"{name}{jax.tree_util.keystr(path)} has dtype {dtype}."
-            )
-    return vectors.widen(jax.tree.map(jnp.asarray, tree))
-
-
-def _check_values(likelihood: Likelihood, batch: Batch) -> None:
-    """Raises for impossible values where they are at hand (not under jit)."""
-    if batch.targets is None:
-        raise ValueError("a flow learns from targets; the batch's are None.")
-    leaves = (*batches.split(batch.inputs)[0], batch.targets, batch.weights)
-    if not batches.is_concrete(leaves):
-        return
-    if not bool(batches.is_finite(batch)):
-        raise ValueError(
-            "the batch holds a NaN or an infinite value in a row of positive weight "
-            "(under jit it would be skipped and counted)."
-        )
-    possible = np.asarray(likelihood.support(batch.targets))
-    used = np.asarray(batch.weights) > 0
-    if not possible[used].all():
-        raise ValueError(
-            f"the batch holds targets that {likelihood.name} cannot produce (under jit "
-            "it would be skipped and counted)."
-        )
-
-
-def _check_options(
-    structure: Structure,
-    memory: Memory,
-    num_steps: int,
-    robust: bool,
-    marginal: bool,
-    compensated: bool,
-) -> None:
-    if not isinstance(num_steps, int) or num_steps < 1:
-        raise ValueError(
-            f"num_steps must be a positive whole number; got {num_steps!r}."
-        )
-    for capability, reason in memory.needs.items():
-        structure.require(capability, reason)
-    if robust:
-        structure.require(
-            capabilities.ROBUST,
-            "a recompressed sum of squared scores is not the middle of a sandwich.",
-        )
-    if marginal:
-        structure.require(
-            capabilities.MARGINAL,
-            "it is for scalar, diagonal and block, which lose correlations.",
-        )
-    if compensated:
-        structure.require(
-            capabilities.COMPENSATED, "its addition is not a sum of entries."
-        )

@@ -14,27 +14,29 @@ from fisherflow_jax.likelihoods import Likelihood
 PyTree = Any
 
 
-def example_log_likelihoods(
-    apply_fn: Callable, likelihood: Likelihood, params: PyTree, batch: Batch
+def weighted_sum(
+    apply_fn: Callable, function: Callable, params: PyTree, batch: Batch
 ) -> jax.Array:
-    """`log p(target | outputs)` of each example, summed over its targets, `(n,)`."""
-    if batch.targets is None:
-        raise ValueError("the log-likelihood needs targets; the batch's are None.")
+    """`function(outputs, targets)` summed over targets and weighted over examples.
+
+    In float32 or wider, whatever the type of the outputs.
+    """
     outputs = apply_fn(params, batches.unshare(batch.inputs))
-    likelihood.check(outputs, batch.targets)
-    values = likelihood.log_prob(outputs, batch.targets)
+    values = function(outputs, batch.targets)
     values = values.astype(vectors.wide_dtype(values.dtype))
-    return jnp.sum(values.reshape((values.shape[0], -1)), axis=1)
+    values = jnp.sum(values.reshape((values.shape[0], -1)), axis=1)
+    weights = batch.weights.astype(values.dtype)
+    # where, so that a row of weight zero stays out even if it has no finite value
+    return jnp.sum(jnp.where(weights > 0, weights * values, jnp.zeros_like(values)))
 
 
 def log_likelihood(
     apply_fn: Callable, likelihood: Likelihood, params: PyTree, batch: Batch
 ) -> jax.Array:
     """The weighted sum of the examples' log-likelihoods, a number."""
-    values = example_log_likelihoods(apply_fn, likelihood, params, batch)
-    weights = batch.weights.astype(values.dtype)
-    # where, so that a row of weight zero stays out even if it has no finite value
-    return jnp.sum(jnp.where(weights > 0, weights * values, jnp.zeros_like(values)))
+    if batch.targets is None:
+        raise ValueError("the log-likelihood needs targets; the batch's are None.")
+    return weighted_sum(apply_fn, likelihood.log_prob, params, batch)
 
 
 def negative_log_likelihood(

@@ -32,7 +32,7 @@ def project(
     full: Full,
     score: PyTree,
     at: PyTree,
-    meat: Full | None,
+    meat: Any | None,
     weight: jax.Array,
 ) -> Marginal:
     """The marginals of `N(at + F^-1 score, F^-1)`, in the structure.

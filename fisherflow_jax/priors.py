@@ -10,7 +10,7 @@ import optax
 from fisherflow_jax import batch as batches
 from fisherflow_jax import information as ops
 from fisherflow_jax import vectors
-from fisherflow_jax.structures import Diagonal, Scalar
+from fisherflow_jax.structures import Diagonal, LowRank, Scalar
 
 PyTree = Any
 
@@ -39,13 +39,29 @@ def as_precision(prior_precision: Any, params: PyTree) -> Any:
                 )
         return precision
     _check_positive(prior_precision)
-    is_leaf = jax.tree.structure(prior_precision) == jax.tree.structure(0)
-    if is_leaf and jnp.ndim(prior_precision) == 0:
+    if vectors.is_leaf(prior_precision) and jnp.ndim(prior_precision) == 0:
         # a number takes no memory, whatever the structure
         return Scalar(jnp.asarray(prior_precision, vectors.float_dtype(params)))
     return Diagonal(
         vectors.broadcast_prefix(prior_precision, params, "prior_precision")
     )
+
+
+def starting_information(nothing: Any, precision: Any) -> Any:
+    """What a flow believes before any data: the prior, as rich as the structure.
+
+    A prior richer than the structure makes the belief as rich as itself.
+
+    Raises:
+      ValueError: for a prior that low_rank cannot hold.
+    """
+    information = ops.add(nothing, precision)
+    if isinstance(nothing, LowRank) and not isinstance(information, LowRank):
+        raise ValueError(
+            "structure low_rank keeps its rank only beside a diagonal prior_precision "
+            f"(a number or a pytree prefix); got a {type(precision).__name__}."
+        )
+    return information
 
 
 def _is_information(value: Any) -> bool:
@@ -67,11 +83,13 @@ def effective_parameters(information: Any, precision: Any, like: PyTree) -> jax.
     """`d - trace(I_0 I^-1)`: how many parameters the data rather than the prior set."""
     count = jnp.asarray(vectors.size(like), vectors.float_dtype(like))
     if isinstance(precision, (Scalar, Diagonal)):
-        held = optax.tree.mul(
+        products = optax.tree.mul(
             ops.diagonal(precision, like), ops.inverse_diagonal(information, like)
         )
-        return count - jnp.sum(vectors.ravel(held))
-    solve = ops.solver(information)
-    rows = vectors.unravel(ops.to_dense(precision, like), like)
-    solved = vectors.ravel(jax.vmap(solve)(rows), 1)
-    return count - jnp.trace(solved)
+        held = jnp.sum(vectors.ravel(products))
+    else:
+        solve = ops.solver(information)
+        rows = vectors.unravel(ops.to_dense(precision, like), like)
+        held = jnp.trace(vectors.ravel(jax.vmap(solve)(rows), 1))
+    # a memory that forgets its prior may believe less than the prior did
+    return count - jnp.minimum(held, count)

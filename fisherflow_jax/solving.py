@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fisherflow_jax import batch as batches
 from fisherflow_jax import evidence, vectors
 from fisherflow_jax import information as ops
 from fisherflow_jax.flow import FisherFlow, FlowState
@@ -36,8 +35,8 @@ def warm_start(flow: FisherFlow, state: FlowState, batch: Any) -> FlowState:
       gives it. Cost: an information and a gradient a step, about 5 to 10 in practice.
 
     Raises:
-      ValueError: as `flow.update` does; outside jit also where a non-finite value kept
-        the batch from being taken in (under jit: counted in `state.num_skipped`).
+      ValueError: as `flow.update` does, outside jit also where the solution is not finite
+        (under jit: counted in `state.num_skipped`).
 
     Example:
       >>> import jax.numpy as jnp
@@ -59,14 +58,7 @@ def warm_start(flow: FisherFlow, state: FlowState, batch: Any) -> FlowState:
       Luo, Song, "Renewable estimation and incremental inference in generalized linear
       models with streaming data sets", 2020.
     """
-    after, info = flow.update(state, batch, num_steps=_WARM_START_STEPS)
-    if batches.is_concrete(info.skipped) and bool(jnp.any(info.skipped)):
-        raise ValueError(
-            "warm_start could not take the batch in: the solution or its information "
-            "is not finite. Is the prior precision positive enough for separable or "
-            "duplicated features, and is the model finite at the starting parameters?"
-        )
-    return after
+    return flow.update(state, batch, num_steps=_WARM_START_STEPS)[0]
 
 
 def refine(flow: FisherFlow, state: FlowState, stored: Any) -> FlowState:
@@ -122,8 +114,7 @@ def refine(flow: FisherFlow, state: FlowState, stored: Any) -> FlowState:
     def add_batch(sums: Any, batch: Any, index: jax.Array) -> Any:
         key = None
         if state.key is not None:
-            typed = jax.random.wrap_key_data(state.key)
-            key = jax.random.fold_in(typed, state.step + index)
+            key = jax.random.fold_in(vectors.typed_key(state.key), state.step + index)
         terms = flow.evaluate(state.mean, batch, key)
         if sums is None:
             return terms

@@ -31,6 +31,17 @@ def widen(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
 
 
+def same_structure(left: PyTree, right: PyTree) -> bool:
+    """Whether two trees have the same nodes, whatever their leaves."""
+    structures: list[Any] = [jax.tree.structure(left), jax.tree.structure(right)]
+    return structures[0] == structures[1]
+
+
+def is_leaf(tree: PyTree) -> bool:
+    """Whether a tree is a single leaf: a number or an array."""
+    return same_structure(tree, 0)
+
+
 def size(tree: PyTree) -> int:
     """The number of entries of all leaves together."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
@@ -55,7 +66,7 @@ def unravel(flat: jax.Array, like: PyTree) -> PyTree:
         )
         for leaf, end in zip(leaves, ends, strict=True)
     ]
-    return treedef.unflatten(parts)
+    return jax.tree.unflatten(treedef, parts)
 
 
 def dot(left: PyTree, right: PyTree) -> jax.Array:
@@ -118,3 +129,14 @@ def key_data(key: Any) -> jax.Array | None:
             f"got an array of {key.dtype}."
         )
     return key
+
+
+def typed_key(key: Any) -> jax.Array:
+    """A key given as int, typed key or key data, as a typed key."""
+    data = key_data(key)
+    if data is None:
+        raise ValueError("a key is needed: an int, or a key of jax.random.key.")
+    # key data does not say its generator, but the generators' sizes differ
+    return jax.random.wrap_key_data(
+        data, impl="threefry2x32" if data.shape[-1] == 2 else "rbg"
+    )

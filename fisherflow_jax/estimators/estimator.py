@@ -32,6 +32,5 @@ class Estimator(NamedTuple):
                 f"estimators.{self.name} draws at random: give it a key, "
                 "estimator(params, batch, key)."
             )
-        data = vectors.key_data(key)
-        typed = None if data is None else jax.random.wrap_key_data(data)
+        typed = None if key is None else vectors.typed_key(key)
         return self.compute(params, batches.as_batch(batch), typed)

@@ -17,7 +17,7 @@ def _columns(
     return root_columns(likelihood, outputs, key)
 
 
-_exact = per_example("exact", _columns)
+_exact = per_example("exact", _columns, uses_root=True)
 
 
 def exact(

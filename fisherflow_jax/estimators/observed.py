@@ -78,7 +78,7 @@ def observed(
         check_outputs(apply_fn, likelihood, params, batch)
         wide = vectors.widen(params)
 
-        def reduce(chunk: Batch, keys: None) -> Any:
+        def reduce(chunk: Batch, keys: jax.Array | None) -> Any:
             del keys
             score = jax.grad(lambda p: -log_likelihood(apply_fn, likelihood, p, chunk))
             _, product = jax.linearize(score, wide)

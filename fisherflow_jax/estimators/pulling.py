@@ -32,6 +32,7 @@ def per_example(
     rule: Rule,
     *,
     random: bool = False,
+    uses_root: bool = False,
     needs_targets: bool = False,
 ) -> Callable[..., Estimator]:
     """The estimator factory whose squares are taken example by example."""
@@ -59,7 +60,9 @@ def per_example(
             size = chunk_size or _default_chunk_size(pull, params, batch, key)
             return sum_chunks(reduce, structure, params, batch, key, size)
 
-        return Estimator(name, compute, structure, random or likelihood.random_root)
+        draws = random or (uses_root and likelihood.random_root)
+
+        return Estimator(name, compute, structure, draws)
 
     return factory
 

@@ -24,7 +24,7 @@ class Belief(NamedTuple):
     mean: PyTree
     information: Any  # prior included
     meat: Any | None  # sum of squared scores, weights squared; prior not included
-    count: jax.Array  # () effective number of observations
+    count: jax.Array  # type: ignore[assignment]  # () effective number of observations
     residual: jax.Array | None  # () least value of the penalised sum of squares
 
 
@@ -67,8 +67,12 @@ def include(belief: Belief, site: Site, mean: PyTree) -> Belief:
         ops.add(site.curvature, belief.information),
         None if belief.meat is None else ops.add(site.spread, belief.meat),
         belief.count + site.weight,
-        None if belief.residual is None else belief.residual + site.residual,
+        _plus(belief.residual, site.residual),
     )
+
+
+def _plus(left: jax.Array | None, right: jax.Array | None) -> jax.Array | None:
+    return None if left is None or right is None else left + right
 
 
 def total(sites: Site, weights: jax.Array) -> Site:
@@ -93,13 +97,17 @@ def fuse(prior: Prior, site: Site, template: Belief) -> Belief:
     """The belief that the prior and a summed site make, kept as `template` is."""
     information = ops.add(site.curvature, prior.precision)
     step = ops.solve(information, site.shift)
+    spread = site.spread
+    if spread is not None:
+        # as rich as the information, where the prior is richer than the structure
+        spread = ops.add(spread, ops.scale(prior.precision, 0.0))
     residual = site.residual_at_origin
     if residual is not None:
         residual = residual - vectors.dot(step, site.shift)
     return Belief(
         optax.tree.add(prior.origin, step),
         ops.conform(template.information, information),
-        None if site.spread is None else ops.conform(template.meat, site.spread),
+        None if spread is None else ops.conform(template.meat, spread),
         site.weight,
         residual,
     )

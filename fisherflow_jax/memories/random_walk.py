@@ -40,8 +40,9 @@ def random_walk(process_noise: PyTree, transition: PyTree | None = None) -> Memo
       the full structure); storage: none.
 
     Raises:
-      ValueError: for a negative or asymmetric noise; at `init`, for a structure that
-        cannot take the step.
+      ValueError: for a negative or asymmetric noise; when the flow is built, for a
+        structure that cannot take the step; at the first update, for a noise or
+        transition that would not keep the structure.
 
     Example:
       >>> import fisherflow_jax as ff
@@ -81,7 +82,7 @@ def _operator(value: Any, like: PyTree, name: str) -> Any:
     dtype, count = vectors.float_dtype(like), vectors.size(like)
     if _is_matrix(value) and value.shape == (count, count):
         return np.asarray(value, dtype)
-    if jax.tree.structure(value) == jax.tree.structure(0) and np.ndim(value) == 0:
+    if vectors.is_leaf(value) and np.ndim(value) == 0:
         return Scalar(jnp.asarray(value, dtype))
     if _is_matrix(value) and not any(
         x.shape == value.shape for x in jax.tree.leaves(like)
@@ -100,13 +101,15 @@ def _move(step: Any, mean: PyTree) -> PyTree:
 
 
 def _check_noise(noise: PyTree) -> None:
+    # inside a tree, an array of two axes holds the variances of a leaf's entries
+    square = _is_matrix(noise) and noise.shape[0] == noise.shape[1]
     for leaf in jax.tree.leaves(noise):
         values = np.asarray(leaf)
         if not np.all(np.isfinite(values)):
             raise ValueError(f"process_noise must be finite; got {leaf}.")
-        if np.any((np.diagonal(values) if _is_matrix(leaf) else values) < 0):
+        if np.any((np.diagonal(values) if square else values) < 0):
             raise ValueError(f"process_noise is a variance, at least 0; got {leaf}.")
-    if _is_matrix(noise) and noise.shape[0] == noise.shape[1]:
+    if square:
         matrix = np.asarray(noise, float)
         scale = max(np.abs(matrix).max(initial=0.0), np.finfo(float).tiny)
         if not np.allclose(matrix, matrix.T, atol=1e-6 * scale):

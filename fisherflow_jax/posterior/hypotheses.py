@@ -16,18 +16,21 @@ from fisherflow_jax.posterior.intervals import (
     dispersion_of,
     meat_of,
 )
-from fisherflow_jax.posterior.quantiles import two_sided
+from fisherflow_jax.posterior.quantiles import check_level, two_sided
 
 PyTree = Any
+
+# Smallest eigenvalue of the contrasts' correlation matrix, in units of rounding.
+_RANK_TOLERANCE = 10.0
 
 
 class Estimate(NamedTuple):
     """A function of the parameters, each field shaped like its value."""
 
-    estimate: jax.Array
-    standard_error: jax.Array
-    lower: jax.Array
-    upper: jax.Array
+    estimate: PyTree
+    standard_error: PyTree
+    lower: PyTree
+    upper: PyTree
 
 
 class WaldTest(NamedTuple):
@@ -42,7 +45,7 @@ class WaldTest(NamedTuple):
 
 def delta_method(
     state: Any,
-    function: Callable[[PyTree], jax.Array],
+    function: Callable[[PyTree], PyTree],
     *,
     level: float = 0.95,
     robust: bool = False,
@@ -54,7 +57,8 @@ def delta_method(
 
     Args:
       state: anything with `.mean` and `.information`.
-      function: parameters -> an array, differentiable at the mean.
+      function: parameters -> an array or a pytree of arrays, differentiable at the
+        mean.
       level: of the interval, in (0, 1).
       robust: with the sandwich variance.
       transform: an increasing elementwise map applied last: the interval is taken
@@ -88,19 +92,22 @@ def delta_method(
     References:
       Oehlert, "A note on the delta method", 1992.
     """
+    check_level(level)
     value, covariance = _moments(state, function, robust)
-    error = jnp.sqrt(jnp.diagonal(covariance)).reshape(value.shape)
+    error = jnp.sqrt(jnp.diagonal(covariance))
     reach = two_sided(level, degrees_of_freedom_of(state), error.dtype) * error
     lower, upper = value - reach, value + reach
-    if transform is None:
-        return Estimate(value, error, lower, upper)
-    moved, slope = jax.jvp(transform, (value,), (jnp.ones_like(value),))
-    return Estimate(moved, jnp.abs(slope) * error, transform(lower), transform(upper))
+    if transform is not None:
+        lower, upper = transform(lower), transform(upper)
+        value, slope = jax.jvp(transform, (value,), (jnp.ones_like(value),))
+        error = jnp.abs(slope) * error
+    like = jax.eval_shape(function, state.mean)
+    return Estimate(*(vectors.unravel(x, like) for x in (value, error, lower, upper)))
 
 
 def wald_test(
     state: Any,
-    contrast: PyTree | Callable[[PyTree], jax.Array],
+    contrast: PyTree | Callable[[PyTree], PyTree],
     value: jax.typing.ArrayLike = 0.0,
     *,
     robust: bool = False,
@@ -114,8 +121,8 @@ def wald_test(
     Args:
       state: anything with `.mean` and `.information`.
       contrast: a pytree like the parameters, the weights of one linear combination; or
-        a function from parameters to a vector of k values.
-      value: what they are under the hypothesis.
+        a function from the parameters to an array (or a pytree) of k values.
+      value: what they are under the hypothesis: a number, or k of them.
       robust: with the sandwich variance.
 
     Returns:
@@ -148,13 +155,21 @@ def wald_test(
     """
     function = contrast if callable(contrast) else _linear(contrast, state.mean)
     estimate, covariance = _moments(state, function, robust)
-    gap = np.asarray(estimate, float).reshape(-1)
-    gap = gap - np.broadcast_to(np.asarray(value, float), estimate.shape).reshape(-1)
+    count = len(estimate)
+    expected = np.asarray(value, float).reshape(-1)
+    if len(expected) not in (1, count):
+        raise ValueError(
+            f"value must be a number or one for each of the {count} values of the "
+            f"contrast; got shape {np.shape(value)}."
+        )
+    gap = np.asarray(estimate, float) - expected
     matrix = np.asarray(covariance, float)
-    count = len(gap)
     scales = np.sqrt(np.diagonal(matrix))
-    correlation = matrix / np.outer(scales, scales)
-    if np.linalg.matrix_rank(correlation, hermitian=True) < count:
+    # a fixed value has scale zero: its empty row of correlations makes the rank fall
+    safe = np.where(scales > 0, scales, 1.0)
+    correlation = matrix / np.outer(safe, safe)
+    rounding = _RANK_TOLERANCE * count * float(jnp.finfo(covariance.dtype).eps)
+    if np.linalg.matrix_rank(correlation, tol=rounding, hermitian=True) < count:
         raise ValueError(
             f"the {count} values of the contrast are linearly dependent (or fixed), so "
             "they cannot be tested together: drop the redundant ones."
@@ -166,7 +181,7 @@ def wald_test(
     else:
         statistic = statistic / count
         p_value = float(stats.f.sf(statistic, count, float(spare)))
-    return WaldTest(statistic, count, p_value, np.asarray(estimate).reshape(-1), scales)
+    return WaldTest(statistic, count, p_value, np.asarray(estimate), scales)
 
 
 def _linear(contrast: PyTree, mean: PyTree) -> Callable[[PyTree], jax.Array]:
@@ -182,18 +197,16 @@ def _linear(contrast: PyTree, mean: PyTree) -> Callable[[PyTree], jax.Array]:
 
 
 def _moments(
-    state: Any, function: Callable[[PyTree], jax.Array], robust: bool
+    state: Any, function: Callable[[PyTree], PyTree], robust: bool
 ) -> tuple[jax.Array, jax.Array]:
-    """The function's value and the covariance matrix of its entries."""
+    """The function's value, ravelled `(k,)`, and its covariance matrix `(k, k)`."""
     if isinstance(state, BankState):
         raise TypeError(
             "a bank's posterior is a mixture, not a Gaussian: sample it, or take one "
             "of state.members."
         )
-    value, vjp = jax.vjp(function, state.mean)
-    count = int(np.prod(value.shape))
-    basis = jnp.eye(count, dtype=value.dtype).reshape((count, *value.shape))
-    gradients = jax.vmap(lambda e: vjp(e)[0])(basis)
+    value, vjp = jax.vjp(lambda params: vectors.ravel(function(params)), state.mean)
+    gradients = jax.vmap(lambda e: vjp(e)[0])(jnp.eye(len(value), dtype=value.dtype))
     solved = jax.vmap(ops.solver(state.information))(gradients)
     if robust:
         meat = meat_of(state)

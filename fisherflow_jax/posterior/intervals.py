@@ -22,15 +22,32 @@ def dispersion_of(state: Any) -> jax.Array | None:
       ValueError: where it is at hand and there are too few observations for it.
     """
     dispersion = getattr(state, "dispersion", None)
-    if dispersion is None or not batches.is_concrete(dispersion):
-        return dispersion
-    if bool(jnp.any(jnp.isnan(dispersion))):
+    if dispersion is not None:
+        _require_spare_observations(state, jnp.isfinite(dispersion))
+    return dispersion
+
+
+def degrees_of_freedom_of(state: Any) -> jax.Array | None:
+    """For Student's t; None: normal quantiles.
+
+    Raises:
+      ValueError: as `dispersion_of` does.
+    """
+    if isinstance(state, BankState):
+        return None
+    spare = getattr(state, "degrees_of_freedom", None)
+    if spare is not None:
+        _require_spare_observations(state, spare > 0)
+    return spare
+
+
+def _require_spare_observations(state: Any, spare: jax.Array) -> None:
+    if batches.is_concrete(spare) and not bool(jnp.all(spare)):
         raise ValueError(
             "the dispersion is unknown and cannot be estimated: "
-            f"{float(jnp.max(state.count))} observations leave no degree of "
-            "freedom beside the parameters."
+            f"{float(jnp.min(state.count)):g} observations leave no degree of freedom "
+            "beside the parameters."
         )
-    return dispersion
 
 
 def meat_of(state: Any) -> Any:
@@ -73,13 +90,6 @@ def _(state: BankState, robust: bool) -> PyTree:
     means = [member.mean for member in state.members]
     spreads = [variance(member, robust) for member in state.members]
     return jax.tree.map(mix, state.mean, *means, *spreads)
-
-
-def degrees_of_freedom_of(state: Any) -> jax.Array | None:
-    """For Student's t; None: normal quantiles."""
-    if isinstance(state, BankState):
-        return None
-    return getattr(state, "degrees_of_freedom", None)
 
 
 def standard_error(state: Any, robust: bool = False) -> PyTree:

@@ -10,9 +10,9 @@ import optax
 from fisherflow_jax import batch as batches
 from fisherflow_jax import evidence, vectors
 from fisherflow_jax import information as ops
-from fisherflow_jax.flow import FlowState
+from fisherflow_jax.flow import FlowState, belief_of
 from fisherflow_jax.memories.exponential import Decay
-from fisherflow_jax.memories.memory import Belief, age
+from fisherflow_jax.memories.memory import age
 
 PyTree = Any
 
@@ -72,20 +72,18 @@ def merge(states: Sequence[FlowState], start: FlowState) -> FlowState:
     if not states:
         raise ValueError("merge needs at least one worker's state; got none.")
     for state in states:
-        if jax.tree.structure(state) != jax.tree.structure(start):
+        if not vectors.same_structure(state, start):
             raise ValueError(
                 "the workers' states and the start must come from one flow; got "
                 f"{jax.tree.structure(state)} and {jax.tree.structure(start)}."
             )
-    belief = Belief(
-        start.mean, start.information, start.meat, start.count, start.residual
-    )
     steps = [state.step - start.step for state in states]
     _check_same_time(start.memory, steps)
-    aged = age(start.memory, belief, start.prior, steps[0])
+    aged = age(start.memory, belief_of(start), start.prior, steps[0])
 
     information = ops.fuse(aged.information, [s.information for s in states])
-    moves = [optax.tree.sub(s.mean, aged.mean) for s in states]
+    # of the beliefs: a worker without an update may still hold the search's start
+    moves = [optax.tree.sub(belief_of(s).mean, aged.mean) for s in states]
     pulls = [
         ops.matvec(s.information, move) for s, move in zip(states, moves, strict=True)
     ]
@@ -101,15 +99,22 @@ def merge(states: Sequence[FlowState], start: FlowState) -> FlowState:
     residual = None
     if aged.residual is not None:
         residual = _fuse_numbers(aged.residual, [s.residual for s in states]) + distance
+    steps_taken = jnp.max(jnp.stack(steps))
+    # without any update the state may still hold the search's start: it keeps it
+    mean = jax.tree.map(
+        lambda x, y: jnp.where(start.step + steps_taken > 0, x, y),
+        optax.tree.add(aged.mean, step),
+        start.mean,
+    )
     fused = start._replace(
-        mean=optax.tree.add(aged.mean, step),
+        mean=mean,
         information=ops.conform(start.information, information),
         count=count,
         meat=None
         if aged.meat is None
         else ops.fuse(aged.meat, [s.meat for s in states]),
         residual=residual,
-        step=start.step + jnp.max(jnp.stack(steps)),
+        step=start.step + steps_taken,
         num_skipped=_fuse_numbers(start.num_skipped, [s.num_skipped for s in states]),
     )
     return fused._replace(

@@ -58,7 +58,7 @@ def predict(
       state: anything with `.mean` and `.information`, or a bank's state.
       apply_fn: `(params, inputs) -> outputs`.
       inputs: leading axis n; parts in `ff.Shared` are passed whole.
-      likelihood: from `ff.likelihoods`.
+      likelihood: the flow's, from `ff.likelihoods`.
       level: of the interval of the mean, in (0, 1).
       robust: with the sandwich variance.
       chunk_size: examples at a time. Memory: chunk_size * (targets an example) * d.
@@ -68,8 +68,9 @@ def predict(
       factorisation, and a backward pass and a solve for each predicted number.
 
     Raises:
-      ValueError: for a level outside (0, 1), a likelihood without a mean, and as
-        `standard_error` does.
+      ValueError: for a level outside (0, 1), a likelihood without a mean or with an
+        unknown dispersion that the state does not estimate, and as `standard_error`
+        does.
 
     Example:
       >>> import jax.numpy as jnp
@@ -125,7 +126,13 @@ def _line_moments(
     dispersion = dispersion_of(state)
     variance = _line_variance(state, robust, dispersion)
     sliced, rebuild = batches.split(inputs)
-    if likelihood.with_dispersion is not None and dispersion is not None:
+    if likelihood.with_dispersion is not None:
+        if dispersion is None:
+            raise ValueError(
+                f"the dispersion of {likelihood.name} is unknown and this state does "
+                "not estimate it: give the likelihood it was made with, or "
+                "likelihood.with_dispersion(value)."
+            )
         likelihood = likelihood.with_dispersion(dispersion)
 
     def one(parts: list) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -43,8 +43,7 @@ def sample(state: Any, key: Any, shape: tuple[int, ...] = ()) -> PyTree:
       >>> ff.sample(state, key=0, shape=(5,))["w"].shape
       (5, 3)
     """
-    typed = jax.random.wrap_key_data(vectors.key_data(key))
-    keys = jax.random.split(typed, math.prod(shape))
+    keys = jax.random.split(vectors.typed_key(key), math.prod(shape))
     draws = jax.vmap(lambda k: _draw(state, k))(keys)
     return jax.tree.map(lambda x: x.reshape((*shape, *x.shape[1:])), draws)
 
@@ -53,8 +52,8 @@ def sample(state: Any, key: Any, shape: tuple[int, ...] = ()) -> PyTree:
 def _draw(state: Any, key: jax.Array) -> PyTree:
     step = ops.sample(state.information, key, state.mean)
     dispersion = dispersion_of(state)
-    if dispersion is not None:
-        spare = degrees_of_freedom_of(state)
+    spare = degrees_of_freedom_of(state)
+    if dispersion is not None and spare is not None:
         chi2 = 2 * jax.random.gamma(jax.random.fold_in(key, 1), spare / 2)
         root = jnp.sqrt(dispersion * spare / chi2)
         step = jax.tree.map(lambda x: x * root, step)

@@ -39,8 +39,8 @@ class Summary:
         head = ["", "estimate", "std. error", self.statistic_name]
         head += [f"P>|{self.statistic_name}|", f"{percent} lower", f"{percent} upper"]
         rows = [
-            [name, *(f"{x:.4f}" for x in values[:2]), f"{values[2]:.3f}",
-             f"{values[3]:.3f}", *(f"{x:.4f}" for x in values[4:])]
+            [name, *(_number(x) for x in values[:2]), f"{values[2]:.3f}",
+             f"{values[3]:.3f}", *(_number(x) for x in values[4:])]
             for name, *values in zip(
                 self.names, self.estimate, self.standard_error, self.statistic,
                 self.p_value, self.lower, self.upper, strict=True,
@@ -71,7 +71,8 @@ def summary(
 
     Args:
       state: anything with `.mean` and `.information`.
-      names: one name a parameter, in ravelled order; None: paths in the tree.
+      names: one name a parameter, in ravelled order (a list, an array, or a pytree
+        like the parameters); None: paths in the tree.
       level: of the intervals, in (0, 1).
       robust: with sandwich standard errors.
 
@@ -110,7 +111,7 @@ def summary(
         for tree in (state.mean, standard_error(state, robust), lower, upper)
     ]
     estimate, error, lower, upper = columns
-    labels = _paths(state.mean) if names is None else [str(n) for n in _flat(names)]
+    labels = _paths(state.mean) if names is None else _flat(names)
     if len(labels) != len(estimate):
         raise ValueError(
             f"names must be one a parameter ({len(estimate)}); got {len(labels)}."
@@ -136,8 +137,15 @@ def summary(
     )
 
 
-def _flat(names: Any) -> list:
-    return jax.tree.leaves(names)
+def _number(value: float) -> str:
+    """Four decimals, or four digits where that would show none or too many."""
+    plain = value == 0 or 1e-3 <= abs(value) < 1e5
+    return f"{value:.4f}" if plain else f"{value:.4g}"
+
+
+def _flat(names: Any) -> list[str]:
+    """Also of arrays of strings, as data sets give their feature names."""
+    return [str(name) for leaf in jax.tree.leaves(names) for name in np.ravel(leaf)]
 
 
 def _paths(tree: PyTree) -> list[str]:
@@ -157,11 +165,11 @@ def _notes(state: Any, robust: bool) -> list[str]:
     parts = []
     count = getattr(state, "count", None)
     if count is not None:
-        parts.append(f"observations {float(count):g}")
+        parts.append(f"observations {round(float(count), 1):.12g}")
     dispersion = dispersion_of(state)
-    if dispersion is not None:
-        spare = float(degrees_of_freedom_of(state))
-        parts.append(f"dispersion {float(dispersion):.4g} on {spare:.1f} df")
+    spare = degrees_of_freedom_of(state)
+    if dispersion is not None and spare is not None:
+        parts.append(f"dispersion {float(dispersion):.4g} on {float(spare):.1f} df")
     if robust:
         parts.append("robust (sandwich) standard errors")
     return [", ".join(parts)] if parts else []

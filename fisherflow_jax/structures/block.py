@@ -119,7 +119,7 @@ def _groups(partition: Partition) -> Structure:
             rows = vectors.unravel(matrix_of(members), [leaves[i] for i in members])
             for index, row in zip(members, rows, strict=True):
                 grouped[index] = Grouped({name: row})
-        return Block(treedef.unflatten(grouped))
+        return Block(jax.tree.unflatten(treedef, grouped))
 
     def reduce(stack: PyTree) -> Block:
         leaves = jax.tree.leaves(stack)
@@ -145,12 +145,11 @@ def _groups(partition: Partition) -> Structure:
         # row i of its own block only: d products, but never d x d numbers at once
         blocks = []
         for place in places:
-            rows = map_basis(
-                matvec,
-                params,
-                lambda column, _, place=place: column[place],
-                indices=place,
-            )
+
+            def read(column: jax.Array, _: jax.Array, place: Any = place) -> jax.Array:
+                return column[place]
+
+            rows = map_basis(matvec, params, read, indices=place)
             blocks.append((rows + rows.T) / 2)
         return dense.with_matrices(information, blocks)
 
@@ -193,13 +192,13 @@ def _(information: Block, blocks: list) -> Block:
         likes = [jax.ShapeDtypeStruct(rows[i].shape[1:], matrix.dtype) for i in group]
         for index, row in zip(group, vectors.unravel(matrix, likes), strict=True):
             grouped[index] = Grouped({name: row})
-    return Block(treedef.unflatten(grouped))
+    return Block(jax.tree.unflatten(treedef, grouped))
 
 
 @dense.pack.register
 def _(information: Block, vector: PyTree) -> list:
-    members, _, treedef = _members(information)
-    leaves = treedef.flatten_up_to(dense.cast(vector, information))
+    members, _, _ = _members(information)
+    leaves = jax.tree.leaves(dense.cast(vector, information))
     return [vectors.ravel([leaves[i] for i in group]) for group in members.values()]
 
 
@@ -211,7 +210,7 @@ def _(information: Block, parts: list) -> PyTree:
         likes = [jax.ShapeDtypeStruct(rows[i].shape[1:], part.dtype) for i in group]
         for index, leaf in zip(group, vectors.unravel(part, likes), strict=True):
             leaves[index] = leaf
-    return treedef.unflatten(leaves)
+    return jax.tree.unflatten(treedef, leaves)
 
 
 # ---- output units of each leaf
@@ -285,13 +284,13 @@ def _(information: UnitBlock, blocks: list) -> UnitBlock:
         jnp.moveaxis(block, 0, -1).reshape(leaf.shape)
         for block, leaf in zip(blocks, leaves, strict=True)
     ]
-    return UnitBlock(treedef.unflatten(rows))
+    return UnitBlock(jax.tree.unflatten(treedef, rows))
 
 
 @dense.pack.register
 def _(information: UnitBlock, vector: PyTree) -> list:
-    leaves, treedef = jax.tree.flatten(information.units)
-    parts = treedef.flatten_up_to(dense.cast(vector, information))
+    leaves = jax.tree.leaves(information.units)
+    parts = jax.tree.leaves(dense.cast(vector, information))
     return [
         part.reshape(_inputs_and_units(rows.shape[1:])).T
         for part, rows in zip(parts, leaves, strict=True)
@@ -301,6 +300,5 @@ def _(information: UnitBlock, vector: PyTree) -> list:
 @dense.unpack.register
 def _(information: UnitBlock, parts: list) -> PyTree:
     leaves, treedef = jax.tree.flatten(information.units)
-    return treedef.unflatten(
-        [p.T.reshape(rows.shape[1:]) for p, rows in zip(parts, leaves, strict=True)]
-    )
+    shaped = [p.T.reshape(x.shape[1:]) for p, x in zip(parts, leaves, strict=True)]
+    return jax.tree.unflatten(treedef, shaped)

@@ -41,8 +41,12 @@ def _two_sum(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
 @ops.add_to.register
 def _(left: Compensated, right: Any) -> Compensated:
     if not isinstance(right, Compensated):
+        right = compensate(right)
+    if type(right.high) is not type(left.high):
         zeros = jax.tree.map(jnp.zeros_like, left.high)
-        right = compensate(ops.add(zeros, right))
+        right = Compensated(*(ops.add_to(zeros, part) for part in right))
+        if right.high is NotImplemented:
+            return NotImplemented
 
     def leaf(high: jax.Array, low: jax.Array, other: jax.Array, other_low: jax.Array):
         total, error = _two_sum(high, other)

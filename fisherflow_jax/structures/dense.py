@@ -112,12 +112,11 @@ def _solver(information: Any, damping: jax.typing.ArrayLike = 0.0):
 
 def _sample(information: Any, key: jax.Array, like: PyTree | None = None) -> PyTree:
     del like
+    template = jax.eval_shape(_diagonal, information)
+    draws = pack(information, vectors.standard_normal(key, template))
     parts = []
-    for index, matrix in enumerate(matrices(information)):
+    for matrix, draw in zip(matrices(information), draws, strict=True):
         factor, scales = factorise(matrix)
-        draw = jax.random.normal(
-            jax.random.fold_in(key, index), scales.shape, matrix.dtype
-        )
         root = solve_triangular(factor, draw[..., None], trans="T", lower=True)
         parts.append(root[..., 0] / scales)
     return unpack(information, parts)
@@ -172,7 +171,7 @@ def _to_dense(information: Any, like: PyTree | None = None) -> jax.Array:
 
 def _add_to(left: Any, right: Any) -> Any:
     if type(right) is type(left):
-        if jax.tree.structure(left) != jax.tree.structure(right):
+        if not vectors.same_structure(left, right):
             raise TypeError(
                 "two block informations add only when their partitions agree: got "
                 f"{jax.tree.structure(left)} and {jax.tree.structure(right)}."

@@ -101,8 +101,7 @@ def _flat(information: LowRank) -> tuple[jax.Array, jax.Array]:
 
 
 def _whitened(information: LowRank, damping: Any = 0.0):
-    """Base `b (d,)`, whitened factors `W = U b^-1/2 (r, d)`, Cholesky of `1 + W "
-    "W^T`."""
+    """Base `b (d,)`, factors `W = U b^-1/2 (r, d)`, Cholesky of `1 + W W^T`."""
     base, factors = _flat(information)
     base = base + damping
     whitened = factors / jnp.sqrt(base)[None, :]
