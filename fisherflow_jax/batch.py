@@ -101,6 +101,8 @@ def as_batch(batch: Any) -> Batch:
         jnp.all((weights >= 0) & jnp.isfinite(weights))
     ):
         raise ValueError(f"weights must be finite and not negative; got {weights}.")
+    # traced values cannot raise: NaN reaches every sum over the batch
+    weights = jnp.where(weights >= 0, weights, jnp.nan)
     return _blank(Batch(inputs, targets, weights))
 
 

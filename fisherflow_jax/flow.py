@@ -55,8 +55,7 @@ class FlowState(NamedTuple):
 
     @property
     def dispersion(self) -> jax.Array | None:
-        """The estimated dispersion; None: it is known. NaN without spare "
-        "observations."""
+        """The estimated dispersion; None: known. NaN without spare observations."""
         spare = self.degrees_of_freedom
         if self.residual is None or spare is None:
             return None
@@ -305,7 +304,8 @@ def fisher_flow(
         def information_at(x: PyTree) -> Any:
             return curvature.compute(x, batch, key)
 
-        gaussian = predicted.mean, predicted.information, start
+        before = ops.plain(predicted.information)
+        gaussian = predicted.mean, before, start
         if num_steps == 1:
             solution = newton.single_step(fit, information_at, *gaussian)
             at, information = start, solution.information
@@ -325,10 +325,10 @@ def fisher_flow(
                 structure, information, jax.grad(fit)(at), at, meat, weight
             )
             pull = ops.matvec(information, optax.tree.sub(own, predicted.mean))
-            total = ops.add(information, predicted.information)
+            total = ops.add(information, before)
             mean = optax.tree.add(predicted.mean, ops.solve(total, pull))
         move = optax.tree.sub(mean, predicted.mean)
-        moved = ops.matvec(predicted.information, move)
+        moved = ops.matvec(before, move)
         offset = optax.tree.sub(mean, prior.origin)
         # by difference, so that I theta = I^- theta^- + shift holds for every structure
         # and any number of steps

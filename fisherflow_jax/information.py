@@ -198,3 +198,9 @@ def propagate(
 def conform(template: Information, information: Information) -> Information:
     """`information` in the representation of `template` (compensated or plain)."""
     return information
+
+
+@functools.singledispatch
+def plain(information: Information) -> Information:
+    """The information itself, or the rounded value of a compensated one."""
+    return information

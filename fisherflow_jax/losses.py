@@ -27,7 +27,7 @@ def weighted_sum(
     values = jnp.sum(values.reshape((values.shape[0], -1)), axis=1)
     weights = batch.weights.astype(values.dtype)
     # where, so that a row of weight zero stays out even if it has no finite value
-    return jnp.sum(jnp.where(weights > 0, weights * values, jnp.zeros_like(values)))
+    return jnp.sum(jnp.where(weights == 0, jnp.zeros_like(values), weights * values))
 
 
 def log_likelihood(

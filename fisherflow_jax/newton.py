@@ -15,7 +15,14 @@ PyTree = Any
 # A step whose squared length in posterior standard deviations is below this is the
 # last: Newton's next one would be of the order of its square.
 _TOLERANCE = 1e-8
-_SMALLEST_STEP = 2.0**-9
+# Under a vague prior a direction may be longer than the model bears by a factor of
+# thousands (a count of five where the rate was tiny); where no step is short enough the
+# batch's score is lost.
+_SMALLEST_STEP = 2.0**-20
+# The share of the decrease promised by its slope that a step must bring. Any decrease
+# would not do: from far below the mean of a gamma model, Fisher scoring leaps onto the
+# plateau above it, a little lower than where it was, and needs dozens of steps back.
+_SUFFICIENT_DECREASE = 0.1
 
 
 class Solution(NamedTuple):
@@ -71,9 +78,9 @@ def damped_newton(
     """Minimises `-log_likelihood(x) + |x - center|^2 / 2`, the norm by `information`.
 
     Each direction is `(I + F(x))^-1` times the exact gradient, with F in its own
-    structure: a descent direction for every structure. Steps are halved until the
-    objective does not grow; the search ends early once a step is shorter than 1e-4
-    posterior standard deviations.
+    structure: a descent direction for every structure. Steps are halved until they
+    decrease the objective enough (Armijo's rule); the search ends early once a step is
+    shorter than 1e-4 posterior standard deviations.
     """
 
     def objective(x: PyTree) -> jax.Array:
@@ -91,7 +98,8 @@ def damped_newton(
 
         def too_long(trial: tuple) -> jax.Array:
             step_size, value = trial
-            worse = ~(value <= search.objective + slack)  # NaN is worse
+            enough = _SUFFICIENT_DECREASE * step_size * decrement
+            worse = ~(value <= search.objective - enough + slack)  # NaN is worse
             return worse & (step_size > _SMALLEST_STEP)
 
         def halve(trial: tuple) -> tuple:

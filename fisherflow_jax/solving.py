@@ -78,8 +78,9 @@ def refine(flow: FisherFlow, state: FlowState, stored: Any) -> FlowState:
         batches (a list, a data loader; sizes may differ).
 
     Returns:
-      The state with mean, information and log-evidence of the step. `count`, the scores
-      for `robust=True` and the dispersion stay those of the stream. Cost: one pass.
+      The state with mean, information, count and log-evidence of the step. The scores
+      for `robust=True` and the dispersion's residual stay those of the stream. Cost: one
+      pass.
 
     Raises:
       ValueError: for a memory other than stationary, and for no batches at all.
@@ -115,13 +116,14 @@ def refine(flow: FisherFlow, state: FlowState, stored: Any) -> FlowState:
         key = None
         if state.key is not None:
             key = jax.random.fold_in(vectors.typed_key(state.key), state.step + index)
-        terms = flow.evaluate(state.mean, batch, key)
+        batch = batches.as_batch(batch)
+        count = jnp.sum(batch.weights).astype(state.count.dtype)
+        *numbers, information = (count, *flow.evaluate(state.mean, batch, key))
         if sums is None:
-            return terms
-        value, score = optax.tree.add(sums[:2], terms[:2])
-        return value, score, ops.add(sums[2], terms[2])
+            return numbers, information
+        return optax.tree.add(sums[0], numbers), ops.add(sums[1], information)
 
-    value, score, information = _sum_over(add_batch, stored)
+    (count, value, score), information = _sum_over(add_batch, stored)
     prior = state.prior
     information = ops.add(information, prior.precision)
     offset = optax.tree.sub(state.mean, prior.origin)
@@ -139,7 +141,10 @@ def refine(flow: FisherFlow, state: FlowState, stored: Any) -> FlowState:
     refined = state._replace(
         mean=optax.tree.add(state.mean, step),
         information=ops.conform(state.information, flow.project(information)),
+        count=count,
         log_evidence=log_evidence,
+        # the belief is no longer the prior, even if no stream came before
+        step=jnp.maximum(state.step, 1),
     )
     finite = jnp.all(jnp.isfinite(vectors.ravel((refined.mean, refined.information))))
     if isinstance(finite, jax.core.Tracer):

@@ -1,7 +1,8 @@
 """What an estimator is: a call that turns params and a batch into an information."""
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
@@ -12,7 +13,9 @@ from fisherflow_jax.structures import Structure
 PyTree = Any
 
 
-class Estimator(NamedTuple):
+# not a NamedTuple: jax.jit(estimator) needs an object that takes a weak reference
+@dataclasses.dataclass(frozen=True)
+class Estimator:
     """`estimator(params, batch, key=None)` -> information, a sum over the batch."""
 
     name: str
@@ -23,8 +26,7 @@ class Estimator(NamedTuple):
     not_a_curvature: str | None = None
     """Why it cannot serve as a flow's curvature; None: it can."""
     from_gradient: Callable[[PyTree], Any] | None = None
-    """A mean gradient -> the information, for estimators that need no pass of their "
-    "own."""
+    """A mean gradient -> the information, where no pass of the model is needed."""
 
     def __call__(self, params: PyTree, batch: Any, key: Any = None) -> Any:
         if self.random and key is None:

@@ -103,10 +103,14 @@ def _puller(
             targets = jax.tree.map(lambda y: y[None], targets)
             cotangents = rule(likelihood, jax.lax.stop_gradient(outputs), targets, key)
             pulled = jax.vmap(lambda c: vjp(c)[0])(cotangents)
+
+            def weigh(x: jax.Array) -> jax.Array:
+                weighted = x * jnp.sqrt(weight).astype(x.dtype)
+                # no blanked row is finite for every model
+                return jnp.where(weight == 0, jnp.zeros_like(x), weighted)
+
             # after widening: the root of a weight has no exact bfloat16
-            return jax.tree.map(
-                lambda x: x * jnp.sqrt(weight).astype(x.dtype), vectors.widen(pulled)
-            )
+            return jax.tree.map(weigh, vectors.widen(pulled))
 
         pulled = jax.vmap(one)(sliced, batch.targets, batch.weights, keys)
         return jax.tree.map(lambda x: x.reshape((-1, *x.shape[2:])), pulled)

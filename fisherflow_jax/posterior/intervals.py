@@ -21,10 +21,10 @@ def dispersion_of(state: Any) -> jax.Array | None:
     Raises:
       ValueError: where it is at hand and there are too few observations for it.
     """
-    dispersion = getattr(state, "dispersion", None)
-    if dispersion is not None:
-        _require_spare_observations(state, jnp.isfinite(dispersion))
-    return dispersion
+    dispersion, spare = getattr(state, "dispersion", None), degrees_of_freedom_of(state)
+    if dispersion is None or spare is None:
+        return None
+    return jnp.where(spare > 0, dispersion, jnp.nan)
 
 
 def degrees_of_freedom_of(state: Any) -> jax.Array | None:
@@ -36,18 +36,20 @@ def degrees_of_freedom_of(state: Any) -> jax.Array | None:
     if isinstance(state, BankState):
         return None
     spare = getattr(state, "degrees_of_freedom", None)
-    if spare is not None:
-        _require_spare_observations(state, spare > 0)
-    return spare
-
-
-def _require_spare_observations(state: Any, spare: jax.Array) -> None:
-    if batches.is_concrete(spare) and not bool(jnp.all(spare)):
+    if spare is None:
+        return None
+    # no more parameters can be effective than there are observations, so that too few
+    # of these leave a little for the prior and rounding of either sign
+    rounding = vectors.size(state.mean) * float(jnp.finfo(spare.dtype).eps) ** 0.5
+    none = min(max(rounding, 1e-3), 0.5)
+    spare = jnp.where(spare > none, spare, jnp.zeros_like(spare))
+    if batches.is_concrete(spare) and not bool(jnp.all(spare > 0)):
         raise ValueError(
             "the dispersion is unknown and cannot be estimated: "
             f"{float(jnp.min(state.count)):g} observations leave no degree of freedom "
             "beside the parameters."
         )
+    return spare
 
 
 def meat_of(state: Any) -> Any:
@@ -98,8 +100,10 @@ def standard_error(state: Any, robust: bool = False) -> PyTree:
     .. math:: \sqrt{\hat\phi \, (I^{-1})_{jj}} \quad \text{or, robust,} \quad
        \sqrt{(I^{-1} M I^{-1})_{jj}}, \; M = \sum_i s_i s_i^\top
 
-    The robust (sandwich) one is right for the estimate even where the model's variance
-    is wrong (overdispersion, heteroscedasticity).
+    with the dispersion `phi` where it is estimated. The robust (sandwich) one is right
+    for the estimate even where the model's variance is wrong (overdispersion,
+    heteroscedasticity). Its `I` is the flow's information, prior included, and there is
+    no small-sample factor: HC0.
 
     Args:
       state: anything with `.mean` and `.information`.

@@ -35,6 +35,8 @@ def two_sided(level: float, degrees_of_freedom: jax.Array | None, dtype) -> jax.
         return x + (above - tail) / student_t.pdf(x, few)
 
     exact = jax.lax.fori_loop(0, 60, newton, normal)
+    # beyond the largest number, for a small fraction of a degree of freedom
+    exact = jnp.where(jnp.isfinite(exact), exact, jnp.inf)
     quantile = jnp.where(nu <= _MANY, exact, _expansion(normal, nu))
     return jnp.where(nu > 0, quantile, jnp.nan)
 

@@ -164,7 +164,7 @@ def _paths(tree: PyTree) -> list[str]:
 def _notes(state: Any, robust: bool) -> list[str]:
     parts = []
     count = getattr(state, "count", None)
-    if count is not None:
+    if count is not None and not callable(count):  # every tuple has a method `count`
         parts.append(f"observations {round(float(count), 1):.12g}")
     dispersion = dispersion_of(state)
     spare = degrees_of_freedom_of(state)

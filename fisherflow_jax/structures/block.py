@@ -86,6 +86,8 @@ def block(partition: Partition | None = None) -> Structure:
 
 def _names(tree: PyTree, partition: Partition) -> list[str]:
     paths = jax.tree_util.tree_leaves_with_path(tree)
+    if not paths:
+        return []  # optax.tree.map_params builds states on a tree without leaves
     if callable(partition):
         names = [partition(keystr(path)) for path, _ in paths]
     else:

@@ -84,8 +84,12 @@ def _(information: Compensated, noise: Any, transition: Any | None = None):
 
 @ops.sandwich.register
 def _(information: Compensated, meat: Any) -> Any:
-    plain = meat.value if isinstance(meat, Compensated) else meat
-    return ops.sandwich(information.value, plain)
+    return ops.sandwich(information.value, ops.plain(meat))
+
+
+@ops.plain.register
+def _(information: Compensated) -> Any:
+    return information.value
 
 
 def _on_value(operation: Any) -> None:

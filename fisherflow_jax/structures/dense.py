@@ -66,12 +66,21 @@ def _diagonal_matrix(vector: jax.Array) -> jax.Array:
     return jnp.vectorize(jnp.diag, signature="(k)->(k,k)")(vector)
 
 
+def _diagonal_entries(matrix: jax.Array) -> jax.Array:
+    """The diagonal `(..., k)` of `(..., k, k)`."""
+    # A strided slice, not a gather: its indices would be constants that XLA hoists out
+    # of a scan one by one, after which equal factorisations no longer look equal to it.
+    size = matrix.shape[-1]
+    return matrix.reshape((*matrix.shape[:-2], size * size))[..., :: size + 1]
+
+
 def factorise(matrix: jax.Array, damping: Any = 0.0) -> tuple[jax.Array, jax.Array]:
     """Cholesky factor of `D^-1/2 (M + damping) D^-1/2`, and `D^1/2 (..., k)`."""
-    diagonal = jnp.diagonal(matrix, axis1=-2, axis2=-1) + damping
+    if not (isinstance(damping, (int, float)) and damping == 0):
+        matrix = matrix + damping * _identity(matrix)
+    diagonal = _diagonal_entries(matrix)
     scales = jnp.where(diagonal > 0, jnp.sqrt(diagonal), 1.0)
-    damped = matrix + damping * _identity(matrix)
-    equilibrated = damped / (scales[..., :, None] * scales[..., None, :])
+    equilibrated = matrix / (scales[..., :, None] * scales[..., None, :])
     return jnp.linalg.cholesky(equilibrated, symmetrize_input=False), scales
 
 
@@ -127,7 +136,7 @@ def _logdet(information: Any, like: PyTree | None = None) -> jax.Array:
     logs = []
     for matrix in matrices(information):
         factor, scales = factorise(matrix)
-        pivots = jnp.diagonal(factor, axis1=-2, axis2=-1)
+        pivots = _diagonal_entries(factor)
         logs.append(2 * jnp.sum(jnp.log(pivots) + jnp.log(scales)))
     return sum(logs, start=jnp.zeros((), vectors.float_dtype(information)))
 
@@ -138,7 +147,7 @@ def _trace(information: Any, like: PyTree | None = None) -> jax.Array:
 
 def _diagonal(information: Any, like: PyTree | None = None) -> PyTree:
     del like
-    parts = [jnp.diagonal(m, axis1=-2, axis2=-1) for m in matrices(information)]
+    parts = [_diagonal_entries(m) for m in matrices(information)]
     return unpack(information, parts)
 
 

@@ -1,0 +1,140 @@
+"""Every structure with every memory: supported pairs run, the others say why not."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import streams
+
+import fisherflow_jax as ff
+
+STRUCTURES = ["scalar", "diagonal", "units", "full", "low_rank"]
+MEMORIES = ["stationary", "exponential", "windowed", "random_walk", "adaptive"]
+REFUSED = {("low_rank", "random_walk")} | {
+    (structure, "adaptive") for structure in STRUCTURES if structure != "full"
+}
+PAIRS = [(s, m) for s in STRUCTURES for m in MEMORIES if (s, m) not in REFUSED]
+
+
+def last_state(structure, memory):
+    flow = streams.flow(structure, memory)
+    return streams.run(flow, streams.start(flow), streams.batches(4))[-1]
+
+
+@pytest.mark.parametrize(("structure", "memory"), PAIRS)
+def test_supported_pairs_learn_and_stay_positive_definite(structure, memory):
+    flow = streams.flow(structure, memory)
+    first, state = streams.start(flow), last_state(structure, memory)
+    assert state.num_skipped == 0 and state.step == 6
+    information = streams.dense(state.information)
+    assert np.linalg.eigvalsh(information).min() > 0
+    assert np.isfinite(state.log_evidence)
+    # types, shapes and weak types are those of the start, as scan asks
+    jax.tree.map(_same_aval, state, first)
+    errors = [
+        streams.TARGETS - streams.INPUTS @ streams.flat(mean)
+        for mean in (first.prior.origin, state.mean)
+    ]
+    before, after = (streams.WEIGHTS @ e**2 for e in errors)
+    assert after < before / 2
+
+
+def _same_aval(value, like):
+    assert (value.shape, value.dtype, value.weak_type) == (
+        like.shape,
+        like.dtype,
+        like.weak_type,
+    )
+
+
+@pytest.mark.parametrize(("structure", "memory"), sorted(REFUSED))
+def test_unsupported_pairs_raise_when_built_and_name_both(structure, memory):
+    name = {"units": "block"}.get(structure, structure)
+    with pytest.raises(ValueError, match=rf"structure {name}\(.*{memory} memory"):
+        streams.flow(structure, memory)
+
+
+@pytest.mark.parametrize(
+    ("structure", "options", "message"),
+    [
+        ("low_rank", {"robust": True}, r"low_rank\(1\) does not go with robust=True"),
+        ("low_rank", {"marginal": True}, r"low_rank\(1\) .* marginal=True"),
+        ("low_rank", {"compensated": True}, r"low_rank\(1\) .* compensated=True"),
+        ("full", {"marginal": True}, r"full\(\) does not go with marginal=True"),
+        ("diagonal", {"num_steps": 0}, "num_steps must be a positive whole number"),
+        ("diagonal", {"num_steps": 1.5}, "num_steps must be .* got 1.5"),
+    ],
+)
+def test_options_that_do_not_go_together_are_named(structure, options, message):
+    with pytest.raises(ValueError, match=message):
+        streams.flow(structure, **options)
+
+
+@pytest.mark.parametrize("structure", ["all", "rank_3"])
+@pytest.mark.parametrize("memory", ["stationary", "windowed"])
+def test_one_block_of_all_and_all_directions_are_full(structure, memory):
+    block, full = last_state(structure, memory), last_state("full", memory)
+    np.testing.assert_allclose(
+        streams.flat(block.mean), streams.flat(full.mean), rtol=1e-12
+    )
+    np.testing.assert_allclose(
+        streams.dense(block.information), streams.dense(full.information), rtol=1e-12
+    )
+    np.testing.assert_allclose(block.log_evidence, full.log_evidence, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("structure", "num_steps"),
+    [("diagonal", 1), ("low_rank", 1)] + [(s, 4) for s in STRUCTURES],
+)
+def test_information_times_mean_grows_by_the_shift_of_the_site(structure, num_steps):
+    """`I theta = I^- theta^- + b` in any structure, after any number of steps.
+
+    Relative to the prior mean. Low rank: before the sum is brought back to its rank.
+    """
+    flow = streams.flow(structure, "windowed", "bernoulli", num_steps=num_steps)
+    batches = streams.batches(4, "bernoulli")
+    states = [streams.start(flow)]
+    states += streams.run(flow, states[0], batches[: streams.WINDOW])
+    before, moment = states[0].information, np.zeros(3)
+    for index, state in enumerate(states[1:]):
+        site = jax.tree.map(lambda x, i=index: x[i], state.memory.sites)
+        grown = streams.dense(before) + streams.dense(site.curvature)
+        moment = moment + streams.flat(site.shift)
+        offset = streams.flat(state.mean) - streams.ORIGIN
+        np.testing.assert_allclose(grown @ offset, moment, rtol=1e-9, atol=1e-11)
+        before = state.information
+        # what the rank loses moves the belief; its moment starts afresh
+        moment = streams.dense(before) @ offset
+
+
+def test_a_prior_richer_than_the_structure_is_kept_whole():
+    prior = np.array([[2.0, 0.5, 0.0], [0.5, 1.0, 0.0], [0.0, 0.0, 3.0]])
+    full = ff.information.add(
+        ff.structures.full().isotropic(streams.tree(np.zeros(3)), 0.0),
+        ff.structures.full().reduce(
+            jax.vmap(streams.tree)(jnp.asarray(np.linalg.cholesky(prior).T))
+        ),
+    )
+    for structure in ("diagonal", "low_rank"):
+        make = ff.fisher_flow(
+            streams.linear,
+            ff.likelihoods.gaussian(streams.SCALE),
+            structure=streams.STRUCTURES[structure],
+            memory=ff.memories.windowed(2),
+            prior_precision=full,
+            num_steps=1,
+            robust=structure == "diagonal",
+        )
+        if structure == "low_rank":
+            with pytest.raises(ValueError, match="low_rank keeps its rank only beside"):
+                streams.start(make)
+            continue
+        state = streams.start(make)
+        np.testing.assert_allclose(streams.dense(state.information), prior)
+        states = streams.run(make, state, streams.batches(4)[:3])
+        rows = slice(4, 12)
+        squares = streams.WEIGHTS[rows] @ streams.INPUTS[rows] ** 2 / streams.SCALE**2
+        expected = prior + np.diag(squares)
+        np.testing.assert_allclose(streams.dense(states[-1].information), expected)
+        assert np.isfinite(streams.flat(ff.standard_error(states[-1], robust=True))).all()

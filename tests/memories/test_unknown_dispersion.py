@@ -1,0 +1,157 @@
+"""With an unknown dispersion: residuals, dispersion and evidence, in every memory."""
+
+import numpy as np
+import pytest
+import streams
+from scipy import integrate, stats
+
+import fisherflow_jax as ff
+
+CASES = [
+    ("stationary", {}),
+    ("stationary", {"num_steps": 4}),
+    ("exponential", {}),
+    ("unfloored", {}),
+    ("windowed", {}),
+]
+every_case = pytest.mark.parametrize(
+    ("memory", "options"), CASES, ids=[f"{m}-{'-'.join(o)}" for m, o in CASES]
+)
+
+
+def penalised_squares(memory, last, time=None):
+    """The least value of the weighted, penalised sum of squares."""
+    time = last if time is None else time
+    prior, faded = streams.memory_weights(memory, last, time)
+    mean, information = streams.fit(memory, last, time, scale=1.0)
+    rows = slice(0, 4 * (last + 1))
+    errors = streams.TARGETS[rows] - streams.INPUTS[rows] @ mean
+    weights = streams.WEIGHTS[rows] * np.repeat(faded, 4)
+    squares = weights @ errors**2
+    penalty = prior * streams.PRECISION * np.sum((mean - streams.ORIGIN) ** 2)
+    return squares + penalty, information, weights.sum()
+
+
+@every_case
+def test_mean_and_information_are_in_units_of_the_dispersion(memory, options):
+    states = streams.history(memory, "unknown", **options)
+    for time, state in enumerate(states):
+        mean, information = streams.fit(memory, time, scale=1.0)
+        np.testing.assert_allclose(streams.flat(state.mean), mean, rtol=1e-10)
+        np.testing.assert_allclose(
+            streams.dense(state.information), information, rtol=1e-10, atol=1e-10
+        )
+
+
+@every_case
+def test_the_residual_is_the_penalised_sum_of_squares(memory, options):
+    states = streams.history(memory, "unknown", **options)
+    for time, state in enumerate(states):
+        squares, information, count = penalised_squares(memory, time)
+        np.testing.assert_allclose(state.residual, squares, rtol=1e-10)
+        held = np.trace(np.linalg.inv(information)) * streams.PRECISION
+        spare = count - 3 + min(held, 3)
+        np.testing.assert_allclose(state.degrees_of_freedom, spare, rtol=1e-10)
+        expected = squares / spare if spare > 0 else np.nan
+        np.testing.assert_allclose(state.dispersion, expected, rtol=1e-10)
+
+
+@every_case
+def test_the_evidence_integrates_over_the_dispersion(memory, options):
+    """By quadrature of the definition, batch by batch."""
+    states = streams.history(memory, "unknown", **options)
+
+    def joint(log_dispersion, time, upto):
+        """log p(data remembered, dispersion), at a dispersion, prior 1 / dispersion."""
+        dispersion = np.exp(log_dispersion)
+        if upto < 0:
+            return 0.0
+        squares, information, count = penalised_squares(memory, upto, time)
+        return -0.5 * (count * log_dispersion + squares / dispersion)
+
+    def log_integral(time, upto):
+        if upto < 0:
+            return 0.0
+        peak = max(joint(z, time, upto) for z in np.linspace(-8, 8, 401))
+        value, _ = integrate.quad(
+            lambda z: np.exp(joint(z, time, upto) - peak), -25, 25, limit=400
+        )
+        return peak + np.log(value)
+
+    total = 0.0
+    for time, state in enumerate(states):
+        weight = streams.WEIGHTS[4 * time : 4 * time + 4].sum()
+        before = streams.predict(memory, time, scale=1.0)[1]
+        after = streams.fit(memory, time, scale=1.0)[1]
+        total += log_integral(time, time) - log_integral(time, time - 1)
+        total += 0.5 * (np.linalg.slogdet(before)[1] - np.linalg.slogdet(after)[1])
+        total -= 0.5 * weight * np.log(2 * np.pi)
+        np.testing.assert_allclose(state.log_evidence, total, rtol=1e-7)
+
+
+def test_evidence_compares_priors_exactly():
+    """The differences of log-evidence are those of the closed-form integral."""
+    flows = [
+        ff.fisher_flow(
+            streams.linear,
+            ff.likelihoods.gaussian(scale=None),
+            structure=streams.STRUCTURES["full"],
+            memory=streams.MEMORIES["stationary"],
+            prior_precision=precision,
+            num_steps=1,
+        )
+        for precision in (0.05, 7.0)
+    ]
+    # the closed form: a multivariate Student t of n - 0 degrees, prior 1 / dispersion
+    values, expected = [], []
+    for flow, precision in zip(flows, (0.05, 7.0), strict=True):
+        state = streams.run(flow, streams.start(flow), streams.batches(12))[-1]
+        values.append(float(state.log_evidence))
+        often = streams.WEIGHTS.astype(int)
+        inputs = np.repeat(streams.INPUTS, often, axis=0)
+        targets = np.repeat(streams.TARGETS, often)
+        shape = np.eye(len(targets)) + inputs @ inputs.T / precision
+        error = targets - inputs @ streams.ORIGIN
+        form = error @ np.linalg.solve(shape, error)
+        half = len(targets) / 2
+        expected.append(-0.5 * np.linalg.slogdet(shape)[1] - half * np.log(form))
+    np.testing.assert_allclose(
+        values[0] - values[1], expected[0] - expected[1], rtol=1e-10
+    )
+
+
+@pytest.mark.parametrize("memory", ["stationary", "exponential", "windowed"])
+def test_under_a_diffuse_prior_the_dispersion_is_rss_over_n_minus_d(memory):
+    flow = streams.flow("full", memory, "unknown", prior_precision=1e-13)
+    state = streams.run(flow, streams.start(flow), streams.batches(4))[-1]
+    weights = streams.WEIGHTS * np.repeat(streams.memory_weights(memory, 5, 5)[1], 4)
+    root = np.sqrt(weights)
+    _, squares, _, _ = np.linalg.lstsq(
+        streams.INPUTS * root[:, None], streams.TARGETS * root
+    )
+    expected = squares[0] / (weights.sum() - 3)
+    np.testing.assert_allclose(state.dispersion, expected, rtol=1e-9)
+    # and intervals are those of Student's t
+    error = np.sqrt(
+        expected * np.diag(np.linalg.inv((streams.INPUTS.T * weights) @ streams.INPUTS))
+    )
+    lower, upper = ff.confidence_interval(state, level=0.9)
+    half = stats.t.isf(0.05, weights.sum() - 3) * error
+    np.testing.assert_allclose(streams.flat(upper), streams.flat(state.mean) + half)
+    np.testing.assert_allclose(streams.flat(lower), streams.flat(state.mean) - half)
+
+
+def test_a_forgotten_prior_never_adds_degrees_of_freedom():
+    """Without a floor the belief may hold less than the prior once did."""
+    flow = streams.flow("full", "unfloored", "unknown", prior_precision=50.0)
+    state = streams.run(flow, streams.start(flow), streams.batches(4))[-1]
+    assert np.trace(np.linalg.inv(streams.dense(state.information))) * 50.0 > 3
+    np.testing.assert_allclose(state.degrees_of_freedom, state.count)
+
+
+def test_without_spare_observations_the_dispersion_is_nan_and_says_so():
+    flow = streams.flow("full", "stationary", "unknown")
+    state = streams.start(flow)
+    assert np.isnan(state.dispersion)
+    with pytest.raises(ValueError, match="dispersion is unknown and cannot"):
+        ff.standard_error(state)
