@@ -40,6 +40,7 @@ class BankInfo(NamedTuple):
     members: tuple[FlowInfo, ...]
     log_evidence: jax.Array  # () of the batch under the mixture
     skipped: jax.Array  # () bool: nothing moved
+    missing: jax.Array  # () bool: all weights were zero, only memories moved on
 
 
 class Bank(NamedTuple):
@@ -69,8 +70,9 @@ def bank(flows: Sequence[FisherFlow], *, forgetting: float = 0.97) -> Bank:
 
     Returns:
       A `Bank(init, update)`. Its state works with `standard_error`,
-      `confidence_interval`, `sample` and `predict`, which are those of the mixture; one
-      batch that any member cannot take in moves none. Cost: the sum of the members'.
+      `warm_start`, `confidence_interval`, `sample` and `predict`, which are those of
+      the mixture; one batch that any member cannot take in moves none. Cost: the sum of
+      the members'.
 
     Raises:
       ValueError: without flows, or for a forgetting outside (0, 1].
@@ -114,9 +116,12 @@ def bank(flows: Sequence[FisherFlow], *, forgetting: float = 0.97) -> Bank:
         uniform = jnp.full((len(flows),), -jnp.log(len(flows)), dtype)
         return BankState(tuple(members), uniform)
 
-    def update(state: BankState, batch: Any) -> tuple[BankState, BankInfo]:
+    def update(
+        state: BankState, batch: Any, *, num_steps: int | None = None
+    ) -> tuple[BankState, BankInfo]:
+        options = {} if num_steps is None else {"num_steps": num_steps}
         results = [
-            flow.update(member, batch)
+            flow.update(member, batch, **options)
             for flow, member in zip(flows, state.members, strict=True)
         ]
         infos = tuple(info for _, info in results)
@@ -139,6 +144,6 @@ def bank(flows: Sequence[FisherFlow], *, forgetting: float = 0.97) -> Bank:
         )
         evidence = jax.nn.logsumexp(joint)
         evidence = jnp.where(skipped, jnp.zeros_like(evidence), evidence)
-        return after, BankInfo(infos, evidence, skipped)
+        return after, BankInfo(infos, evidence, skipped, infos[0].missing)
 
     return Bank(init, update)

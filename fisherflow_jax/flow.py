@@ -229,6 +229,10 @@ def fisher_flow(
 
     def evaluate(params: PyTree, batch: Any, key: Any = None):
         batch, params = batches.as_batch(batch), parameters(params, "params")
+        return sums(params, batch, None if key is None else vectors.typed_key(key))
+
+    @jax.jit  # as for `advance`
+    def sums(params: PyTree, batch: Batch, key: jax.Array | None):
         value, score = jax.value_and_grad(
             lambda p: log_likelihood(apply_fn, likelihood, p, batch)
         )(params)

@@ -1,5 +1,4 @@
-"""Before and after the stream: a first batch solved whole, a last step over all "
-"data."""
+"""Before and after the stream: a first batch solved whole, a last global step."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fisherflow_jax import batch as batches
 from fisherflow_jax import evidence, vectors
 from fisherflow_jax import information as ops
 from fisherflow_jax.flow import FisherFlow, FlowState
@@ -35,8 +35,8 @@ def warm_start(flow: FisherFlow, state: FlowState, batch: Any) -> FlowState:
       gives it. Cost: an information and a gradient a step, about 5 to 10 in practice.
 
     Raises:
-      ValueError: as `flow.update` does, outside jit also where the solution is not finite
-        (under jit: counted in `state.num_skipped`).
+      ValueError: as `flow.update` does, outside jit also where the solution is not
+        finite (under jit: counted in `state.num_skipped`).
 
     Example:
       >>> import jax.numpy as jnp
@@ -78,9 +78,10 @@ def refine(flow: FisherFlow, state: FlowState, stored: Any) -> FlowState:
         batches (a list, a data loader; sizes may differ).
 
     Returns:
-      The state with mean, information, count and log-evidence of the step. The scores
-      for `robust=True` and the dispersion's residual stay those of the stream. Cost: one
-      pass.
+      The state with mean, information, count and log-evidence of the step. The
+      information is that of the point from which the step was taken. The scores
+      for `robust=True` and the dispersion's residual stay those of the stream. Cost:
+      one pass.
 
     Raises:
       ValueError: for a memory other than stationary, and for no batches at all.
@@ -106,6 +107,11 @@ def refine(flow: FisherFlow, state: FlowState, stored: Any) -> FlowState:
     References:
       Le Cam, "On the asymptotic theory of estimation and testing hypotheses", 1956.
     """
+    if not isinstance(state, FlowState):
+        raise TypeError(
+            "refine takes a flow's state; refine the members of a bank one by one. Got "
+            f"{type(state).__name__}."
+        )
     if not isinstance(state.memory, Stationary):
         raise ValueError(
             "refine gives every batch full weight, which is what stationary memory "

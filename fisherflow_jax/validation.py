@@ -3,7 +3,6 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from fisherflow_jax import batch as batches
@@ -19,14 +18,7 @@ PyTree = Any
 
 def parameters(tree: PyTree, name: str) -> PyTree:
     """The parameters as real arrays of float32 or wider, all of one type."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        dtype = getattr(leaf, "dtype", None) or np.asarray(leaf).dtype
-        if not jnp.issubdtype(dtype, jnp.floating):
-            raise ValueError(
-                f"{name} must be real floating-point arrays; "
-                f"{name}{jax.tree_util.keystr(path)} has dtype {dtype}."
-            )
-    return vectors.widen(jax.tree.map(jnp.asarray, tree))
+    return vectors.widen(vectors.real_arrays(tree, name))
 
 
 def check_values(likelihood: Likelihood, batch: Batch) -> None:

@@ -31,6 +31,22 @@ def widen(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
 
 
+def real_arrays(tree: PyTree, name: str) -> PyTree:
+    """`tree` with arrays as leaves.
+
+    Raises:
+      ValueError: for a leaf that is not real floating point, by its path in `name`.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        dtype = getattr(leaf, "dtype", None) or np.asarray(leaf).dtype
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(
+                f"{name} must be real floating-point arrays; "
+                f"{name}{jax.tree_util.keystr(path)} has dtype {dtype}."
+            )
+    return jax.tree.map(jnp.asarray, tree)
+
+
 def same_structure(left: PyTree, right: PyTree) -> bool:
     """Whether two trees have the same nodes, whatever their leaves."""
     structures: list[Any] = [jax.tree.structure(left), jax.tree.structure(right)]

@@ -35,4 +35,5 @@ class Estimator:
                 "estimator(params, batch, key)."
             )
         typed = None if key is None else vectors.typed_key(key)
+        params = vectors.real_arrays(params, "params")
         return self.compute(params, batches.as_batch(batch), typed)

@@ -1,6 +1,6 @@
 """Everything since the last change: a two-sample test at each update."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,9 @@ from fisherflow_jax.structures.structure import ADAPTIVE
 _EFFECTIVE_TESTS = 0.25
 
 
+PyTree = Any
+
+
 class Segment(NamedTuple):
     """The last sites, and how long ago the last change was."""
 
@@ -30,7 +33,8 @@ class Report(NamedTuple):
     """What an adaptive memory says of an update, in `info.memory`."""
 
     alarm: jax.Array  # () bool
-    statistic: jax.Array  # () the largest of the windows' statistics
+    statistic: jax.Array  # () the largest of the windows'; NaN: none could be tested
+    threshold: jax.Array  # () an alarm is a statistic above it
     change_point: jax.Array  # () int32, index of the first update after the change; -1
 
 
@@ -45,8 +49,10 @@ def adaptive(
     .. math:: T_w = (\theta_w - \theta_r)^\top (I_w^{-1} + I_r^{-1})^{-1}
        (\theta_w - \theta_r) \sim \chi^2_d,
 
-    computed from the score of the window at the rest's estimate (divided by the
-    estimated dispersion, if that is unknown). An alarm is raised when the largest
+    computed from the score of the window at the rest's estimate: divided by the
+    estimated dispersion, if that is unknown; with the sandwich variance of both, if the
+    flow is built with `robust=True` (without it, overdispersed counts raise false
+    alarms). An alarm is raised when the largest
     exceeds the quantile that gives `average_run_length` updates between false alarms;
     the belief is then cut to the window that raised it and the prior: what came after
     the change is kept, what came before is dropped. Made for jumps; for continuous
@@ -58,8 +64,9 @@ def adaptive(
       guard: batches that must lie before a window for it to be tested.
 
     Returns:
-      A `Memory` whose `info.memory` is a `Report` (alarm, statistic, change_point: the
-      index of an update, counted from the first with the warm start included).
+      A `Memory` whose `info.memory` is a `Report` (alarm, statistic, threshold,
+      change_point: the index of an update, counted from the first with the warm start
+      included).
       Storage: `size` sites; cost: log2(size) solves an update. Full structure only:
       elsewhere the statistic is not chi-square.
 
@@ -107,15 +114,20 @@ def adaptive(
         values = jax.vmap(lambda s: _statistic(s, belief, prior))(sums)
         # too few observations leave the window's information singular
         testable = (width <= length - guard) & (sums.weight >= 2 * dimension)
-        values = jnp.where(testable & jnp.isfinite(values), values, 0.0)
+        testable = testable & jnp.isfinite(values)
+        values = jnp.where(testable, values, -jnp.inf)
 
         best = jnp.argmax(values)
         alarm = values[best] > threshold
+        statistic = jnp.where(jnp.any(testable), values[best], jnp.nan)
         cut = fuse(prior, jax.tree.map(lambda x: x[best], sums), belief)
         belief = jax.tree.map(lambda x, y: jnp.where(alarm, x, y), cut, belief)
         change = jnp.where(alarm, window.head - width[best], -1)
         length = jnp.where(alarm, width[best], length)
-        return Segment(window, length), belief, Report(alarm, values[best], change)
+        report = Report(
+            alarm, statistic, jnp.asarray(threshold, statistic.dtype), change
+        )
+        return Segment(window, length), belief, report
 
     return Memory(
         f"adaptive({average_run_length})",
@@ -135,9 +147,29 @@ def _statistic(window: Site, belief: Belief, prior: Prior) -> jax.Array:
     reference = ops.solve(rest, rest_shift)
     score = optax.tree.sub(window.shift, ops.matvec(information, reference))
     # (I_w + I_w I_r^-1 I_w)^-1 = I_w^-1 I_r I^-1
+    gap = ops.solve(information, score)
+    if belief.meat is not None:
+        return _robust_statistic(window, rest, gap, belief)
     inner = ops.matvec(rest, ops.solve(belief.information, score))
-    statistic = vectors.dot(ops.solve(information, score), inner)
+    statistic = vectors.dot(gap, inner)
     if belief.residual is None:
         return statistic
     spare = belief.count - vectors.size(belief.mean)
     return statistic * spare / belief.residual
+
+
+def _robust_statistic(
+    window: Site, rest: Any, gap: PyTree, belief: Belief
+) -> jax.Array:
+    """The same with the sandwich variance of both estimates.
+
+    The scores of a short window alone say too little of their variance, so that of all
+    observations is taken, in proportion to each side's.
+    """
+    share = window.weight / belief.count
+    meat = ops.plain(belief.meat)
+    covariance = ops.add(
+        ops.sandwich(window.curvature, ops.scale(meat, share)),
+        ops.sandwich(rest, ops.scale(meat, 1 - share)),
+    )
+    return vectors.dot(gap, ops.solve(covariance, gap))

@@ -72,6 +72,11 @@ def merge(states: Sequence[FlowState], start: FlowState) -> FlowState:
     if not states:
         raise ValueError("merge needs at least one worker's state; got none.")
     for state in states:
+        if not isinstance(state, FlowState):
+            raise TypeError(
+                "merge takes flows' states; merge the members of banks one by one. Got "
+                f"{type(state).__name__}."
+            )
         if not vectors.same_structure(state, start):
             raise ValueError(
                 "the workers' states and the start must come from one flow; got "

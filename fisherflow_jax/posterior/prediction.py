@@ -96,6 +96,10 @@ def predict(
       linearization", 2021.
     """
     check_level(level)
+    if not isinstance(chunk_size, int) or chunk_size < 1:
+        raise ValueError(
+            f"chunk_size is a positive whole number of examples; got {chunk_size!r}."
+        )
     batches.as_batch((inputs, None))  # a leading axis shared by all, n > 0
     moments = _line_moments(state, apply_fn, inputs, likelihood, robust, chunk_size)
     dtype = vectors.wide_dtype(*(x.dtype for x in moments))

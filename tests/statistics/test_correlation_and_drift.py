@@ -15,7 +15,7 @@ def covers(state, truth, level=0.95):
 
 @pytest.mark.slow
 def test_marginal_diagonal_covers_under_correlation(simulation):
-    """At correlation 0.9 keeping `1 / diag(F^-1)` covers, keeping `diag(F)` does not."""
+    """At correlation 0.9 `1 / diag(F^-1)` covers, `diag(F)` does not."""
     rows, size, correlation = 5000, 100, 0.9
     truth = jnp.linspace(-1.0, 1.0, 10)
     root = jnp.linalg.cholesky(

@@ -1,4 +1,7 @@
-"""Long streams in float32: a compensated information loses nothing, a plain one much."""
+"""Long streams in float32: a compensated information loses nothing, a plain one does.
+
+The reference is in float64, from the same rows.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -64,31 +67,26 @@ def errors(state, mean, information):
 
 @pytest.mark.slow
 def test_a_million_rows(simulation):
-    number = 1_000_000
-    inputs, targets = draw(number, 9)
-    reference = closed_form(inputs, targets)
+    inputs, targets = draw(1_000_000, 9)
     likelihood = ff.likelihoods.gaussian(scale=1.0)
-    of_mean, of_information = {}, {}
-    for compensated in (True, False):
+    found = []
+    for compensated, number in ((True, len(targets)), (False, 200_000)):
+        rows = inputs[:number], targets[:number]
         state = stream_rows(
-            simulation,
-            likelihood,
-            inputs,
-            targets,
-            jnp.float32,
-            compensated=compensated,
+            simulation, likelihood, *rows, jnp.float32, compensated=compensated
         )
         assert float(state.count) == number
         assert int(state.num_skipped) == 0
-        of_mean[compensated], of_information[compensated] = errors(state, *reference)
+        found.append(errors(state, *closed_form(*rows)))
+    (of_mean, of_information), (plain_mean, plain_information) = found
     print(
-        f"\n1e6 rows in float32: compensated {of_mean[True]:.4f} standard errors, "
-        f"information {of_information[True]:.1e}; plain {of_mean[False]:.4f}, "
-        f"{of_information[False]:.1e}"
+        f"\n1e6 rows in float32: compensated {of_mean:.4f} standard errors, "
+        f"information {of_information:.1e}; plain, 2e5 rows: {plain_mean:.4f}, "
+        f"{plain_information:.1e}"
     )
-    assert of_mean[True] < 0.05
-    assert of_information[True] < 1e-6
-    assert of_information[False] > 1e-5
+    assert of_mean < 0.05
+    assert of_information < 1e-6
+    assert plain_information > 1e-5
 
 
 @pytest.mark.slow

@@ -67,8 +67,8 @@ def test_one_pass_ends_near_the_batch_fit(
     `randhie` has an indicator that is set in 1.5 % of its rows: in three of the rows
     that the warm start sees. Informations taken at its early estimates stay in the sum,
     so its standard error depends on the order: within 5 % in most orders, not in all.
-    `refine` takes every information anew. From a cold start one of the ten orders ends
-    nowhere: the indicator comes up when nothing but the prior holds its coefficient.
+    `refine` takes every information anew. A cold start can end anywhere: the indicator
+    may come up when nothing but the prior holds its coefficient.
     """
     inputs, targets = load(name)
     fit = sm.GLM(targets, inputs, family=family).fit(tol=1e-12)
