@@ -68,6 +68,7 @@ class FlowInfo(NamedTuple):
     log_likelihood: jax.Array  # () of the batch at the predicted mean: prequential
     log_evidence: jax.Array  # () increment
     step_size: jax.Array  # () of the last Newton step; 0: none decreased the objective
+    decrement: jax.Array  # () its squared length before halving, in posterior sd
     skipped: jax.Array  # () bool: the batch had a non-finite value, nothing moved
     missing: jax.Array  # () bool: all weights were zero, only the memory moved on
     memory: Any  # the memory's report
@@ -266,10 +267,10 @@ def fisher_flow(
         predicted = memory.predict(state.memory, belief_of(state), state.prior)
         start = _where(state.step > 0, predicted.mean, state.mean)
 
-        mean, site, belief, step_size = _absorb(
+        solution, site, belief = _absorb(
             state.prior, predicted, start, state.count > 0, batch, key, num_steps
         )
-        gain = _log_evidence(predicted, belief, site, mean, batch)
+        gain = _log_evidence(predicted, belief, batch)
         storage, belief, report = memory.remember(
             state.memory, belief, site, state.prior
         )
@@ -292,7 +293,8 @@ def fisher_flow(
         info = FlowInfo(
             log_likelihood(apply_fn, likelihood, predicted.mean, batch),
             jnp.where(sound, gain, jnp.zeros_like(gain)),
-            step_size,
+            solution.step_size,
+            solution.decrement,
             ~sound,
             ~jnp.any(batch.weights > 0),
             report,
@@ -344,14 +346,15 @@ def fisher_flow(
             at_origin = squares + 2 * vectors.dot(offset, shift)
             at_origin = at_origin - ops.quadratic_form(information, offset)
         site = Site(information, shift, meat, weight, residual, at_origin)
-        return mean, site, include(predicted, site, mean), solution.step_size
+        return solution, site, include(predicted, site, mean)
 
     def _log_unit_variance(outputs: jax.Array, targets: Any) -> jax.Array:
         del outputs
         assert likelihood.log_unit_variance is not None
         return likelihood.log_unit_variance(targets)
 
-    def _log_evidence(predicted, belief, site, mean, batch) -> jax.Array:
+    def _log_evidence(predicted, belief, batch) -> jax.Array:
+        mean = belief.mean
         before = ops.logdet(predicted.information, mean)
         after = ops.logdet(belief.information, mean)
         if estimates_dispersion:

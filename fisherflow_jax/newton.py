@@ -30,6 +30,7 @@ class Solution(NamedTuple):
 
     mean: PyTree
     step_size: jax.Array  # () of the last step; 0: no step decreased the objective
+    decrement: jax.Array  # () squared length of its direction, in posterior sd
     information: Any | None  # of the batch at the start, where one step was taken
 
 
@@ -53,10 +54,11 @@ def single_step(
     batch_information = curvature(start)
     pull = ops.matvec(information, optax.tree.sub(start, center))
     total = ops.add(batch_information, information)
-    direction = ops.solve(total, optax.tree.sub(score, pull))
+    gradient = optax.tree.sub(score, pull)
+    direction = ops.solve(total, gradient)
     mean = optax.tree.add(start, direction)
-    one = jnp.ones((), vectors.float_dtype(center))
-    return Solution(mean, one, batch_information)
+    decrement = vectors.dot(gradient, direction)
+    return Solution(mean, jnp.ones_like(decrement), decrement, batch_information)
 
 
 class _Search(NamedTuple):
@@ -130,4 +132,4 @@ def damped_newton(
     infinity = jnp.full((), jnp.inf, dtype)
     search = _Search(start, value, one, infinity, jnp.zeros((), jnp.int32))
     search = jax.lax.while_loop(unfinished, body, search)
-    return Solution(search.mean, search.step_size, None)
+    return Solution(search.mean, search.step_size, search.decrement, None)

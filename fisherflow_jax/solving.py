@@ -1,5 +1,6 @@
 """Before and after the stream: a first batch solved whole, a last global step."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from fisherflow_jax.memories.stationary import Stationary
 PyTree = Any
 
 _WARM_START_STEPS = 50
+_SHORT = 0.1  # posterior standard deviations
 
 
 def warm_start(flow: FisherFlow, state: FlowState, batch: Any) -> FlowState:
@@ -33,6 +35,9 @@ def warm_start(flow: FisherFlow, state: FlowState, batch: Any) -> FlowState:
     Returns:
       The state after the batch, as `flow.update` with at most 50 damped Newton steps
       gives it. Cost: an information and a gradient a step, about 5 to 10 in practice.
+
+    Warns:
+      UserWarning: outside jit, if the steps did not converge.
 
     Raises:
       ValueError: as `flow.update` does, outside jit also where the solution is not
@@ -58,7 +63,18 @@ def warm_start(flow: FisherFlow, state: FlowState, batch: Any) -> FlowState:
       Luo, Song, "Renewable estimation and incremental inference in generalized linear
       models with streaming data sets", 2020.
     """
-    return flow.update(state, batch, num_steps=_WARM_START_STEPS)[0]
+    after, info = flow.update(state, batch, num_steps=_WARM_START_STEPS)
+    members = getattr(info, "members", (info,))
+    for member in members:
+        length = jnp.sqrt(member.decrement)
+        if batches.is_concrete(length) and bool(length > _SHORT):
+            warnings.warn(
+                f"warm_start ended after {_WARM_START_STEPS} steps, the last of which "
+                f"was still {float(length):.1g} posterior standard deviations long; "
+                "start nearer to the solution, or with a larger prior precision.",
+                stacklevel=2,
+            )
+    return after
 
 
 def refine(flow: FisherFlow, state: FlowState, stored: Any) -> FlowState:

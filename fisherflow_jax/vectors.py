@@ -134,9 +134,9 @@ def key_data(key: Any) -> jax.Array | None:
     """A key given as int, typed key or key data, as key data (uint32)."""
     if key is None:
         return None
-    if isinstance(key, (int, np.integer)) and not isinstance(key, bool):
-        return jax.random.key_data(jax.random.key(int(key)))
     key = jnp.asarray(key)
+    if key.ndim == 0 and jnp.issubdtype(key.dtype, jnp.integer):  # a seed
+        key = jax.random.key(key)
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         return jax.random.key_data(key)
     if key.dtype != jnp.uint32:

@@ -88,7 +88,16 @@ def start(flow: ff.FisherFlow, key: Any = None) -> ff.FlowState:
     return flow.init(tree(np.zeros(3)), tree(ORIGIN), key)
 
 
-def batches(size: int = 4, likelihood: str = "gaussian", weights: Any = WEIGHTS) -> list:
+def start_with(prior_precision: Any, *names: str, **options: Any) -> ff.FlowState:
+    """The start of `flow(*names)` under another prior: only `init` knows the prior, so
+    that the compiled update of that flow will do."""
+    build = flow.__wrapped__
+    return start(build(*names, prior_precision=prior_precision, **options))
+
+
+def batches(
+    size: int = 4, likelihood: str = "gaussian", weights: Any = WEIGHTS
+) -> list:
     targets = LIKELIHOODS[likelihood][1]
     cuts = [slice(i, i + size) for i in range(0, len(targets), size)]
     return [(INPUTS[c], targets[c], weights[c]) for c in cuts]

@@ -15,7 +15,6 @@ from estimator_cases import MODELS, NAMED, STRUCTURES, WEIGHTS
 EXACT = {"rtol": 1e-9, "atol": 1e-11}
 FULL = ff.structures.full()
 every_model = pytest.mark.parametrize("model", MODELS, ids=repr)
-chunk_sizes = pytest.mark.parametrize("chunk_size", [None, 3])
 
 
 def run(factory, model, structure=FULL, weights=WEIGHTS, **options):
@@ -29,9 +28,8 @@ def run(factory, model, structure=FULL, weights=WEIGHTS, **options):
 
 
 @every_model
-@chunk_sizes
-def test_empirical_is_the_sum_of_squared_scores(model, chunk_size):
-    result = run(ff.estimators.empirical, model, chunk_size=chunk_size)
+def test_empirical_is_the_sum_of_squared_scores(model):
+    result = run(ff.estimators.empirical, model, chunk_size=3)
     scores = cases.scores(model.name)
     expected = np.einsum("n,nd,ne->de", WEIGHTS, scores, scores)
     np.testing.assert_allclose(result, expected, **EXACT)
@@ -68,10 +66,9 @@ def test_observed_is_minus_the_hessian(model):
 
 
 @pytest.mark.parametrize("name", ["scalar", "diagonal", "units", "groups", "full"])
-@chunk_sizes
-def test_observed_in_every_structure_that_can_hold_it(name, chunk_size):
+def test_observed_in_every_structure_that_can_hold_it(name):
     model = NAMED["categorical"]
-    result = run(ff.estimators.observed, model, STRUCTURES[name], chunk_size=chunk_size)
+    result = run(ff.estimators.observed, model, STRUCTURES[name], chunk_size=3)
     expected = cases.kept(name, hessian("categorical"))
     np.testing.assert_allclose(result, expected, **EXACT)
 

@@ -26,16 +26,14 @@ def run(model, structure, **options):
 
 
 @pytest.mark.parametrize("model", MODELS, ids=repr)
-@pytest.mark.parametrize("chunk_size", [None, 3])
-def test_every_likelihood(model, chunk_size):
-    result = run(model, FULL, chunk_size=chunk_size)
+def test_every_likelihood(model):
+    result = run(model, FULL)
     np.testing.assert_allclose(result, cases.fisher(model.name), **EXACT)
 
 
 @pytest.mark.parametrize("name", STRUCTURES)
-@pytest.mark.parametrize("chunk_size", [None, 3])
-def test_every_structure(name, chunk_size):
-    result = run(NAMED["categorical"], STRUCTURES[name], chunk_size=chunk_size)
+def test_every_structure_in_chunks(name):
+    result = run(NAMED["categorical"], STRUCTURES[name], chunk_size=3)
     expected = cases.kept(name, cases.fisher("categorical"))
     np.testing.assert_allclose(result, expected, **EXACT)
 

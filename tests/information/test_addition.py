@@ -24,7 +24,6 @@ REFUSED = [
     ("units", "block-names"),
     ("units", "low_rank-4"),
     ("block-names", "low_rank-4"),
-    ("block-names", "block-path"),
     ("compensated-scalar", "diagonal"),
     ("compensated-diagonal", "full"),
     ("compensated-units", "block-names"),

@@ -9,13 +9,13 @@ import pytest
 
 import fisherflow_jax as ff
 import structure_cases as cases
-from structure_cases import COMPENSATED, SIZE, STRUCTURES
+from structure_cases import CASES, COMPENSATED, SIZE, STRUCTURES
 
 VECTOR = np.random.default_rng(7).normal(size=SIZE)
 DAMPING = 0.3
 EXACT = {"rtol": 1e-10, "atol": 1e-11}
 
-every_case = pytest.mark.parametrize("case", STRUCTURES + COMPENSATED, ids=repr)
+every_case = pytest.mark.parametrize("case", CASES, ids=repr)
 
 
 def everything(information, vector, like):
@@ -34,8 +34,7 @@ def everything(information, vector, like):
         "inverse_diagonal": ops.inverse_diagonal(information, like),
         "to_dense": ops.to_dense(information, like),
         "quadratic_form": ops.quadratic_form(information, vector),
-        "twice": ops.to_dense(ops.scale(information, 2.0), like),
-        "halved": ops.to_dense(ops.scale(information, jnp.asarray(0.5)), like),
+        "scaled": ops.to_dense(ops.scale(information, 2.0), like),
     }
 
 
@@ -98,9 +97,8 @@ def test_quadratic_form(case):
 
 @every_case
 def test_scale(case):
-    result, dense = results(case), cases.matrix(case)
-    np.testing.assert_allclose(result["twice"], 2 * dense, **EXACT)
-    np.testing.assert_allclose(result["halved"], 0.5 * dense, **EXACT)
+    expected = 2 * cases.matrix(case)
+    np.testing.assert_allclose(results(case)["scaled"], expected, **EXACT)
 
 
 @every_case
@@ -113,7 +111,7 @@ def test_results_are_shaped_like_the_parameters(case):
         assert result[name].shape == ()
 
 
-@pytest.mark.parametrize("name", ["full", "low_rank-4"])
+@pytest.mark.parametrize("name", ["full"])
 def test_eager_gives_the_numbers_of_jit(name):
     case = cases.NAMED[name]
     eager = everything(cases.information(case), cases.tree(VECTOR), cases.PARAMS)
@@ -122,7 +120,7 @@ def test_eager_gives_the_numbers_of_jit(name):
     )
 
 
-@pytest.mark.parametrize("case", STRUCTURES[1:] + COMPENSATED[1:], ids=repr)
+@pytest.mark.parametrize("case", CASES[1:], ids=repr)
 def test_only_scalar_needs_a_template(case):
     without = jax.eval_shape(
         lambda information, vector: everything(information, vector, None),

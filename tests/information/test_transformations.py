@@ -11,10 +11,10 @@ import pytest
 import fisherflow_jax as ff
 import structure_cases as cases
 from fisherflow_jax.structures.compensated import compensate
-from structure_cases import COMPENSATED, NAMED, SIZE, STRUCTURES
+from structure_cases import CASES, NAMED, SIZE, STRUCTURES
 
 every_structure = pytest.mark.parametrize("case", STRUCTURES, ids=repr)
-every_case = pytest.mark.parametrize("case", STRUCTURES + COMPENSATED, ids=repr)
+every_case = pytest.mark.parametrize("case", CASES, ids=repr)
 
 
 def update(information, vector):

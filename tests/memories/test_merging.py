@@ -183,7 +183,9 @@ def test_exponential_workers_out_of_step_refuse():
     flow = flow_of("gaussian", "exponential", {})
     start, workers, _ = states_of("gaussian", "exponential", {})
     late = streams.run(flow, workers[0], [rows(PARTS[0], 0)])[-1]
-    with pytest.raises(ValueError, match=r"same number of updates; theirs are \[2, 3\]"):
+    with pytest.raises(
+        ValueError, match=r"same number of updates; theirs are \[2, 3\]"
+    ):
         ff.merge([workers[1], late], start)
 
 

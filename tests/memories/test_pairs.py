@@ -36,7 +36,7 @@ def test_supported_pairs_learn_and_stay_positive_definite(structure, memory):
         for mean in (first.prior.origin, state.mean)
     ]
     before, after = (streams.WEIGHTS @ e**2 for e in errors)
-    assert after < before / 2
+    assert after < 0.7 * before
 
 
 def _same_aval(value, like):
@@ -85,7 +85,7 @@ def test_one_block_of_all_and_all_directions_are_full(structure, memory):
 
 @pytest.mark.parametrize(
     ("structure", "num_steps"),
-    [("diagonal", 1), ("low_rank", 1)] + [(s, 4) for s in STRUCTURES],
+    [("scalar", 1), ("units", 1), ("diagonal", 4), ("full", 4), ("low_rank", 4)],
 )
 def test_information_times_mean_grows_by_the_shift_of_the_site(structure, num_steps):
     """`I theta = I^- theta^- + b` in any structure, after any number of steps.
@@ -137,4 +137,6 @@ def test_a_prior_richer_than_the_structure_is_kept_whole():
         squares = streams.WEIGHTS[rows] @ streams.INPUTS[rows] ** 2 / streams.SCALE**2
         expected = prior + np.diag(squares)
         np.testing.assert_allclose(streams.dense(states[-1].information), expected)
-        assert np.isfinite(streams.flat(ff.standard_error(states[-1], robust=True))).all()
+        assert np.isfinite(
+            streams.flat(ff.standard_error(states[-1], robust=True))
+        ).all()

@@ -159,7 +159,12 @@ def test_missing_batches_move_the_belief_also_before_any_data():
         ("block", 0.1, MOVE, "transition couples parameters of different blocks"),
         ("diagonal", MATRIX, None, "diagonal structure process_noise must be a number"),
         ("diagonal", 0.1, MOVE, "diagonal structure transition must be a number"),
-        ("scalar", {"level": 1.0, "slope": 2.0}, None, "scalar structure process_noise"),
+        (
+            "scalar",
+            {"level": 1.0, "slope": 2.0},
+            None,
+            "scalar structure process_noise",
+        ),
         ("scalar", 0.1, {"level": 1.0, "slope": 2.0}, "scalar structure transition"),
         ("full", np.eye(2), None, r"must be \(d, d\) = \(3, 3\)"),
         ("full", {"level": 1.0}, None, "process_noise must be a pytree prefix"),

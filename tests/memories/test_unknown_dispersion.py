@@ -91,21 +91,12 @@ def test_the_evidence_integrates_over_the_dispersion(memory, options):
 
 def test_evidence_compares_priors_exactly():
     """The differences of log-evidence are those of the closed-form integral."""
-    flows = [
-        ff.fisher_flow(
-            streams.linear,
-            ff.likelihoods.gaussian(scale=None),
-            structure=streams.STRUCTURES["full"],
-            memory=streams.MEMORIES["stationary"],
-            prior_precision=precision,
-            num_steps=1,
-        )
-        for precision in (0.05, 7.0)
-    ]
+    flow = streams.flow("full", "stationary", "unknown")
     # the closed form: a multivariate Student t of n - 0 degrees, prior 1 / dispersion
     values, expected = [], []
-    for flow, precision in zip(flows, (0.05, 7.0), strict=True):
-        state = streams.run(flow, streams.start(flow), streams.batches(12))[-1]
+    for precision in (0.05, 7.0):
+        state = streams.start_with(precision, "full", "stationary", "unknown")
+        state = streams.run(flow, state, streams.batches(4))[-1]
         values.append(float(state.log_evidence))
         often = streams.WEIGHTS.astype(int)
         inputs = np.repeat(streams.INPUTS, often, axis=0)
@@ -122,8 +113,9 @@ def test_evidence_compares_priors_exactly():
 
 @pytest.mark.parametrize("memory", ["stationary", "exponential", "windowed"])
 def test_under_a_diffuse_prior_the_dispersion_is_rss_over_n_minus_d(memory):
-    flow = streams.flow("full", memory, "unknown", prior_precision=1e-13)
-    state = streams.run(flow, streams.start(flow), streams.batches(4))[-1]
+    flow = streams.flow("full", memory, "unknown")
+    state = streams.start_with(1e-13, "full", memory, "unknown")
+    state = streams.run(flow, state, streams.batches(4))[-1]
     weights = streams.WEIGHTS * np.repeat(streams.memory_weights(memory, 5, 5)[1], 4)
     root = np.sqrt(weights)
     _, squares, _, _ = np.linalg.lstsq(
@@ -143,8 +135,9 @@ def test_under_a_diffuse_prior_the_dispersion_is_rss_over_n_minus_d(memory):
 
 def test_a_forgotten_prior_never_adds_degrees_of_freedom():
     """Without a floor the belief may hold less than the prior once did."""
-    flow = streams.flow("full", "unfloored", "unknown", prior_precision=50.0)
-    state = streams.run(flow, streams.start(flow), streams.batches(4))[-1]
+    flow = streams.flow("full", "unfloored", "unknown")
+    state = streams.start_with(50.0, "full", "unfloored", "unknown")
+    state = streams.run(flow, state, streams.batches(4))[-1]
     assert np.trace(np.linalg.inv(streams.dense(state.information))) * 50.0 > 3
     np.testing.assert_allclose(state.degrees_of_freedom, state.count)
 

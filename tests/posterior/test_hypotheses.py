@@ -1,5 +1,7 @@
 """Functions of the parameters: their pytrees, shapes, errors and refusals."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,7 @@ import structure_cases as cases
 from structure_cases import DENSE_PARTS, STRUCTURES
 
 MEAN = np.linspace(-1.0, 2.0, cases.SIZE)
-FEW = [c for c in STRUCTURES if c.name in ("scalar", "diagonal", "full", "low_rank-4")]
+FEW = [c for c in STRUCTURES if c.name in ("scalar", "full", "low_rank-4")]
 
 
 def nonlinear(params):
@@ -20,11 +22,14 @@ def nonlinear(params):
     return jnp.sin(a) * params["deep"][0] + b * params["deep"][1]
 
 
+@functools.cache
 def jacobian():
+    @jax.jit
+    @jax.jacfwd
     def of_flat(flat):
         return nonlinear(cases.tree(flat)).reshape(-1)
 
-    return np.asarray(jax.jacfwd(of_flat)(jnp.asarray(MEAN)))
+    return np.asarray(of_flat(jnp.asarray(MEAN)))
 
 
 @pytest.fixture
@@ -48,7 +53,7 @@ def test_delta_method_of_every_structure(belief, case):
     np.testing.assert_allclose(result.upper, value + reach, rtol=1e-9)
 
 
-@pytest.mark.parametrize("case", [DENSE_PARTS[0], DENSE_PARTS[-1]], ids=repr)
+@pytest.mark.parametrize("case", [DENSE_PARTS[-1]], ids=repr)
 def test_robust(belief, case):
     state = belief(
         cases.tree(MEAN), cases.information(case), cases.information(case, seed=1)
@@ -56,7 +61,7 @@ def test_robust(belief, case):
     inverse, gradients = np.linalg.inv(cases.matrix(case)), jacobian()
     sandwich = inverse @ cases.matrix(case, seed=1) @ inverse
     covariance = gradients @ sandwich @ gradients.T
-    result = ff.delta_method(state, nonlinear, robust=True)
+    result = jax.jit(lambda s: ff.delta_method(s, nonlinear, robust=True))(state)
     error = np.sqrt(np.diag(covariance)).reshape(2, 2)
     np.testing.assert_allclose(result.standard_error, error, rtol=1e-9)
     test = ff.wald_test(state, nonlinear, np.ones((2, 2)), robust=True)
@@ -67,12 +72,12 @@ def test_robust(belief, case):
 
 
 def test_delta_method_of_all_parameters_is_the_interval(state):
-    result = ff.delta_method(state, lambda params: params)
-    lower, upper = ff.confidence_interval(state)
+    result = jax.jit(lambda s: ff.delta_method(s, lambda params: params))(state)
+    lower, upper = jax.jit(ff.confidence_interval)(state)
     shapes = jax.tree.map(jnp.shape, state.mean)
     for field in result:
         assert jax.tree.map(jnp.shape, field) == shapes
-    error = ff.standard_error(state)
+    error = jax.jit(ff.standard_error)(state)
     np.testing.assert_allclose(cases.flat(result.standard_error), cases.flat(error))
     np.testing.assert_allclose(cases.flat(result.lower), cases.flat(lower), rtol=1e-9)
     np.testing.assert_allclose(cases.flat(result.upper), cases.flat(upper), rtol=1e-9)
@@ -82,8 +87,12 @@ def test_transform_maps_the_interval(state):
     def function(params):
         return params["deep"]
 
-    plain = ff.delta_method(state, function)
-    moved = ff.delta_method(state, function, transform=jax.nn.sigmoid)
+    @jax.jit
+    def plain_and_moved(state):
+        plain = ff.delta_method(state, function)
+        return plain, ff.delta_method(state, function, transform=jax.nn.sigmoid)
+
+    plain, moved = plain_and_moved(state)
     for name in ("estimate", "lower", "upper"):
         expected = jax.tree.map(jax.nn.sigmoid, getattr(plain, name))
         jax.tree.map(np.testing.assert_allclose, getattr(moved, name), expected)

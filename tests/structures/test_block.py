@@ -31,6 +31,15 @@ def test_one_name_for_all_is_the_full_structure(partition):
     np.testing.assert_allclose(result, cases.dense(full), rtol=1e-14, atol=0)
 
 
+def test_a_function_of_the_path_may_share_names_across_subtrees():
+    def partition(path):
+        return "last" if path == "['deep'][1]" or "kernel" in path else "first"
+
+    groups = [[0, 1, 2, 3, 4, 5, 6], [7, 8, 9, 10, 11, 12, 13, 14]]
+    expected = cases.only(groups)(VECTORS.T @ VECTORS)
+    np.testing.assert_allclose(reduce(partition), expected, rtol=1e-12)
+
+
 def test_a_function_sees_the_paths_of_keystr():
     paths = []
     structure = ff.structures.block(lambda path: paths.append(path) or path)
@@ -65,6 +74,15 @@ def test_memory_is_the_sum_of_the_squared_blocks():
     assert numbers(None) == 3 * 2**2 + 3 * 1 + 2 * 3**2
     assert numbers({"conv": "a", "deep": "b", "kernel": "c"}) == 6**2 + 3**2 + 6**2
     assert numbers("all") == SIZE**2
+
+
+def test_blocks_of_different_partitions_do_not_add():
+    one, other = (
+        ff.structures.block(p).isotropic(cases.PARAMS, 1.0)
+        for p in ("all", lambda path: path)
+    )
+    with pytest.raises(TypeError, match="add only when their partitions agree"):
+        ff.information.add(one, other)
 
 
 @pytest.mark.parametrize(

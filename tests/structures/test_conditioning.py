@@ -17,7 +17,7 @@ SCALES = np.random.default_rng(8).permutation(np.geomspace(1e-3, 1e3, SIZE))
 VECTOR = np.random.default_rng(6).normal(size=SIZE)
 PRECISION = {"float64": 1e-12, "float32": 1e-4}
 
-every_case = pytest.mark.parametrize("name", ["units", "block-path", "full"])
+every_case = pytest.mark.parametrize("name", ["units", "full"])
 both_types = pytest.mark.parametrize("dtype", PRECISION)
 
 
@@ -87,11 +87,17 @@ def test_draws_are_those_of_the_well_conditioned_problem(name, dtype):
     assert abs(np.mean(whitened**2) - 1) < 4 * np.sqrt(2 / whitened.size)
 
 
-@pytest.mark.parametrize("name", ["units", "block-path", "full"])
+@pytest.mark.parametrize("name", ["units", "full"])
 def test_what_is_not_positive_definite_gives_nan_and_not_a_number(name):
     matrix = np.diag(np.where(np.arange(SIZE) == 9, -1.0, 1.0))
     full = ff.structures.Full(cases.tree(matrix))
-    information = NAMED[name].structure.from_full(full)
-    solved = cases.flat(ff.information.solve(information, cases.tree(np.ones(SIZE))))
-    assert np.isnan(solved[9])
-    assert np.isnan(ff.information.logdet(information))
+
+    @jax.jit
+    def run(full, vector):
+        information = NAMED[name].structure.from_full(full)
+        solved = ff.information.solve(information, vector)
+        return solved, ff.information.logdet(information)
+
+    solved, logdet = run(full, cases.tree(np.ones(SIZE)))
+    assert np.isnan(cases.flat(solved)[9])
+    assert np.isnan(logdet)

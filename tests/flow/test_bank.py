@@ -1,0 +1,142 @@
+"""A bank's weights are those of dynamic model averaging, by hand."""
+
+import jax
+import numpy as np
+import pytest
+import streams
+from scipy import stats
+
+import fisherflow_jax as ff
+
+DECAYS = (0.5, 0.8, 0.99)
+
+
+def member(decay=None, prior_precision=0.3):
+    memory = ff.memories.stationary() if decay is None else None
+    return ff.fisher_flow(
+        lambda params, x: x * params,
+        ff.likelihoods.gaussian(),
+        structure=ff.structures.diagonal(),
+        memory=memory or ff.memories.exponential(decay),
+        prior_precision=prior_precision,
+        num_steps=1,
+    )
+
+
+MEMBERS = [member(decay) for decay in DECAYS]
+PRIORS = [member(prior_precision=precision) for precision in (0.01, 1.0)]
+
+
+def drifting(seed=0, number=60, size=5):
+    """A level that wanders, seen through noise."""
+    rng = np.random.default_rng(seed)
+    levels = np.cumsum(0.6 * rng.normal(size=number))
+    targets = levels[:, None] + rng.normal(size=(number, size))
+    return levels, (np.ones((number, size)), targets)
+
+
+def test_the_weights_follow_the_recursion():
+    bank = ff.bank(MEMBERS, forgetting=0.9)
+    state = bank.init(np.float64(0))
+    weights = np.full(3, 1 / 3)
+    members = [flow.init(np.float64(0)) for flow in MEMBERS]
+    _, (inputs, targets) = drifting()
+    for batch in zip(inputs[:8], targets[:8], strict=True):
+        gains = []
+        for index, flow in enumerate(MEMBERS):
+            members[index], info = flow.update(members[index], batch)
+            gains.append(float(info.log_evidence))
+        state, info = bank.update(state, batch)
+        faded = weights**0.9 / np.sum(weights**0.9)
+        joint = faded * np.exp(gains)
+        np.testing.assert_allclose(info.log_evidence, np.log(joint.sum()), rtol=1e-10)
+        weights = joint / joint.sum()
+        np.testing.assert_allclose(state.weights, weights, rtol=1e-10)
+        means = np.array([m.mean for m in members])
+        np.testing.assert_allclose(state.mean, weights @ means, rtol=1e-10)
+        variances = np.array([1 / m.information.entries for m in members])
+        spread = weights @ (variances + (means - weights @ means) ** 2)
+        np.testing.assert_allclose(ff.standard_error(state), np.sqrt(spread))
+
+
+def test_without_forgetting_the_weights_are_posterior_probabilities():
+    bank = ff.bank(PRIORS, forgetting=1.0)
+    _, (inputs, targets) = drifting(number=6)
+    state, _ = jax.lax.scan(bank.update, bank.init(np.float64(0)), (inputs, targets))
+    densities = [
+        stats.multivariate_normal.logpdf(
+            targets.ravel(), cov=np.eye(30) + np.ones((30, 30)) / precision
+        )
+        for precision in (0.01, 1.0)
+    ]
+    odds = np.exp(densities[1] - densities[0])
+    np.testing.assert_allclose(state.weights[1], odds / (1 + odds), rtol=1e-9)
+
+
+def test_a_bad_batch_moves_nobody():
+    bank = ff.bank(PRIORS)
+    update = jax.jit(bank.update)
+    good = np.ones(5), np.arange(5.0)
+    state, _ = update(bank.init(np.float64(0)), good)
+    after, info = update(state, (np.full(5, np.nan), good[1]))
+    assert info.skipped and info.log_evidence == 0
+    assert all(m.num_skipped == 1 for m in after.members)
+    same = [m._replace(num_skipped=0 * m.step) for m in after.members]
+    jax.tree.map(
+        np.testing.assert_array_equal, after._replace(members=tuple(same)), state
+    )
+
+
+def test_a_batch_that_one_member_cannot_take_moves_nobody():
+    """The second member's model overflows where the first one's is fine."""
+
+    def build(power):
+        return ff.fisher_flow(
+            lambda params, x: x**power * params,
+            ff.likelihoods.gaussian(),
+            structure=ff.structures.diagonal(),
+            memory=ff.memories.stationary(),
+            num_steps=1,
+        )
+
+    bank = ff.bank([build(1), build(5)])
+    state = bank.init(np.float64(0))
+    after, info = jax.jit(bank.update)(state, (np.full(2, 1e40), np.ones(2)))
+    assert info.skipped
+    assert [bool(i.skipped) for i in info.members] == [False, True]
+    assert [int(m.step) for m in after.members] == [0, 0]
+    assert [int(m.num_skipped) for m in after.members] == [1, 1]
+
+
+def test_it_follows_drift_better_than_its_worst_member():
+    bank = ff.bank(MEMBERS)
+
+    drifts = [drifting(seed) for seed in range(3)]
+    levels, batches = jax.tree.map(lambda *x: np.stack(x), *drifts)
+
+    def means(flow, batches):
+        def step(state, batch):
+            state, _ = flow.update(state, batch)
+            return state, state.mean
+
+        return jax.lax.scan(step, flow.init(np.float64(0)), batches)[1]
+
+    mixed, *alone = (
+        np.mean(
+            (jax.vmap(lambda b, f=flow: means(f, b))(batches) - levels)[:, 10:] ** 2
+        )
+        for flow in (bank, *MEMBERS)
+    )
+    assert mixed < 0.5 * max(alone)
+    assert mixed < 1.2 * min(alone)
+
+
+@pytest.mark.parametrize("forgetting", [0.0, -1.0, 1.01, float("nan")])
+def test_forgetting_lies_between_0_and_1(forgetting):
+    with pytest.raises(ValueError, match=r"forgetting must be in \(0, 1\]"):
+        ff.bank(MEMBERS, forgetting=forgetting)
+
+
+def test_a_bank_has_members():
+    with pytest.raises(ValueError, match="at least one flow"):
+        ff.bank([])

@@ -1,0 +1,103 @@
+"""The mean loss: its value, gradient and Hessian, weights, types and checks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+import scipy.stats
+
+import estimator_cases as cases
+import fisherflow_jax as ff
+from estimator_cases import MODELS, NAMED, WEIGHTS
+
+POISSON = ff.negative_log_likelihood(
+    lambda params, x: x @ params, ff.likelihoods.poisson()
+)
+X = cases.draw(7, 2, seed=1)
+COUNTS = np.array([0.0, 3, 1, 0, 2, 1, 5])
+PARAMS = np.array([0.4, -0.7])
+
+
+def poisson_terms():
+    return -scipy.stats.poisson.logpmf(COUNTS, np.exp(X @ PARAMS))
+
+
+def test_the_mean_over_examples():
+    loss = jax.jit(POISSON)(PARAMS, (X, COUNTS))
+    np.testing.assert_allclose(loss, poisson_terms().mean(), rtol=1e-12)
+
+
+def test_the_weighted_mean():
+    loss = jax.jit(POISSON)(PARAMS, (X, COUNTS, WEIGHTS))
+    expected = WEIGHTS @ poisson_terms() / WEIGHTS.sum()
+    np.testing.assert_allclose(loss, expected, rtol=1e-12)
+
+
+def test_the_targets_of_one_example_are_summed():
+    model = NAMED["tokens"]
+    loss = ff.negative_log_likelihood(model.apply_fn, model.likelihood)
+    logits = np.asarray(model.apply_fn(model.params, model.inputs))
+    log_p = scipy.special.log_softmax(logits, axis=-1)
+    picked = np.take_along_axis(log_p, model.targets[..., None], -1)[..., 0]
+    found = jax.jit(loss)(model.params, model.batch)
+    np.testing.assert_allclose(found, -picked.sum(1).mean(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("model", MODELS, ids=repr)
+def test_the_gradient_is_minus_the_mean_score(model):
+    loss = ff.negative_log_likelihood(model.apply_fn, model.likelihood)
+    gradient = jax.jit(jax.grad(loss))(model.params, (*model.batch, WEIGHTS))
+    flat = np.concatenate([np.ravel(x) for x in jax.tree.leaves(gradient)])
+    expected = -WEIGHTS @ cases.scores(model.name) / WEIGHTS.sum()
+    np.testing.assert_allclose(flat, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_the_hessian_is_the_mean_information_of_a_canonical_model():
+    hessian = jax.jit(jax.hessian(POISSON))(PARAMS, (X, COUNTS, WEIGHTS))
+    estimator = ff.estimators.exact(
+        lambda params, x: x @ params, ff.likelihoods.poisson(), ff.structures.full()
+    )
+    information = jax.jit(estimator)(PARAMS, (X, None, WEIGHTS))
+    np.testing.assert_allclose(hessian, information.rows / WEIGHTS.sum(), rtol=1e-10)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_rows_of_weight_zero_may_hold_anything(bad):
+    x, y = X.copy(), COUNTS.copy()
+    x[WEIGHTS == 0], y[WEIGHTS == 0] = bad, bad
+    both = jax.jit(jax.value_and_grad(POISSON))
+    value, gradient = both(PARAMS, (x, y, WEIGHTS))
+    expected_value, expected_gradient = both(PARAMS, (X, COUNTS, WEIGHTS))
+    np.testing.assert_allclose(value, expected_value, rtol=1e-12)
+    np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-12)
+
+
+def test_bfloat16_outputs_are_summed_in_float32():
+    params, x = jnp.asarray(PARAMS, jnp.bfloat16), jnp.asarray(X, jnp.bfloat16)
+    loss, gradient = jax.jit(jax.value_and_grad(POISSON))(params, (x, COUNTS))
+    assert loss.dtype == jnp.float32
+    assert gradient.dtype == jnp.bfloat16
+    np.testing.assert_allclose(loss, poisson_terms().mean(), rtol=0.03)
+
+
+def test_integer_targets_are_taken_as_they_are():
+    exact = jax.jit(POISSON)(PARAMS, (X, COUNTS.astype(np.int32)))
+    np.testing.assert_allclose(exact, poisson_terms().mean(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("bad", [-1.0, np.nan])
+def test_weights_that_are_none_do_not_pass_silently_under_jit(bad):
+    weights = np.where(np.arange(7) == 3, bad, 1.0)
+    assert np.isnan(jax.jit(POISSON)(PARAMS, (X, COUNTS, weights)))
+    with pytest.raises(ValueError, match="weights must be finite and not negative"):
+        POISSON(PARAMS, (X, COUNTS, weights))
+
+
+def test_what_does_not_fit_is_explained():
+    with pytest.raises(ValueError, match="needs targets; the batch's are None"):
+        POISSON(PARAMS, (X, None))
+    with pytest.raises(ValueError, match=r"drop it \(targets\[\.\.\., 0\]\)"):
+        POISSON(PARAMS, (X, COUNTS[:, None]))
+    with pytest.raises(ValueError, match="must agree in their leading axis"):
+        POISSON(PARAMS, (X, COUNTS[:3]))
