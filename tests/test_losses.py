@@ -9,7 +9,7 @@ import scipy.stats
 
 import estimator_cases as cases
 import fisherflow_jax as ff
-from estimator_cases import MODELS, NAMED, WEIGHTS
+from estimator_cases import NAMED, WEIGHTS
 
 POISSON = ff.negative_log_likelihood(
     lambda params, x: x @ params, ff.likelihoods.poisson()
@@ -44,8 +44,9 @@ def test_the_targets_of_one_example_are_summed():
     np.testing.assert_allclose(found, -picked.sum(1).mean(), rtol=1e-12)
 
 
-@pytest.mark.parametrize("model", MODELS, ids=repr)
-def test_the_gradient_is_minus_the_mean_score(model):
+@pytest.mark.parametrize("name", ["tokens", "location_scale", "poisson"])
+def test_the_gradient_is_minus_the_mean_score(name):
+    model = NAMED[name]
     loss = ff.negative_log_likelihood(model.apply_fn, model.likelihood)
     gradient = jax.jit(jax.grad(loss))(model.params, (*model.batch, WEIGHTS))
     flat = np.concatenate([np.ravel(x) for x in jax.tree.leaves(gradient)])

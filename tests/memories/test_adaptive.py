@@ -25,7 +25,7 @@ def batch_of(index):
 
 
 @functools.cache
-def run(likelihood):
+def run(likelihood, robust=False):
     flow = ff.fisher_flow(
         streams.linear,
         streams.LIKELIHOODS[likelihood][0],
@@ -33,7 +33,7 @@ def run(likelihood):
         memory=ff.memories.adaptive(RUN_LENGTH, size=SIZE, guard=GUARD),
         prior_precision=streams.PRECISION,
         num_steps=1,
-        robust=True,
+        robust=robust,
     )
     state, results = streams.start(flow), []
     for index in range(14):
@@ -68,11 +68,22 @@ def wald(width, last, segment, likelihood):
     return value * ((last - segment + 1) * ROWS - 3) / squares
 
 
+def sandwich_wald(width, last, meat):
+    new, new_information, _ = least_squares(last - width + 1, last, 0, streams.SCALE)
+    old, old_information, _ = least_squares(0, last - width, 1, streams.SCALE)
+    share = width / (last + 1)
+    covariance = np.zeros((3, 3))
+    for information, part in ((new_information, share), (old_information, 1 - share)):
+        inverse = np.linalg.inv(information)
+        covariance += part * inverse @ meat @ inverse
+    return (new - old) @ np.linalg.solve(covariance, new - old)
+
+
 @pytest.mark.parametrize("likelihood", ["gaussian", "unknown"])
 def test_the_statistic_is_the_largest_two_sample_wald_statistic(likelihood):
     for last, (_, info) in enumerate(run(likelihood)):
         widths = [w for w in (1, 2, 4) if w <= last + 1 - GUARD]
-        expected = max((wald(w, last, 0, likelihood) for w in widths), default=0.0)
+        expected = max((wald(w, last, 0, likelihood) for w in widths), default=np.nan)
         np.testing.assert_allclose(info.memory.statistic, expected, rtol=1e-9)
         if info.memory.alarm:
             break
@@ -108,9 +119,16 @@ def test_after_an_alarm_the_belief_is_the_fit_since_the_change(likelihood):
     assert segment == CHANGE
 
 
-def test_after_an_alarm_the_meat_is_that_of_what_is_kept():
-    states = [state for state, _ in run("gaussian")]
-    alarm = next(i for i, (_, info) in enumerate(run("gaussian")) if info.memory.alarm)
+def test_robust_statistics_and_the_meat_that_is_kept():
+    states = [state for state, _ in run("gaussian", robust=True)]
+    infos = [info for _, info in run("gaussian", robust=True)]
+    alarm = next(i for i, info in enumerate(infos) if info.memory.alarm)
+    # before any cut, of window and rest: sandwiches with shares of one middle
+    for last in range(GUARD, alarm):
+        widths = [w for w in (1, 2, 4) if w <= last + 1 - GUARD]
+        meat = streams.dense(states[last].meat)
+        expected = max(sandwich_wald(w, last, meat) for w in widths)
+        np.testing.assert_allclose(infos[last].memory.statistic, expected, rtol=1e-9)
     spread = np.zeros((3, 3))
     for index in range(CHANGE, 14):
         inputs, targets = batch_of(index)
@@ -127,7 +145,8 @@ def test_after_an_alarm_the_guard_counts_from_the_change():
     for last in range(alarm + 1, 14):
         length = last - CHANGE + 1
         widths = [w for w in (1, 2, 4) if w <= length - GUARD]
-        expected = max((wald(w, last, CHANGE, "gaussian") for w in widths), default=0.0)
+        values = [wald(w, last, CHANGE, "gaussian") for w in widths]
+        expected = max(values, default=np.nan)
         np.testing.assert_allclose(
             results[last][1].memory.statistic, expected, rtol=1e-9
         )

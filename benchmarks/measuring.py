@@ -1,0 +1,100 @@
+"""What the benchmarks share: the machine's description, timing side by side, tables."""
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from typing import Any, NamedTuple
+
+import jax
+
+# A call shorter than this is timed as the mean of several calls in a row.
+_SHORTEST_SECONDS = 0.02
+
+
+def describe_machine(packages: Sequence[str]) -> str:
+    """Cores, load, device and versions: what a reader needs to judge the times."""
+    device = jax.devices()[0]
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    load = f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
+    versions = ", ".join(f"{name} {version(name)}" for name in packages)
+    return (
+        f"machine: {platform.system()} {platform.machine()}, {cores} cores, "
+        f"load average {load}\n"
+        f"device:  {device.platform}, {device.device_kind}\n"
+        f"python {platform.python_version()}, {versions}"
+    )
+
+
+class Timing(NamedTuple):
+    """How long a function took, and what it returned."""
+
+    first: float  # seconds of the first call, compilation included
+    seconds: list[float]  # of each later round
+    outputs: list[Any]  # of the first call and of each later round
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    @property
+    def spread(self) -> str:
+        return f"{seconds(min(self.seconds))}-{seconds(max(self.seconds))}"
+
+
+def measure(
+    functions: Mapping[str, Callable[[int], Any]], rounds: Mapping[str, int]
+) -> dict[str, Timing]:
+    """Times `function(round)` for all functions in turn, round by round.
+
+    Taking turns spreads the noise of a shared machine over all of them.
+    """
+    timings = {}
+    for name, function in functions.items():
+        elapsed, output = _time(function, 0, 1)
+        timings[name] = Timing(elapsed, [], [output])
+    calls = {}
+    for name, function in functions.items():
+        elapsed, _ = _time(function, 0, 1) if rounds[name] > 3 else (1.0, None)
+        calls[name] = max(1, min(1000, int(_SHORTEST_SECONDS / elapsed)))
+    for number in range(1, max(rounds.values()) + 1):
+        for name, function in functions.items():
+            if number <= rounds[name]:
+                elapsed, output = _time(function, number, calls[name])
+                timings[name].seconds.append(elapsed)
+                timings[name].outputs.append(output)
+    return timings
+
+
+def _time(function: Callable[[int], Any], number: int, calls: int) -> tuple[float, Any]:
+    start = time.perf_counter()
+    for _ in range(calls):
+        output = jax.block_until_ready(function(number))
+    return (time.perf_counter() - start) / calls, output
+
+
+def seconds(value: float) -> str:
+    """A duration to about three digits, with its unit."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value / 1e-6:.3g} us"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Plain text, the first column left and the others right aligned."""
+    lines = [header, *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+
+    def text(line: Sequence[str]) -> str:
+        cells = [line[0].ljust(widths[0])]
+        cells += [c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True)]
+        return "  ".join(cells).rstrip()
+
+    rule = "-" * len(text(header).ljust(sum(widths) + 2 * (len(widths) - 1)))
+    return "\n".join([text(header), rule, *map(text, rows)])

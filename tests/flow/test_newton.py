@@ -1,0 +1,53 @@
+"""The search for an update's solution."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fisherflow_jax as ff
+
+
+def counts(num_steps, **options):
+    return ff.fisher_flow(
+        lambda params, x: x * params,
+        ff.likelihoods.poisson(),
+        structure=ff.structures.full(),
+        memory=ff.memories.stationary(),
+        prior_precision=1e-4,
+        num_steps=num_steps,
+        **options,
+    )
+
+
+ONE_COUNT = (jnp.ones(1), jnp.array([5.0]))
+
+
+def test_a_direction_thousands_of_times_too_long_is_shortened_enough():
+    # where the rate was tiny, a count of five sends Newton's step to infinity
+    state, info = counts(20).update(counts(20).init(jnp.array(-20.0)), ONE_COUNT)
+    np.testing.assert_allclose(jnp.exp(state.mean), 5.0, rtol=1e-2)
+    assert float(info.decrement) < 1e-6
+
+
+def test_an_unfinished_search_is_reported():
+    flow = counts(2)
+    _, info = flow.update(flow.init(jnp.array(-20.0)), ONE_COUNT)
+    assert float(info.decrement) > 1.0
+
+
+def test_a_warm_start_that_does_not_converge_warns():
+    # on a diagonal, strongly correlated regressors are approached step by small step
+    rows = jax.random.normal(jax.random.key(0), (200, 1)) + 1e-3 * jax.random.normal(
+        jax.random.key(1), (200, 8)
+    )
+    flow = ff.fisher_flow(
+        lambda params, x: x @ params,
+        ff.likelihoods.gaussian(1e-3),
+        structure=ff.structures.diagonal(),
+        memory=ff.memories.stationary(),
+        prior_precision=1e-6,
+    )
+    targets = rows @ jnp.arange(8.0)
+    with pytest.warns(UserWarning, match="warm_start ended after 50 steps"):
+        ff.warm_start(flow, flow.init(jnp.zeros(8)), (rows, targets))
