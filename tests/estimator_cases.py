@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 import fisherflow_jax as ff
 
 COUNT = 7  # no multiple of the chunk sizes that are tried
-WEIGHTS = np.array([1.0, 0.0, 2.5, 1.0, 0.0, 2.0, 0.5])
+WEIGHTS = np.array([1.0, 0.0, 2.5, 1.0, 0.0, 2.0, 0.25])
 
 
 class Model(NamedTuple):

@@ -3,9 +3,9 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import streams
 
 import fisherflow_jax as ff
+import streams
 
 FLOW = streams.flow()
 BATCH = streams.batches(4)[0]

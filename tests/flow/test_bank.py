@@ -3,7 +3,6 @@
 import jax
 import numpy as np
 import pytest
-import streams
 from scipy import stats
 
 import fisherflow_jax as ff

@@ -5,9 +5,9 @@ import functools
 import jax
 import numpy as np
 import pytest
-import streams
 
 import fisherflow_jax as ff
+import streams
 
 
 @functools.cache
@@ -72,7 +72,9 @@ def test_draws_average_to_the_exact_information():
 
 
 def test_without_a_key_init_says_that_one_is_needed():
-    with pytest.raises(ValueError, match="monte_carlo draws at random: give flow.init"):
+    with pytest.raises(
+        ValueError, match=r"monte_carlo draws at random: give flow.init"
+    ):
         drawing().init(streams.tree(np.zeros(3)))
 
 
@@ -86,7 +88,9 @@ def test_a_likelihood_whose_root_is_sampled_needs_a_key_too():
         structure=ff.structures.diagonal(),
         memory=ff.memories.stationary(),
     )
-    with pytest.raises(ValueError, match="exact draws at random: give flow.init a key"):
+    with pytest.raises(
+        ValueError, match=r"exact draws at random: give flow.init a key"
+    ):
         flow.init(streams.tree(np.zeros(3)))
 
 
@@ -95,7 +99,9 @@ def test_where_nothing_is_drawn_no_key_is_kept():
 
 
 def test_what_is_no_key_is_refused():
-    with pytest.raises(ValueError, match="key must be an int, a key of jax.random.key"):
+    with pytest.raises(
+        ValueError, match=r"key must be an int, a key of jax.random.key"
+    ):
         streams.start(drawing(), np.zeros(2))
 
 

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import streams
 
 import fisherflow_jax as ff
+import streams
 
 ENTRIES = np.array([0.5, 2.0, 4.0])
 MATRIX = np.array([[2.0, 0.3, 0.0], [0.3, 1.0, 0.5], [0.0, 0.5, 3.0]])

@@ -3,9 +3,9 @@
 import jax
 import numpy as np
 import pytest
-import streams
 
 import fisherflow_jax as ff
+import streams
 
 STEPS = {"num_steps": 4, "robust": True}
 

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import streams
 
 import fisherflow_jax as ff
+import streams
 
 TARGETS = {"bernoulli": streams.LABELS, "poisson": streams.COUNTS}
 

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import streams
 
 import fisherflow_jax as ff
+import streams
 
 OPTIONS = {"num_steps": 4, "robust": True}
 BATCHES = streams.batches(8, "bernoulli")

@@ -4,10 +4,10 @@ import functools
 
 import numpy as np
 import pytest
-import streams
 from scipy import stats
 
 import fisherflow_jax as ff
+import streams
 
 SIZE, GUARD, RUN_LENGTH, CHANGE = 4, 3, 100.0, 9
 ROWS = 8  # a batch, more than 2 d

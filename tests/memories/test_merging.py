@@ -5,9 +5,9 @@ import functools
 import jax
 import numpy as np
 import pytest
-import streams
 
 import fisherflow_jax as ff
+import streams
 
 CASES = [
     ("gaussian", "stationary", {}),

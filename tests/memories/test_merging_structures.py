@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-import streams
 
 import fisherflow_jax as ff
+import streams
 
 
 def work(structure):

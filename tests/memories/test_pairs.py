@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import streams
 
 import fisherflow_jax as ff
+import streams
 
 STRUCTURES = ["scalar", "diagonal", "units", "full", "low_rank"]
 MEMORIES = ["stationary", "exponential", "windowed", "random_walk", "adaptive"]

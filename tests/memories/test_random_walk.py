@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-import streams
 
 import fisherflow_jax as ff
+import streams
 
 _root = np.random.default_rng(3).normal(size=(3, 3))
 MATRIX = 0.1 * _root @ _root.T

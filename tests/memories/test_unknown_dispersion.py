@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-import streams
 from scipy import integrate, stats
 
 import fisherflow_jax as ff
+import streams
 
 CASES = [
     ("stationary", {}),

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import streams
 
 import fisherflow_jax as ff
+import streams
 
 NOISE = 0.1 * np.array([[1.0, 0.3, 0.0], [0.3, 1.0, 0.0], [0.0, 0.0, 0.5]])
 MOVE = np.array([[0.9, 0.2, 0.0], [-0.1, 1.0, 0.3], [0.0, 0.1, 0.8]])

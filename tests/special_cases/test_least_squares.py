@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-import streams
 from scipy import stats
 
 import fisherflow_jax as ff
+import streams
 
 
 def build(memory, prior_precision, scale=1.0):
@@ -75,3 +75,20 @@ def test_the_bayesian_posterior_and_its_intervals():
     np.testing.assert_allclose(streams.flat(upper), expected[1], rtol=1e-9)
     evidence = stats.multivariate_normal.logpdf(error, cov=joint)
     np.testing.assert_allclose(state.log_evidence, evidence, rtol=1e-10)
+
+
+def test_a_running_mean_and_its_standard_error():
+    values = streams.TARGETS
+    flow = ff.fisher_flow(
+        lambda params, x: x * params,
+        ff.likelihoods.gaussian(scale=None),
+        structure=ff.structures.scalar(),
+        memory=ff.memories.stationary(),
+        prior_precision=1e-10,
+    )
+    state = flow.init(np.float64(0))
+    for count, value in enumerate(values, start=1):
+        state, _ = flow.update(state, (np.ones(1), value[None]))
+        np.testing.assert_allclose(state.mean, values[:count].mean(), rtol=1e-8)
+    error = values.std(ddof=1) / np.sqrt(len(values))
+    np.testing.assert_allclose(ff.standard_error(state), error, rtol=1e-8)
