@@ -89,7 +89,7 @@ def sums(theta: jax.Array, x: jax.Array, y: jax.Array, used: jax.Array) -> tuple
 
 
 def chunked_sums(theta: jax.Array, x: jax.Array, y: jax.Array, count: Any) -> tuple:
-    """`sums` over the first `count` rows of chunks `(m, c, d)`: no chunk beyond them."""
+    """`sums` over the first `count` rows of chunks `(m, c, d)`, none beyond them."""
     length = x.shape[1]
 
     def add(chunk: jax.Array, total: tuple) -> tuple:
@@ -274,8 +274,8 @@ def compare(quick: bool) -> None:
         f"prior N(0, {1 / PRIOR_PRECISION:.0f}), float64\n"
         f"   batches of {BATCH_SIZE}, warm start on {WARM_ROWS} rows; everything "
         "compiled, compilation only in the first call.\n"
-        f"   Reference: the draws of all {len(draws)} NUTS runs; their Monte Carlo error "
-        f"is {np.mean(effective**-0.5):.3f} sd (worst {np.max(effective**-0.5):.3f}).\n"
+        f"   Reference: the draws of all {len(draws)} NUTS runs; their Monte Carlo "
+        f"error is {np.mean(effective**-0.5):.3f} sd (worst {np.max(effective**-0.5):.3f}).\n"
     )
     rows = []
     for name, timing in timings.items():
@@ -302,8 +302,8 @@ def compare(quick: bool) -> None:
     print("   errors: |mean - reference| in posterior standard deviations\n")
     steps = [np.mean(timings[name].outputs[-1].steps) for name in list(refitted)[1:]]
     print(
-        f"   {len(timings[list(refitted)[1]].outputs[-1].steps)} refits; Newton steps a "
-        f"refit: {steps[0]:.1f} from the last solution, {steps[1]:.1f} from zero.\n"
+        f"   {len(timings[list(refitted)[1]].outputs[-1].steps)} refits; Newton steps "
+        f"a refit: {steps[0]:.1f} from the last solution, {steps[1]:.1f} from zero.\n"
     )
     print_ratios(timings, nuts, variational, list(refitted))
 
@@ -354,7 +354,7 @@ def million(quick: bool) -> None:
         "no forward pass;\n"
         "   least filter: forward pass, products, one Cholesky solve, and nothing else "
         "(no evidence, no checks, no report).\n"
-        "   errors: |mean - batch Newton on all rows| in posterior standard deviations\n"
+        "   errors: |mean - batch Newton on all rows| in posterior sd\n"
     )
     truth = jax.jit(
         lambda x, y, zero: laplace(

@@ -31,7 +31,7 @@ class Solution(NamedTuple):
     mean: PyTree
     step_size: jax.Array  # () of the last step; 0: no step decreased the objective
     decrement: jax.Array  # () squared length of its direction, in posterior sd
-    information: Any | None  # of the batch at the start, where one step was taken
+    information: Any  # of the batch at the start; None after several steps
 
 
 def add_scaled(x: PyTree, step_size: jax.Array, direction: PyTree) -> PyTree:
