@@ -14,7 +14,9 @@ class Shared(NamedTuple):
     """A part of the inputs that all examples share, passed whole to `apply_fn`.
 
     Batch statistics, frozen weights, a dropout key: never sliced, never vmapped.
-    `apply_fn` receives the tree itself, without this wrapper.
+    `apply_fn` receives the tree itself, without this wrapper. `lax.scan` knows nothing
+    of it and slices a stack of batches, shared parts too: inside a scan, wrap what its
+    body closes over, `lambda s, b: flow.update(s, ((b[0], ff.Shared(frozen)), b[1]))`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -75,8 +77,6 @@ def as_batch(batch: Any) -> Batch:
       ValueError: for an empty batch, leading axes that differ, or (when the values are
         concrete) weights that are negative or not finite.
     """
-    if isinstance(batch, Batch):
-        return batch
     if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
         raise ValueError(
             "a batch is (inputs, targets) or (inputs, targets, weights); got "
@@ -149,6 +149,13 @@ def _blank(batch: Batch) -> Batch:
         return jnp.where(keep, x, jnp.broadcast_to(row, x.shape))
 
     return map_examples(fill, batch)._replace(weights=batch.weights)
+
+
+def num_observations(batch: Batch, *, each_target: bool) -> jax.Array:
+    """The weighted number of examples, or of all their targets, `()`."""
+    targets = jax.tree.leaves(batch.targets)
+    per_example = math.prod(targets[0].shape[1:]) if each_target else 1
+    return jnp.sum(batch.weights) * per_example
 
 
 def num_examples(batch: Batch) -> int:

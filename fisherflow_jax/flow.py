@@ -33,7 +33,7 @@ class FlowState(NamedTuple):
 
     mean: PyTree  # like the parameters
     information: Any  # prior included
-    count: jax.Array  # type: ignore[assignment]  # () effective number of observations
+    count: jax.Array  # type: ignore[assignment]  # () effective observations, see below
     log_evidence: jax.Array  # ()
     meat: Any | None  # sum of squared scores, for robust=True
     residual: jax.Array | None  # () penalised sum of squares, unknown dispersion
@@ -42,6 +42,8 @@ class FlowState(NamedTuple):
     step: jax.Array  # () int32, updates taken in
     num_skipped: jax.Array  # () int32, batches refused for a non-finite value
     key: jax.Array | None  # key data, None if nothing is drawn
+    # count is of examples; where the dispersion is estimated, of all their targets,
+    # each an observation of it
 
     @property
     def degrees_of_freedom(self) -> jax.Array | None:
@@ -78,7 +80,8 @@ class FisherFlow(NamedTuple):
     """A flow's functions. Made by `ff.fisher_flow`."""
 
     init: Callable[..., FlowState]
-    """`(params, prior_mean=params, key=None) -> state`."""
+    """`(params, prior_mean=params, key=None) -> state`. The first search sets out from
+    params; should the first batch be missing, from the prior mean."""
     update: Callable[..., tuple[FlowState, FlowInfo]]
     """`(state, batch) -> (state, info)`, as `lax.scan` calls it."""
     evaluate: Callable[..., tuple[jax.Array, PyTree, Any]]
@@ -123,7 +126,8 @@ def fisher_flow(
       estimator: a factory of `ff.estimators` (`functools.partial` for options); it is
         bound to apply_fn, likelihood and structure.
       prior_precision: positive: a number, a pytree prefix of the parameters, or an
-        information.
+        information; one richer than the structure makes the belief as rich, and as
+        costly, as itself.
       num_steps: Newton steps at most; 1 takes one step without a line search and keeps
         the information of the predicted mean.
       robust: keep the sum of squared scores too, for sandwich variances.
@@ -135,9 +139,10 @@ def fisher_flow(
       chunk_size: examples whose pulled-back vectors are held at once.
 
     Returns:
-      A `FisherFlow(init, update, evaluate)`, all pure: `state, info = update(state,
-      batch)` fits `jax.lax.scan`. Cost of an update: up to `num_steps + 1` informations
-      and about three gradients, and the structure's solves.
+      A `FisherFlow(init, update, evaluate, project)` of pure functions; `update` takes
+      `(state, batch)` to `(state, info)`, as `jax.lax.scan` calls it. Cost of an
+      update: up to `num_steps + 1` informations and gradients, a gradient more for each
+      halving of a step, and the structure's solves.
 
     Raises:
       ValueError: for options that do not go together, naming them; at `init`, for
@@ -197,6 +202,11 @@ def fisher_flow(
         nothing = structure.isotropic(mean, 0.0)
         prior = Prior(origin, priors.as_precision(prior_precision, mean))
         information = priors.starting_information(nothing, prior.precision)
+        if marginal and type(information) is not type(nothing):
+            raise ValueError(
+                "marginal=True keeps one structure: give prior_precision as a number, "
+                "a pytree prefix, or an information in that structure."
+            )
         residual = zero if estimates_dispersion else None
         zeros = Site(
             nothing,
@@ -237,7 +247,8 @@ def fisher_flow(
         value, score = jax.value_and_grad(
             lambda p: log_likelihood(apply_fn, likelihood, p, batch)
         )(params)
-        return value, score, curvature(params, batch, key)
+        typed = None if key is None else vectors.typed_key(key)
+        return value, score, curvature.compute(params, batch, typed)
 
     def project(information: Any) -> Any:
         if not marginal:
@@ -319,7 +330,8 @@ def fisher_flow(
             solution = newton.damped_newton(fit, information_at, *gaussian, num_steps)
             at, information = solution.mean, information_at(solution.mean)
         mean = solution.mean
-        weight = jnp.sum(batch.weights).astype(predicted.count.dtype)
+        number = batches.num_observations(batch, each_target=estimates_dispersion)
+        weight = number.astype(predicted.count.dtype)
         # the first batch's scores are taken at its solution: the start says nothing
         meat = (
             scores.compute(_where(started, predicted.mean, mean), batch, None)
@@ -377,8 +389,10 @@ def fisher_flow(
 
 
 def belief_of(state: FlowState) -> Belief:
-    """What a state believes. Before any update that is the prior, wherever the search
-    for the first solution sets out from."""
+    """What a state believes.
+
+    Before any update that is the prior, wherever the first search sets out from.
+    """
     mean = _where(state.step > 0, state.mean, state.prior.origin)
     return Belief(mean, state.information, state.meat, state.count, state.residual)
 

@@ -44,8 +44,8 @@ def negative_log_likelihood(
 ) -> Callable[[PyTree, Any], jax.Array]:
     r"""The mean loss of a batch, on the scale of the Fisher information.
 
-    .. math:: \ell(\theta) = -\frac{1}{\sum_i w_i} \sum_i w_i \log p(y_i | f(\theta,
-    x_i))
+    .. math:: \ell(\theta) = -\frac{1}{\sum_i w_i}
+       \sum_i w_i \log p(y_i | f(\theta, x_i))
 
     Its gradient is minus the mean score and its expected Hessian the mean Fisher
     information, so that gradients from Optax and curvature from this package agree.

@@ -15,6 +15,9 @@ PyTree = Any
 # A step whose squared length in posterior standard deviations is below this is the
 # last: Newton's next one would be of the order of its square.
 _TOLERANCE = 1e-8
+# A step this short may also use the information of the step before: it leaves a share
+# of its length as small as the change of the information.
+_CHORD_TOLERANCE = 1e-10
 # Under a vague prior a direction may be longer than the model bears by a factor of
 # thousands (a count of five where the rate was tiny); where no step is short enough the
 # batch's score is lost.
@@ -64,6 +67,7 @@ def single_step(
 class _Search(NamedTuple):
     mean: PyTree
     objective: jax.Array
+    gradient: PyTree
     step_size: jax.Array
     decrement: jax.Array
     steps: jax.Array
@@ -82,42 +86,54 @@ def damped_newton(
     Each direction is `(I + F(x))^-1` times the exact gradient, with F in its own
     structure: a descent direction for every structure. Steps are halved until they
     decrease the objective enough (Armijo's rule); the search ends early once a step is
-    shorter than 1e-4 posterior standard deviations.
+    shorter than 1e-4 posterior standard deviations. A step shorter than 1e-5 is taken
+    with the factors of the one before, which saves its information.
     """
 
-    def objective(x: PyTree) -> jax.Array:
-        distance = ops.quadratic_form(information, optax.tree.sub(x, center))
-        return -log_likelihood(x) + 0.5 * distance
+    def evaluate(x: PyTree) -> tuple[jax.Array, PyTree]:
+        """The objective and its gradient."""
+        value, score = jax.value_and_grad(log_likelihood)(x)
+        offset = optax.tree.sub(x, center)
+        pull = ops.matvec(information, offset)
+        return 0.5 * vectors.dot(offset, pull) - value, optax.tree.sub(pull, score)
 
     def body(search: _Search) -> _Search:
         x = search.mean
-        gradient = jax.grad(objective)(x)
-        total = ops.add(curvature(x), information)
-        direction = optax.tree.scale(-1.0, ops.solve(total, gradient))
-        decrement = -vectors.dot(gradient, direction)
+        solve = ops.solver(ops.add(curvature(x), information))
+        direction = optax.tree.scale(-1.0, solve(search.gradient))
+        decrement = -vectors.dot(search.gradient, direction)
         # sums of rounded terms: a step may seem to grow the objective by this much
         slack = 4 * jnp.finfo(search.objective.dtype).eps * jnp.abs(search.objective)
 
         def too_long(trial: tuple) -> jax.Array:
-            step_size, value = trial
+            step_size, (value, _) = trial
             enough = _SUFFICIENT_DECREASE * step_size * decrement
             worse = ~(value <= search.objective - enough + slack)  # NaN is worse
             return worse & (step_size > _SMALLEST_STEP)
 
         def halve(trial: tuple) -> tuple:
             step_size = trial[0] / 2
-            return step_size, objective(add_scaled(x, step_size, direction))
+            return step_size, evaluate(add_scaled(x, step_size, direction))
 
         one = jnp.ones_like(search.step_size)
-        first = (one, objective(add_scaled(x, one, direction)))
-        step_size, value = jax.lax.while_loop(too_long, halve, first)
+        first = (one, evaluate(add_scaled(x, one, direction)))
+        step_size, (value, gradient) = jax.lax.while_loop(too_long, halve, first)
         moved = value <= search.objective + slack
-        step_size = jnp.where(moved, step_size, jnp.zeros_like(step_size))
-        mean = jax.tree.map(
-            lambda a, b: jnp.where(moved, a, b), add_scaled(x, step_size, direction), x
+        reached = add_scaled(x, step_size, direction)
+        # the step from there by the same factors: if short enough, it is the last
+        rest = solve(gradient)
+        remaining = vectors.dot(gradient, rest)
+        short = remaining <= _CHORD_TOLERANCE
+        last = _Search(
+            optax.tree.sub(reached, rest), value, gradient, one, remaining, search.steps
         )
-        value = jnp.where(moved, value, search.objective)
-        return _Search(mean, value, step_size, decrement, search.steps + 1)
+        found = _where(
+            short,
+            last,
+            last._replace(mean=reached, step_size=step_size, decrement=decrement),
+        )
+        stuck = search._replace(step_size=jnp.zeros_like(one), decrement=decrement)
+        return _where(moved, found, stuck)._replace(steps=search.steps + 1)
 
     def unfinished(search: _Search) -> jax.Array:
         return (
@@ -126,10 +142,14 @@ def damped_newton(
             & (search.step_size > 0)
         )
 
-    value = objective(start)
-    dtype = vectors.float_dtype(center)
-    one = jnp.ones((), dtype)
-    infinity = jnp.full((), jnp.inf, dtype)
-    search = _Search(start, value, one, infinity, jnp.zeros((), jnp.int32))
+    value, gradient = evaluate(start)
+    one = jnp.ones_like(value)
+    infinity = jnp.full_like(value, jnp.inf)
+    none = jnp.zeros((), jnp.int32)
+    search = _Search(start, value, gradient, one, infinity, none)
     search = jax.lax.while_loop(unfinished, body, search)
     return Solution(search.mean, search.step_size, search.decrement, None)
+
+
+def _where(condition: jax.Array, yes: PyTree, no: PyTree) -> PyTree:
+    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), yes, no)

@@ -10,7 +10,15 @@ import optax
 from fisherflow_jax import batch as batches
 from fisherflow_jax import information as ops
 from fisherflow_jax import vectors
-from fisherflow_jax.structures import Diagonal, LowRank, Scalar
+from fisherflow_jax.structures import (
+    Block,
+    Diagonal,
+    Full,
+    LowRank,
+    Scalar,
+    UnitBlock,
+    dense,
+)
 
 PyTree = Any
 
@@ -31,6 +39,7 @@ def as_precision(prior_precision: Any, params: PyTree) -> Any:
                 f"parameters: {jax.tree.map(jnp.shape, values)}."
             )
         if batches.is_concrete(precision):
+            _check_symmetric(precision)
             logdet = float(ops.logdet(precision, params))
             if not np.isfinite(logdet):
                 raise ValueError(
@@ -45,6 +54,16 @@ def as_precision(prior_precision: Any, params: PyTree) -> Any:
     return Diagonal(
         vectors.broadcast_prefix(prior_precision, params, "prior_precision")
     )
+
+
+def _check_symmetric(precision: Any) -> None:
+    if not isinstance(precision, (Full, Block, UnitBlock)):
+        return
+    for matrix in dense.matrices(precision):
+        values = np.asarray(matrix)
+        bound = 1e-5 * np.abs(values).max(initial=0.0)
+        if not np.allclose(values, np.swapaxes(values, -1, -2), rtol=0, atol=bound):
+            raise ValueError("a prior_precision given as a matrix must be symmetric.")
 
 
 def starting_information(nothing: Any, precision: Any) -> Any:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fisherflow_jax import batch as batches
+from fisherflow_jax import batch as rows
 from fisherflow_jax import evidence, vectors
 from fisherflow_jax import information as ops
 from fisherflow_jax.flow import FisherFlow, FlowState
@@ -67,17 +67,18 @@ def warm_start(flow: FisherFlow, state: FlowState, batch: Any) -> FlowState:
     members = getattr(info, "members", (info,))
     for member in members:
         length = jnp.sqrt(member.decrement)
-        if batches.is_concrete(length) and bool(length > _SHORT):
+        if rows.is_concrete(length) and bool(length > _SHORT):
             warnings.warn(
-                f"warm_start ended after {_WARM_START_STEPS} steps, the last of which "
-                f"was still {float(length):.1g} posterior standard deviations long; "
-                "start nearer to the solution, or with a larger prior precision.",
+                f"warm_start did not converge: the last of at most "
+                f"{_WARM_START_STEPS} Newton steps was {float(length):.1g} posterior "
+                "standard deviations long; start "
+                "nearer to the solution, or with a larger prior precision.",
                 stacklevel=2,
             )
     return after
 
 
-def refine(flow: FisherFlow, state: FlowState, stored: Any) -> FlowState:
+def refine(flow: FisherFlow, state: FlowState, batches: Any) -> FlowState:
     r"""One more global Newton step over stored data.
 
     .. math:: \theta \leftarrow \theta + \Big(I_0 + \sum_t F_t(\theta)\Big)^{-1}
@@ -88,8 +89,9 @@ def refine(flow: FisherFlow, state: FlowState, stored: Any) -> FlowState:
 
     Args:
       flow: the flow that made the state.
-      state: the state after the stream; stationary memory.
-      stored: all the data, once: a stacked batch (a tuple of arrays with leaves
+      state: the state after the stream; stationary memory. The step is not damped: far
+        from the solution it may overshoot.
+      batches: all the data, once: a stacked batch (a tuple of arrays with leaves
         `(num_batches, n, ...)`, as `lax.scan` takes it) or any other iterable of
         batches (a list, a data loader; sizes may differ).
 
@@ -101,6 +103,7 @@ def refine(flow: FisherFlow, state: FlowState, stored: Any) -> FlowState:
 
     Raises:
       ValueError: for a memory other than stationary, and for no batches at all.
+      TypeError: for a bank's state.
 
     Example:
       >>> import jax.numpy as jnp
@@ -138,14 +141,16 @@ def refine(flow: FisherFlow, state: FlowState, stored: Any) -> FlowState:
         key = None
         if state.key is not None:
             key = jax.random.fold_in(vectors.typed_key(state.key), state.step + index)
-        batch = batches.as_batch(batch)
-        count = jnp.sum(batch.weights).astype(state.count.dtype)
+        batch = rows.as_batch(batch)
+        each_target = state.residual is not None
+        count = rows.num_observations(batch, each_target=each_target)
+        count = count.astype(state.count.dtype)
         *numbers, information = (count, *flow.evaluate(state.mean, batch, key))
         if sums is None:
             return numbers, information
         return optax.tree.add(sums[0], numbers), ops.add(sums[1], information)
 
-    (count, value, score), information = _sum_over(add_batch, stored)
+    (count, value, score), information = _sum_over(add_batch, batches)
     prior = state.prior
     information = ops.add(information, prior.precision)
     offset = optax.tree.sub(state.mean, prior.origin)
@@ -182,10 +187,12 @@ def refine(flow: FisherFlow, state: FlowState, stored: Any) -> FlowState:
 def _sum_over(add_batch: Callable[..., Any], stored: Any) -> Any:
     """`add_batch(sums or None, batch, index)` over a stack or an iterable."""
     if isinstance(stored, tuple):
+        count = len(jax.tree.leaves(stored)[0])
+        if count == 0:
+            raise ValueError("refine needs at least one batch; got none.")
         head, tail = (
             jax.tree.map(lambda x, s=s: x[s], stored) for s in (0, slice(1, None))
         )
-        count = len(jax.tree.leaves(stored)[0])
 
         def body(sums: Any, part: Any) -> tuple[Any, None]:
             return add_batch(sums, *part), None

@@ -96,7 +96,7 @@ def dot(left: PyTree, right: PyTree) -> jax.Array:
 
 def standard_normal(key: jax.Array, like: PyTree) -> PyTree:
     """A draw of N(0, 1) in every entry, in the type of `float_dtype`."""
-    draw = jax.random.normal(key, (size(like),), float_dtype(like))
+    draw = jax.random.normal(typed_key(key), (size(like),), float_dtype(like))
     return unravel(draw, like)
 
 
@@ -149,6 +149,8 @@ def key_data(key: Any) -> jax.Array | None:
 
 def typed_key(key: Any) -> jax.Array:
     """A key given as int, typed key or key data, as a typed key."""
+    if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return key
     data = key_data(key)
     if data is None:
         raise ValueError("a key is needed: an int, or a key of jax.random.key.")

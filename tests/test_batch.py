@@ -23,9 +23,12 @@ def test_two_or_three_parts(kind):
     assert batches.num_examples(two) == 5
 
 
-def test_a_batch_is_left_alone():
+def test_a_batch_is_checked_again_and_stays_the_same():
     batch = batches.as_batch((X, Y, WEIGHTS))
-    assert batches.as_batch(batch) is batch
+    again = batches.as_batch(batch)
+    jax.tree.map(np.testing.assert_array_equal, again, batch)
+    with pytest.raises(ValueError, match="not be empty"):
+        batches.as_batch(batches.Batch(X[:0], Y[:0], WEIGHTS[:0]))
 
 
 @pytest.mark.parametrize("dtype", [bool, np.int32, np.float16, np.float64])

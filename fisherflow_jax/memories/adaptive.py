@@ -13,11 +13,10 @@ from fisherflow_jax.memories.memory import Belief, Memory, Prior, Site, fuse, to
 from fisherflow_jax.memories.windowed import Window, empty_window, push
 from fisherflow_jax.structures.structure import ADAPTIVE
 
-# The tests of neighbouring windows and updates are dependent. Simulated over 1 to 20
-# parameters and run lengths of 500 to 2000, the chance of an alarm at an update is that
-# of 0.22 to 0.33 ... of an independent test, so 0.25 is taken.
-_EFFECTIVE_TESTS = 0.25
-
+# The tests of neighbouring windows and updates are dependent. The tail probability of
+# one test that gives a run length L is c / L; simulated over 1 to 20 parameters and run
+# lengths of 500 to 2000, c is 0.22 to 0.33.
+_TAIL = 0.25
 
 PyTree = Any
 
@@ -60,7 +59,7 @@ def adaptive(
 
     Args:
       average_run_length: mean number of updates between false alarms.
-      size: the longest window tested, in batches.
+      size: batches kept; windows of the powers of two up to it are tested.
       guard: batches that must lie before a window for it to be tested.
 
     Returns:
@@ -105,7 +104,7 @@ def adaptive(
         window = push(storage.window, site, size)
         length = storage.length + 1
         dimension = vectors.size(belief.mean)
-        threshold = stats.chi2.isf(_EFFECTIVE_TESTS / average_run_length, dimension)
+        threshold = stats.chi2.isf(_TAIL / average_run_length, dimension)
 
         age = (window.head - 1 - jnp.arange(size, dtype=jnp.int32)) % size
         width = jnp.asarray(widths, jnp.int32)

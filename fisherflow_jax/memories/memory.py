@@ -1,7 +1,8 @@
 """What a memory is, and the quantities that pass through it.
 
 A memory says what is believed before a batch (`predict`) and what is kept of it
-(`remember`). It knows how informations add, scale and solve, and no structure.
+(`remember`). It knows how informations add, scale and solve, and no
+structure; only random_walk names the two simple ones, to hold its noise and transition.
 """
 
 import functools
@@ -23,7 +24,7 @@ class Belief(NamedTuple):
 
     mean: PyTree
     information: Any  # prior included
-    meat: Any | None  # sum of squared scores, weights squared; prior not included
+    meat: Any | None  # sum of squared scores, without the prior; decays apply squared
     count: jax.Array  # type: ignore[assignment]  # () effective number of observations
     residual: jax.Array | None  # () least value of the penalised sum of squares
 
@@ -42,7 +43,7 @@ class Site(NamedTuple):
     shift: PyTree  # F (theta - origin) + score
     spread: Any | None  # sum of its squared scores
     weight: jax.Array  # () number of observations
-    residual: jax.Array | None  # () what the belief's residual grows by
+    growth: jax.Array | None  # () what the belief's residual grows by
     residual_at_origin: jax.Array | None  # () its own sum of squares at the origin
 
 
@@ -67,7 +68,7 @@ def include(belief: Belief, site: Site, mean: PyTree) -> Belief:
         ops.add(site.curvature, belief.information),
         None if belief.meat is None else ops.add(site.spread, belief.meat),
         belief.count + site.weight,
-        _plus(belief.residual, site.residual),
+        _plus(belief.residual, site.growth),
     )
 
 
@@ -88,7 +89,7 @@ def total(sites: Site, weights: jax.Array) -> Site:
         plain(sites.shift),
         None if sites.spread is None else ops.total(sites.spread, weights),
         plain(sites.weight),
-        plain(sites.residual),
+        plain(sites.growth),
         plain(sites.residual_at_origin),
     )
 
@@ -127,6 +128,7 @@ def age(storage: Any, belief: Belief, prior: Prior, steps: jax.Array) -> Belief:
       TypeError: for memories whose states do not merge.
     """
     raise TypeError(
-        f"states of a {type(storage).__name__.lower()} memory do not merge: only sums "
-        "of sites do, which stationary and exponential memories keep."
+        "windowed, adaptive and random_walk states do not merge (this one keeps a "
+        f"{type(storage).__name__}): only sums of sites do, which stationary and "
+        "exponential memories keep."
     )

@@ -26,9 +26,12 @@ def merge(states: Sequence[FlowState], start: FlowState) -> FlowState:
     The prior, and all else that the workers share, counts once. Exact for a
     linear-Gaussian model: the state of one machine that saw all the data, in any order.
     Elsewhere each worker linearises along its own path; `ff.refine` removes what that
-    costs. With exponential memory the workers run in parallel time, and the deltas are
-    taken from the common state as it has aged since; its evidence is that of the fused
-    sites, not of a sequence.
+    costs. With exponential memory
+    the workers run in parallel time, and the deltas are taken from the common state as
+    it has aged since; they must have made the same number of updates (skipped batches
+    are none; under jit, NaN if not). Its log-evidence is then the workers' own sum with
+    the correction that is exact for stationary memory: approximate, and not a
+    sequence's.
 
     Low-rank states are fused without loss and recompressed; what recompression moved
     between the diagonal and the directions can make a difference of states indefinite,
@@ -83,7 +86,7 @@ def merge(states: Sequence[FlowState], start: FlowState) -> FlowState:
                 f"{jax.tree.structure(state)} and {jax.tree.structure(start)}."
             )
     steps = [state.step - start.step for state in states]
-    _check_same_time(start.memory, steps)
+    same_time = _check_same_time(start.memory, steps)
     aged = age(start.memory, belief_of(start), start.prior, steps[0])
 
     information = ops.fuse(aged.information, [s.information for s in states])
@@ -122,9 +125,14 @@ def merge(states: Sequence[FlowState], start: FlowState) -> FlowState:
         step=start.step + steps_taken,
         num_skipped=_fuse_numbers(start.num_skipped, [s.num_skipped for s in states]),
     )
-    return fused._replace(
-        log_evidence=_log_evidence(fused, information, distance, aged, start, states)
-    )
+    gain = _log_evidence(fused, information, distance, aged, start, states)
+    fused = fused._replace(log_evidence=gain)
+
+    def refuse(x: jax.Array) -> jax.Array:
+        floating = jnp.issubdtype(x.dtype, jnp.floating)
+        return jnp.where(same_time, x, jnp.nan).astype(x.dtype) if floating else x
+
+    return jax.tree.map(refuse, fused)
 
 
 def _fuse_numbers(start: jax.Array, values: Sequence[Any]) -> jax.Array:
@@ -132,14 +140,19 @@ def _fuse_numbers(start: jax.Array, values: Sequence[Any]) -> jax.Array:
     return start + sum(deltas[1:], start=deltas[0])
 
 
-def _check_same_time(memory: Any, steps: Sequence[jax.Array]) -> None:
-    if isinstance(memory, Decay) and batches.is_concrete(steps):
+def _check_same_time(memory: Any, steps: Sequence[jax.Array]) -> jax.Array:
+    """Whether the workers may be merged; raises where the values are at hand."""
+    same = jnp.all(jnp.stack(steps) == steps[0])
+    if not isinstance(memory, Decay):
+        return jnp.ones_like(same)
+    if batches.is_concrete(steps):
         counts = [int(step) for step in steps]
         if len(set(counts)) > 1:
             raise ValueError(
                 "workers with exponential memory run in parallel time and merge after "
                 f"the same number of updates; theirs are {counts}."
             )
+    return same
 
 
 def _log_evidence(fused, information, distance, aged, start, states) -> jax.Array:

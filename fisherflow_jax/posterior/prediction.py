@@ -52,7 +52,9 @@ def predict(
        \mathrm{std}(\mu) = g'(\eta) \, \mathrm{std}(\eta), \quad
        [g(\eta - q \, \mathrm{std}(\eta)),\; g(\eta + q \, \mathrm{std}(\eta))],
 
-    so that probabilities stay within 0 and 1 and rates above 0.
+    so that probabilities stay within 0 and 1 and rates above 0. The mean is that of the
+    model at the mean parameters, not averaged over them. For a bank, mean and std are
+    those of the mixture, and the interval is that of its moments on the scale of `eta`.
 
     Args:
       state: anything with `.mean` and `.information`, or a bank's state.
@@ -101,32 +103,41 @@ def predict(
             f"chunk_size is a positive whole number of examples; got {chunk_size!r}."
         )
     batches.as_batch((inputs, None))  # a leading axis shared by all, n > 0
-    moments = _line_moments(state, apply_fn, inputs, likelihood, robust, chunk_size)
-    dtype = vectors.wide_dtype(*(x.dtype for x in moments))
-    eta, spread, noise = (x.astype(dtype) for x in moments)
-    std = jnp.sqrt(spread)
-    mean, slope = jax.jvp(likelihood.from_line, (eta,), (jnp.ones_like(eta),))
-    mean_std = jnp.abs(slope) * std
-    reach = two_sided(level, degrees_of_freedom_of(state), dtype) * std
+    for member in getattr(state, "members", (state,)):
+        dispersion_of(member)  # raises here, where the values are at hand
+    moments = _compiled_moments(state, apply_fn, inputs, likelihood, robust, chunk_size)
+    dtype = vectors.wide_dtype(*(x.dtype for x in jax.tree.leaves(moments)))
+    moments = jax.tree.map(lambda x: x.astype(dtype), moments)
+    reach = two_sided(level, degrees_of_freedom_of(state), dtype)
+    reach = reach * jnp.sqrt(moments.line_variance)
     return Prediction(
-        mean,
-        mean_std,
-        jnp.sqrt(jnp.square(mean_std) + noise),
-        likelihood.from_line(eta - reach),
-        likelihood.from_line(eta + reach),
+        moments.mean,
+        jnp.sqrt(moments.mean_variance),
+        jnp.sqrt(moments.mean_variance + moments.noise),
+        likelihood.from_line(moments.line - reach),
+        likelihood.from_line(moments.line + reach),
     )
 
 
+class _Moments(NamedTuple):
+    """Of the prediction, each `(n, ...)`."""
+
+    line: jax.Array  # eta
+    line_variance: jax.Array
+    mean: jax.Array  # g(eta)
+    mean_variance: jax.Array
+    noise: jax.Array  # the target's own variance
+
+
 @functools.singledispatch
-def _line_moments(
+def _moments(
     state: Any,
     apply_fn: Callable,
     inputs: PyTree,
     likelihood: Likelihood,
     robust: bool,
     chunk_size: int,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Mean and variance of eta, and the target's own variance, each `(n, ...)`."""
+) -> _Moments:
     dispersion = dispersion_of(state)
     variance = _line_variance(state, robust, dispersion)
     sliced, rebuild = batches.split(inputs)
@@ -152,18 +163,34 @@ def _line_moments(
         spread = jax.vmap(lambda e: variance(vjp(e)[0]))(basis)
         return eta, spread.reshape(eta.shape), likelihood.variance(outputs)[0]
 
-    return jax.lax.map(one, sliced, batch_size=chunk_size)
+    eta, spread, noise = jax.lax.map(one, sliced, batch_size=chunk_size)
+    mean, slope = jax.jvp(likelihood.from_line, (eta,), (jnp.ones_like(eta),))
+    return _Moments(eta, spread, mean, jnp.square(slope) * spread, noise)
 
 
-@_line_moments.register
-def _(state: BankState, *arguments: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
-    moments = [_line_moments(member, *arguments) for member in state.members]
-    etas, spreads, noises = (jnp.stack(x) for x in zip(*moments, strict=True))
-    weights = state.weights.astype(etas.dtype)
-    eta = jnp.tensordot(weights, etas, 1)
-    between = jnp.square(etas - jnp.broadcast_to(eta, etas.shape))
-    spread = jnp.tensordot(weights, spreads + between, 1)
-    return eta, spread, jnp.tensordot(weights, noises, 1)
+@_moments.register
+def _(state: BankState, *arguments: Any) -> _Moments:
+    members = [_moments(member, *arguments) for member in state.members]
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *members)
+    weights = state.weights.astype(stacked.line.dtype)
+
+    def mix(values: jax.Array) -> jax.Array:
+        return jnp.tensordot(weights, values, 1)
+
+    def mixture(means: jax.Array, variances: jax.Array) -> tuple[jax.Array, jax.Array]:
+        center = mix(means)
+        between = jnp.square(means - jnp.broadcast_to(center, means.shape))
+        return center, mix(variances + between)
+
+    # eta for the interval; the mean on its own scale, where probabilities sum to one
+    line = mixture(stacked.line, stacked.line_variance)
+    return _Moments(
+        *line, *mixture(stacked.mean, stacked.mean_variance), mix(stacked.noise)
+    )
+
+
+# compiled once a model and shape, so that a second call compiles nothing
+_compiled_moments = jax.jit(_moments, static_argnums=(1, 3, 4, 5))
 
 
 def _line_variance(

@@ -30,15 +30,22 @@ def two_sided(level: float, degrees_of_freedom: jax.Array | None, dtype) -> jax.
     nu = degrees_of_freedom.astype(dtype)
     few = jnp.clip(jnp.where(nu > 0, nu, 1.0), None, _MANY)
 
-    def newton(_, x: jax.Array) -> jax.Array:
-        above = 0.5 * betainc(few / 2, jnp.asarray(0.5, dtype), few / (few + x * x))
-        return x + (above - tail) / student_t.pdf(x, few)
-
-    exact = jax.lax.fori_loop(0, 60, newton, normal)
+    exact = _newton(normal, few, tail)
     # beyond the largest number, for a small fraction of a degree of freedom
     exact = jnp.where(jnp.isfinite(exact), exact, jnp.inf)
     quantile = jnp.where(nu <= _MANY, exact, _expansion(normal, nu))
     return jnp.where(nu > 0, quantile, jnp.nan)
+
+
+@jax.jit
+def _newton(start: jax.Array, nu: jax.Array, tail: jax.Array) -> jax.Array:
+    def step(_, x: jax.Array) -> jax.Array:
+        half = jnp.asarray(0.5, x.dtype)
+        above = half * betainc(nu / 2, half, nu / (nu + x * x))
+        return x + (above - tail) / student_t.pdf(x, nu)
+
+    shape = jnp.broadcast_shapes(start.shape, nu.shape, tail.shape)
+    return jax.lax.fori_loop(0, 60, step, jnp.broadcast_to(start, shape))
 
 
 def _expansion(z: jax.Array, nu: jax.Array) -> jax.Array:

@@ -54,7 +54,9 @@ def _draw(state: Any, key: jax.Array) -> PyTree:
     dispersion = dispersion_of(state)
     spare = degrees_of_freedom_of(state)
     if dispersion is not None and spare is not None:
-        chi2 = 2 * jax.random.gamma(jax.random.fold_in(key, 1), spare / 2)
+        chi2 = 2 * jax.random.gamma(
+            jax.random.fold_in(key, 1), spare / 2, dtype=spare.dtype
+        )
         root = jnp.sqrt(dispersion * spare / chi2)
         step = jax.tree.map(lambda x: x * root, step)
     return jax.tree.map(lambda m, x: m + x, state.mean, step)

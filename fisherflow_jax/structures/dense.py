@@ -74,6 +74,23 @@ def _diagonal_entries(matrix: jax.Array) -> jax.Array:
     return matrix.reshape((*matrix.shape[:-2], size * size))[..., :: size + 1]
 
 
+def _cholesky(matrices: jax.Array) -> jax.Array:
+    """Cholesky factors of `(..., k, k)`."""
+
+    def whole(m: jax.Array) -> jax.Array:
+        return jnp.linalg.cholesky(m, symmetrize_input=False)
+
+    if matrices.ndim == 2:
+        return whole(matrices)
+    flat = matrices.reshape((-1, *matrices.shape[-2:]))
+    # jaxlib 0.10 hands the matrices of a stack to the pool of threads that waits for
+    # them: as many stacks at once as threads, and none ever ends. One by one is safe.
+    factors = jax.lax.platform_dependent(
+        flat, cpu=lambda m: jax.lax.map(whole, m), default=whole
+    )
+    return factors.reshape(matrices.shape)
+
+
 def factorise(matrix: jax.Array, damping: Any = 0.0) -> tuple[jax.Array, jax.Array]:
     """Cholesky factor of `D^-1/2 (M + damping) D^-1/2`, and `D^1/2 (..., k)`."""
     if not (isinstance(damping, (int, float)) and damping == 0):
@@ -81,7 +98,7 @@ def factorise(matrix: jax.Array, damping: Any = 0.0) -> tuple[jax.Array, jax.Arr
     diagonal = _diagonal_entries(matrix)
     scales = jnp.where(diagonal > 0, jnp.sqrt(diagonal), 1.0)
     equilibrated = matrix / (scales[..., :, None] * scales[..., None, :])
-    return jnp.linalg.cholesky(equilibrated, symmetrize_input=False), scales
+    return _cholesky(equilibrated), scales
 
 
 def _vector_solve(factor: jax.Array, scales: jax.Array, vector: jax.Array) -> jax.Array:

@@ -213,7 +213,7 @@ def _(left: LowRank, right: Any) -> Any:
 def _(information: LowRank, factor: jax.typing.ArrayLike) -> LowRank:
     root = jnp.sqrt(jnp.asarray(factor, vectors.float_dtype(information)))
     return LowRank(
-        jax.tree.map(lambda x: x * jnp.square(root), information.base),
+        jax.tree.map(lambda x: x * factor, information.base),
         jax.tree.map(lambda x: x * root, information.factors),
     )
 

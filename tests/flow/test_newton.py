@@ -49,5 +49,5 @@ def test_a_warm_start_that_does_not_converge_warns():
         prior_precision=1e-6,
     )
     targets = rows @ jnp.arange(8.0)
-    with pytest.warns(UserWarning, match="warm_start ended after 50 steps"):
+    with pytest.warns(UserWarning, match="warm_start did not converge"):
         ff.warm_start(flow, flow.init(jnp.zeros(8)), (rows, targets))

@@ -175,7 +175,7 @@ def test_merging_works_under_jit():
 def test_memories_whose_states_are_no_sums_refuse(memory):
     flow = streams.flow("full", memory)
     start = streams.start(flow)
-    with pytest.raises(TypeError, match="memory do not merge"):
+    with pytest.raises(TypeError, match="states do not merge"):
         ff.merge([start, start], start)
 
 

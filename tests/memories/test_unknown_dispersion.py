@@ -148,3 +148,20 @@ def test_without_spare_observations_the_dispersion_is_nan_and_says_so():
     assert np.isnan(state.dispersion)
     with pytest.raises(ValueError, match="dispersion is unknown and cannot"):
         ff.standard_error(state)
+
+
+def test_each_target_of_an_example_is_an_observation_of_the_dispersion():
+    noise = np.random.default_rng(4).normal(size=(60, 3))
+    flow = ff.fisher_flow(
+        lambda params, x: x[:, None] * params,
+        ff.likelihoods.gaussian(scale=None),
+        structure=ff.structures.full(),
+        memory=ff.memories.stationary(),
+        prior_precision=1e-10,
+    )
+    batch = (jnp.ones(60), jnp.asarray(2.0 * noise))
+    state, _ = flow.update(flow.init(jnp.zeros(3)), batch)
+    squares = np.sum((2.0 * (noise - noise.mean(0))) ** 2)
+    np.testing.assert_allclose(state.dispersion, squares / (180 - 3), rtol=1e-8)
+    refined = ff.refine(flow, state, [batch])
+    np.testing.assert_allclose(refined.dispersion, state.dispersion, rtol=1e-8)

@@ -44,9 +44,13 @@ def test_bank_by_hand(belief):
     within = dispersions * (x[:, None] * spreads) ** 2
     spread = np.sqrt((within + (etas - eta[:, None]) ** 2) @ weights)
     noise = (dispersions * np.exp(2 * etas)) @ weights
-    std, reach = np.exp(eta) * spread, stats.norm.ppf(0.975) * spread
+    reach = stats.norm.ppf(0.975) * spread
+    rates = np.exp(etas)
+    rate = rates @ weights
+    within = within * rates**2
+    std = np.sqrt((within + (rates - rate[:, None]) ** 2) @ weights)
     expected = ff.Prediction(
-        np.exp(eta),
+        rate,
         std,
         np.sqrt(std**2 + noise),
         np.exp(eta - reach),
@@ -54,6 +58,20 @@ def test_bank_by_hand(belief):
     )
     for value, wanted in zip(result, expected, strict=True):
         np.testing.assert_allclose(value, wanted, rtol=1e-12)
+
+
+def test_the_mean_of_disagreeing_members_is_a_distribution(belief):
+    members = tuple(
+        belief(jnp.asarray(mean), ff.structures.Scalar(jnp.asarray(1.0)))
+        for mean in (9.0, -9.0)
+    )
+    bank = ff.BankState(members, jnp.log(jnp.array([0.5, 0.5])))
+    likelihood = ff.likelihoods.categorical()
+    result = ff.predict(
+        bank, lambda p, x: p * x, jnp.array([[1.0, 0.0, -1.0]]), likelihood
+    )
+    np.testing.assert_allclose(jnp.sum(result.mean), 1.0, rtol=1e-12)
+    np.testing.assert_allclose(result.mean[0], [0.5, 0.0, 0.5], atol=1e-3)
 
 
 def arrays_of(jaxpr: Any) -> list:
