@@ -1,5 +1,6 @@
 """With an unknown dispersion: residuals, dispersion and evidence, in every memory."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import integrate, stats

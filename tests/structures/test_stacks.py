@@ -1,5 +1,7 @@
 """Stacks of factorisations that run at once must end (they share a pool of threads)."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 
@@ -16,7 +18,7 @@ def test_a_deep_network_in_blocks_ends():
         return x @ params[-1]
 
     keys = jax.random.split(jax.random.key(0), len(sizes))
-    shapes = list(zip(sizes[:-1], sizes[1:], strict=True))
+    shapes = list(itertools.pairwise(sizes))
     params = [
         jax.random.normal(key, shape) / shape[0] ** 0.5
         for key, shape in zip(keys, shapes, strict=False)
