@@ -138,3 +138,16 @@ def test_a_missing_first_batch_leaves_the_prior_in_every_family(likelihood):
     np.testing.assert_array_equal(state.information.entries, np.ones(2))
     np.testing.assert_array_equal(state.meat.entries, np.zeros(2))
     assert state.count == 0 and state.log_evidence == 0
+
+
+def test_a_ready_batch_is_checked_and_blanked_like_a_tuple():
+    flow, start = logistic(), streams.start(logistic())
+    inputs, labels = streams.INPUTS[:8].copy(), streams.LABELS[:8].copy()
+    inputs[5:], weights = np.nan, np.array([1.0, 2, 1, 1, 3, 0, 0, 0])
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        flow.update(start, ff.Batch(inputs, labels, weights)),
+        flow.update(start, (inputs, labels, weights)),
+    )
+    with pytest.raises(ValueError, match="not negative"):
+        flow.update(start, ff.Batch(inputs, labels, -weights))
