@@ -211,7 +211,8 @@ def _(left: LowRank, right: Any) -> Any:
 
 @ops.scale.register
 def _(information: LowRank, factor: jax.typing.ArrayLike) -> LowRank:
-    root = jnp.sqrt(jnp.asarray(factor, vectors.float_dtype(information)))
+    factor = jnp.asarray(factor, vectors.float_dtype(information))
+    root = jnp.sqrt(factor)
     return LowRank(
         jax.tree.map(lambda x: x * factor, information.base),
         jax.tree.map(lambda x: x * root, information.factors),

@@ -154,7 +154,7 @@ def test_without_spare_observations_the_dispersion_is_nan_and_says_so():
 def test_each_target_of_an_example_is_an_observation_of_the_dispersion():
     noise = np.random.default_rng(4).normal(size=(60, 3))
     flow = ff.fisher_flow(
-        lambda params, x: x[:, None] * params,
+        lambda params, x: x[:, None] * params[None],
         ff.likelihoods.gaussian(scale=None),
         structure=ff.structures.full(),
         memory=ff.memories.stationary(),
