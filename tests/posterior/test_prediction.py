@@ -171,7 +171,7 @@ CASES = [
 MULTI = next(case for case in CASES if case.name == "poisson-multi")
 FULL = next(case for case in STRUCTURES if case.name == "full")
 SOME = [c for c in STRUCTURES if c.name in ("diagonal", "units", "low_rank-4")]
-ROBUST = [c for c in STRUCTURES if c.name in ("scalar", "block-path", "full")]
+ROBUST = [c for c in STRUCTURES if c.name in ("scalar", "block-names", "full")]
 
 
 @functools.partial(jax.jit, static_argnames=("case", "robust", "chunk_size"))

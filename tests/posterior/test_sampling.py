@@ -38,7 +38,7 @@ def information(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["scalar", "diagonal", "block-path", "full", "low_rank-4"]
+    "name", ["scalar", "diagonal", "block-names", "full", "low_rank-4"]
 )
 def test_mean_and_covariance(belief, name):
     state = belief(cases.tree(MEAN), information(name))
