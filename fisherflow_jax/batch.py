@@ -194,5 +194,7 @@ def chunks(batch: Batch, size: int) -> tuple[Batch, int]:
     cut_batch = map_examples(cut, batch)
     weights = batch.weights
     if padding:
-        weights = jnp.concatenate([weights, jnp.zeros((padding,), weights.dtype)])
-    return cut_batch._replace(weights=weights.reshape((number, length))), number
+        rest = jnp.zeros((padding, *weights.shape[1:]), weights.dtype)
+        weights = jnp.concatenate([weights, rest])
+    weights = weights.reshape((number, length, *weights.shape[1:]))
+    return cut_batch._replace(weights=weights), number

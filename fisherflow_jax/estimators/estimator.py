@@ -27,6 +27,7 @@ class Estimator:
     """Why it cannot serve as a flow's curvature; None: it can."""
     from_gradient: Callable[[PyTree], Any] | None = None
     """A mean gradient -> the information, where no pass of the model is needed."""
+    describe_paths: Callable[[PyTree, batches.Batch], str] | None = None
 
     def __call__(self, params: PyTree, batch: Any, key: Any = None) -> Any:
         if self.random and key is None:
@@ -37,3 +38,32 @@ class Estimator:
         typed = None if key is None else vectors.typed_key(key)
         params = vectors.real_arrays(params, "params")
         return self.compute(params, batches.as_batch(batch), typed)
+
+    def paths(self, params: PyTree, batch: Any) -> str:
+        """A table of how each parameter's squares are made, from shapes alone.
+
+        Per-example squares of a linear layer cost one product of squares; a layer that
+        is shared over positions, and any other parameter, costs a gradient for each
+        example.
+
+        Example:
+          >>> import jax.numpy as jnp
+          >>> import fisherflow_jax as ff
+          >>> estimator = ff.estimators.empirical(
+          ...     lambda params, x: params["gain"] * (x @ params["w"]),
+          ...     ff.likelihoods.gaussian(),
+          ...     ff.structures.diagonal(),
+          ... )
+          >>> params = {"gain": jnp.ones(()), "w": jnp.ones((3, 2))}
+          >>> print(estimator.paths(params, (jnp.ones((5, 3)), jnp.ones((5, 2)))))
+          parameter  shape   path
+          ['gain']   ()      a gradient for each example (used in mul)
+          ['w']      (3, 2)  squares of inputs times squares of gradients
+        """
+        if self.describe_paths is None:
+            raise ValueError(
+                f"estimators.{self.name} does not square gradients of examples, so "
+                "its parameters have no paths to tell."
+            )
+        params = vectors.real_arrays(params, "params")
+        return self.describe_paths(params, batches.as_batch(batch))

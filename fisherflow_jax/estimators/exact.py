@@ -6,8 +6,8 @@ from typing import Any
 import jax
 
 from fisherflow_jax.estimators.estimator import Estimator
-from fisherflow_jax.estimators.pulling import per_example
-from fisherflow_jax.likelihoods import Likelihood, root_columns
+from fisherflow_jax.estimators.pulling import pulled
+from fisherflow_jax.likelihoods import Likelihood, cholesky_root, root_columns
 from fisherflow_jax.structures import Structure
 
 
@@ -17,15 +17,14 @@ def _columns(
     return root_columns(likelihood, outputs, key)
 
 
-_exact = per_example("exact", _columns, uses_root=True)
-
-
 def exact(
     apply_fn: Callable,
     likelihood: Likelihood,
     structure: Structure,
     *,
+    root: Callable[[Likelihood], Likelihood] = cholesky_root,
     chunk_size: int | None = None,
+    fast_squares: bool = True,
 ) -> Estimator:
     r"""The expected Fisher information, without noise.
 
@@ -40,12 +39,22 @@ def exact(
       likelihood: from `ff.likelihoods`; one whose root is sampled makes this estimator
         need a key.
       structure: from `ff.structures`: what is kept.
+      root: a function of the likelihood, which returns it with the root whose R columns
+        are pulled back; C - 1 columns for C classes by default. With
+        `ff.likelihoods.diagonal_root` or `functools.partial(ff.likelihoods.rank_root,
+        k=...)` the result is the bound which `hutchinson_dg` or `hutchinson_rankk`
+        estimates, without noise.
       chunk_size: examples whose pulled-back vectors are held at once; None: as many as
         fit in about 64 MiB. Memory: chunk_size * R * d numbers.
+      fast_squares: with the diagonal or scalar structure, square linear layers from
+        their inputs and output gradients (`Estimator.paths` tells which); no vector of
+        theirs is then held.
 
     Returns:
       An `Estimator`: `estimator(params, batch) -> information`, a sum over the batch.
-      Cost: one forward and R backward passes an example, R the outputs of an example.
+      Cost: one forward and R backward passes an example, R the outputs of an example
+      (one less for each categorical target). Fast squares need only the backward passes
+      to the layers' outputs, and one product of squares for all R columns together.
 
     Raises:
       ValueError: where outputs, targets and likelihood do not fit.
@@ -67,4 +76,14 @@ def exact(
       Amari, "Natural gradient works efficiently in learning", 1998.
       Martens, "New insights and perspectives on the natural gradient method", 2020.
     """
-    return _exact(apply_fn, likelihood, structure, chunk_size=chunk_size)
+    rooted = root(likelihood)
+    return pulled(
+        "exact",
+        _columns,
+        apply_fn,
+        rooted,
+        structure,
+        chunk_size=chunk_size,
+        fast_squares=fast_squares,
+        random=rooted.random_root,
+    )

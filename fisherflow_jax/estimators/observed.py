@@ -5,14 +5,12 @@ from typing import Any
 
 import jax
 
+from fisherflow_jax import information as ops
 from fisherflow_jax import vectors
 from fisherflow_jax.batch import Batch, num_examples
 from fisherflow_jax.estimators.estimator import Estimator
-from fisherflow_jax.estimators.pulling import (
-    check_chunk_size,
-    check_outputs,
-    sum_chunks,
-)
+from fisherflow_jax.estimators.chunking import check_chunk_size, sum_chunks
+from fisherflow_jax.estimators.pulling import check_outputs
 from fisherflow_jax.likelihoods import Likelihood
 from fisherflow_jax.losses import log_likelihood
 from fisherflow_jax.structures import Structure
@@ -85,7 +83,14 @@ def observed(
             return from_matvec(product, wide)
 
         size = chunk_size or num_examples(batch)
-        return sum_chunks(reduce, structure, params, batch, None, size)
+        return sum_chunks(
+            reduce,
+            ops.add,
+            lambda: structure.isotropic(params, 0.0),
+            batch,
+            None,
+            size,
+        )
 
     return Estimator(
         "observed",

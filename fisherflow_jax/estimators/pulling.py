@@ -1,11 +1,15 @@
-"""Pulling cotangents back through the model, example by example, chunk by chunk.
+"""Pulling cotangents back through the model: example by example, or by groups.
 
-An estimator is a *rule*, which says what vectors enter at the model's outputs:
-`(likelihood, outputs, targets, key) -> cotangents (R, n, *outputs.shape[1:])`. Here
+An estimator is a *rule*, which says what vectors enter at the model's outputs of one
+example: `(likelihood, outputs (1, ...), targets, key) -> cotangents (R, 1, ...)`. Here
 they are pulled back through `apply_fn` and reduced by the structure. Weights enter
 once, as the square root on each example's vectors.
+
+Squares are taken example by example, or of the sum over a group: with cotangents that
+have mean zero and are independent between examples, the cross terms vanish in the mean.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +20,7 @@ from fisherflow_jax import batch as batches
 from fisherflow_jax import information as ops
 from fisherflow_jax import vectors
 from fisherflow_jax.batch import Batch
+from fisherflow_jax.estimators import chunking, tapping
 from fisherflow_jax.estimators.estimator import Estimator
 from fisherflow_jax.likelihoods import Likelihood
 from fisherflow_jax.structures import Structure
@@ -23,55 +28,82 @@ from fisherflow_jax.structures import Structure
 PyTree = Any
 Rule = Callable[[Likelihood, jax.Array, Any, jax.Array | None], jax.Array]
 
-# Pulled-back vectors held at once when no chunk_size is given: 64 MiB in float32.
-_CHUNK_ENTRIES = 2**24
 
-
-def per_example(
+def pulled(
     name: str,
     rule: Rule,
+    apply_fn: Callable,
+    likelihood: Likelihood,
+    structure: Structure,
     *,
+    groups: int | None = None,
+    chunk_size: int | None = None,
+    fast_squares: bool = True,
     random: bool = False,
-    uses_root: bool = False,
     needs_targets: bool = False,
-) -> Callable[..., Estimator]:
-    """The estimator factory whose squares are taken example by example."""
-
-    def factory(
-        apply_fn: Callable,
-        likelihood: Likelihood,
-        structure: Structure,
-        *,
-        chunk_size: int | None = None,
-    ) -> Estimator:
-        check_chunk_size(chunk_size)
-
-        def compute(params: PyTree, batch: Batch, key: jax.Array | None) -> Any:
-            if needs_targets and batch.targets is None:
-                raise ValueError(
-                    f"estimators.{name} needs targets; the batch's are None."
-                )
-            check_outputs(apply_fn, likelihood, params, batch)
-            pull = _puller(apply_fn, likelihood, rule, params)
-
-            def reduce(chunk: Batch, keys: jax.Array | None) -> Any:
-                return structure.reduce(pull(chunk, keys))
-
-            size = chunk_size or _default_chunk_size(pull, params, batch, key)
-            return sum_chunks(reduce, structure, params, batch, key, size)
-
-        draws = random or (uses_root and likelihood.random_root)
-
-        return Estimator(name, compute, structure, draws)
-
-    return factory
-
-
-def check_chunk_size(chunk_size: int | None) -> None:
-    if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
+) -> Estimator:
+    """The estimator of a rule. `groups=None` squares example by example."""
+    chunking.check_chunk_size(chunk_size)
+    if groups is not None and (not isinstance(groups, int) or groups < 1):
         raise ValueError(
-            f"chunk_size is a positive whole number of examples; got {chunk_size!r}."
+            "groups is a positive whole number of micro-batches, or None for one an "
+            f"example; got {groups!r}."
         )
+
+    def prepare(params: PyTree, batch: Batch) -> None:
+        if needs_targets and batch.targets is None:
+            raise ValueError(f"estimators.{name} needs targets; the batch's are None.")
+        check_outputs(apply_fn, likelihood, params, batch)
+
+    def by_example(batch: Batch) -> bool:
+        return _examples_of_group(groups, batch) == 1
+
+    use_taps = (
+        fast_squares
+        and structure.takes_outer_products
+        and hasattr(tapping.layers_of, "tap")
+    )
+
+    def compute(params: PyTree, batch: Batch, key: jax.Array | None) -> Any:
+        prepare(params, batch)
+        keys = chunking.example_keys(key, batches.num_examples(batch))
+        if not by_example(batch):
+            pull = _group_puller(apply_fn, likelihood, rule, params)
+            return _sum_groups(pull, structure, params, batch, keys, groups, chunk_size)
+        if use_taps:
+            taps = tapping.TapPuller(apply_fn, likelihood, rule, params, batch)
+            pull, entries = taps.vectors, taps.entries
+        else:
+            pull = _example_puller(apply_fn, likelihood, rule, params)
+            entries = functools.partial(chunking.num_entries, pull)
+        size = chunk_size
+        if size is None:
+            one = batches.map_examples(lambda x: x[:1], batch)
+            one_key = None if keys is None else keys[:1]
+            size = chunking.default_size(entries(one, one_key), chunking.CHUNK_ENTRIES)
+        return chunking.sum_chunks(
+            lambda chunk, chunk_keys: structure.reduce(pull(chunk, chunk_keys)),
+            ops.add,
+            lambda: structure.isotropic(params, 0.0),
+            batch,
+            keys,
+            size,
+        )
+
+    def paths(params: PyTree, batch: Batch) -> str:
+        prepare(params, batch)
+        if not by_example(batch):
+            length = _examples_of_group(groups, batch)
+            path = f"one gradient for each group of {length} examples"
+            return tapping.table_of_one_path(params, path)
+        if use_taps:
+            return tapping.table(apply_fn, params, batch)
+        path = "a gradient for each example"
+        if not structure.takes_outer_products:
+            path = f"{path} ({structure.name} reduces whole vectors)"
+        return tapping.table_of_one_path(params, path)
+
+    return Estimator(name, compute, structure, random, describe_paths=paths)
 
 
 def check_outputs(
@@ -89,7 +121,10 @@ def check_outputs(
     likelihood.check(outputs, batch.targets)
 
 
-def _puller(
+# ---- squares of each example
+
+
+def _example_puller(
     apply_fn: Callable, likelihood: Likelihood, rule: Rule, params: PyTree
 ) -> Callable[[Batch, jax.Array | None], PyTree]:
     """`(batch, keys) -> vectors`, leaves `(n * R, *leaf.shape)`."""
@@ -103,14 +138,10 @@ def _puller(
             targets = jax.tree.map(lambda y: y[None], targets)
             cotangents = rule(likelihood, jax.lax.stop_gradient(outputs), targets, key)
             pulled = jax.vmap(lambda c: vjp(c)[0])(cotangents)
-
-            def weigh(x: jax.Array) -> jax.Array:
-                weighted = x * jnp.sqrt(weight).astype(x.dtype)
-                # no blanked row is finite for every model
-                return jnp.where(weight == 0, jnp.zeros_like(x), weighted)
-
             # after widening: the root of a weight has no exact bfloat16
-            return jax.tree.map(weigh, vectors.widen(pulled))
+            return jax.tree.map(
+                lambda x: tapping.weigh(x, weight), vectors.widen(pulled)
+            )
 
         pulled = jax.vmap(one)(sliced, batch.targets, batch.weights, keys)
         return jax.tree.map(lambda x: x.reshape((-1, *x.shape[2:])), pulled)
@@ -118,46 +149,118 @@ def _puller(
     return pull
 
 
-def _default_chunk_size(
-    pull: Callable, params: PyTree, batch: Batch, key: jax.Array | None
-) -> int:
+# ---- squares of sums over groups
+
+
+def _examples_of_group(groups: int | None, batch: Batch) -> int:
     count = batches.num_examples(batch)
-    keys = None if key is None else jax.eval_shape(_example_keys, key, batch.weights)
-    shapes = jax.eval_shape(pull, batch, keys)
-    entries = max(vectors.size(shapes) // count, 1)
-    return max(_CHUNK_ENTRIES // entries, 1)
+    if groups is None:
+        return 1
+    if count % groups:
+        raise ValueError(
+            f"groups = {groups} must divide the number of examples n = {count}: the "
+            "batch is cut into equal micro-batches (pad it with rows of weight zero)."
+        )
+    return count // groups
 
 
-def _example_keys(key: jax.Array, weights: jax.Array) -> jax.Array:
-    # each example's own key, so that chunking changes no draw
-    indices = jnp.arange(weights.shape[0], dtype=jnp.uint32)
-    return jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
+def _group_puller(
+    apply_fn: Callable, likelihood: Likelihood, rule: Rule, params: PyTree
+) -> Callable[[Batch, jax.Array | None], PyTree]:
+    """`(group, keys) -> vectors summed over the group`, leaves `(R, *leaf.shape)`."""
+
+    def cotangent(outputs: jax.Array, targets: Any, weight: jax.Array, key: Any):
+        targets = jax.tree.map(lambda y: y[None], targets)
+        vectors_of_example = rule(likelihood, outputs[None], targets, key)[:, 0]
+        weighted = tapping.weigh(vectors.widen(vectors_of_example), weight)
+        return weighted.astype(outputs.dtype)
+
+    def pull(group: Batch, keys: jax.Array | None) -> PyTree:
+        inputs = batches.unshare(group.inputs)
+        outputs, vjp = jax.vjp(lambda p: apply_fn(p, inputs), params)
+        cotangents = jax.vmap(cotangent, out_axes=1)(
+            jax.lax.stop_gradient(outputs), group.targets, group.weights, keys
+        )
+        at_once = chunking.default_size(vectors.size(params), chunking.GROUP_ENTRIES)
+        pulled = map_some(lambda c: vjp(c)[0], cotangents, at_once)
+        missing = jnp.all(group.weights == 0)
+        return jax.tree.map(
+            lambda x: jnp.where(missing, jnp.zeros_like(x), x), vectors.widen(pulled)
+        )
+
+    return pull
 
 
-def sum_chunks(
-    reduce: Callable[[Batch, jax.Array | None], Any],
+def map_some(function: Callable, stack: PyTree, at_once: int) -> PyTree:
+    """`jax.vmap(function)(stack)`, `at_once` of the leading axis at a time."""
+    count = jax.tree.leaves(stack)[0].shape[0]
+    if count == 1:  # plain products, not batched ones
+        result = function(jax.tree.map(lambda x: x[0], stack))
+        return jax.tree.map(lambda x: x[None], result)
+    if count <= at_once:
+        return jax.vmap(function)(stack)
+    return jax.lax.map(function, stack, batch_size=at_once if at_once > 1 else None)
+
+
+def _sum_groups(
+    pull: Callable,
     structure: Structure,
     params: PyTree,
     batch: Batch,
-    key: jax.Array | None,
-    size: int,
+    keys: jax.Array | None,
+    groups: int,
+    chunk_size: int | None,
 ) -> Any:
-    """The sum of `reduce(chunk, keys)` over chunks of at most `size` examples."""
-    count = batches.num_examples(batch)
-    keys = None if key is None else _example_keys(key, batch.weights)
-    if count <= size:
-        return reduce(batch, keys)
-    parts, number = batches.chunks(batch, size)
-    sliced, rebuild = batches.split(parts.inputs)
-    if keys is not None:
-        index = jnp.minimum(jnp.arange(parts.weights.size, dtype=jnp.int32), count - 1)
-        keys = keys[index].reshape((number, -1))
+    length = _examples_of_group(groups, batch)
 
-    def body(total: Any, part: Any) -> tuple[Any, None]:
-        leaves, targets, weights, chunk_keys = part
-        chunk = Batch(rebuild(leaves), targets, weights)
-        return ops.add(total, reduce(chunk, chunk_keys)), None
+    def vectors_of_group(group: Batch, group_keys: jax.Array | None) -> PyTree:
+        size = length if chunk_size is None else chunk_size
+        return chunking.sum_chunks(
+            pull,
+            lambda left, right: jax.tree.map(jnp.add, left, right),
+            lambda: chunking.zeros_like_sum(pull, group, group_keys),
+            group,
+            group_keys,
+            size,
+        )
 
-    zero = structure.isotropic(params, 0.0)
-    total, _ = jax.lax.scan(body, zero, (sliced, parts.targets, parts.weights, keys))
-    return total
+    if groups == 1:
+        return structure.reduce(vectors_of_group(batch, keys))
+
+    def cut(x: jax.Array) -> jax.Array:
+        return x.reshape((groups, length, *x.shape[1:]))
+
+    grouped = batches.map_examples(cut, batch)
+    keys = None if keys is None else cut(keys)
+
+    def information(part: Batch, part_keys: jax.Array | None) -> Any:
+        sliced, rebuild = batches.split(part.inputs)
+
+        def one(group: tuple) -> PyTree:
+            leaves, targets, weights, group_keys = group
+            return vectors_of_group(
+                Batch(rebuild(leaves), targets, weights), group_keys
+            )
+
+        units = sliced, part.targets, part.weights, part_keys
+        stack = map_some(one, units, batches.num_examples(part))
+        return structure.reduce(
+            jax.tree.map(lambda x: x.reshape((-1, *x.shape[2:])), stack)
+        )
+
+    if chunk_size is None:
+        first = batches.map_examples(lambda x: x[0], grouped)
+        first_keys = None if keys is None else keys[0]
+        at_once = chunking.default_size(
+            chunking.num_entries(pull, first, first_keys), chunking.GROUP_ENTRIES
+        )
+    else:
+        at_once = max(chunk_size // length, 1)
+    return chunking.sum_chunks(
+        information,
+        ops.add,
+        lambda: structure.isotropic(params, 0.0),
+        grouped,
+        keys,
+        at_once,
+    )

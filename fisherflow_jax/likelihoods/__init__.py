@@ -13,3 +13,6 @@ from fisherflow_jax.likelihoods.location import (
 )
 from fisherflow_jax.likelihoods.location import student_t as student_t
 from fisherflow_jax.likelihoods.positive import gamma as gamma
+from fisherflow_jax.likelihoods.roots import cholesky_root as cholesky_root
+from fisherflow_jax.likelihoods.roots import diagonal_root as diagonal_root
+from fisherflow_jax.likelihoods.roots import rank_root as rank_root

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from fisherflow_jax.likelihoods import categorical_roots
 from fisherflow_jax.likelihoods.checks import (
     check_outputs,
     check_targets,
@@ -30,17 +31,19 @@ def categorical():
     where :math:`L = \operatorname{diag}(\sqrt p) - p \sqrt p^\top` is the square root
     of the diagonal, centred. It is applied in O(C); no C x C matrix is formed.
 
-    Outputs are logits `(n, ..., C)` with C at least 2; targets are integer classes
+    Outputs are logits `(n, ..., C)` with C at least 1; targets are integer classes
     `(n, ...)`. A class below 0 or from C on has log-probability NaN, and a NaN
     gradient. The mean is the vector of probabilities, and the line of class c its
-    log-odds :math:`z_c - \log \sum_{j \ne c} e^{z_j}`, finite for saturated logits.
+    log-odds :math:`z_c - \log \sum_{j \ne c} e^{z_j}`, finite for saturated logits. One
+    class alone is certain: its log-probability is 0, its information 0 and its log-odds
+    infinite. A yes-or-no target with one logit is `bernoulli()`.
 
     Returns:
       A `Likelihood`, the same object for every call.
 
     Raises:
-      ValueError: by `check`, for fewer than two classes, targets that are not integers,
-        or shapes that do not belong together.
+      ValueError: by `check`, for outputs without classes, targets that are not
+        integers, or shapes that do not belong together.
 
     Example:
       >>> import jax.numpy as jnp
@@ -61,10 +64,10 @@ def categorical():
 
     def check(outputs, targets):
         shape = check_outputs(name, outputs)
-        if len(shape) == 0 or shape[-1] < 2:
+        if len(shape) == 0 or shape[-1] < 1:
             raise ValueError(
-                f"{name}: outputs must be logits of at least 2 classes on the last "
-                f"axis, got shape {shape}. For a yes-or-no target with one logit, use "
+                f"{name}: outputs must be logits of at least 1 class on the last axis, "
+                f"got shape {shape}. For a yes-or-no target with one logit, use "
                 "bernoulli()."
             )
         if targets is None:
@@ -95,6 +98,9 @@ def categorical():
 
     def line(outputs):
         logits = widen(outputs)
+        if logits.shape[-1] == 1:
+            # A constant: the limit below would have a NaN gradient.
+            return jnp.full_like(logits, jnp.inf)
         # Log-odds do not see a shift; large logits would lose their last digits.
         shift = jax.lax.stop_gradient(jnp.max(logits, -1, keepdims=True))
         logits = logits - shift
@@ -138,6 +144,9 @@ def categorical():
         from_line=jax.nn.sigmoid,
         support=support,
         check=check,
+        cholesky=categorical_roots.CHOLESKY,
+        diagonal_bound=categorical_roots.DIAGONAL_BOUND,
+        low_rank=categorical_roots.low_rank,
     )
 
 
@@ -219,4 +228,5 @@ def bernoulli():
         from_line=jax.nn.sigmoid,
         support=support,
         check=check,
+        diagonal=True,
     )

@@ -91,6 +91,7 @@ def poisson():
         from_line=jnp.exp,
         support=_nonnegative,
         check=check,
+        diagonal=True,
     )
 
 
@@ -179,4 +180,5 @@ def negative_binomial(concentration):
         from_line=jnp.exp,
         support=_nonnegative,
         check=check,
+        diagonal=True,
     )

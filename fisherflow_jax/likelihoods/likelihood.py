@@ -19,6 +19,13 @@ import jax
 import jax.numpy as jnp
 
 
+class Root(NamedTuple):
+    """A root of the output Fisher information, or of a bound of it."""
+
+    apply: Callable  # (outputs, probes, key=None) -> L @ probes, shape of the outputs
+    probe_shape: Callable  # shape of the outputs -> shape of the probes
+
+
 class Likelihood(NamedTuple):
     """The distribution of targets given a model's outputs, as functions of the outputs.
 
@@ -41,6 +48,10 @@ class Likelihood(NamedTuple):
     pearson: Callable | None = None  # (outputs, targets) -> (y - mu)^2 / V(mu)
     log_unit_variance: Callable | None = None  # targets -> log V(y)
     random_root: bool = False  # whether `root` needs a key
+    diagonal: bool = False  # whether L is diagonal, each output with its own probe
+    cholesky: Root | None = None  # with the fewest columns; None: `root` itself
+    diagonal_bound: Root | None = None  # of a diagonal upper bound; None: from columns
+    low_rank: Callable | None = None  # (k, num_iterations) -> Root of a lower bound
 
 
 def root_columns(likelihood, outputs, key=None):

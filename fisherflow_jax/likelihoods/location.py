@@ -5,6 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from fisherflow_jax.likelihoods.bounds import largest_entries
 from fisherflow_jax.likelihoods.checks import (
     check_outputs,
     check_targets,
@@ -106,6 +107,7 @@ def gaussian(scale=1.0):
         from_line=identity,
         support=_finite,
         check=check,
+        diagonal=True,
     )
 
 
@@ -198,6 +200,8 @@ def gaussian_location_scale():
         from_line=identity,
         support=_finite,
         check=check,
+        diagonal=True,
+        low_rank=largest_entries(root),
     )
 
 
@@ -280,4 +284,5 @@ def student_t(df, scale):
         from_line=identity,
         support=_finite,
         check=check,
+        diagonal=True,
     )

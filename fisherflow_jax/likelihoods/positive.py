@@ -113,6 +113,7 @@ def gamma(shape=1.0):
         from_line=jnp.exp,
         support=_positive,
         check=check,
+        diagonal=True,
     )
 
 

@@ -10,6 +10,7 @@ from fisherflow_jax.structures.full import Full as Full
 from fisherflow_jax.structures.full import full as full
 from fisherflow_jax.structures.low_rank import LowRank as LowRank
 from fisherflow_jax.structures.low_rank import low_rank as low_rank
+from fisherflow_jax.structures.outer_products import OuterProducts as OuterProducts
 from fisherflow_jax.structures.scalar import Scalar as Scalar
 from fisherflow_jax.structures.scalar import scalar as scalar
 from fisherflow_jax.structures.structure import Structure as Structure

@@ -9,6 +9,7 @@ from fisherflow_jax import information as ops
 from fisherflow_jax import vectors
 from fisherflow_jax.structures import structure
 from fisherflow_jax.structures.basis import diagonal_of
+from fisherflow_jax.structures.outer_products import squares
 from fisherflow_jax.structures.scalar import Scalar
 from fisherflow_jax.structures.structure import Structure
 
@@ -42,9 +43,7 @@ def diagonal() -> Structure:
 
     def reduce(stack: PyTree) -> Diagonal:
         dtype = vectors.float_dtype(stack)
-        return Diagonal(
-            jax.tree.map(lambda x: jnp.sum(jnp.square(x.astype(dtype)), 0), stack)
-        )
+        return Diagonal(jax.tree.map(lambda x: squares(x, dtype), stack))
 
     def isotropic(params: PyTree, value: jax.typing.ArrayLike) -> Diagonal:
         dtype = vectors.float_dtype(params)
@@ -65,6 +64,7 @@ def diagonal() -> Structure:
         ),
         from_matvec=lambda matvec, params: Diagonal(diagonal_of(matvec, params)),
         from_full=lambda full: Diagonal(ops.diagonal(full)),
+        takes_outer_products=True,
     )
 
 

@@ -9,6 +9,7 @@ from fisherflow_jax import information as ops
 from fisherflow_jax import vectors
 from fisherflow_jax.structures import structure
 from fisherflow_jax.structures.basis import diagonal_of
+from fisherflow_jax.structures.outer_products import leaf_size, sum_of_squares
 from fisherflow_jax.structures.structure import Structure
 
 PyTree = Any
@@ -38,8 +39,9 @@ def scalar() -> Structure:
 
     def reduce(stack: PyTree) -> Scalar:
         dtype = vectors.float_dtype(stack)
-        count = vectors.size(jax.tree.map(lambda x: x[0], stack))
-        squares = (jnp.sum(jnp.square(x.astype(dtype))) for x in jax.tree.leaves(stack))
+        leaves = jax.tree.leaves(stack)
+        count = sum(leaf_size(x) for x in leaves)
+        squares = (sum_of_squares(x, dtype) for x in leaves)
         return Scalar(sum(squares, start=jnp.zeros((), dtype)) / max(count, 1))
 
     def isotropic(params: PyTree, value: jax.typing.ArrayLike) -> Scalar:
@@ -63,6 +65,7 @@ def scalar() -> Structure:
         ),
         from_matvec=lambda matvec, params: from_diagonal(diagonal_of(matvec, params)),
         from_full=lambda full: from_diagonal(ops.diagonal(full)),
+        takes_outer_products=True,
     )
 
 

@@ -25,6 +25,8 @@ class Structure(NamedTuple):
     """`(matvec, params)` -> what is kept of a symmetric operator; d products."""
     from_full: Callable[[Any], Any] | None = None
     """`Full` -> its own part of that matrix (mean, diagonal, blocks)."""
+    takes_outer_products: bool = False
+    """Whether `reduce` also takes leaves kept as `OuterProducts`."""
 
     def require(self, capability: str, why: str) -> None:
         """Raises if the structure cannot do what is asked, saying why."""

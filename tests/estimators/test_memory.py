@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import fisherflow_jax as ff
-from fisherflow_jax.estimators import pulling
+from fisherflow_jax.estimators import chunking
 
 COUNT, INPUTS, HIDDEN = 64, 3, 40
 PARAMS = {"w": np.zeros((INPUTS, HIDDEN)), "v": np.zeros(HIDDEN)}
@@ -57,7 +57,7 @@ def test_without_chunks_all_vectors_are_held():
 
 
 def test_by_default_the_chunk_is_bounded(monkeypatch):
-    monkeypatch.setattr(pulling, "_CHUNK_ENTRIES", 5 * SIZE)
+    monkeypatch.setattr(chunking, "CHUNK_ENTRIES", 5 * SIZE)
     assert peak() <= 5 * SIZE
 
 
