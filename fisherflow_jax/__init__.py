@@ -2,6 +2,7 @@
 
 from fisherflow_jax import estimators as estimators
 from fisherflow_jax import information as information
+from fisherflow_jax import layers as layers
 from fisherflow_jax import likelihoods as likelihoods
 from fisherflow_jax import memories as memories
 from fisherflow_jax import structures as structures

@@ -8,8 +8,8 @@ import jax
 from fisherflow_jax import information as ops
 from fisherflow_jax import vectors
 from fisherflow_jax.batch import Batch, num_examples
-from fisherflow_jax.estimators.estimator import Estimator
 from fisherflow_jax.estimators.chunking import check_chunk_size, sum_chunks
+from fisherflow_jax.estimators.estimator import Estimator
 from fisherflow_jax.estimators.pulling import check_outputs
 from fisherflow_jax.likelihoods import Likelihood
 from fisherflow_jax.losses import log_likelihood

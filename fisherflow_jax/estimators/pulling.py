@@ -58,11 +58,7 @@ def pulled(
     def by_example(batch: Batch) -> bool:
         return _examples_of_group(groups, batch) == 1
 
-    use_taps = (
-        fast_squares
-        and structure.takes_outer_products
-        and hasattr(tapping.layers_of, "tap")
-    )
+    use_taps = fast_squares and structure.takes_outer_products
 
     def compute(params: PyTree, batch: Batch, key: jax.Array | None) -> Any:
         prepare(params, batch)

@@ -12,11 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from fisherflow_jax import batch as batches
-
-try:
-    from fisherflow_jax import layers as layers_of
-except ImportError:
-    layers_of = None  # TEMP
+from fisherflow_jax import layers as layers_of
 from fisherflow_jax import vectors
 from fisherflow_jax.batch import Batch
 from fisherflow_jax.likelihoods import Likelihood

@@ -1,0 +1,6 @@
+"""Linear layers, found in any `apply_fn`, and tapped: what enters, what returns."""
+
+from fisherflow_jax.layers.finding import find_layers as find_layers
+from fisherflow_jax.layers.layer import Layer as Layer
+from fisherflow_jax.layers.layer import Layers as Layers
+from fisherflow_jax.layers.taps import tap as tap

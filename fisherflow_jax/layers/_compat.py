@@ -1,0 +1,270 @@
+"""Programs of JAX, read into plain descriptions: the only contact with its internals.
+
+`jax.extend.core`, the fields of equations, and the names and parameters of primitives
+carry no promise of stability. All that the package knows of them is in this file; what
+it does not know, a new primitive or a new name, becomes an equation without a known
+operation, which can still be evaluated. Programs are read and evaluated, never edited.
+
+Written for JAX 0.10 to 0.12. From 0.11 on `Jaxpr` and `ClosedJaxpr` are one class and
+the parameters of `scan` are structured.
+"""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from jax.extend import core
+
+from fisherflow_jax.layers.views import View
+
+_JAXPR = (core.Jaxpr, core.ClosedJaxpr)
+
+# the same primitives under the names of several versions, and where their body is
+_CALLS = {
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "core_call": "call_jaxpr",
+    "call": "call_jaxpr",
+    "core_closed_call": "call_jaxpr",
+    "eval_jaxpr": "jaxpr",
+}
+_CHECKPOINTS = {"remat2": "jaxpr", "remat": "jaxpr", "checkpoint": "jaxpr"}
+
+# operations after which an array shows the same entries, perhaps in another order
+_VIEWS: dict[str, Callable[[dict], Callable[[View], View]]] = {
+    "transpose": lambda p: lambda view: view.transpose(p["permutation"]),
+    "reshape": lambda p: lambda view: view.reshape(p["new_sizes"]),
+    "squeeze": lambda p: lambda view: view.squeeze(p["dimensions"]),
+    "expand_dims": lambda p: lambda view: view.expand_dims(p["dimensions"]),
+    "rev": lambda p: lambda view: view.flip(p["dimensions"]),
+    "broadcast_in_dim": lambda p: (
+        lambda view: view.broadcast(p["shape"], p["broadcast_dimensions"])
+    ),
+}
+_SAME = (
+    "convert_element_type",
+    "reduce_precision",
+    "copy",
+    "copy_p",
+    "name",
+    "sharding_constraint",
+    "optimization_barrier",
+    "device_put",
+)
+
+
+class Atom(NamedTuple):
+    """An operand: a variable, known by its identity, or a literal value."""
+
+    variable: Any  # None for a literal
+    value: Any
+    shape: tuple[int, ...]
+    dtype: Any
+
+
+class Dot(NamedTuple):
+    """`lax.dot_general`: dimensions of the left and of the right operand."""
+
+    contracting: tuple[tuple[int, ...], tuple[int, ...]]
+    batch: tuple[tuple[int, ...], tuple[int, ...]]
+
+
+class Convolution(NamedTuple):
+    """`lax.conv_general_dilated`."""
+
+    strides: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    input_dilation: tuple[int, ...]
+    kernel_dilation: tuple[int, ...]
+    input_spec: tuple[int, ...]  # axes of batch, features, space
+    kernel_spec: tuple[int, ...]  # axes of output features, input features, space
+    output_spec: tuple[int, ...]  # axes of batch, features, space
+    feature_groups: int
+    batch_groups: int
+
+
+class Gather(NamedTuple):
+    """`lax.gather`, index vectors on the last axis of the indices."""
+
+    offset_dims: tuple[int, ...]
+    collapsed_dims: tuple[int, ...]
+    index_map: tuple[int, ...]
+    batch_dims: tuple[int, ...]
+    index_batch_dims: tuple[int, ...]
+    slice_sizes: tuple[int, ...]
+    clips: bool  # indices out of bounds are moved to the border
+
+
+class Reorder(NamedTuple):
+    """Each output shows the entries of the operand at its place."""
+
+    apply: Callable[[View], View]
+
+
+class Add(NamedTuple):
+    """The sum of two operands of one shape."""
+
+
+class StopGradient(NamedTuple):
+    """What comes out has no derivative."""
+
+
+class Call(NamedTuple):
+    """A body that is evaluated as it is; `wrap` keeps what surrounds it."""
+
+    body: Any
+    wrap: Callable[[Callable], Callable]
+
+
+class Scan(NamedTuple):
+    """`lax.scan`: operands are constants, then carries, then slices."""
+
+    body: Any
+    num_constants: int
+    num_carries: int
+    length: int
+    reverse: bool
+    unroll: Any
+
+
+class Equation(NamedTuple):
+    """One step of a program."""
+
+    name: str
+    operation: Any  # one of the operations above, or None
+    inputs: tuple[Atom, ...]
+    outputs: tuple[Atom, ...]
+    evaluate: Callable[[Sequence[Any]], list]
+
+
+class Program(NamedTuple):
+    """Steps from inputs to outputs."""
+
+    constants: dict[Any, Any]  # values by variable
+    inputs: tuple[Any, ...]  # variables
+    outputs: tuple[Atom, ...]
+    equations: tuple[Equation, ...]
+
+
+def trace(function: Callable, *arguments: Any) -> tuple[Any, Any]:
+    """The jaxpr of `function`, and its outputs as shapes."""
+    return jax.make_jaxpr(function, return_shape=True)(*arguments)
+
+
+def read(jaxpr: Any) -> Program:
+    """A jaxpr, open or closed, as a `Program`."""
+    values = tuple(getattr(jaxpr, "consts", ()) or ())
+    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+    return Program(
+        dict(zip(jaxpr.constvars, values, strict=True)),
+        tuple(jaxpr.invars),
+        tuple(map(_atom, jaxpr.outvars)),
+        tuple(map(_equation, jaxpr.eqns)),
+    )
+
+
+def _atom(atom: Any) -> Atom:
+    shape = tuple(getattr(atom.aval, "shape", ()))
+    dtype = getattr(atom.aval, "dtype", None)
+    if isinstance(atom, core.Literal):
+        return Atom(None, atom.val, shape, dtype)
+    return Atom(atom, None, shape, dtype)
+
+
+def _equation(eqn: Any) -> Equation:
+    def evaluate(values: Sequence[Any]) -> list:
+        params = eqn.primitive.get_bind_params(eqn.params)
+        functions: tuple = ()
+        if isinstance(params, tuple):
+            functions, params = params
+        context = getattr(getattr(eqn, "ctx", None), "manager", None)
+        with context or contextlib.nullcontext():
+            results = eqn.primitive.bind(*functions, *values, **params)
+        return list(results) if eqn.primitive.multiple_results else [results]
+
+    inputs, outputs = tuple(map(_atom, eqn.invars)), tuple(map(_atom, eqn.outvars))
+    name = eqn.primitive.name
+    return Equation(name, _operation(name, eqn.params), inputs, outputs, evaluate)
+
+
+def _operation(name: str, params: dict) -> Any:
+    if name in _VIEWS:
+        return Reorder(_VIEWS[name](params))
+    if name in _SAME:
+        return Reorder(lambda view: view)
+    if name in ("add", "add_any"):
+        return Add()
+    if name == "stop_gradient":
+        return StopGradient()
+    if name in _CALLS and isinstance(params.get(_CALLS[name]), _JAXPR):
+        return Call(params[_CALLS[name]], lambda function: function)
+    if name in _CHECKPOINTS and isinstance(params.get(_CHECKPOINTS[name]), _JAXPR):
+        return Call(params[_CHECKPOINTS[name]], lambda f: _checkpoint(f, params))
+    readers = {
+        "dot_general": _dot,
+        "conv_general_dilated": _convolution,
+        "gather": _gather,
+        "scan": _scan,
+    }
+    return readers[name](params) if name in readers else None
+
+
+def _checkpoint(function: Callable, params: dict) -> Callable:
+    prevent_cse = params.get("prevent_cse", True)
+    if not isinstance(prevent_cse, bool):  # one for each operand, whose number changes
+        prevent_cse = any(prevent_cse)
+    policy = params.get("policy")
+    return jax.checkpoint(function, prevent_cse=prevent_cse, policy=policy)
+
+
+def _dot(params: dict) -> Dot:
+    contracting, batch = params["dimension_numbers"]
+    left, right = (tuple(map(int, dims)) for dims in contracting)
+    left_batch, right_batch = (tuple(map(int, dims)) for dims in batch)
+    return Dot((left, right), (left_batch, right_batch))
+
+
+def _convolution(params: dict) -> Convolution:
+    dimensions = params["dimension_numbers"]
+    return Convolution(
+        tuple(params["window_strides"]),
+        tuple((int(low), int(high)) for low, high in params["padding"]),
+        tuple(params["lhs_dilation"]),
+        tuple(params["rhs_dilation"]),
+        tuple(dimensions.lhs_spec),
+        tuple(dimensions.rhs_spec),
+        tuple(dimensions.out_spec),
+        params["feature_group_count"],
+        params["batch_group_count"],
+    )
+
+
+def _gather(params: dict) -> Gather:
+    dimensions = params["dimension_numbers"]
+    mode = jax.lax.GatherScatterMode.from_any(params["mode"])
+    return Gather(
+        tuple(dimensions.offset_dims),
+        tuple(dimensions.collapsed_slice_dims),
+        tuple(dimensions.start_index_map),
+        tuple(dimensions.operand_batching_dims),
+        tuple(dimensions.start_indices_batching_dims),
+        tuple(params["slice_sizes"]),
+        mode == jax.lax.GatherScatterMode.CLIP,
+    )
+
+
+def _scan(params: dict) -> Scan:
+    if "ft_in" in params:
+        constants, carries, _ = params["ft_in"].unpack()
+        counts = len(constants), len(carries)
+    else:
+        counts = params["num_consts"], params["num_carry"]
+    return Scan(
+        params["jaxpr"],
+        *counts,
+        params["length"],
+        params["reverse"],
+        params["unroll"],
+    )
