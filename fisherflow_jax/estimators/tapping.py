@@ -26,6 +26,7 @@ class Pulled(NamedTuple):
 
     inputs: tuple  # of each layer (n, K, T, I), or ids (n, K, T)
     gradients: tuple  # of each layer (n, R, K, T, O)
+    weights: jax.Array  # (n,)
     others: dict  # leaf index -> (n * R, *leaf.shape)
 
 
@@ -86,14 +87,19 @@ class TapPuller:
                 summed = jnp.sum(gradient, axis=3)
                 to_leaf = layer.bias_layout.to_leaf
                 others[layer.bias] = jax.vmap(jax.vmap(to_leaf))(summed)
-        return Pulled(inputs, gradients, {i: _stack(x) for i, x in others.items()})
+        stacks = {i: _stack(x) for i, x in others.items()}
+        return Pulled(inputs, gradients, batch.weights, stacks)
 
     def _tree(self, pulled: Pulled) -> PyTree:
         leaves = dict(pulled.others)
         found = zip(self.layers.layers, pulled.inputs, pulled.gradients, strict=True)
         for layer, inputs, gradients in found:
             leaves[layer.kernel] = OuterProducts(
-                inputs, gradients, layer.num_inputs, layer.kernel_layout
+                inputs,
+                gradients,
+                pulled.weights,
+                layer.num_inputs,
+                layer.kernel_layout,
             )
         treedef = jax.tree.structure(self.params)
         return treedef.unflatten([leaves[i] for i in range(treedef.num_leaves)])

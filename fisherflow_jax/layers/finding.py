@@ -1,6 +1,5 @@
 """Finding the linear layers of any function of parameters and inputs."""
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -104,24 +103,24 @@ def trace(apply_fn: Callable, params: PyTree, inputs: PyTree) -> Traced:
     program = _compat.read(jaxpr)
     shapes = tuple(tuple(leaf.shape) for _, leaf in named)
     found = walk(program, list(shapes))
-    uses = _settle(found, shapes)
+    uses = _settle(found)
     layers = Layers(
-        tuple(map(_layer, uses)), _fallback(found, uses, len(names)), names, shapes
+        tuple(map(_layer, uses)),
+        _fallback(found, uses, len(names)),
+        names,
+        shapes,
+        jax.tree.structure(params),
     )
     return Traced(program, arguments, jax.tree.structure(outputs), layers, uses)
 
 
-def _settle(
-    found: Walk, shapes: tuple[tuple[int, ...], ...]
-) -> tuple[tuple[Use, ...], ...]:
+def _settle(found: Walk) -> tuple[tuple[Use, ...], ...]:
     """The uses of each layer; reasons are noted for leaves that are not treated."""
     by_leaf: dict[int, list[Use]] = {}
     for use in found.uses:
         by_leaf.setdefault(use.leaf, []).append(use)
     biases = {use.bias.leaf for use in found.uses if use.bias is not None}
     for leaf, uses in by_leaf.items():
-        if math.prod(shapes[leaf]) == 0:
-            found.reasons.setdefault(leaf, "without entries")
         if leaf in biases:
             found.reasons.setdefault(leaf, "used as a kernel and as a bias")
         if len({(use.kernel, use.linear.kind == "embedding") for use in uses}) > 1:

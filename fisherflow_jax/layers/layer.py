@@ -1,6 +1,7 @@
 """What is known of a model's linear layers: plain numbers, fit to be static."""
 
 import dataclasses
+from typing import Any
 
 import jax
 
@@ -43,6 +44,7 @@ class Layers:
     fallback: tuple[tuple[int, str], ...]  # (leaf, reason)
     names: tuple[str, ...]  # of all leaves
     shapes: tuple[tuple[int, ...], ...]  # of all leaves
+    tree: Any  # the parameters' jax.tree.structure
 
     def __str__(self) -> str:
         return table(self)

@@ -73,18 +73,19 @@ def tap(
       >>> import jax.numpy as jnp
       >>> import fisherflow_jax as ff
       >>> apply_fn = lambda params, x: jnp.tanh(x @ params["w"]) * params["scale"]
-      >>> params = {"w": jnp.zeros((2, 1)), "scale": jnp.array(3.0)}
+      >>> params = {"w": jnp.zeros((2, 1)), "scale": jnp.array([3.0])}
       >>> x = jnp.array([[1.0, 2.0]])
       >>> layers = ff.layers.find_layers(apply_fn, params, x)
       >>> outputs, (a,), pull = ff.layers.tap(apply_fn, layers, params, x)
       >>> (g,), rest = pull(jnp.ones((1, 1)))
       >>> a, g, rest
       (Array([[[1., 2.]]], dtype=float32), Array([[[3.]]], dtype=float32),
-       {0: Array(0., dtype=float32)})
+       {0: Array([0.], dtype=float32)})
 
     References:
       Dangel, Kunstner and Hennig, "BackPACK: packing more into backprop", 2020.
     """
+    _check_parameters(layers, params)
     traced = trace(apply_fn, params, batches.unshare(inputs))
     _check_same(layers, traced.layers)
     uses = [use for of_layer in traced.uses for use in of_layer]
@@ -225,15 +226,23 @@ def _concatenated(parts: list[jax.Array]) -> jax.Array:
     return jnp.concatenate(parts, axis=1)
 
 
-def _check_same(expected: Layers, found: Layers) -> None:
-    if expected == found:
-        return
-    for what in ("names", "shapes"):
-        if getattr(expected, what) != getattr(found, what):
+def _check_parameters(expected: Layers, params: PyTree) -> None:
+    """Before a model sees parameters that are not its own."""
+    named = jax.tree_util.tree_leaves_with_path(params)
+    names = tuple(jax.tree_util.keystr(path) for path, _ in named)
+    shapes = tuple(jnp.shape(leaf) for _, leaf in named)
+    for what, was, now in (
+        ("names", expected.names, names),
+        ("shapes", expected.shapes, shapes),
+    ):
+        if was != now:
             raise ValueError(
-                "the parameters are not those that the layers were found for: their "
-                f"{what} were {getattr(expected, what)}, now {getattr(found, what)}."
+                "params are not those that the layers were found for: their "
+                f"{what} were {was}, now {now}."
             )
+
+
+def _check_same(expected: Layers, found: Layers) -> None:
     before, now = _treatments(expected), _treatments(found)
     for name, was, is_now in zip(expected.names, before, now, strict=True):
         if was != is_now:

@@ -26,7 +26,10 @@ class Parameter(NamedTuple):
 
 
 class Output(NamedTuple):
-    """A view of what a linear operation put out, used nowhere else so far."""
+    """A view of what a linear operation put out, used nowhere else so far.
+
+    Or of its sum with something else: what counts is that its gradient is the output's.
+    """
 
     use: int
     view: View
@@ -67,7 +70,8 @@ class Walk(NamedTuple):
 
 def walk(program: Program, shapes: list[tuple[int, ...]]) -> Walk:
     """Walks a program whose first inputs are parameters of these shapes."""
-    found = Walk([], {}, set())
+    empty = (i for i, shape in enumerate(shapes) if math.prod(shape) == 0)
+    found = Walk([], dict.fromkeys(empty, "without entries"), set())
     values: list[Any] = [
         Parameter(i, views.whole(shape), ()) for i, shape in enumerate(shapes)
     ]
@@ -130,8 +134,11 @@ def _step(
         case _compat.StopGradient():
             found.stopped.update(x.leaf for x in operands if isinstance(x, Parameter))
             return unknown
-        case _compat.Add() if _merge_bias(found, equation, operands):
-            return unknown
+        case _compat.Add():
+            if _merge_bias(found, equation, operands):
+                return unknown
+            if not any(isinstance(operand, Parameter) for operand in operands):
+                return [_summand(equation, operands)]
     parameters = [i for i, x in enumerate(operands) if isinstance(x, Parameter)]
     try:
         if len(parameters) > 1 and equation.name == "dot_general":
@@ -217,6 +224,14 @@ def _stacked(view: View, slices: tuple[Axis | None, ...]) -> View:
     first, *rest = view.axes
     axes = (views.merged((*pieces, *first)), *rest)
     return View(view.leaf_shape, axes, view.offset)
+
+
+def _summand(equation: Equation, operands: list) -> Output | None:
+    """The operand whose gradient is that of the sum, for a bias that is added next."""
+    for operand in operands:
+        if operand is not None and operand.view.shape == equation.outputs[0].shape:
+            return operand
+    return None
 
 
 def _merge_bias(found: Walk, equation: Equation, operands: list) -> bool:

@@ -45,12 +45,13 @@ def _pivots(outputs, k):
     )
     # Written so that NaN is kept: a column of zeros would hide it.
     alive = ~(tails[..., 1:] <= jnp.finfo(p.dtype).tiny)
+    # Logarithms: squares of small tails, also those in derivatives, would underflow.
     pivot, here, after = (
-        jnp.where(alive, values, 1)
+        jnp.log(jnp.where(alive, values, 1))
         for values in (largest, tails[..., :-1], tails[..., 1:])
     )
-    share = jnp.where(alive, jnp.sqrt(after / here), 0)
-    below = jnp.where(alive, jnp.sqrt(pivot / here) / jnp.sqrt(after), 0)
+    share = jnp.where(alive, jnp.exp(0.5 * (after - here)), 0)
+    below = jnp.where(alive, jnp.exp(0.5 * (pivot - here - after)), 0)
     return _Pivots(p, root_p, position, classes, share, below)
 
 
@@ -132,7 +133,8 @@ def _subspace(outputs, k, num_iterations):
     p, root_p = pivots.p, pivots.root_p
     likeliest = pivots.position == 0
     largest, root_of_largest = (
-        jnp.max(values, -1, keepdims=True) for values in (p, root_p)
+        jnp.sum(jnp.where(likeliest, values, 0), -1, keepdims=True)
+        for values in (p, root_p)
     )
 
     def column(j, share, below):
@@ -143,17 +145,20 @@ def _subspace(outputs, k, num_iterations):
     first = (jnp.moveaxis(values, -1, 0) for values in (pivots.share, pivots.below))
     basis = jax.vmap(column)(places, *first)
 
-    def orthogonal_to_root_p(vectors):
+    def orthogonal_to_root_p(vector):
         # The likeliest class follows from the others. Subtracting the projection would
         # leave rounding errors where they are small, on a prediction almost certain.
-        others = jnp.where(likeliest, 0, vectors)
+        others = jnp.where(likeliest, 0, vector)
         balance = -jnp.sum(root_p * others, -1, keepdims=True) / root_of_largest
         return jnp.where(likeliest, balance, others)
 
-    def step(_, basis):
+    def multiply(vector):
         # q' diag(p) y, with q' y = 0 used so that its terms do not cancel.
-        projection = -jnp.sum(root_p * (largest - p) * basis, -1, keepdims=True)
-        return _orthonormal(p * basis - root_p * projection, orthogonal_to_root_p)
+        projection = -jnp.sum(root_p * (largest - p) * vector, -1, keepdims=True)
+        return p * vector - root_p * projection
+
+    def step(_, basis):
+        return _orthonormal(jax.vmap(multiply)(basis), orthogonal_to_root_p)
 
     return root_p, jax.lax.fori_loop(0, num_iterations, step, basis)
 
@@ -177,8 +182,9 @@ def _orthonormal(vectors, constrain):
 
 
 def _unit(vector):
-    # Scaled first: the squares of tiny entries would underflow.
-    size = jnp.max(jnp.abs(vector), -1, keepdims=True)
+    # Scaled first: the squares of tiny entries would underflow. A constant, since the
+    # unit vector does not depend on the scale.
+    size = jax.lax.stop_gradient(jnp.max(jnp.abs(vector), -1, keepdims=True))
     vanishes = size <= jnp.finfo(vector.dtype).tiny
     scaled = jnp.where(vanishes, 0, vector / jnp.where(vanishes, 1, size))
     norm = jnp.sqrt(jnp.sum(jnp.where(vanishes, 1, scaled**2), -1, keepdims=True))

@@ -8,6 +8,11 @@ from fisherflow_jax.structures.diagonal import Diagonal as Diagonal
 from fisherflow_jax.structures.diagonal import diagonal as diagonal
 from fisherflow_jax.structures.full import Full as Full
 from fisherflow_jax.structures.full import full as full
+from fisherflow_jax.structures.kronecker import EigenKronecker as EigenKronecker
+from fisherflow_jax.structures.kronecker import Kronecker as Kronecker
+from fisherflow_jax.structures.kronecker import kronecker as kronecker
+from fisherflow_jax.structures.kronecker_factors import expand as expand
+from fisherflow_jax.structures.kronecker_factors import reduce as reduce
 from fisherflow_jax.structures.low_rank import LowRank as LowRank
 from fisherflow_jax.structures.low_rank import low_rank as low_rank
 from fisherflow_jax.structures.outer_products import OuterProducts as OuterProducts

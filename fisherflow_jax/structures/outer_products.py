@@ -20,7 +20,8 @@ class OuterProducts:
     """
 
     inputs: jax.Array  # (n, K, T, I), or ids (n, K, T) where inputs are one-hot
-    gradients: jax.Array  # (n, R, K, T, O), float32 or wider
+    gradients: jax.Array  # (n, R, K, T, O), float32 or wider, times root of the weight
+    weights: jax.Array  # (n,), multiplicities of the examples
     num_inputs: int
     layout: Any  # .to_leaf((K, I, O)) -> like the leaf
 
