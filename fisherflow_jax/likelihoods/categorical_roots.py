@@ -43,8 +43,7 @@ def _pivots(outputs, k):
     tails = jax.lax.cumsum(
         jnp.concatenate([largest, others], -1), axis=p.ndim - 1, reverse=True
     )
-    # Written so that NaN is kept: a column of zeros would hide it.
-    alive = ~(tails[..., 1:] <= jnp.finfo(p.dtype).tiny)
+    alive = tails[..., 1:] > jnp.finfo(p.dtype).tiny
     # Logarithms: squares of small tails, also those in derivatives, would underflow.
     pivot, here, after = (
         jnp.log(jnp.where(alive, values, 1))
@@ -132,10 +131,7 @@ def _subspace(outputs, k, num_iterations):
     pivots = _pivots(outputs, k)
     p, root_p = pivots.p, pivots.root_p
     likeliest = pivots.position == 0
-    largest, root_of_largest = (
-        jnp.sum(jnp.where(likeliest, values, 0), -1, keepdims=True)
-        for values in (p, root_p)
-    )
+    root_of_largest = jnp.sum(jnp.where(likeliest, root_p, 0), -1, keepdims=True)
 
     def column(j, share, below):
         after = jnp.where(pivots.position > j, -root_p * below[..., None], 0)
@@ -153,8 +149,7 @@ def _subspace(outputs, k, num_iterations):
         return jnp.where(likeliest, balance, others)
 
     def multiply(vector):
-        # q' diag(p) y, with q' y = 0 used so that its terms do not cancel.
-        projection = -jnp.sum(root_p * (largest - p) * vector, -1, keepdims=True)
+        projection = jnp.sum(root_p * p * vector, -1, keepdims=True)
         return p * vector - root_p * projection
 
     def step(_, basis):
