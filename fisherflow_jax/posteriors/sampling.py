@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from fisherflow_jax import information as ops
 from fisherflow_jax import vectors
 from fisherflow_jax.bank import BankState
-from fisherflow_jax.posterior.intervals import degrees_of_freedom_of, dispersion_of
+from fisherflow_jax.posteriors.intervals import degrees_of_freedom_of, dispersion_of
 
 PyTree = Any
 

@@ -13,12 +13,12 @@ from fisherflow_jax import information as ops
 from fisherflow_jax import vectors
 from fisherflow_jax.bank import BankState
 from fisherflow_jax.likelihoods import Likelihood
-from fisherflow_jax.posterior.intervals import (
+from fisherflow_jax.posteriors.intervals import (
     degrees_of_freedom_of,
     dispersion_of,
     meat_of,
 )
-from fisherflow_jax.posterior.quantiles import check_level, two_sided
+from fisherflow_jax.posteriors.quantiles import check_level, two_sided
 
 PyTree = Any
 

@@ -10,7 +10,7 @@ from fisherflow_jax import batch as batches
 from fisherflow_jax import information as ops
 from fisherflow_jax import vectors
 from fisherflow_jax.bank import BankState
-from fisherflow_jax.posterior.quantiles import two_sided
+from fisherflow_jax.posteriors.quantiles import two_sided
 
 PyTree = Any
 

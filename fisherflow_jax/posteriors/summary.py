@@ -9,7 +9,7 @@ import numpy as np
 from scipy import stats
 
 from fisherflow_jax import vectors
-from fisherflow_jax.posterior.intervals import (
+from fisherflow_jax.posteriors.intervals import (
     confidence_interval,
     degrees_of_freedom_of,
     dispersion_of,
