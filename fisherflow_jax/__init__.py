@@ -1,10 +1,13 @@
 """Fisher information that streams: estimates and how sure they are, in JAX."""
 
+from fisherflow_jax import calibration as calibration
 from fisherflow_jax import estimators as estimators
 from fisherflow_jax import information as information
 from fisherflow_jax import layers as layers
 from fisherflow_jax import likelihoods as likelihoods
 from fisherflow_jax import memories as memories
+from fisherflow_jax import metrics as metrics
+from fisherflow_jax import plots as plots
 from fisherflow_jax import structures as structures
 from fisherflow_jax.bank import Bank as Bank
 from fisherflow_jax.bank import BankInfo as BankInfo
@@ -17,17 +20,21 @@ from fisherflow_jax.flow import FlowInfo as FlowInfo
 from fisherflow_jax.flow import FlowState as FlowState
 from fisherflow_jax.flow import fisher_flow as fisher_flow
 from fisherflow_jax.losses import negative_log_likelihood as negative_log_likelihood
-from fisherflow_jax.posterior import Estimate as Estimate
-from fisherflow_jax.posterior import Prediction as Prediction
-from fisherflow_jax.posterior import Summary as Summary
-from fisherflow_jax.posterior import WaldTest as WaldTest
-from fisherflow_jax.posterior import confidence_interval as confidence_interval
-from fisherflow_jax.posterior import delta_method as delta_method
-from fisherflow_jax.posterior import merge as merge
-from fisherflow_jax.posterior import predict as predict
-from fisherflow_jax.posterior import sample as sample
-from fisherflow_jax.posterior import standard_error as standard_error
-from fisherflow_jax.posterior import summary as summary
-from fisherflow_jax.posterior import wald_test as wald_test
+from fisherflow_jax.posteriors import Estimate as Estimate
+from fisherflow_jax.posteriors import Posterior as Posterior
+from fisherflow_jax.posteriors import Prediction as Prediction
+from fisherflow_jax.posteriors import Summary as Summary
+from fisherflow_jax.posteriors import WaldTest as WaldTest
+from fisherflow_jax.posteriors import confidence_interval as confidence_interval
+from fisherflow_jax.posteriors import delta_method as delta_method
+from fisherflow_jax.posteriors import log_density as log_density
+from fisherflow_jax.posteriors import merge as merge
+from fisherflow_jax.posteriors import only as only
+from fisherflow_jax.posteriors import posterior as posterior
+from fisherflow_jax.posteriors import predict as predict
+from fisherflow_jax.posteriors import sample as sample
+from fisherflow_jax.posteriors import standard_error as standard_error
+from fisherflow_jax.posteriors import summary as summary
+from fisherflow_jax.posteriors import wald_test as wald_test
 from fisherflow_jax.solving import refine as refine
 from fisherflow_jax.solving import warm_start as warm_start

@@ -1,0 +1,78 @@
+"""What all plots share: where they draw, and how parameters are named."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+PyTree = Any
+
+GREY = "0.6"
+
+
+def axes_or_new(ax: Any) -> Any:
+    """The given Axes, or those of a new figure.
+
+    Raises:
+      ImportError: if matplotlib is needed and missing.
+    """
+    if ax is not None:
+        return ax
+    try:
+        from matplotlib import pyplot
+    except ImportError as error:
+        raise ImportError(
+            "ff.plots draws with matplotlib, which is not installed: "
+            "pip install matplotlib."
+        ) from error
+    return pyplot.subplots(layout="constrained")[1]
+
+
+def quieten(ax: Any) -> None:
+    """Takes off the frame's upper and right side."""
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def columns(tree: PyTree, batch_dims: int, name: str) -> np.ndarray:
+    """Leaves `(*batch, ...)` as one array `(*batch, d)` of float64."""
+    leaves = [np.asarray(x, float) for x in jax.tree.leaves(tree)]
+    if not leaves or any(x.ndim < batch_dims or x.size == 0 for x in leaves):
+        raise ValueError(
+            f"{name} must be arrays with entries"
+            + (" and a leading axis of steps" if batch_dims else "")
+            + f"; got shapes {[x.shape for x in leaves]}."
+        )
+    if len({x.shape[:batch_dims] for x in leaves}) != 1:
+        raise ValueError(
+            f"{name} must agree in their leading axis; got shapes "
+            f"{[x.shape for x in leaves]}."
+        )
+    flat = [x.reshape((*x.shape[:batch_dims], -1)) for x in leaves]
+    return np.concatenate(flat, -1)
+
+
+def names_of(tree: PyTree, names: Any, batch_dims: int, count: int) -> list[str]:
+    """One name a parameter: those given, or the paths in the tree."""
+    if names is None:
+        return _paths(tree, batch_dims)
+    flat = [str(name) for leaf in jax.tree.leaves(names) for name in np.ravel(leaf)]
+    if len(flat) != count:
+        raise ValueError(f"names must be one a parameter ({count}); got {len(flat)}.")
+    return flat
+
+
+def same_shape(name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    if array.shape != shape:
+        raise ValueError(f"{name} must have the shape {shape}; got {array.shape}.")
+    return array
+
+
+def _paths(tree: PyTree, batch_dims: int) -> list[str]:
+    labels = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        shape = np.shape(leaf)[batch_dims:]
+        for index in np.ndindex(shape):
+            place = ",".join(str(i) for i in index)
+            labels.append(f"{name or 'theta'}[{place}]" if shape else name or "theta")
+    return labels

@@ -1,0 +1,152 @@
+"""A posterior from an estimate and an information, in every structure."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+import estimator_cases as cases
+import fisherflow_jax as ff
+from estimator_cases import NAMED, STRUCTURES
+
+EXACT = {"rtol": 1e-9, "atol": 1e-11}
+MODEL = NAMED["categorical"]
+TAU, TEMPERATURE = 0.7, 0.5
+LAYERS = ff.layers.find_layers(MODEL.apply_fn, MODEL.params, MODEL.inputs)
+ALL = {**STRUCTURES, "kronecker": ff.structures.kronecker(LAYERS)}
+
+
+@functools.cache
+def information(name):
+    estimator = ff.estimators.exact(MODEL.apply_fn, MODEL.likelihood, ALL[name])
+    return jax.jit(estimator)(MODEL.params, MODEL.batch)
+
+
+def flat(tree):
+    return np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_structure_becomes_a_gaussian(name):
+    value = information(name)
+    step = jax.tree.map(lambda x: np.full(np.shape(x), 0.1), MODEL.params)
+    point = jax.tree.map(np.add, MODEL.params, step)
+
+    @jax.jit
+    def run(params, value, point):
+        state = ff.posterior(
+            params, value, prior_precision=TAU, temperature=TEMPERATURE
+        )
+        return state, ff.standard_error(state), ff.log_density(state, point)
+
+    state, errors, density = run(MODEL.params, value, point)
+    matrix = cases.dense(value, MODEL.params) + TAU * np.eye(len(flat(step)))
+    covariance = TEMPERATURE * np.linalg.inv(matrix)
+    np.testing.assert_allclose(flat(errors), np.sqrt(np.diag(covariance)), **EXACT)
+    gaussian = stats.multivariate_normal(flat(MODEL.params), covariance)
+    np.testing.assert_allclose(density, gaussian.logpdf(flat(point)), rtol=1e-8)
+    assert state.temperature == TEMPERATURE
+
+
+@pytest.mark.parametrize("name", ["diagonal", "full", "kronecker"])
+def test_a_prior_may_differ_by_leaf(name):
+    prior = {"hidden": 2.0, "out": 3.0, "scale": 4.0}
+    state = ff.posterior(MODEL.params, information(name), prior_precision=prior)
+    expected = cases.dense(information(name), MODEL.params) + np.diag(
+        flat(
+            jax.tree.map(
+                lambda tau, part: jax.tree.map(
+                    lambda x: np.full(np.shape(x), tau), part
+                ),
+                prior,
+                MODEL.params,
+            )
+        )
+    )
+    found = cases.dense(state.information, MODEL.params)
+    np.testing.assert_allclose(found, expected, **EXACT)
+
+
+def test_linear_gaussian_posteriors_are_ridge_regression():
+    x, y = cases.draw(20, 3, seed=1), cases.draw(20, seed=2)
+    apply_fn = lambda params, x: x @ params  # noqa: E731
+    normal = x.T @ x + TAU * np.eye(3)
+    mean = np.linalg.solve(normal, x.T @ y)
+    estimator = ff.estimators.exact(
+        apply_fn, ff.likelihoods.gaussian(), STRUCTURES["full"]
+    )
+    state = ff.posterior(mean, estimator(mean, (x, None)), prior_precision=TAU)
+    prediction = ff.predict(state, apply_fn, x[:4], ff.likelihoods.gaussian())
+    expected = np.sqrt(np.einsum("ni,ij,nj->n", x[:4], np.linalg.inv(normal), x[:4]))
+    np.testing.assert_allclose(prediction.std, expected, **EXACT)
+    draws = ff.sample(state, key=0, shape=(5,))
+    assert draws.shape == (5, 3)
+
+
+# ---- some of the parameters
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        lambda path: "out" in path or "scale" in path,
+        {"hidden": False, "out": True, "scale": True},
+    ],
+)
+def test_only_some_parameters_have_the_block_of_the_whole(chosen):
+    apply_fn, params = ff.only(MODEL.apply_fn, MODEL.params, chosen)
+    assert params["hidden"] == {"b": None, "w": None}
+    outputs = apply_fn(params, MODEL.inputs)
+    np.testing.assert_array_equal(outputs, MODEL.apply_fn(MODEL.params, MODEL.inputs))
+    estimator = ff.estimators.exact(apply_fn, MODEL.likelihood, STRUCTURES["full"])
+    found = ff.information.to_dense(jax.jit(estimator)(params, MODEL.batch))
+    whole = cases.dense(information("full"), MODEL.params)
+    place = slice(8, 15)  # after the hidden bias and kernel
+    np.testing.assert_allclose(found, whole[place, place], **EXACT)
+
+
+def test_choosing_needs_a_choice():
+    with pytest.raises(ValueError, match=r"no parameter is chosen.*\['out'\]"):
+        ff.only(MODEL.apply_fn, MODEL.params, lambda path: False)
+    with pytest.raises(ValueError, match="pytree of booleans"):
+        ff.only(MODEL.apply_fn, MODEL.params, {"other": True})
+
+
+# ---- bad input
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, np.nan, np.inf])
+def test_the_temperature_is_positive(value):
+    with pytest.raises(ValueError, match="temperature must be positive"):
+        ff.posterior(
+            MODEL.params,
+            information("diagonal"),
+            prior_precision=TAU,
+            temperature=value,
+        )
+
+
+def test_the_prior_is_positive():
+    with pytest.raises(ValueError, match="prior_precision must be positive"):
+        ff.posterior(MODEL.params, information("diagonal"), prior_precision=0.0)
+
+
+@pytest.mark.parametrize("name", ["diagonal", "full"])
+def test_the_information_is_about_the_mean(name):
+    with pytest.raises(ValueError, match="another tree than the mean"):
+        ff.posterior({"w": jnp.zeros(3)}, information(name), prior_precision=TAU)
+
+
+def test_an_information_that_is_not_finite_is_named():
+    entries = jax.tree.map(np.ones_like, MODEL.params)
+    broken = ff.structures.Diagonal({**entries, "scale": np.asarray(np.nan)})
+    with pytest.raises(ValueError, match=r"\['scale'\]"):
+        ff.posterior(MODEL.params, broken, prior_precision=TAU)
+
+
+def test_only_an_information_will_do():
+    with pytest.raises(TypeError, match=r"information\.diagonal"):
+        ff.posterior(MODEL.params, np.ones(3), prior_precision=TAU)
