@@ -9,6 +9,11 @@ from fisherflow_jax import memories as memories
 from fisherflow_jax import metrics as metrics
 from fisherflow_jax import plots as plots
 from fisherflow_jax import structures as structures
+from fisherflow_jax.accumulation import Accumulation as Accumulation
+from fisherflow_jax.accumulation import Accumulator as Accumulator
+from fisherflow_jax.accumulation import Stacked as Stacked
+from fisherflow_jax.accumulation import accumulate as accumulate
+from fisherflow_jax.accumulation import accumulator as accumulator
 from fisherflow_jax.bank import Bank as Bank
 from fisherflow_jax.bank import BankInfo as BankInfo
 from fisherflow_jax.bank import BankState as BankState

@@ -174,7 +174,7 @@ def fisher_flow(
     """
     check_options(structure, memory, num_steps, robust, marginal, compensated)
     inner = full() if marginal else structure
-    options = {} if chunk_size is None else {"chunk_size": chunk_size}
+    options: dict[str, Any] = {} if chunk_size is None else {"chunk_size": chunk_size}
     curvature = estimator(apply_fn, likelihood, inner, **options)
     if curvature.not_a_curvature:
         raise ValueError(

@@ -87,7 +87,7 @@ def pulled(
         )
 
     def paths(params: PyTree, batch: Batch) -> str:
-        prepare(params, batch)
+        check_outputs(apply_fn, likelihood, params, batch._replace(targets=None))
         if not by_example(batch):
             length = _examples_of_group(groups, batch)
             path = f"one gradient for each group of {length} examples"
@@ -204,10 +204,11 @@ def _sum_groups(
     params: PyTree,
     batch: Batch,
     keys: jax.Array | None,
-    groups: int,
+    groups: int | None,
     chunk_size: int | None,
 ) -> Any:
     length = _examples_of_group(groups, batch)
+    groups = batches.num_examples(batch) // length
 
     def vectors_of_group(group: Batch, group_keys: jax.Array | None) -> PyTree:
         size = length if chunk_size is None else chunk_size

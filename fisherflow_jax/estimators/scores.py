@@ -25,8 +25,9 @@ def _data_scores(
 
 
 def _signed_scores(
-    likelihood: Likelihood, outputs: jax.Array, targets: Any, key: jax.Array
+    likelihood: Likelihood, outputs: jax.Array, targets: Any, key: jax.Array | None
 ) -> jax.Array:
+    assert key is not None
     score = _output_score(likelihood, outputs, targets)
     return (score * rademacher(key, (), score.dtype))[None]
 

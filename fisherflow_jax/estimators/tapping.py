@@ -83,7 +83,7 @@ class TapPuller:
             sliced, batch.targets, batch.weights, keys
         )
         for layer, gradient in zip(self.layers.layers, gradients, strict=True):
-            if layer.bias is not None:
+            if layer.bias is not None and layer.bias_layout is not None:
                 summed = jnp.sum(gradient, axis=3)
                 to_leaf = layer.bias_layout.to_leaf
                 others[layer.bias] = jax.vmap(jax.vmap(to_leaf))(summed)
@@ -101,8 +101,9 @@ class TapPuller:
                 layer.num_inputs,
                 layer.kernel_layout,
             )
-        treedef = jax.tree.structure(self.params)
-        return treedef.unflatten([leaves[i] for i in range(treedef.num_leaves)])
+        return jax.tree.unflatten(
+            jax.tree.structure(self.params), [leaves[i] for i in range(len(leaves))]
+        )
 
 
 def weigh(values: jax.Array, weight: jax.Array) -> jax.Array:
