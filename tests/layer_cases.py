@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 import layer_models as models
 
@@ -75,8 +76,7 @@ def treatments(layers):
     return dict(found)
 
 
-X = draw(3, 4)  # three examples of four numbers
-STEPS = draw(3, 5, 4)  # three examples of five positions
+X, STEPS = draw(3, 4), draw(3, 5, 4)  # three examples of four numbers, five positions
 IDS = np.array([[0, 3, 3], [2, 1, 0]])
 WB = {"w": (4, 3), "b": (3,)}
 WV = {"w": (4, 4), "v": (4, 2)}
@@ -251,12 +251,29 @@ FOUND = {
         v=dense(3, 2, stacked=2),
         b=Bias("v"),
     ),
+    "broadcast to slices": model(
+        lambda p, x: lax.scan(
+            lambda h, w: (jnp.tanh(h @ w), None),
+            x,
+            jnp.broadcast_to(p["w"][None], (3, 4, 4)),
+        )[0],
+        {"w": (4, 4)},
+        X,
+        w=dense(4, 4, shared=3),
+    ),
+    "scanned experts": model(
+        models.scanned_experts,
+        {"w": (3, 2, 4, 4), "b": (3, 2, 4)},
+        X,
+        w=dense(4, 4, stacked=6),
+        b=Bias("w"),
+    ),
     "embeddings": model(
         models.embeddings,
         {
             "fill": (4, 2),
             "clip": (4, 2),
-            "stacked": (3, 3, 2),
+            "stacked": (3, 2, 260),
             "members": (2, 3, 2),
             "columns": (2, 3),
             "row": (3, 2),
@@ -264,7 +281,7 @@ FOUND = {
         np.array([[0, 4, 4], [-9, 3, 1]]),
         fill=embedding(4, 2, shared=3),
         clip=embedding(4, 2, shared=3),
-        stacked=embedding(3, 2, stacked=3),
+        stacked=embedding(260, 2, stacked=3),
         members=embedding(3, 4, shared=3),
         columns=embedding(3, 2, shared=3),
         row=embedding(3, 2),

@@ -101,12 +101,25 @@ def experts(p, x):
     return jnp.einsum("betf,efc->bec", hidden, p["v"]) + p["b"][None]
 
 
+def scanned_experts(p, x):
+    """Stacks within a stack: of experts, in a scan of layers."""
+
+    def layer(h, kernels):
+        h = jnp.einsum("bed,edf->bef", h, kernels["w"]) + kernels["b"][None]
+        return jnp.tanh(h), None
+
+    return lax.scan(layer, jnp.stack([x, -x], 1), p)[0]
+
+
 def embeddings(p, ids):
     """Ids out of bounds, dropped or clipped; stacked tables; columns; one row."""
     dropped = p["fill"].at[ids].get(mode="fill", fill_value=0.5)
     clipped = p["clip"].at[ids].get(mode="clip")
     ids = jnp.clip(ids, 0, 2).astype(jnp.uint8)
-    stacked = jax.vmap(lambda table, ids: table[ids], (0, 1), 1)(p["stacked"], ids)
+    # features first, and more rows than the type of the ids can count
+    order = lax.GatherDimensionNumbers((0,), (2,), (2,), (0,), (0,))
+    stacked = lax.gather(p["stacked"], ids.T[:, :, None], order, (1, 2, 1))
+    stacked = stacked.transpose(2, 1, 0)
     shared = jax.vmap(lambda table: table[ids])(p["members"])
     columns = p["columns"][:, ids].transpose(1, 2, 0)
     row = jnp.take(p["row"], ids[0, 0], axis=0)

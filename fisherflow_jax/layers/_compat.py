@@ -221,8 +221,8 @@ def _checkpoint(function: Callable, params: dict) -> Callable:
 
 def _dot(params: dict) -> Dot:
     contracting, batch = params["dimension_numbers"]
-    left, right = (tuple(map(int, dims)) for dims in contracting)
-    left_batch, right_batch = (tuple(map(int, dims)) for dims in batch)
+    left, right = map(_ints, contracting)
+    left_batch, right_batch = map(_ints, batch)
     return Dot((left, right), (left_batch, right_batch))
 
 
@@ -245,14 +245,18 @@ def _gather(params: dict) -> Gather:
     dimensions = params["dimension_numbers"]
     mode = jax.lax.GatherScatterMode.from_any(params["mode"])
     return Gather(
-        tuple(dimensions.offset_dims),
-        tuple(dimensions.collapsed_slice_dims),
-        tuple(dimensions.start_index_map),
-        tuple(dimensions.operand_batching_dims),
-        tuple(dimensions.start_indices_batching_dims),
-        tuple(params["slice_sizes"]),
+        _ints(dimensions.offset_dims),
+        _ints(dimensions.collapsed_slice_dims),
+        _ints(dimensions.start_index_map),
+        _ints(dimensions.operand_batching_dims),
+        _ints(dimensions.start_indices_batching_dims),
+        _ints(params["slice_sizes"]),
         mode == jax.lax.GatherScatterMode.CLIP,
     )
+
+
+def _ints(values: Sequence[Any]) -> tuple[int, ...]:
+    return tuple(map(int, values))
 
 
 def _scan(params: dict) -> Scan:

@@ -260,11 +260,10 @@ def _merge_bias(found: Walk, equation: Equation, operands: list) -> bool:
         by_feature = use.linear.outputs(by_output)
     except NotStrided:
         return False
-    stacks, positions, features = by_feature.axes
-    if not views.is_repeated(positions):
-        return False
+    stacks, _, features = by_feature.axes
     bias = View(by_feature.leaf_shape, (stacks, features), by_feature.offset)
     bias = _stacked(bias, parameter.slices)
+    # one that differs between positions has more entries than the features
     if not bias.is_bijection:
         return False
     found.uses[output.use] = use._replace(bias=Bias(parameter.leaf, bias))

@@ -38,6 +38,12 @@ def test_equal_models_have_equal_layers():
     assert found("affine") != found("scaled")
 
 
+def test_layers_are_in_the_order_of_their_kernels():
+    for name in ("transformer", "embeddings", "kernel as bias"):
+        kernels = [layer.kernel for layer in found(name).layers]
+        assert kernels == sorted(kernels) and len(kernels) > 1
+
+
 def test_layers_are_static():
     layers = found("affine")
     doubled = jax.jit(lambda layers, x: x * len(layers.names))(layers, 2.0)

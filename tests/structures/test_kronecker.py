@@ -391,3 +391,71 @@ def test_a_prior_of_several_numbers_in_a_layer_is_refused():
     even = ff.structures.Diagonal({**entries, "last": jnp.full((4, 3), 2.0)})
     added = dense(ff.information.add(information(), even)) - dense(information())
     np.testing.assert_allclose(np.diag(added), np.r_[np.ones(16), 2 * np.ones(12), 1])
+
+
+# ---- memories and merging
+
+
+def linear_flow(memory, **options):
+    def linear(params, x):
+        return x @ params["w"]
+
+    layers = ff.layers.find_layers(linear, {"w": jnp.zeros((3, 2))}, INPUTS)
+    return ff.fisher_flow(
+        linear,
+        GAUSSIAN,
+        structure=ff.structures.kronecker(layers),
+        memory=memory,
+        prior_precision=PRIOR,
+        **options,
+    )
+
+
+STREAM = INPUTS.reshape((3, 2, 3)), draw(3, 2, 2, seed=17)
+
+
+@pytest.mark.parametrize(
+    "memory, weights",
+    [
+        (ff.memories.stationary(), [1.0, 1.0, 1.0]),
+        (ff.memories.windowed(2), [0.0, 1.0, 1.0]),
+        (ff.memories.exponential(0.5), [0.25, 0.5, 1.0]),
+    ],
+)
+def test_memories_discount_both_factors(memory, weights):
+    flow = linear_flow(memory)
+    state = flow.init({"w": jnp.zeros((3, 2))})
+    state, _ = jax.jit(lambda s, b: jax.lax.scan(flow.update, s, b))(state, STREAM)
+    grams = np.einsum("bni,bnj->bij", STREAM[0], STREAM[0])
+    inputs = np.einsum("b,bij->ij", weights, grams)
+    found = ff.information.to_dense(state.information)
+    expected = np.kron(inputs + PRIOR * np.eye(3), np.eye(2))
+    np.testing.assert_allclose(found, expected, **EXACT)
+
+
+def test_merged_workers_have_the_factors_of_all():
+    flow = linear_flow(ff.memories.stationary())
+    update = jax.jit(flow.update)
+    start, _ = update(flow.init({"w": jnp.zeros((3, 2))}), [x[0] for x in STREAM])
+    workers = [update(start, [x[i] for x in STREAM])[0] for i in (1, 2)]
+    merged = ff.merge(workers, start)
+    one, _ = update(start, [x[1:].reshape((4, *x.shape[2:])) for x in STREAM])
+    np.testing.assert_allclose(
+        ff.information.to_dense(merged.information),
+        ff.information.to_dense(one.information),
+        **EXACT,
+    )
+    np.testing.assert_allclose(merged.mean["w"], one.mean["w"], **EXACT)
+
+
+@pytest.mark.parametrize(
+    "memory, options, name",
+    [
+        (ff.memories.random_walk(0.1), {}, "random_walk"),
+        (ff.memories.adaptive(500), {}, "adaptive"),
+        (ff.memories.stationary(), {"robust": True}, "robust"),
+    ],
+)
+def test_what_does_not_go_with_it_is_refused_when_built(memory, options, name):
+    with pytest.raises(ValueError, match=rf"kronecker\(layers\).*{name}"):
+        linear_flow(memory, **options)

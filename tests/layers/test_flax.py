@@ -1,0 +1,103 @@
+"""Models of flax: linen's transforms of modules and parameters, nnx's split models."""
+
+import flax.linen as nn
+import jax
+import numpy as np
+from flax import nnx
+
+from fisherflow_jax.layers import find_layers
+from layer_cases import Bias, Sizes, dense, draw, treatments
+from layer_gradients import compare
+
+X = draw(2, 6, 4).astype(np.float32)  # two examples of six positions
+
+
+class Block(nn.Module):
+    """A residual block, as a body of `nn.scan`."""
+
+    @nn.compact
+    def __call__(self, h, _):
+        return h + nn.Dense(4)(nn.gelu(nn.Dense(3)(nn.LayerNorm()(h)))), None
+
+
+class Network(nn.Module):
+    """Convolution, attention, scanned blocks, recurrence, a product over two axes."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Conv(4, (3,), feature_group_count=2, name="conv")(x)
+        x = nn.avg_pool(x, (2,), (2,))
+        x = nn.MultiHeadDotProductAttention(2, name="attention")(x)
+        block = nn.remat(Block, prevent_cse=False)
+        blocks = nn.scan(
+            block, variable_axes={"params": 0}, split_rngs={"params": True}, length=2
+        )
+        x, _ = blocks(name="blocks")(x, None)
+        x = nn.RNN(nn.SimpleCell(4, name="cell"))(x)
+        return nn.DenseGeneral(2, axis=(-2, -1), name="head")(x)
+
+
+def short(name):
+    return ".".join(name.strip("[]'").split("']['"))
+
+
+def test_linen():
+    network = Network()
+    # shapes from flax, numbers from numpy: its initialisers take long to compile
+    shapes = jax.eval_shape(network.init, jax.random.key(0), X)["params"]
+    params = jax.tree.map(lambda x: draw(*x.shape).astype(x.dtype), shapes)
+
+    def apply_fn(params, x):
+        return network.apply({"params": params}, x)
+
+    found = treatments(find_layers(apply_fn, params, X))
+    assert {short(name): value for name, value in found.items()} == {
+        "conv.kernel": Sizes("convolution", 6, 2, 2, 6),
+        "conv.bias": Bias("conv']['kernel"),
+        **{
+            f"attention.{name}.kernel": dense(4, 4, 1, 3)
+            for name in ("query", "key", "value", "out")
+        },
+        **{
+            f"attention.{name}.bias": Bias(f"attention']['{name}']['kernel")
+            for name in ("query", "key", "value", "out")
+        },
+        "blocks.Dense_0.kernel": dense(3, 4, 2, 3),
+        "blocks.Dense_0.bias": Bias("blocks']['Dense_0']['kernel"),
+        "blocks.Dense_1.kernel": dense(4, 3, 2, 3),
+        "blocks.Dense_1.bias": Bias("blocks']['Dense_1']['kernel"),
+        "blocks.LayerNorm_0.scale": "used in mul",
+        "blocks.LayerNorm_0.bias": "used in add",
+        "cell.i.kernel": dense(4, 4, 1, 3),
+        "cell.i.bias": Bias("cell']['i']['kernel"),
+        "cell.h.kernel": dense(4, 4, 1, 3),
+        "head.kernel": dense(12, 2),
+        "head.bias": Bias("head']['kernel"),
+    }
+    # in float32, which flax keeps in places
+    compare(apply_fn, params, X, 1e-4)
+
+
+class Perceptron(nnx.Module):
+    def __init__(self, rngs):
+        self.hidden = nnx.Linear(4, 3, rngs=rngs)
+        self.out = nnx.Linear(3, 2, rngs=rngs)
+
+    def __call__(self, x):
+        return self.out(nnx.relu(self.hidden(x)))
+
+
+def test_nnx():
+    graph, params = nnx.split(Perceptron(nnx.Rngs(0)))
+
+    def apply_fn(params, x):
+        return nnx.merge(graph, params)(x)
+
+    layers = find_layers(apply_fn, params, X[0])
+    sizes = [(x.num_inputs, x.num_outputs, x.num_positions) for x in layers.layers]
+    assert sizes == [(4, 3, 1), (3, 2, 1)]
+    assert layers.fallback == ()
+    assert [layers.names[x.bias] for x in layers.layers] == [
+        name for name in layers.names if "bias" in name
+    ]
+    compare(apply_fn, params, X[0], 1e-4)
