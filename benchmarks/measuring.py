@@ -2,6 +2,7 @@
 
 import os
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -48,11 +49,15 @@ class Timing(NamedTuple):
 
 
 def measure(
-    functions: Mapping[str, Callable[[int], Any]], rounds: Mapping[str, int]
+    functions: Mapping[str, Callable[[int], Any]],
+    rounds: Mapping[str, int],
+    *,
+    shuffle: bool = False,
 ) -> dict[str, Timing]:
     """Times `function(round)` for all functions in turn, round by round.
 
-    Taking turns spreads the noise of a shared machine over all of them.
+    Taking turns spreads the noise of a shared machine over all of them; with `shuffle`,
+    in another order each round, so that no function always follows a heavy one.
     """
     timings = {}
     for name, function in functions.items():
@@ -63,9 +68,12 @@ def measure(
         elapsed, _ = _time(function, 0, 1) if rounds[name] > 3 else (1.0, None)
         calls[name] = max(1, min(1000, int(_SHORTEST_SECONDS / elapsed)))
     for number in range(1, max(rounds.values()) + 1):
-        for name, function in functions.items():
+        order = list(functions)
+        if shuffle:
+            random.Random(number).shuffle(order)
+        for name in order:
             if number <= rounds[name]:
-                elapsed, output = _time(function, number, calls[name])
+                elapsed, output = _time(functions[name], number, calls[name])
                 timings[name].seconds.append(elapsed)
                 timings[name].outputs.append(output)
     return timings

@@ -7,7 +7,14 @@ import jax.numpy as jnp
 import optax
 
 from fisherflow_jax import information as ops
-from fisherflow_jax.memories.memory import Belief, Memory, Prior, age, keep
+from fisherflow_jax.memories.memory import (
+    Belief,
+    Memory,
+    MovingAverage,
+    Prior,
+    age,
+    keep,
+)
 
 
 class Decay(NamedTuple):
@@ -28,6 +35,9 @@ def exponential(decay: float, *, floor: bool = True) -> Memory:
     Linear-Gaussian: recursive least squares with a forgetting factor. The intervals are
     those of a drifting state; if the parameters do not drift they are too wide by the
     factor `sqrt(1 + decay)`.
+
+    In `ff.scale_by_fisher`, which has no prior, it is Optax's moving average of the
+    batches' means, `(1 - decay) F / n` being added to what is remembered.
 
     Args:
       decay: the factor an update (not an observation), in (0, 1].
@@ -56,11 +66,17 @@ def exponential(decay: float, *, floor: bool = True) -> Memory:
         )
 
     def predict(storage: Decay, belief: Belief, prior: Prior) -> Belief:
-        if not floor:
+        if not floor or prior.precision is None:
             return _fade(belief, storage.decay)
         return _fade_to_prior(belief, prior, storage.decay)
 
-    return Memory(f"exponential({decay})", init, predict, keep)
+    def debias(information, steps: jax.Array):
+        # not by the summed weights, which round differently than Optax's power
+        return optax.tree.bias_correction(information, decay, steps)
+
+    # nothing is forgotten at a decay of one, and a mean over all is a sum's
+    average = None if decay == 1 else MovingAverage(1 - decay, debias)
+    return Memory(f"exponential({decay})", init, predict, keep, average=average)
 
 
 def _fade(belief: Belief, factor: jax.Array) -> Belief:

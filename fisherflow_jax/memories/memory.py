@@ -20,7 +20,10 @@ PyTree = Any
 
 
 class Belief(NamedTuple):
-    """What is believed: the Gaussian, and the sums that go with it."""
+    """What is believed: the Gaussian, and the sums that go with it.
+
+    In a preconditioner there is no Gaussian: `mean` is only a template.
+    """
 
     mean: PyTree
     information: Any  # prior included
@@ -30,7 +33,10 @@ class Belief(NamedTuple):
 
 
 class Prior(NamedTuple):
-    """The Gaussian before any data: `N(origin, precision^-1)`."""
+    """The Gaussian before any data: `N(origin, precision^-1)`.
+
+    In a preconditioner both are None.
+    """
 
     origin: PyTree
     precision: Any  # an information; a number is kept as a Scalar
@@ -40,11 +46,22 @@ class Site(NamedTuple):
     """What one batch adds. Sums of sites and the prior make a belief again."""
 
     curvature: Any  # its information F
-    shift: PyTree  # F (theta - origin) + score
+    shift: PyTree  # F (theta - origin) + score; None in a preconditioner
     spread: Any | None  # sum of its squared scores
     weight: jax.Array  # () number of observations
     growth: jax.Array | None  # () what the belief's residual grows by
     residual_at_origin: jax.Array | None  # () its own sum of squares at the origin
+
+
+class MovingAverage(NamedTuple):
+    """How a preconditioner averages batches, where it does not add them up.
+
+    The remembered value starts at zero, as Optax's moving averages do.
+    """
+
+    gain: float  # the weight of a batch's mean, `1 - decay`
+    debias: Callable[[Any, jax.Array], Any]
+    """`(a Scalar or a Diagonal, batches taken in) -> its mean`, to the last bit."""
 
 
 class Memory(NamedTuple):
@@ -59,6 +76,8 @@ class Memory(NamedTuple):
     """`(storage, belief with the site, site, prior) -> (storage, belief, report)`."""
     needs: dict[str, str] = {}  # noqa: RUF012 (never changed)
     """Capabilities asked of the structure, with the reason for each."""
+    average: MovingAverage | None = None
+    """In a preconditioner only; None: sums are kept."""
 
 
 def include(belief: Belief, site: Site, mean: PyTree) -> Belief:
@@ -96,6 +115,9 @@ def total(sites: Site, weights: jax.Array) -> Site:
 
 def fuse(prior: Prior, site: Site, template: Belief) -> Belief:
     """The belief that the prior and a summed site make, kept as `template` is."""
+    if prior.precision is None:
+        kept = ops.conform(template.information, site.curvature)
+        return Belief(template.mean, kept, None, site.weight, None)
     information = ops.add(site.curvature, prior.precision)
     step = ops.solve(information, site.shift)
     spread = site.spread

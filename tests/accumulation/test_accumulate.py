@@ -247,6 +247,14 @@ def test_a_batch_that_is_not_finite_moves_nothing_and_is_counted(source, decay):
     assert_close(state.information, second)
 
 
+def test_a_target_that_is_not_finite_counts_though_no_label_is_read():
+    steep = ff.estimators.exact(
+        lambda params, x: x * params, ff.likelihoods.gaussian(), ff.structures.scalar()
+    )
+    state = accumulate(steep, np.ones(()), [(np.ones(1), np.full(1, np.nan))])
+    assert (state.information.value, state.count, state.num_skipped) == (0, 0, 1)
+
+
 def test_an_estimate_that_overflows_is_skipped():
     steep = ff.estimators.exact(
         lambda params, x: x * params, ff.likelihoods.gaussian(), ff.structures.scalar()

@@ -7,6 +7,7 @@ import pytest
 
 import fisherflow_jax as ff
 from estimator_cases import MODELS, NAMED, STRUCTURES, WEIGHTS, draw
+from program_size import largest
 
 EXACT = {"rtol": 1e-10, "atol": 1e-12}
 COUNT = 5
@@ -264,17 +265,6 @@ def test_what_squares_no_gradients_has_no_paths():
 
 
 # ---- what is held
-
-
-def largest(jaxpr):
-    sizes = [0]
-    for equation in jaxpr.eqns:
-        sizes += [v.aval.size for v in equation.outvars]
-        for value in jax.tree.leaves(tuple(equation.params.values())):
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns"):
-                sizes.append(largest(inner))
-    return max(sizes)
 
 
 def test_no_vector_of_a_linear_layer_is_formed():

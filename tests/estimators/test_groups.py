@@ -11,6 +11,7 @@ import estimator_cases as cases
 import fisherflow_jax as ff
 from estimator_cases import COUNT, NAMED, STRUCTURES, WEIGHTS
 from fisherflow_jax.estimators import scores
+from program_size import largest
 from sign_enumeration import KEY, example_keys, lookup, signs
 
 EXACT = {"rtol": 1e-10, "atol": 1e-12}
@@ -301,17 +302,6 @@ def test_the_rank_is_below_the_number_of_classes():
 
 
 # ---- large outputs
-
-
-def largest(jaxpr):
-    sizes = [0]
-    for equation in jaxpr.eqns:
-        sizes += [v.aval.size for v in equation.outvars]
-        for value in jax.tree.leaves(tuple(equation.params.values())):
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns"):
-                sizes.append(largest(inner))
-    return max(sizes)
 
 
 @pytest.mark.parametrize(

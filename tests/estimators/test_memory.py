@@ -1,7 +1,5 @@
 """With chunks, no array of n x d numbers is ever made for a diagonal or a block."""
 
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +7,7 @@ import pytest
 
 import fisherflow_jax as ff
 from fisherflow_jax.estimators import chunking
+from program_size import largest
 
 COUNT, INPUTS, HIDDEN = 64, 3, 40
 PARAMS = {"w": np.zeros((INPUTS, HIDDEN)), "v": np.zeros(HIDDEN)}
@@ -18,18 +17,6 @@ BATCH = np.zeros((COUNT, INPUTS)), np.zeros(COUNT)
 
 def apply_fn(params, x):
     return jnp.tanh(x @ params["w"]) @ params["v"]
-
-
-def largest(jaxpr):
-    """The most entries of any array that the program makes, inner programs included."""
-    sizes = [0]
-    for equation in jaxpr.eqns:
-        sizes += [math.prod(v.aval.shape) for v in equation.outvars]
-        for value in jax.tree.leaves(tuple(equation.params.values())):
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns"):
-                sizes.append(largest(inner))
-    return max(sizes)
 
 
 def peak(name="exact", structure=None, **options):
