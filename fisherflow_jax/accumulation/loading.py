@@ -21,8 +21,8 @@ class Stacked(NamedTuple):
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from fisherflow_jax.accumulation import Stacked
-      >>> stacked = Stacked(jnp.ones((5, 3, 2)), jnp.zeros((5, 3)))  # 5 batches of 3
+      >>> import fisherflow_jax as ff
+      >>> stacked = ff.Stacked(jnp.ones((5, 3, 2)), jnp.zeros((5, 3)))  # 5 batches of 3
       >>> stacked.weights is None  # all one
       True
     """

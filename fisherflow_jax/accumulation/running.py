@@ -84,17 +84,16 @@ def accumulate(
     Example:
       >>> import jax.numpy as jnp
       >>> import fisherflow_jax as ff
-      >>> from fisherflow_jax.accumulation import accumulate
       >>> estimator = ff.estimators.exact(
       ...     lambda params, x: x @ params,
       ...     ff.likelihoods.gaussian(),
       ...     ff.structures.diagonal(),
       ... )
       >>> loader = [(jnp.full((n, 1), 2.0), None) for n in (8, 8, 3)]
-      >>> state = accumulate(estimator, jnp.zeros(1), loader)
+      >>> state = ff.accumulate(estimator, jnp.zeros(1), loader)
       >>> print(state.information.entries, state.count, state.average.entries)
       [76.] 19.0 [4.]
-      >>> state = accumulate(estimator, jnp.zeros(1), loader[:1], state=state)
+      >>> state = ff.accumulate(estimator, jnp.zeros(1), loader[:1], state=state)
       >>> print(state.count, state.num_batches)
       27.0 4
 

@@ -72,13 +72,12 @@ def accumulator(
       >>> import jax
       >>> import jax.numpy as jnp
       >>> import fisherflow_jax as ff
-      >>> from fisherflow_jax.accumulation import accumulator
       >>> estimator = ff.estimators.exact(
       ...     lambda params, x: x @ params,
       ...     ff.likelihoods.gaussian(),
       ...     ff.structures.diagonal(),
       ... )
-      >>> gather, params = accumulator(estimator), jnp.zeros(2)
+      >>> gather, params = ff.accumulator(estimator), jnp.zeros(2)
       >>> stack = jnp.ones((5, 3, 2)), jnp.zeros((5, 3))  # five batches of three
       >>> state, _ = jax.lax.scan(
       ...     lambda state, batch: (gather.update(state, params, batch), None),
@@ -145,7 +144,7 @@ def advance(
         before, count = ops.scale(before, decay), count * decay
     number = batches.num_observations(batch, each_target=False)
     gathered = ops.add(before, information), count + number.astype(count.dtype)
-    sound = jnp.array(True)
+    sound = batches.is_finite(batch)
     for leaf in jax.tree.leaves(information):
         sound = sound & jnp.all(jnp.isfinite(leaf))
     information, count = jax.tree.map(

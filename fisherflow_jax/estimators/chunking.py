@@ -16,6 +16,8 @@ PyTree = Any
 CHUNK_ENTRIES = 2**24
 # Of groups, whose passes are large enough to run one after the other: 4 MiB, a cache.
 GROUP_ENTRIES = 2**20
+# So few chunks are written out: XLA runs convolutions slowly inside a loop on CPU.
+_WRITTEN_OUT = 4
 
 
 def check_chunk_size(chunk_size: int | None) -> None:
@@ -65,10 +67,8 @@ def sum_chunks(
         examples = Batch(rebuild(leaves), targets, weights)
         return add(total, part(examples, chunk_keys)), None
 
-    total, _ = jax.lax.scan(
-        body, zero(), (sliced, chunks.targets, chunks.weights, keys)
-    )
-    return total
+    parts = sliced, chunks.targets, chunks.weights, keys
+    return jax.lax.scan(body, zero(), parts, unroll=number <= _WRITTEN_OUT)[0]
 
 
 def zeros_like_sum(part: Callable, batch: Batch, keys: jax.Array | None) -> PyTree:

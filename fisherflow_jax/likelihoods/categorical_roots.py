@@ -153,12 +153,18 @@ def _subspace(outputs, k, num_iterations):
         return p * vector - root_p * projection
 
     def step(_, basis):
-        return _orthonormal(jax.vmap(multiply)(basis), orthogonal_to_root_p)
+        # between iterations the span is all that matters: one pass keeps it
+        return _orthonormal(jax.vmap(multiply)(basis), orthogonal_to_root_p, passes=1)
 
-    return root_p, jax.lax.fori_loop(0, num_iterations, step, basis)
+    basis = jax.lax.fori_loop(0, num_iterations, step, basis)
+    return root_p, _orthonormal(basis, orthogonal_to_root_p, passes=2)
 
 
-def _orthonormal(vectors, constrain):
+# a loop in a loop costs more than so few steps
+_WRITTEN_OUT = 8
+
+
+def _orthonormal(vectors, constrain, passes=2):
     """Gram-Schmidt over the first axis; vectors that vanish become zero.
 
     Sums of products, not matrix products: accelerators round the factors of those, and
@@ -167,13 +173,18 @@ def _orthonormal(vectors, constrain):
 
     def add(j, basis):
         vector = _unit(constrain(vectors[j]))
-        for _ in range(2):
+        for _ in range(passes):
             overlaps = jnp.sum(basis * vector[None], -1, keepdims=True)
             vector = vector - jnp.sum(overlaps * basis, 0)
             vector = _unit(constrain(vector))
         return basis.at[j].set(vector)
 
-    return jax.lax.fori_loop(0, vectors.shape[0], add, jnp.zeros_like(vectors))
+    count, basis = vectors.shape[0], jnp.zeros_like(vectors)
+    if count > _WRITTEN_OUT:
+        return jax.lax.fori_loop(0, count, add, basis)
+    for j in range(count):
+        basis = add(j, basis)
+    return basis
 
 
 def _unit(vector):
