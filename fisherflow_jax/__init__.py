@@ -1,6 +1,7 @@
 """Fisher information that streams: estimates and how sure they are, in JAX."""
 
 from fisherflow_jax import calibration as calibration
+from fisherflow_jax import comparison as comparison
 from fisherflow_jax import estimators as estimators
 from fisherflow_jax import information as information
 from fisherflow_jax import layers as layers
