@@ -14,7 +14,7 @@ from fisherflow_jax.comparison.measurement import load, save
 from fisherflow_jax.comparison.plotting import plot
 from fisherflow_jax.comparison.problem import as_problem, find_function
 
-_OPTIONS = ("num_probes", "num_samples", "groups", "k")
+_OPTIONS = ("num_probes", "num_samples", "groups", "k", "num_iterations")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,6 +72,9 @@ def _parser() -> argparse.ArgumentParser:
         help="micro-batches of a batch that are squared separately, or 'examples'",
     )
     one.add_argument("--k", type=int, help="rank of hutchinson_rankk")
+    one.add_argument(
+        "--num-iterations", type=int, help="of the rank-k bound; none: its closed form"
+    )
     one.add_argument("--seed", type=int, default=0, help="of the draws (default: 0)")
     one.add_argument(
         "--output", type=Path, default=Path("."), help="folder (default: this one)"

@@ -27,8 +27,11 @@ KNOWN: dict[str, tuple[Callable, tuple[str, ...]]] = {
     "hutchinson": (estimators.hutchinson, _PROBED),
     "hutchinson_sqrt": (estimators.hutchinson_sqrt, _PROBED),
     "hutchinson_dg": (estimators.hutchinson_dg, _PROBED),
-    "hutchinson_rankk": (estimators.hutchinson_rankk, (*_PROBED, "k")),
-    "hutchinson_rank1": (estimators.hutchinson_rank1, _PROBED),
+    "hutchinson_rankk": (
+        estimators.hutchinson_rankk,
+        (*_PROBED, "k", "num_iterations"),
+    ),
+    "hutchinson_rank1": (estimators.hutchinson_rank1, (*_PROBED, "num_iterations")),
     "monte_carlo": (estimators.monte_carlo, ("num_samples", "groups")),
     "empirical": (estimators.empirical, ("groups",)),
 }
