@@ -91,7 +91,7 @@ def _histograms(panel: Any, names: list[str], rows: list[np.ndarray]) -> None:
 
 
 def _errors(panel: Any, comparisons: Sequence[Any]) -> None:
-    from matplotlib.ticker import LogLocator, NullLocator
+    from matplotlib.ticker import MaxNLocator
 
     panel.set_title("error against cost", fontsize="small")
     panel.set_xlabel("seconds", fontsize="x-small")
@@ -99,9 +99,14 @@ def _errors(panel: Any, comparisons: Sequence[Any]) -> None:
     timed = [(i, each) for i, each in enumerate(comparisons) if each.seconds]
     for number, each in timed:
         panel.plot(each.seconds, each.relative_error, "o", color=f"C{number}")
-    if timed:
-        panel.loglog()
-        for axis in (panel.xaxis, panel.yaxis):
-            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axis.set_major_formatter("{x:g}")
-            axis.set_minor_locator(NullLocator())
+    if not timed:
+        return
+    for axis, scale, values in (
+        (panel.xaxis, panel.set_xscale, [each.seconds for _, each in timed]),
+        (panel.yaxis, panel.set_yscale, [each.relative_error for _, each in timed]),
+    ):
+        # ticks of a logarithm that spans less than a decade collide
+        if min(values) > 0 and max(values) > 10 * min(values):
+            scale("log")
+        else:
+            axis.set_major_locator(MaxNLocator(4))
