@@ -10,6 +10,7 @@ from fisherflow_jax import memories as memories
 from fisherflow_jax import metrics as metrics
 from fisherflow_jax import plots as plots
 from fisherflow_jax import structures as structures
+from fisherflow_jax import transforms as transforms
 from fisherflow_jax.accumulation import Accumulation as Accumulation
 from fisherflow_jax.accumulation import Accumulator as Accumulator
 from fisherflow_jax.accumulation import Stacked as Stacked
@@ -44,3 +45,9 @@ from fisherflow_jax.posteriors import summary as summary
 from fisherflow_jax.posteriors import wald_test as wald_test
 from fisherflow_jax.solving import refine as refine
 from fisherflow_jax.solving import warm_start as warm_start
+from fisherflow_jax.transforms import adam as adam
+from fisherflow_jax.transforms import clip_by_kl as clip_by_kl
+from fisherflow_jax.transforms import get_information as get_information
+from fisherflow_jax.transforms import kfac as kfac
+from fisherflow_jax.transforms import natural_gradient as natural_gradient
+from fisherflow_jax.transforms import scale_by_fisher as scale_by_fisher

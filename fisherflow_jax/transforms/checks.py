@@ -1,0 +1,153 @@
+"""What a preconditioner accepts: options, trees, batches and keys that fit."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fisherflow_jax import batch as batches
+from fisherflow_jax import vectors
+from fisherflow_jax.estimators import Estimator
+from fisherflow_jax.memories import Memory
+from fisherflow_jax.structures import Structure
+from fisherflow_jax.structures import structure as capabilities
+from fisherflow_jax.transforms.restriction import has_holes
+
+PyTree = Any
+
+_STATIC = (
+    "; within optax.inject_hyperparams name it in static_args, as estimator, memory, "
+    "period, inverse_period, power, factorise and key"
+)
+
+
+def check_options(
+    estimator: Estimator,
+    memory: Memory,
+    damping: Any,
+    period: Any,
+    inverse_period: Any,
+    power: Any,
+    root_damping: Any,
+) -> None:
+    if not isinstance(estimator, Estimator):
+        raise ValueError(
+            "estimator is what a factory of ff.estimators returns, with its model and "
+            f"structure; got {estimator!r}."
+        )
+    if not isinstance(memory, Memory):
+        raise ValueError(f"memory is from ff.memories; got {memory!r}.")
+    if capabilities.ADAPTIVE in memory.needs:
+        raise ValueError(
+            f"{memory.name} tests the estimates of a flow, and a preconditioner has "
+            "none: take stationary, windowed, exponential or random_walk."
+        )
+    for capability, reason in memory.needs.items():
+        estimator.structure.require(capability, reason)
+    for name, value in (("period", period), ("inverse_period", inverse_period)):
+        if name == "inverse_period" and value is None:
+            continue
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(
+                f"{name} is a positive whole number of steps; got {value!r}{_STATIC}."
+            )
+    if not isinstance(power, (int, float)) or not -math.inf < power <= 0:
+        raise ValueError(
+            f"power is a number of at most 0, such as -1; got {power!r}{_STATIC}."
+        )
+    check_not_negative(root_damping, "root_damping")
+    if not callable(damping):
+        check_not_negative(damping, "damping")
+
+
+def check_not_negative(value: Any, name: str) -> None:
+    if jnp.shape(value) != ():
+        raise ValueError(f"{name} is one number; got shape {jnp.shape(value)}.")
+    if batches.is_concrete(value) and not 0 <= float(value) < math.inf:
+        raise ValueError(f"{name} is finite and not negative; got {value}.")
+
+
+def check_real(params: PyTree) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        # a leaf may be a shape, or a mere placeholder
+        dtype = getattr(leaf, "dtype", jnp.float32)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(
+                "params must be real floating-point arrays; "
+                f"params{jax.tree_util.keystr(path)} has dtype {dtype} (leave it out "
+                "with optax.masked)."
+            )
+
+
+def check_updates(
+    structure: Structure, updates: PyTree, information: Any, params: PyTree | None
+) -> None:
+    """Raises where updates, state and parameters are about different trees."""
+    if params is not None:
+        _check_same(updates, params, "updates and params must be one tree")
+    expected = jax.eval_shape(lambda: structure.isotropic(updates, 0.0))
+    _check_same(
+        expected, information, "the state was initialised with another tree than params"
+    )
+
+
+def _check_same(left: PyTree, right: PyTree, rule: str) -> None:
+    leaves = [
+        {
+            jax.tree_util.keystr(path): jnp.shape(leaf)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        }
+        for tree in (left, right)
+    ]
+    if leaves[0] == leaves[1]:
+        return
+    differing = sorted(
+        path
+        for path in leaves[0] | leaves[1]
+        if leaves[0].get(path) != leaves[1].get(path)
+    )
+    first = differing[0]
+    raise ValueError(
+        f"{rule}; at {first} there is {leaves[0].get(first, 'nothing')} in one and "
+        f"{leaves[1].get(first, 'nothing')} in the other."
+    )
+
+
+def parameters_of_model(
+    estimator: Estimator, params: PyTree | None, model_params: PyTree | None
+) -> PyTree:
+    """The whole tree that the model is run with."""
+    if params is None and model_params is None:
+        raise ValueError(
+            f"estimators.{estimator.name} runs the model: call update(updates, state, "
+            "params, batch=batch)."
+        )
+    model = params if model_params is None else model_params
+    if has_holes(model):
+        raise ValueError(
+            "the parameters have holes, which optax.masked and optax.partition make, "
+            f"and estimators.{estimator.name} runs the whole model: give it the whole "
+            "tree, update(updates, state, params, batch=batch, model_params=params)."
+        )
+    return vectors.real_arrays(model, "params")
+
+
+def check_batch(estimator: Estimator, batch: Any) -> None:
+    if batch is None:
+        raise ValueError(
+            f"estimators.{estimator.name} needs the batch: call update(updates, state, "
+            "params, batch=(inputs, targets)). Of wrappers that drop extra arguments, "
+            "flax's TrainState.apply_gradients is one."
+        )
+
+
+def key_of(estimator: Estimator, key: Any, own_key: jax.Array | None) -> Any:
+    if not estimator.random:
+        return None
+    if key is None and own_key is None:
+        raise ValueError(
+            f"estimators.{estimator.name} draws at random: build scale_by_fisher with "
+            "key=, or give each update a key."
+        )
+    return own_key if key is None else vectors.key_data(key)

@@ -1,0 +1,160 @@
+"""Training states of flax, and checkpoints."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint
+import pytest
+from flax import nnx, serialization
+from flax.training import train_state
+
+import fisherflow_jax as ff
+import transform_cases as cases
+from fisherflow_jax.transforms import get_information, scale_by_fisher
+
+X, Y = (jnp.asarray(part) for part in cases.NETWORK_BATCH)
+LIKELIHOOD = ff.likelihoods.categorical()
+
+
+def optimizer_of(apply_fn, **options):
+    estimator = ff.estimators.hutchinson(
+        apply_fn, LIKELIHOOD, ff.structures.diagonal(), groups=None
+    )
+    return optax.chain(
+        scale_by_fisher(
+            estimator,
+            memory=ff.memories.exponential(0.9),
+            damping=0.01,
+            momentum=optax.ema(0.9),
+            key=0,
+            **options,
+        ),
+        optax.scale_by_learning_rate(0.05),
+    )
+
+
+class TrainState(train_state.TrainState):
+    def apply_gradients(self, *, grads, batch):
+        updates, opt_state = self.tx.update(
+            grads, self.opt_state, self.params, batch=batch
+        )
+        params = optax.apply_updates(self.params, updates)
+        return self.replace(step=self.step + 1, params=params, opt_state=opt_state)
+
+
+class Network(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = jnp.tanh(nn.Dense(4)(x))
+        return nn.Dense(3)(x)
+
+
+@pytest.fixture(scope="module")
+def linen():
+    """A training state after two steps, and the compiled step."""
+    module = Network()
+    variables = module.init(jax.random.key(0), X)
+
+    def apply_fn(params, x):
+        return module.apply({"params": params}, x)
+
+    loss = ff.negative_log_likelihood(apply_fn, LIKELIHOOD)
+
+    @jax.jit
+    def step(state, batch):
+        value, grads = jax.value_and_grad(loss)(state.params, batch)
+        return state.apply_gradients(grads=grads, batch=batch), value
+
+    state = TrainState.create(
+        apply_fn=apply_fn, params=variables["params"], tx=optimizer_of(apply_fn)
+    )
+    losses = []
+    for _ in range(3):
+        state, value = step(state, (X, Y))
+        losses.append(float(value))
+    assert losses[2] < losses[0]
+    return state, step
+
+
+def test_linen_train_state_with_six_more_lines(linen):
+    state, _ = linen
+    information = get_information(state.opt_state, 12)
+    assert information.entries["Dense_0"]["kernel"].shape == (2, 4)
+
+
+def test_the_plain_train_state_drops_the_batch(linen):
+    state, _ = linen
+    plain = train_state.TrainState.create(
+        apply_fn=state.apply_fn, params=state.params, tx=state.tx
+    )
+    with pytest.raises(ValueError, match=r"TrainState\.apply_gradients is one"):
+        plain.apply_gradients(grads=state.params, batch=(X, Y))
+
+
+def test_orbax_restores_and_continues_bit_for_bit(linen, tmp_path):
+    state, step = linen
+    checkpointer = orbax.checkpoint.StandardCheckpointer()
+    saved = {"params": state.params, "opt_state": state.opt_state}
+    checkpointer.save(tmp_path / "run", saved)
+    checkpointer.wait_until_finished()
+    shapes = jax.tree.map(orbax.checkpoint.utils.to_shape_dtype_struct, saved)
+    restored = checkpointer.restore(tmp_path / "run", shapes)
+    checkpointer.close()
+    assert_continues(step, state, state.replace(**restored))
+
+
+def test_flax_serialization_continues_bit_for_bit(linen):
+    state, step = linen
+    written = serialization.to_bytes(state.opt_state)
+    blank = state.tx.init(state.params)
+    restored = serialization.from_bytes(blank, written)
+    assert_continues(step, state, state.replace(opt_state=restored))
+
+
+def assert_continues(step, state, restored):
+    for x, y in zip(
+        jax.tree.leaves(step(restored, (X, Y))),
+        jax.tree.leaves(step(state, (X, Y))),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_nnx_optimizer():
+    class Model(nnx.Module):
+        def __init__(self, rngs):
+            self.hidden = nnx.Linear(2, 4, rngs=rngs)
+            self.out = nnx.Linear(4, 3, rngs=rngs)
+
+        def __call__(self, x):
+            return self.out(jnp.tanh(self.hidden(x)))
+
+    model = Model(nnx.Rngs(0))
+    graph, params = nnx.split(model, nnx.Param)
+
+    def apply_fn(params, x):
+        return nnx.merge(graph, params)(x)
+
+    tx = optimizer_of(apply_fn)
+    assert tx.init(params)[0].step == 0  # on a State, too
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+
+    @nnx.jit
+    def step(model, optimizer, batch):
+        def loss(model):
+            return optax.softmax_cross_entropy_with_integer_labels(
+                model(batch[0]), batch[1]
+            ).mean()
+
+        value, grads = nnx.value_and_grad(loss)(model)
+        optimizer.update(model, grads, batch=batch)
+        return value
+
+    losses = [float(step(model, optimizer, (X, Y))) for _ in range(3)]
+    assert losses[2] < losses[0]
+    with pytest.raises(ValueError, match=r"nnx\.as_pure\(optimizer\.opt_state\)"):
+        get_information(optimizer.opt_state, 12)
+    information = get_information(nnx.as_pure(optimizer.opt_state), 12)
+    assert information.entries["hidden"]["kernel"].shape == (2, 4)
