@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 PyTree = Any
 
@@ -97,9 +98,7 @@ def as_batch(batch: Any) -> Batch:
             f"got {weights.shape}."
         )
     weights = weights.astype(jnp.result_type(float))
-    if not isinstance(weights, jax.core.Tracer) and not bool(
-        jnp.all((weights >= 0) & jnp.isfinite(weights))
-    ):
+    if not holds((weights >= 0) & jnp.isfinite(weights)):
         raise ValueError(f"weights must be finite and not negative; got {weights}.")
     # traced values cannot raise: NaN reaches every sum over the batch
     weights = jnp.where(weights >= 0, weights, jnp.nan)
@@ -171,6 +170,15 @@ def is_finite(batch: Batch) -> jax.Array:
     weights = batch.weights
     checks.append(jnp.all(jnp.isfinite(weights) & (weights >= 0)))
     return jnp.all(jnp.stack(checks))
+
+
+def holds(condition: jax.Array) -> bool:
+    """Whether a condition holds everywhere, as far as its values are at hand.
+
+    Arrays that a traced function closes over are at hand, but what is computed of them
+    there is not: it is the condition that must be asked.
+    """
+    return isinstance(condition, jax.core.Tracer) or bool(np.all(condition))
 
 
 def is_concrete(tree: PyTree) -> bool:

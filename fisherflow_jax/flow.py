@@ -301,13 +301,14 @@ def fisher_flow(
         sound = batches.is_finite(batch) & _all_finite((belief, gain))
         skipped = state._replace(num_skipped=state.num_skipped + 1)
         after = _where(sound, after, skipped)
+        missing = ~jnp.any(batch.weights > 0)
         info = FlowInfo(
             log_likelihood(apply_fn, likelihood, predicted.mean, batch),
             jnp.where(sound, gain, jnp.zeros_like(gain)),
             solution.step_size,
-            solution.decrement,
+            jnp.where(missing, jnp.zeros_like(solution.decrement), solution.decrement),
             ~sound,
-            ~jnp.any(batch.weights > 0),
+            missing,
             report,
         )
         return after, info

@@ -40,8 +40,8 @@ def as_precision(prior_precision: Any, params: PyTree) -> Any:
             )
         if batches.is_concrete(precision):
             _check_symmetric(precision)
-            logdet = float(ops.logdet(precision, params))
-            if not np.isfinite(logdet):
+            logdet = ops.logdet(precision, params)
+            if not batches.holds(jnp.isfinite(logdet)):
                 raise ValueError(
                     "a prior_precision given as an information must be positive "
                     f"definite; its log-determinant is {logdet}."
@@ -60,6 +60,8 @@ def _check_symmetric(precision: Any) -> None:
     if not isinstance(precision, (Full, Block, UnitBlock)):
         return
     for matrix in dense.matrices(precision):
+        if not batches.is_concrete(matrix):
+            continue
         values = np.asarray(matrix)
         bound = 1e-5 * np.abs(values).max(initial=0.0)
         if not np.allclose(values, np.swapaxes(values, -1, -2), rtol=0, atol=bound):

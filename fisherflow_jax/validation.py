@@ -28,14 +28,16 @@ def check_values(likelihood: Likelihood, batch: Batch) -> None:
     leaves = (*batches.split(batch.inputs)[0], batch.targets, batch.weights)
     if not batches.is_concrete(leaves):
         return
-    if not bool(batches.is_finite(batch)):
+    if not batches.holds(batches.is_finite(batch)):
         raise ValueError(
             "the batch holds a NaN or an infinite value in a row of positive weight "
             "(under jit it would be skipped and counted)."
         )
-    possible = np.asarray(likelihood.support(batch.targets))
-    used = np.asarray(batch.weights) > 0
-    if not possible[used].all():
+    possible = likelihood.support(batch.targets)
+    used = batch.weights > 0
+    if not batches.is_concrete((possible, used)):
+        return
+    if not np.asarray(possible)[np.asarray(used)].all():
         raise ValueError(
             f"the batch holds targets that {likelihood.name} cannot produce (under jit "
             "it would be skipped and counted)."

@@ -76,8 +76,8 @@ def temperature_scaling(
     likelihood.check(outputs, labels)
     used = rows.counted(mask, labels.shape)
     outputs, labels = _blanked(outputs, labels, used)
-    finite = jnp.isfinite(outputs)
-    if rows.is_concrete(finite) and not bool(jnp.all(finite)):
+    finite = jnp.all(jnp.isfinite(outputs))
+    if rows.is_concrete(finite) and not bool(finite):
         raise ValueError("logits must be finite; got a NaN or an infinite one.")
     result, slopes = _search(outputs, labels, used, likelihood)
     if rows.is_concrete(slopes):

@@ -35,7 +35,8 @@ def exact(
     generalised linear model the Hessian of the loss. Labels are not used.
 
     Args:
-      apply_fn: `(params, inputs) -> outputs`, leading axis = examples.
+      apply_fn: `(params, inputs) -> outputs`, leading axis = examples, each of which is
+        evaluated on its own.
       likelihood: from `ff.likelihoods`; one whose root is sampled makes this estimator
         need a key.
       structure: from `ff.structures`: what is kept.

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from fisherflow_jax import information as ops
 from fisherflow_jax import vectors
@@ -80,7 +81,15 @@ def observed(
             del keys
             score = jax.grad(lambda p: -log_likelihood(apply_fn, likelihood, p, chunk))
             _, product = jax.linearize(score, wide)
-            return from_matvec(product, wide)
+            missing = jnp.all(chunk.weights == 0)
+
+            def counted(vector: PyTree) -> PyTree:
+                # no blanked row is finite for every model
+                return jax.tree.map(
+                    lambda x: jnp.where(missing, jnp.zeros_like(x), x), product(vector)
+                )
+
+            return from_matvec(counted, wide)
 
         size = chunk_size or num_examples(batch)
         return sum_chunks(

@@ -140,7 +140,7 @@ def _example_puller(
             )
 
         pulled = jax.vmap(one)(sliced, batch.targets, batch.weights, keys)
-        return jax.tree.map(lambda x: x.reshape((-1, *x.shape[2:])), pulled)
+        return jax.tree.map(tapping.merge_axes, pulled)
 
     return pull
 
@@ -241,9 +241,7 @@ def _sum_groups(
 
         units = sliced, part.targets, part.weights, part_keys
         stack = map_some(one, units, batches.num_examples(part))
-        return structure.reduce(
-            jax.tree.map(lambda x: x.reshape((-1, *x.shape[2:])), stack)
-        )
+        return structure.reduce(jax.tree.map(tapping.merge_axes, stack))
 
     if chunk_size is None:
         first = batches.map_examples(lambda x: x[0], grouped)

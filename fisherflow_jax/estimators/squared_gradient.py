@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from fisherflow_jax.batch import Batch
 from fisherflow_jax.estimators.estimator import Estimator
@@ -67,7 +68,14 @@ def squared_gradient(
             )
         check_outputs(apply_fn, likelihood, params, batch)
         loss = negative_log_likelihood(apply_fn, likelihood)
-        return from_gradient(jax.grad(loss)(params, batch))
+        missing = jnp.all(batch.weights == 0)
+        # no blanked row is finite for every model
+        return from_gradient(
+            jax.tree.map(
+                lambda g: jnp.where(missing, jnp.zeros_like(g), g),
+                jax.grad(loss)(params, batch),
+            )
+        )
 
     return Estimator(
         "squared_gradient",

@@ -87,7 +87,7 @@ class TapPuller:
                 summed = jnp.sum(gradient, axis=3)
                 to_leaf = layer.bias_layout.to_leaf
                 others[layer.bias] = jax.vmap(jax.vmap(to_leaf))(summed)
-        stacks = {i: _stack(x) for i, x in others.items()}
+        stacks = {i: merge_axes(x) for i, x in others.items()}
         return Pulled(inputs, gradients, batch.weights, stacks)
 
     def _tree(self, pulled: Pulled) -> PyTree:
@@ -99,6 +99,7 @@ class TapPuller:
                 gradients,
                 pulled.weights,
                 layer.num_inputs,
+                layer.bias is not None,
                 layer.kernel_layout,
             )
         return jax.tree.unflatten(
@@ -113,8 +114,9 @@ def weigh(values: jax.Array, weight: jax.Array) -> jax.Array:
     return jnp.where(weight == 0, jnp.zeros_like(values), weighted)
 
 
-def _stack(values: jax.Array) -> jax.Array:
-    return values.reshape((-1, *values.shape[2:]))
+def merge_axes(values: jax.Array) -> jax.Array:
+    """`(n, R, ...)` as `(n * R, ...)`, also of leaves without entries."""
+    return values.reshape((values.shape[0] * values.shape[1], *values.shape[2:]))
 
 
 def table(apply_fn: Callable, params: PyTree, batch: Batch) -> str:

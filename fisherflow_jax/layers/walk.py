@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from fisherflow_jax.layers import _compat, views
 from fisherflow_jax.layers._compat import Atom, Equation, Program
-from fisherflow_jax.layers.linear import Linear, NotLinear, match
+from fisherflow_jax.layers.linear import Embedding, Linear, NotLinear, match
 from fisherflow_jax.layers.views import Axis, NotStrided, View
 
 Path = tuple[int, ...]  # of equations, from the outermost body inwards
@@ -244,6 +244,9 @@ def _merge_bias(found: Walk, equation: Equation, operands: list) -> bool:
         case _:
             return False
     use = found.uses[output.use]
+    if isinstance(use.linear, Embedding) and not use.linear.gather.clips:
+        # ids out of bounds have outputs that depend on the bias alone
+        return False
     sliced = tuple(axis is not None for axis in parameter.slices)
     shape = equation.outputs[0].shape
     if (

@@ -64,7 +64,8 @@ def counted(mask: Any, shape: tuple[int, ...]) -> jax.Array:
             f"mask must have the targets' shape {shape}, or {shape[:1]} for whole "
             f"examples; got {mask.shape}."
         )
-    if is_concrete(mask) and not bool(jnp.any(mask)):
+    some = jnp.any(mask)
+    if is_concrete(some) and not bool(some):
         raise ValueError("there is nothing to measure: the mask is False everywhere.")
     mask = mask.reshape(mask.shape + (1,) * (len(shape) - mask.ndim))
     return jnp.broadcast_to(mask, shape)

@@ -45,7 +45,9 @@ def posterior(
       temperature: T, a positive factor of the covariance; below 1 for a cold posterior.
 
     Returns:
-      A `Posterior`. Cost: one addition; what is solved is solved where it is used.
+      A `Posterior`. Cost: one addition and the diagonal (for Kronecker factors that is
+      their eigenvectors); what is solved is solved where it is used. On a Kronecker
+      information a prior of several numbers is given outside of `jax.jit`.
 
     Raises:
       ValueError: where the information is about parameters of other shapes; for a prior
@@ -80,7 +82,7 @@ def posterior(
     temperature = jnp.asarray(temperature, vectors.float_dtype(mean))
     if temperature.shape != ():
         raise ValueError(f"temperature is one number; got shape {temperature.shape}.")
-    if batches.is_concrete(temperature) and not 0 < float(temperature) < float("inf"):
+    if not batches.holds((temperature > 0) & jnp.isfinite(temperature)):
         raise ValueError(f"temperature must be positive and finite; got {temperature}.")
     precision = priors.as_precision(prior_precision, mean)
     total = ops.add(information, precision)
@@ -88,10 +90,8 @@ def posterior(
 
 
 def _check_finite(entries: PyTree) -> None:
-    if not batches.is_concrete(entries):
-        return
     for path, leaf in jax.tree_util.tree_leaves_with_path(entries):
-        if not bool(jnp.all(jnp.isfinite(leaf) & (leaf >= 0))):
+        if not batches.holds(jnp.isfinite(leaf) & (leaf >= 0)):
             raise ValueError(
                 "the diagonal of an information is finite and not negative; that of "
                 f"parameter {jax.tree_util.keystr(path)} is {leaf}."
@@ -112,6 +112,11 @@ def log_density(state: Any, params: PyTree) -> jax.Array:
       >>> print(ff.log_density(state, jnp.zeros(1)).round(3))
       -0.226
     """
+    shapes = [jax.tree.map(jnp.shape, tree) for tree in (params, state.mean)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"params must be like the mean: got shapes {shapes[0]}, not {shapes[1]}."
+        )
     step = jax.tree.map(lambda x, m: x - m, params, state.mean)
     dimension = vectors.size(state.mean)
     logdet = ops.logdet(state.information, state.mean)

@@ -43,7 +43,7 @@ def degrees_of_freedom_of(state: Any) -> jax.Array | None:
     rounding = vectors.size(state.mean) * float(jnp.finfo(spare.dtype).eps) ** 0.5
     none = min(max(rounding, 1e-3), 0.5)
     spare = jnp.where(spare > none, spare, jnp.zeros_like(spare))
-    if batches.is_concrete(spare) and not bool(jnp.all(spare > 0)):
+    if not batches.holds(spare > 0):
         raise ValueError(
             "the dispersion is unknown and cannot be estimated: "
             f"{float(jnp.min(state.count)):g} observations leave no degree of freedom "

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.lax import Precision
 
 from fisherflow_jax import information as ops
 from fisherflow_jax import vectors
@@ -35,9 +36,16 @@ class Spectrum(NamedTuple):
     def into(self, matrix: jax.Array) -> jax.Array:
         """A matrix `(K, I, O)` in coordinates of the eigenbasis."""
         if self.inputs.columns is not None:
-            matrix = jnp.einsum("kij,kio->kjo", self.inputs.columns, matrix)
+            matrix = jnp.einsum(
+                "kij,kio->kjo", self.inputs.columns, matrix, precision=Precision.HIGHEST
+            )
         if self.outputs.columns is not None:
-            matrix = jnp.einsum("kio,kop->kip", matrix, self.outputs.columns)
+            matrix = jnp.einsum(
+                "kio,kop->kip",
+                matrix,
+                self.outputs.columns,
+                precision=Precision.HIGHEST,
+            )
         return matrix
 
     def out_of(self, matrix: jax.Array) -> jax.Array:
@@ -57,9 +65,11 @@ def _turn(
     matrix: jax.Array, inputs: jax.Array | None, outputs: jax.Array | None
 ) -> jax.Array:
     if inputs is not None:
-        matrix = jnp.einsum("kij,kjo->kio", inputs, matrix)
+        matrix = jnp.einsum("kij,kjo->kio", inputs, matrix, precision=Precision.HIGHEST)
     if outputs is not None:
-        matrix = jnp.einsum("kip,kop->kio", matrix, outputs)
+        matrix = jnp.einsum(
+            "kip,kop->kio", matrix, outputs, precision=Precision.HIGHEST
+        )
     return matrix
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.lax import Precision
 
 from fisherflow_jax import information as ops
 from fisherflow_jax import vectors
@@ -117,10 +118,10 @@ def kronecker(
             )
 
     def reduce(stack: PyTree) -> Kronecker:
-        leaves, dtype = named(stack), vectors.float_dtype(stack)
+        leaves, dtype = _checked(stack, layers), vectors.float_dtype(stack)
         inputs, outputs, count = {}, {}, jnp.zeros((), dtype)
         for layer, name in zip(layers.layers, kernels, strict=True):
-            products = _check_products(leaves.get(name), name, layer)
+            products = leaves[name]
             inputs[name], outputs[name] = factors(
                 products, by_name.get(name, sharing), layer.bias is not None, widest
             )
@@ -160,17 +161,38 @@ def kronecker(
     return Structure("kronecker(layers)", reduce, isotropic, takes_outer_products=True)
 
 
-def _check_products(value: Any, name: str, layer: Layer) -> OuterProducts:
-    if (
-        isinstance(value, OuterProducts)
-        and value.layout == layer.kernel_layout
-        and value.num_inputs == layer.num_inputs
-    ):
-        return value
-    raise ValueError(
-        f"the model has no layer with kernel {name} of the kind that kronecker(layers) "
-        "was given: find the layers of this apply_fn and of these inputs (an estimator "
-        "with groups, or with fast_squares=False, finds none)."
+def _checked(stack: PyTree, layers: Layers) -> dict[str, Any]:
+    """The leaves by name: those of the layers that were given, and no others."""
+    leaves = named(stack)
+    if set(leaves) != set(layers.names):
+        raise ValueError(
+            "kronecker(layers) was given the layers of other parameters: it lacks "
+            f"{sorted(set(leaves) - set(layers.names))}, and the model lacks "
+            f"{sorted(set(layers.names) - set(leaves))}."
+        )
+    kernels = {layers.names[layer.kernel]: layer for layer in layers.layers}
+    for name, leaf in leaves.items():
+        layer, found = kernels.get(name), isinstance(leaf, OuterProducts)
+        if layer is not None and not found:
+            raise ValueError(
+                "kronecker needs the inputs and gradients of each example, and the "
+                f"estimator gave whole vectors of {name}: give it groups=None and "
+                "fast_squares=True, or find the layers of this apply_fn."
+            )
+        if found and (layer is None or not _is_of(leaf, layer)):
+            raise ValueError(
+                f"the model's layer with kernel {name} is not the one that "
+                "kronecker(layers) was given: find the layers of this apply_fn and of "
+                "these inputs."
+            )
+    return leaves
+
+
+def _is_of(products: OuterProducts, layer: Layer) -> bool:
+    return (
+        products.layout == layer.kernel_layout
+        and products.num_inputs == layer.num_inputs
+        and products.has_bias == (layer.bias is not None)
     )
 
 
@@ -227,11 +249,11 @@ def _corrected(layers: Layers, past: Kronecker) -> Structure:
         )
 
     def reduce(stack: PyTree) -> EigenKronecker:
-        leaves, dtype = named(stack), vectors.float_dtype(stack)
+        leaves, dtype = _checked(stack, layers), vectors.float_dtype(stack)
         eigenvalues, count = {}, jnp.zeros((), dtype)
         for layer in layers.layers:
             name = layers.names[layer.kernel]
-            products = _check_products(leaves.get(name), name, layer)
+            products = leaves[name]
             eigenvalues[name] = _squares_in(found[name], products, layer)
             count = jnp.sum(products.weights).astype(dtype)
         others = {
@@ -276,14 +298,18 @@ def _squares_in(spectrum: Spectrum, products: OuterProducts, layer: Layer) -> ja
     inputs, gradients = products.inputs, products.gradients
     columns = spectrum.outputs.columns
     if columns is not None:
-        gradients = jnp.einsum("nrkto,kop->nrktp", gradients, columns)
+        gradients = jnp.einsum(
+            "nrkto,kop->nrktp", gradients, columns, precision=Precision.HIGHEST
+        )
     of_bias = layer.bias is not None
     if not products.one_hot:
         inputs = inputs.astype(gradients.dtype)
         inputs = with_bias(inputs) if of_bias else inputs
         columns = spectrum.inputs.columns
         if columns is not None:
-            inputs = jnp.einsum("nkti,kij->nktj", inputs, columns)
+            inputs = jnp.einsum(
+                "nkti,kij->nktj", inputs, columns, precision=Precision.HIGHEST
+            )
     values = dataclasses.replace(
         products,
         inputs=inputs,
@@ -321,9 +347,13 @@ def _(left: EigenKronecker, right: EigenKronecker) -> EigenKronecker:
         for axis, bases in enumerate(("input_bases", "output_bases"), start=1):
             ours, theirs = getattr(left, bases)[name], getattr(right, bases)[name]
             if ours is not None and ours is not theirs:
-                overlap = jnp.square(jnp.einsum("kij,kil->kjl", ours, theirs))
+                overlap = jnp.square(
+                    jnp.einsum(
+                        "kij,kil->kjl", ours, theirs, precision=Precision.HIGHEST
+                    )
+                )
                 spec = "kjl,klo->kjo" if axis == 1 else "kjl,kil->kij"
-                values = jnp.einsum(spec, overlap, values)
+                values = jnp.einsum(spec, overlap, values, precision=Precision.HIGHEST)
         return values
 
     return left._replace(

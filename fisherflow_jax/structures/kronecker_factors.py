@@ -96,6 +96,11 @@ def _one_hot(
     weights = products.weights.astype(dtype)[:, None, None]
     if ones.shape[2] == ids.shape[2]:
         shares = jnp.square(ones[..., 0])
+    elif ones.shape[2] != 1:
+        raise ValueError(
+            "an embedding's positions are kept or pooled into one by sharing; got "
+            f"{ones.shape[2]} of {ids.shape[2]} positions."
+        )
     else:
         # the pooled input of an id is the share of the positions that hold it
         same = ids[:, :, :, None] == ids[:, :, None, :]

@@ -69,6 +69,12 @@ def join(
             if layer.bias is not None and layer.bias_layout is not None:
                 row = layer.bias_layout.to_leaf(matrices[name][:, -1])
                 leaves[layers.names[layer.bias]] = row
+    unknown = sorted(set(named(like)) - set(leaves))
+    if unknown:
+        raise ValueError(
+            f"a tree with leaves {unknown} is not like the parameters in which the "
+            f"layers were found: {list(layers.names)}."
+        )
     return jax.tree_util.tree_map_with_path(
         lambda path, _: leaves[jax.tree_util.keystr(path)], like
     )

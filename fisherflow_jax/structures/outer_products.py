@@ -23,6 +23,7 @@ class OuterProducts:
     gradients: jax.Array  # (n, R, K, T, O), float32 or wider, times root of the weight
     weights: jax.Array  # (n,), multiplicities of the examples
     num_inputs: int
+    has_bias: bool  # whether the layer's bias sees the same gradients
     layout: Any  # .to_leaf((K, I, O)) -> like the leaf
 
     @property

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.lax import Precision
 
 from fisherflow_jax.layers import Layers
 from fisherflow_jax.structures import Kronecker, dense, layer_vectors
@@ -109,4 +110,4 @@ def _(factorisation: LayerInverses, vector: PyTree) -> PyTree:
 def _times(inverse: jax.Array, matrix: jax.Array) -> jax.Array:
     if inverse.ndim == 2:
         return inverse[:, :, None] * matrix
-    return jnp.einsum("kij,kjo->kio", inverse, matrix)
+    return jnp.einsum("kij,kjo->kio", inverse, matrix, precision=Precision.HIGHEST)

@@ -190,6 +190,55 @@ def test_draws_do_not_depend_on_the_path(name):
     )
 
 
+def agree_with_the_generic_path(apply_fn, params, inputs, **options):
+    found, expected = (
+        jax.jit(
+            ff.estimators.exact(
+                apply_fn,
+                ff.likelihoods.categorical(),
+                STRUCTURES["diagonal"],
+                fast_squares=fast,
+                **options,
+            )
+        )(params, (inputs, None))
+        for fast in (True, False)
+    )
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, **EXACT), found, expected
+    )
+
+
+@pytest.mark.parametrize("mode", ["fill", "clip", "wrap"])
+def test_ids_out_of_bounds_inform_about_the_bias_alone(mode):
+    params = {"table": draw(5, 3, seed=21), "bias": draw(3, seed=22)}
+    options = {"fill_value": 0.0} if mode == "fill" else {}
+
+    def looked_up(params, ids):
+        rows = jnp.take(params["table"], ids, axis=0, mode=mode, **options)
+        return rows + params["bias"][None]
+
+    agree_with_the_generic_path(looked_up, params, np.array([0, 7, -2, 4]))
+
+
+def test_leaves_without_entries_have_no_information():
+    _, params, inputs = ZOO["perceptron"]
+    params = {"layers": params, "none": np.zeros((0, 2))}
+
+    def apply_fn(params, x):
+        return perceptron(params["layers"], x)
+
+    agree_with_the_generic_path(apply_fn, params, inputs, chunk_size=2)
+    for name in ("full", "scalar", "units"):
+        for factory, options in (
+            (ff.estimators.exact, {}),
+            (ff.estimators.hutchinson, {"groups": COUNT}),
+        ):
+            estimator = factory(
+                apply_fn, ff.likelihoods.categorical(), STRUCTURES[name], **options
+            )
+            jax.eval_shape(lambda p, e=estimator: e(p, (inputs, None), 0), params)
+
+
 def test_padding_that_is_not_finite_adds_nothing():
     apply_fn, params, inputs = ZOO["perceptron"]
     padded = np.concatenate([inputs, np.full((2, 3), np.nan)])

@@ -165,6 +165,36 @@ def test_groups_of_missing_examples_add_nothing():
     assert estimator(jnp.asarray(0.5), batch, KEY).entries == 0
 
 
+@pytest.mark.parametrize("name", ["observed", "squared_gradient", "empirical"])
+def test_a_missing_batch_adds_nothing_to_any_estimator(name):
+    def reciprocal(params, x):
+        return params / (x - 1.0)
+
+    estimator = getattr(ff.estimators, name)(
+        reciprocal, ff.likelihoods.poisson(), DIAGONAL
+    )
+    batch = np.array([3.0, 1.0]), np.ones(2), np.zeros(2)
+    assert jax.jit(estimator)(jnp.asarray(0.5), batch).entries == 0
+
+
+def test_arrays_that_a_traced_function_closes_over_may_be_checked():
+    model = NAMED["poisson"]
+    estimator = build("exact", model="poisson")
+    batch = (*map(jnp.asarray, model.batch), jnp.asarray(WEIGHTS))
+    found = jax.jit(lambda params: estimator(params, batch))(model.params)
+    close(found, jax.jit(estimator)(model.params, batch))
+    flow = ff.fisher_flow(
+        model.apply_fn,
+        model.likelihood,
+        structure=DIAGONAL,
+        memory=ff.memories.stationary(),
+    )
+    state = flow.init(model.params)
+    jax.eval_shape(lambda state: flow.update(state, batch), state)
+    with pytest.raises(ValueError, match="weights must be finite"):
+        estimator(model.params, (*batch[:2], -batch[2]))
+
+
 def test_examples_that_interact_are_pulled_back_together():
     def normalised(params, x):
         hidden = x @ params

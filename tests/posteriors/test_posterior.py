@@ -25,6 +25,11 @@ def information(name):
     return jax.jit(estimator)(MODEL.params, MODEL.batch)
 
 
+NOT_SINGULAR = ff.structures.Diagonal(
+    jax.tree.map(lambda x: jnp.ones(np.shape(x)), MODEL.params)
+)
+
+
 def flat(tree):
     return np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
 
@@ -86,6 +91,18 @@ def test_linear_gaussian_posteriors_are_ridge_regression():
     assert draws.shape == (5, 3)
 
 
+def test_a_posterior_may_be_made_of_arrays_that_are_closed_over():
+    value = information("full")
+
+    @jax.jit
+    def errors(tau):
+        ff.posterior(MODEL.params, NOT_SINGULAR, prior_precision=NOT_SINGULAR)
+        return ff.standard_error(ff.posterior(MODEL.params, value, prior_precision=tau))
+
+    expected = ff.standard_error(ff.posterior(MODEL.params, value, prior_precision=TAU))
+    np.testing.assert_allclose(flat(errors(TAU)), flat(expected), **EXACT)
+
+
 # ---- some of the parameters
 
 
@@ -134,9 +151,9 @@ def test_the_prior_is_positive():
         ff.posterior(MODEL.params, information("diagonal"), prior_precision=0.0)
 
 
-@pytest.mark.parametrize("name", ["diagonal", "full"])
+@pytest.mark.parametrize("name", ["diagonal", "full", "kronecker"])
 def test_the_information_is_about_the_mean(name):
-    with pytest.raises(ValueError, match="another tree than the mean"):
+    with pytest.raises(ValueError, match=r"another tree than the mean|is not like"):
         ff.posterior({"w": jnp.zeros(3)}, information(name), prior_precision=TAU)
 
 
@@ -145,6 +162,12 @@ def test_an_information_that_is_not_finite_is_named():
     broken = ff.structures.Diagonal({**entries, "scale": np.asarray(np.nan)})
     with pytest.raises(ValueError, match=r"\['scale'\]"):
         ff.posterior(MODEL.params, broken, prior_precision=TAU)
+
+
+def test_a_log_density_is_of_parameters_like_the_mean():
+    state = ff.posterior(MODEL.params, information("diagonal"), prior_precision=TAU)
+    with pytest.raises(ValueError, match="like the mean"):
+        ff.log_density(state, {**MODEL.params, "out": jnp.zeros(())})
 
 
 def test_only_an_information_will_do():

@@ -375,8 +375,21 @@ def test_other_layers_are_refused():
         return x @ params["w"]
 
     estimator = ff.estimators.exact(other, CATEGORICAL, ff.structures.kronecker(LAYERS))
-    with pytest.raises(ValueError, match="no layer with kernel"):
+    with pytest.raises(ValueError, match=r"the layers of other parameters"):
         estimator({"w": draw(3, 3, seed=16)}, (INPUTS, None))
+
+    def other_bias(params, x):
+        return network(params, x) + jnp.sum(params["first"]["b"])
+
+    estimator = ff.estimators.exact(
+        other_bias, CATEGORICAL, ff.structures.kronecker(LAYERS)
+    )
+    with pytest.raises(ValueError, match=r"\['first'\]\['w'\] is not the one"):
+        estimator(PARAMS, (INPUTS, None))
+    for factory in (ff.estimators.hutchinson, ff.estimators.squared_gradient):
+        whole = factory(network, CATEGORICAL, ff.structures.kronecker(LAYERS))
+        with pytest.raises(ValueError, match="groups=None and fast_squares=True"):
+            whole(PARAMS, (INPUTS, np.zeros(6, int)), 0)
     with pytest.raises(ValueError, match="no kernels"):
         ff.structures.kronecker(LAYERS, sharing={"['w']": ff.structures.reduce})
     with pytest.raises(ValueError, match="leaves"):
