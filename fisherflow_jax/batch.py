@@ -172,6 +172,15 @@ def is_finite(batch: Batch) -> jax.Array:
     return jnp.all(jnp.stack(checks))
 
 
+def zero_if_missing(batch: Batch, tree: PyTree) -> PyTree:
+    """`tree`, or zeros for a batch whose weights are all zero.
+
+    Rows of weight zero are blanked, but no blanked row is finite for every model.
+    """
+    missing = jnp.all(batch.weights == 0)
+    return jax.tree.map(lambda x: jnp.where(missing, jnp.zeros_like(x), x), tree)
+
+
 def holds(condition: jax.Array) -> bool:
     """Whether a condition holds everywhere, as far as its values are at hand.
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fisherflow_jax import vectors
+from fisherflow_jax.batch import is_concrete
 from fisherflow_jax.likelihoods.likelihood import widen
 from fisherflow_jax.metrics import rows
 
@@ -271,7 +272,7 @@ def _quantile(scores: jax.Array, weights: jax.Array, level: float) -> jax.Array:
     ranks = np.ceil((np.arange(size + 1) + 1) * level - _ROUNDING).astype(np.int32)
     count = jnp.sum(weights != 0, dtype=jnp.int32)
     rank = jnp.asarray(ranks)[count]
-    if rows.is_concrete(count) and int(rank) > int(count):
+    if is_concrete(count) and int(rank) > int(count):
         least = math.ceil(level / (1 - level) - _ROUNDING)
         raise ValueError(
             f"{int(count)} held-out examples cannot promise level {level}: at least "

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from fisherflow_jax import likelihoods
+from fisherflow_jax.batch import holds, is_concrete
 from fisherflow_jax.likelihoods import Likelihood
 from fisherflow_jax.likelihoods.likelihood import widen
 from fisherflow_jax.metrics import rows
@@ -76,11 +77,10 @@ def temperature_scaling(
     likelihood.check(outputs, labels)
     used = rows.counted(mask, labels.shape)
     outputs, labels = _blanked(outputs, labels, used)
-    finite = jnp.all(jnp.isfinite(outputs))
-    if rows.is_concrete(finite) and not bool(finite):
+    if not holds(jnp.isfinite(outputs)):
         raise ValueError("logits must be finite; got a NaN or an infinite one.")
     result, slopes = _search(outputs, labels, used, likelihood)
-    if rows.is_concrete(slopes):
+    if is_concrete(slopes):
         _check_found(result, slopes, likelihood)
     return result
 

@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from fisherflow_jax import batch as batches
+from fisherflow_jax import information as ops
 from fisherflow_jax import vectors
 from fisherflow_jax.batch import Batch
+from fisherflow_jax.structures import Structure
 
 PyTree = Any
 
@@ -69,6 +71,20 @@ def sum_chunks(
 
     parts = sliced, chunks.targets, chunks.weights, keys
     return jax.lax.scan(body, zero(), parts, unroll=number <= _WRITTEN_OUT)[0]
+
+
+def sum_informations(
+    part: Callable[[Batch, jax.Array | None], Any],
+    structure: Structure,
+    params: PyTree,
+    batch: Batch,
+    keys: jax.Array | None,
+    size: int,
+) -> Any:
+    """`sum_chunks` of informations in `structure`."""
+    return sum_chunks(
+        part, ops.add, lambda: structure.isotropic(params, 0.0), batch, keys, size
+    )
 
 
 def zeros_like_sum(part: Callable, batch: Batch, keys: jax.Array | None) -> PyTree:

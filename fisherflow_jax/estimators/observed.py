@@ -4,12 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from fisherflow_jax import information as ops
 from fisherflow_jax import vectors
-from fisherflow_jax.batch import Batch, num_examples
-from fisherflow_jax.estimators.chunking import check_chunk_size, sum_chunks
+from fisherflow_jax.batch import Batch, num_examples, zero_if_missing
+from fisherflow_jax.estimators.chunking import check_chunk_size, sum_informations
 from fisherflow_jax.estimators.estimator import Estimator
 from fisherflow_jax.estimators.pulling import check_outputs
 from fisherflow_jax.likelihoods import Likelihood
@@ -81,25 +79,10 @@ def observed(
             del keys
             score = jax.grad(lambda p: -log_likelihood(apply_fn, likelihood, p, chunk))
             _, product = jax.linearize(score, wide)
-            missing = jnp.all(chunk.weights == 0)
-
-            def counted(vector: PyTree) -> PyTree:
-                # no blanked row is finite for every model
-                return jax.tree.map(
-                    lambda x: jnp.where(missing, jnp.zeros_like(x), x), product(vector)
-                )
-
-            return from_matvec(counted, wide)
+            return from_matvec(lambda v: zero_if_missing(chunk, product(v)), wide)
 
         size = chunk_size or num_examples(batch)
-        return sum_chunks(
-            reduce,
-            ops.add,
-            lambda: structure.isotropic(params, 0.0),
-            batch,
-            None,
-            size,
-        )
+        return sum_informations(reduce, structure, params, batch, None, size)
 
     return Estimator(
         "observed",

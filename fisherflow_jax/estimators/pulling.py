@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 
 from fisherflow_jax import batch as batches
-from fisherflow_jax import information as ops
 from fisherflow_jax import vectors
 from fisherflow_jax.batch import Batch
 from fisherflow_jax.estimators import chunking, tapping
@@ -77,10 +76,10 @@ def pulled(
             one = batches.map_examples(lambda x: x[:1], batch)
             one_key = None if keys is None else keys[:1]
             size = chunking.default_size(entries(one, one_key), chunking.CHUNK_ENTRIES)
-        return chunking.sum_chunks(
+        return chunking.sum_informations(
             lambda chunk, chunk_keys: structure.reduce(pull(chunk, chunk_keys)),
-            ops.add,
-            lambda: structure.isotropic(params, 0.0),
+            structure,
+            params,
             batch,
             keys,
             size,
@@ -179,10 +178,7 @@ def _group_puller(
         )
         at_once = chunking.default_size(vectors.size(params), chunking.GROUP_ENTRIES)
         pulled = map_some(lambda c: vjp(c)[0], cotangents, at_once)
-        missing = jnp.all(group.weights == 0)
-        return jax.tree.map(
-            lambda x: jnp.where(missing, jnp.zeros_like(x), x), vectors.widen(pulled)
-        )
+        return batches.zero_if_missing(group, vectors.widen(pulled))
 
     return pull
 
@@ -251,11 +247,6 @@ def _sum_groups(
         )
     else:
         at_once = max(chunk_size // length, 1)
-    return chunking.sum_chunks(
-        information,
-        ops.add,
-        lambda: structure.isotropic(params, 0.0),
-        grouped,
-        keys,
-        at_once,
+    return chunking.sum_informations(
+        information, structure, params, grouped, keys, at_once
     )

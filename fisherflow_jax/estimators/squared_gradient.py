@@ -4,9 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from fisherflow_jax.batch import Batch
+from fisherflow_jax.batch import Batch, zero_if_missing
 from fisherflow_jax.estimators.estimator import Estimator
 from fisherflow_jax.estimators.pulling import check_outputs
 from fisherflow_jax.likelihoods import Likelihood
@@ -68,14 +67,7 @@ def squared_gradient(
             )
         check_outputs(apply_fn, likelihood, params, batch)
         loss = negative_log_likelihood(apply_fn, likelihood)
-        missing = jnp.all(batch.weights == 0)
-        # no blanked row is finite for every model
-        return from_gradient(
-            jax.tree.map(
-                lambda g: jnp.where(missing, jnp.zeros_like(g), g),
-                jax.grad(loss)(params, batch),
-            )
-        )
+        return from_gradient(zero_if_missing(batch, jax.grad(loss)(params, batch)))
 
     return Estimator(
         "squared_gradient",

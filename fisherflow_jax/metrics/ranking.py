@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from fisherflow_jax.batch import is_concrete
 from fisherflow_jax.likelihoods.likelihood import widen
 from fisherflow_jax.metrics import rows
 
@@ -58,7 +59,7 @@ def auroc(
     above, below = used & positive, used & ~positive
     num_above = jnp.sum(above, dtype=jnp.int32)
     num_below = jnp.sum(below, dtype=jnp.int32)
-    if rows.is_concrete(num_above, num_below) and 0 in (num_above, num_below):
+    if is_concrete((num_above, num_below)) and 0 in (num_above, num_below):
         raise ValueError(
             "auroc compares positive with negative examples; got "
             f"{int(num_above)} positive and {int(num_below)} negative."

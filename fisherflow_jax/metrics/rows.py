@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fisherflow_jax import vectors
+from fisherflow_jax.batch import is_concrete
 from fisherflow_jax.likelihoods.likelihood import widen
 
 # How far probabilities may be from summing to one, in float32 and wider.
@@ -160,14 +161,9 @@ def weights_of(used: jax.Array, possible: jax.Array, dtype: Any) -> jax.Array:
     return jnp.where(used, one, jnp.zeros((), dtype))
 
 
-def is_concrete(*arrays: Any) -> bool:
-    """Whether the values are at hand (not traced), so that they may be checked."""
-    return not any(isinstance(x, jax.core.Tracer) for x in arrays)
-
-
 def refuse(used: Any, possible: jax.Array, values: jax.Array, rule: str) -> None:
     """Raises for the first used row that cannot be, where the values are at hand."""
-    if not is_concrete(used, possible, values):
+    if not is_concrete((used, possible, values)):
         return
     bad = np.asarray(used) & ~np.asarray(possible)
     if not bad.any():

@@ -120,16 +120,13 @@ def kronecker(
     def reduce(stack: PyTree) -> Kronecker:
         leaves, dtype = _checked(stack, layers), vectors.float_dtype(stack)
         inputs, outputs, count = {}, {}, jnp.zeros((), dtype)
-        for layer, name in zip(layers.layers, kernels, strict=True):
+        for name in kernels:
             products = leaves[name]
             inputs[name], outputs[name] = factors(
-                products, by_name.get(name, sharing), layer.bias is not None, widest
+                products, by_name.get(name, sharing), widest
             )
             count = jnp.sum(products.weights).astype(dtype)
-        others = {
-            layers.names[leaf]: squares(leaves[layers.names[leaf]], dtype)
-            for leaf, _ in layers.fallback
-        }
+        others = _other_squares(layers, leaves, dtype)
         shifts = {name: jnp.zeros((), dtype) for name in kernels}
         return Kronecker(inputs, outputs, shifts, others, count, layers)
 
@@ -151,10 +148,7 @@ def kronecker(
             outputs[name] = zeros(
                 layer.num_stacked, layer.num_outputs, layer.num_outputs > widest
             )
-        others = {
-            layers.names[leaf]: jnp.full(layers.shapes[leaf], value, dtype)
-            for leaf, _ in layers.fallback
-        }
+        others = _other_constants(layers, value)
         shifts = dict.fromkeys(kernels, value)
         return Kronecker(inputs, outputs, shifts, others, jnp.zeros((), dtype), layers)
 
@@ -186,6 +180,19 @@ def _checked(stack: PyTree, layers: Layers) -> dict[str, Any]:
                 "these inputs."
             )
     return leaves
+
+
+def _other_squares(layers: Layers, leaves: dict[str, Any], dtype: Any) -> dict:
+    """The diagonal of the leaves that belong to no layer."""
+    names = [layers.names[leaf] for leaf, _ in layers.fallback]
+    return {name: squares(leaves[name], dtype) for name in names}
+
+
+def _other_constants(layers: Layers, value: jax.Array) -> dict[str, jax.Array]:
+    return {
+        layers.names[leaf]: jnp.full(layers.shapes[leaf], value)
+        for leaf, _ in layers.fallback
+    }
 
 
 def _is_of(products: OuterProducts, layer: Layer) -> bool:
@@ -254,12 +261,9 @@ def _corrected(layers: Layers, past: Kronecker) -> Structure:
         for layer in layers.layers:
             name = layers.names[layer.kernel]
             products = leaves[name]
-            eigenvalues[name] = _squares_in(found[name], products, layer)
+            eigenvalues[name] = _squares_in(found[name], products)
             count = jnp.sum(products.weights).astype(dtype)
-        others = {
-            layers.names[leaf]: squares(leaves[layers.names[leaf]], dtype)
-            for leaf, _ in layers.fallback
-        }
+        others = _other_squares(layers, leaves, dtype)
         shifts = {name: jnp.zeros((), dtype) for name in found}
         return build(eigenvalues, shifts, others, count)
 
@@ -270,10 +274,7 @@ def _corrected(layers: Layers, past: Kronecker) -> Structure:
             name: jnp.zeros(spectrum.values.shape, dtype)
             for name, spectrum in found.items()
         }
-        others = {
-            layers.names[leaf]: jnp.full(layers.shapes[leaf], value, dtype)
-            for leaf, _ in layers.fallback
-        }
+        others = _other_constants(layers, value)
         shifts = dict.fromkeys(found, value)
         return build(eigenvalues, shifts, others, jnp.zeros((), dtype))
 
@@ -293,7 +294,7 @@ class _Matrix:
         return values
 
 
-def _squares_in(spectrum: Spectrum, products: OuterProducts, layer: Layer) -> jax.Array:
+def _squares_in(spectrum: Spectrum, products: OuterProducts) -> jax.Array:
     """The diagonal `(K, I, O)` of the vectors' outer products in the eigenbasis."""
     inputs, gradients = products.inputs, products.gradients
     columns = spectrum.outputs.columns
@@ -301,10 +302,9 @@ def _squares_in(spectrum: Spectrum, products: OuterProducts, layer: Layer) -> ja
         gradients = jnp.einsum(
             "nrkto,kop->nrktp", gradients, columns, precision=Precision.HIGHEST
         )
-    of_bias = layer.bias is not None
     if not products.one_hot:
         inputs = inputs.astype(gradients.dtype)
-        inputs = with_bias(inputs) if of_bias else inputs
+        inputs = with_bias(inputs) if products.has_bias else inputs
         columns = spectrum.inputs.columns
         if columns is not None:
             inputs = jnp.einsum(
@@ -317,7 +317,7 @@ def _squares_in(spectrum: Spectrum, products: OuterProducts, layer: Layer) -> ja
         num_inputs=products.num_inputs if products.one_hot else inputs.shape[-1],
         layout=_Matrix,
     ).squares()
-    if products.one_hot and of_bias:
+    if products.one_hot and products.has_bias:
         summed = jnp.sum(gradients, axis=3)
         row = jnp.sum(jnp.square(summed), axis=(0, 1))
         values = jnp.concatenate([values, row[:, None]], axis=1)

@@ -71,15 +71,15 @@ def with_bias(inputs: jax.Array) -> jax.Array:
 
 
 def factors(
-    products: OuterProducts, sharing: Sharing, has_bias: bool, widest: int
+    products: OuterProducts, sharing: Sharing, widest: int
 ) -> tuple[jax.Array, jax.Array]:
     """A `(K, I, I)` and G `(K, O, O)`, sums over examples; diagonals where wide."""
     dtype = products.gradients.dtype
     if products.one_hot:
-        inputs, gradients = _one_hot(products, sharing, has_bias)
+        inputs, gradients = _one_hot(products, sharing)
         return inputs, _gram(gradients, widest)
     inputs = products.inputs.astype(dtype)
-    if has_bias:
+    if products.has_bias:
         inputs = with_bias(inputs)
     inputs, gradients = sharing(inputs, products.gradients)
     roots = jnp.sqrt(products.weights).astype(dtype)
@@ -87,9 +87,7 @@ def factors(
     return _gram(weighted, widest), _gram(gradients, widest)
 
 
-def _one_hot(
-    products: OuterProducts, sharing: Sharing, has_bias: bool
-) -> tuple[jax.Array, jax.Array]:
+def _one_hot(products: OuterProducts, sharing: Sharing) -> tuple[jax.Array, jax.Array]:
     """The diagonal of A `(K, I)`, and the gradients as shared."""
     ids, dtype = products.inputs, products.gradients.dtype
     ones, gradients = sharing(jnp.ones((*ids.shape, 1), dtype), products.gradients)
@@ -109,7 +107,7 @@ def _one_hot(
     zeros = jnp.zeros((ids.shape[1], products.num_inputs), dtype)
     places = jnp.broadcast_to(stacked, ids.shape), ids
     inputs = zeros.at[places].add(shares * weights, mode="drop")
-    if has_bias:
+    if products.has_bias:
         of_bias = jnp.sum(jnp.square(ones[..., 0]) * weights, axis=(0, 2))
         inputs = jnp.concatenate([inputs, of_bias[:, None]], axis=1)
     return inputs, gradients
