@@ -47,28 +47,31 @@ def cnn() -> Classifier:
     inputs = jax.random.normal(keys[0], (128, 28, 28, 1))
     targets = jax.random.randint(keys[1], (128,), 0, 10)
     params = {
-        "conv1": _dense(keys[2], (3, 3, 1, 16)),
-        "conv2": _dense(keys[3], (3, 3, 16, 32)),
+        "conv1": dense(keys[2], (3, 3, 1, 16)),
+        "conv2": dense(keys[3], (3, 3, 16, 32)),
         "dense": dense_layers(keys[4], (7 * 7 * 32, 64, 10)),
     }
 
-    def convolve(layer: dict, x: jax.Array) -> jax.Array:
-        numbers = "NHWC", "HWIO", "NHWC"
-        x = jax.lax.conv_general_dilated(
-            x, layer["w"], (1, 1), "SAME", dimension_numbers=numbers
-        )
-        x = jax.nn.relu(x + layer["b"])
-        rows, height, width, features = x.shape
-        pooled = x.reshape(rows, height // 2, 2, width // 2, 2, features)
-        return jnp.mean(pooled, (2, 4))
-
-    def apply_fn(params: Any, x: jax.Array) -> jax.Array:
-        x = convolve(params["conv2"], convolve(params["conv1"], x))
-        return apply_dense(jax.nn.relu, params["dense"], x.reshape(x.shape[0], -1))
-
     return Classifier(
-        "CNN conv16-conv32-fc64-10", apply_fn, params, (inputs, targets), 10
+        "CNN conv16-conv32-fc64-10", apply_convolutions, params, (inputs, targets), 10
     )
+
+
+def apply_convolutions(params: Any, x: jax.Array) -> jax.Array:
+    """Each convolution halves both sides; the dense layers follow."""
+    x = _convolve(params["conv2"], _convolve(params["conv1"], x))
+    return apply_dense(jax.nn.relu, params["dense"], x.reshape(x.shape[0], -1))
+
+
+def _convolve(layer: dict, x: jax.Array) -> jax.Array:
+    numbers = "NHWC", "HWIO", "NHWC"
+    x = jax.lax.conv_general_dilated(
+        x, layer["w"], (1, 1), "SAME", dimension_numbers=numbers
+    )
+    x = jax.nn.relu(x + layer["b"])
+    rows, height, width, features = x.shape
+    pooled = x.reshape(rows, height // 2, 2, width // 2, 2, features)
+    return jnp.mean(pooled, (2, 4))
 
 
 def transformer() -> Classifier:
@@ -84,11 +87,11 @@ def transformer() -> Classifier:
     def layer() -> dict:
         return {
             "norm1": norm(),
-            "in": _dense(next(keys), (width, 3 * width)),
-            "out": _dense(next(keys), (width, width)),
+            "in": dense(next(keys), (width, 3 * width)),
+            "out": dense(next(keys), (width, width)),
             "norm2": norm(),
-            "up": _dense(next(keys), (width, 4 * width)),
-            "down": _dense(next(keys), (4 * width, width)),
+            "up": dense(next(keys), (width, 4 * width)),
+            "down": dense(next(keys), (4 * width, width)),
         }
 
     params = {
@@ -96,7 +99,7 @@ def transformer() -> Classifier:
         "position": 0.5 * jax.random.normal(next(keys), (length, width)),
         "layers": [layer(), layer()],
         "norm": norm(),
-        "head": _dense(next(keys), (width, 3)),
+        "head": dense(next(keys), (width, 3)),
     }
     return Classifier(
         "transformer, width 64", _apply_transformer, params, (inputs, targets), 3
@@ -106,29 +109,34 @@ def transformer() -> Classifier:
 def _apply_transformer(params: Any, ids: jax.Array) -> jax.Array:
     x = params["embedding"][ids] + params["position"]
     for layer in params["layers"]:
-        x = x + _attention(layer, _normalised(layer["norm1"], x))
-        up = jax.nn.gelu(_affine(layer["up"], _normalised(layer["norm2"], x)))
-        x = x + _affine(layer["down"], up)
-    return _affine(params["head"], jnp.mean(_normalised(params["norm"], x), 1))
+        x = x + attention(layer, normalised(layer["norm1"], x), _TRANSFORMER_HEADS)
+        up = jax.nn.gelu(affine(layer["up"], normalised(layer["norm2"], x)))
+        x = x + affine(layer["down"], up)
+    return affine(params["head"], jnp.mean(normalised(params["norm"], x), 1))
 
 
-def _attention(layer: Any, x: jax.Array) -> jax.Array:
+def attention(
+    layer: Any, x: jax.Array, num_heads: int, mask: jax.Array | None = None
+) -> jax.Array:
+    """Where the mask `(length, length)` is false, a position (row) does not look."""
     rows, length, width = x.shape
-    joint = _affine(layer["in"], x)
-    shape = rows, length, 3, _TRANSFORMER_HEADS, width // _TRANSFORMER_HEADS
+    joint = affine(layer["in"], x)
+    shape = rows, length, 3, num_heads, width // num_heads
     query, key, value = jnp.moveaxis(joint.reshape(shape), 2, 0)
     scores = jnp.einsum("bthk,bshk->bhts", query, key) * shape[-1] ** -0.5
+    if mask is not None:
+        scores = jnp.where(mask[None, None], scores, -jnp.inf)
     mixed = jnp.einsum("bhts,bshk->bthk", jax.nn.softmax(scores), value)
-    return _affine(layer["out"], mixed.reshape(rows, length, width))
+    return affine(layer["out"], mixed.reshape(rows, length, width))
 
 
-def _normalised(layer: Any, x: jax.Array) -> jax.Array:
+def normalised(layer: Any, x: jax.Array) -> jax.Array:
     x = x - jnp.mean(x, -1, keepdims=True)
     x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), -1, keepdims=True) + 1e-5)
     return x * layer["scale"] + layer["shift"]
 
 
-def _affine(layer: Any, x: jax.Array) -> jax.Array:
+def affine(layer: Any, x: jax.Array) -> jax.Array:
     return x @ layer["w"] + layer["b"]
 
 
@@ -146,16 +154,16 @@ def digits(num_classes: int, widths: tuple[int, ...] = (64, 64)) -> Classifier:
 def dense_layers(key: jax.Array, sizes: tuple[int, ...]) -> list:
     keys = jax.random.split(key, len(sizes) - 1)
     shapes = itertools.pairwise(sizes)
-    return [_dense(key, shape) for key, shape in zip(keys, shapes, strict=True)]
+    return [dense(key, shape) for key, shape in zip(keys, shapes, strict=True)]
 
 
 def apply_dense(activation: Callable, params: list, x: jax.Array) -> jax.Array:
     for layer in params[:-1]:
-        x = activation(_affine(layer, x))
-    return _affine(params[-1], x)
+        x = activation(affine(layer, x))
+    return affine(params[-1], x)
 
 
-def _dense(key: jax.Array, shape: tuple[int, ...]) -> dict:
+def dense(key: jax.Array, shape: tuple[int, ...]) -> dict:
     fan_in = 1
     for size in shape[:-1]:
         fan_in *= size

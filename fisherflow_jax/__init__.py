@@ -2,6 +2,7 @@
 
 from fisherflow_jax import calibration as calibration
 from fisherflow_jax import comparison as comparison
+from fisherflow_jax import diagnostics as diagnostics
 from fisherflow_jax import estimators as estimators
 from fisherflow_jax import information as information
 from fisherflow_jax import layers as layers
@@ -9,7 +10,9 @@ from fisherflow_jax import likelihoods as likelihoods
 from fisherflow_jax import memories as memories
 from fisherflow_jax import metrics as metrics
 from fisherflow_jax import plots as plots
+from fisherflow_jax import predictions as predictions
 from fisherflow_jax import structures as structures
+from fisherflow_jax import testing as testing
 from fisherflow_jax import transforms as transforms
 from fisherflow_jax.accumulation import Accumulation as Accumulation
 from fisherflow_jax.accumulation import Accumulator as Accumulator
@@ -22,6 +25,8 @@ from fisherflow_jax.bank import BankState as BankState
 from fisherflow_jax.bank import bank as bank
 from fisherflow_jax.batch import Batch as Batch
 from fisherflow_jax.batch import Shared as Shared
+from fisherflow_jax.calibration import Calibration as Calibration
+from fisherflow_jax.calibration import calibrate as calibrate
 from fisherflow_jax.flow import FisherFlow as FisherFlow
 from fisherflow_jax.flow import FlowInfo as FlowInfo
 from fisherflow_jax.flow import FlowState as FlowState
@@ -29,7 +34,6 @@ from fisherflow_jax.flow import fisher_flow as fisher_flow
 from fisherflow_jax.losses import negative_log_likelihood as negative_log_likelihood
 from fisherflow_jax.posteriors import Estimate as Estimate
 from fisherflow_jax.posteriors import Posterior as Posterior
-from fisherflow_jax.posteriors import Prediction as Prediction
 from fisherflow_jax.posteriors import Summary as Summary
 from fisherflow_jax.posteriors import WaldTest as WaldTest
 from fisherflow_jax.posteriors import confidence_interval as confidence_interval
@@ -38,11 +42,12 @@ from fisherflow_jax.posteriors import log_density as log_density
 from fisherflow_jax.posteriors import merge as merge
 from fisherflow_jax.posteriors import only as only
 from fisherflow_jax.posteriors import posterior as posterior
-from fisherflow_jax.posteriors import predict as predict
 from fisherflow_jax.posteriors import sample as sample
 from fisherflow_jax.posteriors import standard_error as standard_error
 from fisherflow_jax.posteriors import summary as summary
 from fisherflow_jax.posteriors import wald_test as wald_test
+from fisherflow_jax.predictions import Prediction as Prediction
+from fisherflow_jax.predictions import predict as predict
 from fisherflow_jax.solving import refine as refine
 from fisherflow_jax.solving import warm_start as warm_start
 from fisherflow_jax.transforms import adam as adam

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fisherflow_jax.meshes import in_auto_mode
+
 PyTree = Any
 
 
@@ -137,17 +139,24 @@ def map_examples(function: Callable, batch: Batch) -> Batch:
 
 
 def _blank(batch: Batch) -> Batch:
-    used = batch.weights > 0
-    first = jnp.argmax(used)
+    sliced, rebuild = split(batch.inputs)
 
-    def fill(x: jax.Array) -> jax.Array:
-        row = jax.lax.dynamic_index_in_dim(x, first, 0)
-        # one is a possible target of every likelihood, zero is not
-        row = jnp.where(jnp.any(used), row, jnp.ones_like(row))
-        keep = used.reshape((-1,) + (1,) * (x.ndim - 1))
-        return jnp.where(keep, x, jnp.broadcast_to(row, x.shape))
+    def blank(sliced: list, targets: PyTree, weights: jax.Array) -> tuple:
+        used = weights > 0
+        first = jnp.argmax(used)
 
-    return map_examples(fill, batch)._replace(weights=batch.weights)
+        def fill(x: jax.Array) -> jax.Array:
+            row = jax.lax.dynamic_index_in_dim(x, first, 0)
+            # one is a possible target of every likelihood, zero is not
+            row = jnp.where(jnp.any(used), row, jnp.ones_like(row))
+            keep = used.reshape((-1,) + (1,) * (x.ndim - 1))
+            return jnp.where(keep, x, jnp.broadcast_to(row, x.shape))
+
+        return jax.tree.map(fill, (sliced, targets))
+
+    examples = sliced, batch.targets
+    sliced, targets = in_auto_mode(blank, examples, *examples, batch.weights)
+    return Batch(rebuild(sliced), targets, batch.weights)
 
 
 def num_observations(batch: Batch, *, each_target: bool) -> jax.Array:

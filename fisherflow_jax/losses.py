@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from fisherflow_jax import batch as batches
-from fisherflow_jax import vectors
+from fisherflow_jax import meshes, vectors
 from fisherflow_jax.batch import Batch
 from fisherflow_jax.likelihoods import Likelihood
 
@@ -22,12 +22,17 @@ def weighted_sum(
     In float32 or wider, whatever the type of the outputs.
     """
     outputs = apply_fn(params, batches.unshare(batch.inputs))
-    values = function(outputs, batch.targets)
-    values = values.astype(vectors.wide_dtype(values.dtype))
-    values = jnp.sum(values.reshape((values.shape[0], -1)), axis=1)
-    weights = batch.weights.astype(values.dtype)
-    # where, so that a row of weight zero stays out even if it has no finite value
-    return jnp.sum(jnp.where(weights == 0, jnp.zeros_like(values), weights * values))
+
+    def total(outputs: PyTree, targets: PyTree, weights: jax.Array) -> jax.Array:
+        values = function(outputs, targets)
+        values = values.astype(vectors.wide_dtype(values.dtype))
+        values = jnp.sum(values.reshape((values.shape[0], -1)), axis=1)
+        weights = weights.astype(values.dtype)
+        # where, so that a row of weight zero stays out even if it is not finite
+        kept = jnp.where(weights == 0, jnp.zeros_like(values), weights * values)
+        return jnp.sum(kept)
+
+    return meshes.replicated(total, outputs, batch.targets, batch.weights)
 
 
 def log_likelihood(

@@ -47,6 +47,16 @@ def real_arrays(tree: PyTree, name: str) -> PyTree:
     return jax.tree.map(jnp.asarray, tree)
 
 
+def leaf_name(path: Any) -> str:
+    """A leaf's path, the same whether or not flax's nnx has wrapped the leaf.
+
+    `nnx.Optimizer` shows `init` a state of variables, and `update` their values.
+    """
+    # a leaf has no attributes, so that no two leaves get one name
+    is_variable = path and path[-1] == jax.tree_util.GetAttrKey("value")
+    return jax.tree_util.keystr(path[:-1] if is_variable else path)
+
+
 def same_structure(left: PyTree, right: PyTree) -> bool:
     """Whether two trees have the same nodes, whatever their leaves."""
     structures: list[Any] = [jax.tree.structure(left), jax.tree.structure(right)]

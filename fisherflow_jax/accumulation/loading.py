@@ -9,6 +9,7 @@ import numpy as np
 
 from fisherflow_jax import batch as batches
 from fisherflow_jax.batch import Batch
+from fisherflow_jax.meshes import in_auto_mode
 
 PyTree = Any
 
@@ -42,6 +43,27 @@ def check_loader(loader: Any) -> None:
             "ff.Stacked(inputs, targets, weights) with arrays (num_batches, n, ...); "
             f"got {type(loader).__name__} (one batch alone goes in a list, [batch])."
         )
+
+
+def each_batch(data: Any) -> Iterable[Batch]:
+    """The batches of one batch (a tuple), of a loader, or of a stack.
+
+    Raises:
+      ValueError: for what is none of them, and where there is no batch at all.
+    """
+    if isinstance(data, Stacked):
+        yield from map(batches.as_batch, unstacked(data))
+    elif isinstance(data, tuple):
+        yield batches.as_batch(data)
+    else:
+        check_loader(data)
+        batch = None
+        for batch in padded(data, 1):
+            yield batches.as_batch(batch)
+        if batch is None:
+            raise ValueError(
+                "there are no batches (a generator can be read only once)."
+            )
 
 
 def padded(loader: Iterable, multiple: int) -> Iterator[Batch]:
@@ -146,12 +168,16 @@ def _pad(batch: Batch, rest: int, axis: int) -> Batch:
         return batch
 
     def lengthen(fill: Callable) -> Callable:
-        def longer(x: Any) -> Any:
-            array = jnp if isinstance(x, jax.Array) else np
+        def longer(x: Any, array: Any) -> Any:
             rows = array.repeat(x[:1] if axis == 0 else x[:, :1], rest, axis=axis)
             return array.concatenate([x, fill(rows)], axis)
 
-        return longer
+        def of_any(x: Any) -> Any:
+            if not isinstance(x, jax.Array):
+                return longer(x, np)
+            return in_auto_mode(lambda x: longer(x, jnp), x, x)
+
+        return of_any
 
     examples = batches.map_examples(lengthen(lambda rows: rows), batch)
     return examples._replace(weights=lengthen(lambda rows: rows * 0)(batch.weights))

@@ -23,7 +23,8 @@ PyTree = Any
 def automatic(mesh: Mesh | None) -> Mesh | None:
     """The mesh with automatic axes; `jax.make_mesh` makes explicit ones.
 
-    Explicit axes would demand a sharding of every operation on a batch.
+    Explicit axes would demand a sharding of every operation on a batch. Those of
+    `jax.set_mesh` stay: all arrays lie on that mesh, and `in_auto_mode` treats them.
 
     Raises:
       ValueError: for what is no mesh.
@@ -32,7 +33,9 @@ def automatic(mesh: Mesh | None) -> Mesh | None:
         raise ValueError(
             f"mesh is a jax.sharding.Mesh or None; got {type(mesh).__name__}."
         )
-    return None if mesh is None else Mesh(mesh.devices, mesh.axis_names)
+    if mesh is None or mesh.abstract_mesh == jax.sharding.get_abstract_mesh():
+        return mesh
+    return Mesh(mesh.devices, mesh.axis_names)
 
 
 def place(mesh: Mesh | None, batch: Batch, axis: int) -> Batch:
@@ -95,7 +98,8 @@ def sum_over_shards(
     # check_vma would make each shard's pull-back a sum over all shards, unsquared
     return jax.shard_map(
         of_shard,
-        mesh=mesh,
+        # within jax.set_mesh it is that mesh, whose axes in_auto_mode may have changed
+        mesh=mesh if jax.sharding.get_abstract_mesh().empty else None,
         in_specs=(whole, Batch(inputs, rows, rows), whole),
         out_specs=whole,
         check_vma=False,

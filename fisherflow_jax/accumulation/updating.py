@@ -13,6 +13,7 @@ from fisherflow_jax import information as ops
 from fisherflow_jax import vectors
 from fisherflow_jax.accumulation.sharding import automatic, sum_over_shards
 from fisherflow_jax.estimators import Estimator
+from fisherflow_jax.meshes import in_auto_mode
 
 PyTree = Any
 
@@ -88,7 +89,7 @@ def accumulator(
       [15. 15.] 15.0 [1. 1.]
     """
     check_decay(decay)
-    mesh = automatic(mesh)
+    automatic(mesh)  # which says what is no mesh
 
     def init(params: PyTree, key: Any = None) -> Accumulation:
         if estimator.random and key is None:
@@ -107,7 +108,7 @@ def accumulator(
 
     def update(state: Accumulation, params: PyTree, batch: Any) -> Accumulation:
         batch = batches.as_batch(batch)
-        return advance(estimator, mesh, decay, state, params, batch)
+        return advance(estimator, automatic(mesh), decay, state, params, batch)
 
     return Accumulator(init, update)
 
@@ -130,6 +131,21 @@ def advance(
     batch: Any,
 ) -> Accumulation:
     """`state` with one more batch."""
+
+    def take_in(state: Accumulation, params: PyTree, batch: Any) -> Accumulation:
+        return _with_batch(estimator, mesh, decay, state, params, batch)
+
+    return in_auto_mode(take_in, state, state, params, batch)
+
+
+def _with_batch(
+    estimator: Estimator,
+    mesh: Mesh | None,
+    decay: float | None,
+    state: Accumulation,
+    params: PyTree,
+    batch: Any,
+) -> Accumulation:
     batch = batches.as_batch(batch)
     params = vectors.real_arrays(params, "params")
     key = None

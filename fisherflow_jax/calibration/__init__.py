@@ -1,4 +1,4 @@
-"""Calibration on held-out data: temperature, and conformal sets and intervals."""
+"""Calibration: scale and temperature on held-out data, evidence, conformal sets."""
 
 from fisherflow_jax.calibration.conformal import Conformal as Conformal
 from fisherflow_jax.calibration.conformal import adaptive as adaptive
@@ -7,6 +7,15 @@ from fisherflow_jax.calibration.conformal import (
 )
 from fisherflow_jax.calibration.conformal import conformal_sets as conformal_sets
 from fisherflow_jax.calibration.conformal import least_ambiguous as least_ambiguous
+from fisherflow_jax.calibration.marginal_likelihood import (
+    log_marginal_likelihood as log_marginal_likelihood,
+)
+from fisherflow_jax.calibration.prior_precision import PriorSearch as PriorSearch
+from fisherflow_jax.calibration.prior_precision import (
+    maximize_marginal_likelihood as maximize_marginal_likelihood,
+)
+from fisherflow_jax.calibration.scale import Calibration as Calibration
+from fisherflow_jax.calibration.scale import calibrate as calibrate
 from fisherflow_jax.calibration.temperature import (
     TemperatureScaling as TemperatureScaling,
 )

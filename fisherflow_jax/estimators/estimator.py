@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from fisherflow_jax import batch as batches
-from fisherflow_jax import vectors
+from fisherflow_jax import meshes, vectors
 from fisherflow_jax.structures import Structure
 
 PyTree = Any
@@ -28,6 +28,10 @@ class Estimator:
     from_gradient: Callable[[PyTree], Any] | None = None
     """A mean gradient -> the information, where no pass of the model is needed."""
     describe_paths: Callable[[PyTree, batches.Batch], str] | None = None
+    vectors_a_batch: int | None = None
+    """The rank that one batch adds, where it does not grow with the examples."""
+    rebuild: Callable[[Structure], "Estimator"] | None = None
+    """The same estimator in another structure."""
 
     def __call__(self, params: PyTree, batch: Any, key: Any = None) -> Any:
         if self.random and key is None:
@@ -37,7 +41,36 @@ class Estimator:
             )
         typed = None if key is None else vectors.typed_key(key)
         params = vectors.real_arrays(params, "params")
-        return self.compute(params, batches.as_batch(batch), typed)
+        batch = batches.as_batch(batch)
+        return meshes.replicated(self.compute, params, batch, typed)
+
+    def with_structure(self, structure: Structure) -> "Estimator":
+        """The same estimator in another structure: the same draws for the same key.
+
+        Args:
+          structure: from `ff.structures`.
+
+        Returns:
+          An `Estimator`. Cost: none; nothing is computed yet.
+
+        Raises:
+          ValueError: for an estimator of one's own, built without `rebuild`.
+
+        Example:
+          >>> import jax.numpy as jnp
+          >>> import fisherflow_jax as ff
+          >>> model = lambda params, x: x @ params, ff.likelihoods.gaussian()
+          >>> full = ff.estimators.exact(*model, ff.structures.full())
+          >>> diagonal = full.with_structure(ff.structures.diagonal())
+          >>> diagonal(jnp.zeros(2), (jnp.array([[1.0, 2.0]]), None))
+          Diagonal(entries=Array([1., 4.], dtype=float32))
+        """
+        if self.rebuild is None:
+            raise ValueError(
+                f"estimators.{self.name} was built for {self.structure.name} alone: "
+                "give its Estimator a rebuild, a function of the structure."
+            )
+        return self.rebuild(structure)
 
     def paths(self, params: PyTree, batch: Any) -> str:
         """A table of how each parameter's squares are made, from shapes alone.

@@ -64,6 +64,7 @@ def _random_root(
         chunk_size=chunk_size,
         fast_squares=fast_squares,
         random=True,
+        num_columns=num_probes,
     )
 
 

@@ -90,4 +90,7 @@ def observed(
         structure,
         not_a_curvature="minus the Hessian need not be positive semi-definite; "
         "estimators.exact is its expectation",
+        rebuild=lambda other: observed(
+            apply_fn, likelihood, other, chunk_size=chunk_size
+        ),
     )

@@ -21,6 +21,8 @@ from fisherflow_jax import vectors
 from fisherflow_jax.batch import Batch
 from fisherflow_jax.estimators import chunking, tapping
 from fisherflow_jax.estimators.estimator import Estimator
+from fisherflow_jax.layers import Layers
+from fisherflow_jax.layers.inputs import named
 from fisherflow_jax.likelihoods import Likelihood
 from fisherflow_jax.structures import Structure
 
@@ -40,8 +42,12 @@ def pulled(
     fast_squares: bool = True,
     random: bool = False,
     needs_targets: bool = False,
+    num_columns: int = 1,
 ) -> Estimator:
-    """The estimator of a rule. `groups=None` squares example by example."""
+    """The estimator of a rule. `groups=None` squares example by example.
+
+    `num_columns` are the cotangents of an example, where they are squared by groups.
+    """
     chunking.check_chunk_size(chunk_size)
     if groups is not None and (not isinstance(groups, int) or groups < 1):
         raise ValueError(
@@ -52,21 +58,29 @@ def pulled(
     def prepare(params: PyTree, batch: Batch) -> None:
         if needs_targets and batch.targets is None:
             raise ValueError(f"estimators.{name} needs targets; the batch's are None.")
-        check_outputs(apply_fn, likelihood, params, batch)
+        check_outputs(apply_fn, likelihood, params, batch, structure.layers)
 
     def by_example(batch: Batch) -> bool:
         return _examples_of_group(groups, batch) == 1
 
     use_taps = fast_squares and structure.takes_outer_products
+    batched = tapping.batched_layers(structure, groups, chunk_size, fast_squares)
 
     def compute(params: PyTree, batch: Batch, key: jax.Array | None) -> Any:
         prepare(params, batch)
         keys = chunking.example_keys(key, batches.num_examples(batch))
+        if batched is not None:
+            assert keys is not None
+            return structure.reduce(
+                tapping.batch_vectors(
+                    apply_fn, likelihood, rule, params, batch, keys, batched
+                )
+            )
         if not by_example(batch):
             pull = _group_puller(apply_fn, likelihood, rule, params)
             return _sum_groups(pull, structure, params, batch, keys, groups, chunk_size)
         if use_taps:
-            taps = tapping.TapPuller(apply_fn, likelihood, rule, params, batch)
+            taps = tapping.TapPuller(apply_fn, likelihood, rule, params)
             pull, entries = taps.vectors, taps.entries
         else:
             pull = _example_puller(apply_fn, likelihood, rule, params)
@@ -86,26 +100,55 @@ def pulled(
         )
 
     def paths(params: PyTree, batch: Batch) -> str:
-        check_outputs(apply_fn, likelihood, params, batch._replace(targets=None))
-        if not by_example(batch):
+        unlabelled = batch._replace(targets=None)
+        check_outputs(apply_fn, likelihood, params, unlabelled, structure.layers)
+        if batched is None and not by_example(batch):
             length = _examples_of_group(groups, batch)
             path = f"one gradient for each group of {length} examples"
             return tapping.table_of_one_path(params, path)
         if use_taps:
-            return tapping.table(apply_fn, params, batch)
+            return tapping.table(apply_fn, params, batch, batched)
         path = "a gradient for each example"
         if not structure.takes_outer_products:
             path = f"{path} ({structure.name} reduces whole vectors)"
         return tapping.table_of_one_path(params, path)
 
-    return Estimator(name, compute, structure, random, describe_paths=paths)
+    def rebuild(structure: Structure) -> Estimator:
+        return pulled(
+            name,
+            rule,
+            apply_fn,
+            likelihood,
+            structure,
+            groups=groups,
+            chunk_size=chunk_size,
+            fast_squares=fast_squares,
+            random=random,
+            needs_targets=needs_targets,
+            num_columns=num_columns,
+        )
+
+    return Estimator(
+        name,
+        compute,
+        structure,
+        random or batched is not None,
+        describe_paths=paths,
+        vectors_a_batch=None if groups is None else groups * num_columns,
+        rebuild=rebuild,
+    )
 
 
 def check_outputs(
-    apply_fn: Callable, likelihood: Likelihood, params: PyTree, batch: Batch
+    apply_fn: Callable,
+    likelihood: Likelihood,
+    params: PyTree,
+    batch: Batch,
+    layers: Layers | None = None,
 ) -> None:
     """Raises where the model's outputs do not fit the batch or the likelihood."""
-    outputs = jax.eval_shape(apply_fn, params, batches.unshare(batch.inputs))
+    with named(layers, batch.inputs):
+        outputs = jax.eval_shape(apply_fn, params, batches.unshare(batch.inputs))
     count = batches.num_examples(batch)
     shape = getattr(outputs, "shape", None)
     if shape is None or len(shape) == 0 or shape[0] != count:

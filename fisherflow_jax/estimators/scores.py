@@ -194,4 +194,5 @@ def monte_carlo(
         chunk_size=chunk_size,
         fast_squares=fast_squares,
         random=True,
+        num_columns=num_samples,
     )

@@ -75,4 +75,5 @@ def squared_gradient(
         structure,
         not_a_curvature="the square of a mean gradient is not a sum over observations",
         from_gradient=from_gradient,
+        rebuild=lambda other: squared_gradient(apply_fn, likelihood, other),
     )

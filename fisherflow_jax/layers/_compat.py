@@ -55,6 +55,12 @@ _SAME = (
 )
 
 
+# each output entry is a function of the operands' entries at its place
+_ELEMENTWISE = ("mul", "sub", "div", "max", "min", "pow")
+# entries along these axes meet; what comes out lacks the axes, or has them still
+_REDUCTIONS = {"axes": ("reduce_", "arg"), "axis": ("cum",), "dimension": ("sort",)}
+
+
 class Atom(NamedTuple):
     """An operand: a variable, known by its identity, or a literal value."""
 
@@ -105,6 +111,33 @@ class Reorder(NamedTuple):
 
 class Add(NamedTuple):
     """The sum of two operands of one shape."""
+
+
+class Elementwise(NamedTuple):
+    """A function of two operands, entry by entry; axes of length 1 are repeated."""
+
+
+class Along(NamedTuple):
+    """Entries along some axes are taken together."""
+
+    axes: tuple[int, ...]
+    keeps: bool  # the axes, as a cumulative sum does
+
+
+class Stack(NamedTuple):
+    """Operands of one shape side by side, along a new axis."""
+
+    axis: int
+
+
+class Random(NamedTuple):
+    """Random numbers of a key."""
+
+
+class Opaque(NamedTuple):
+    """A body with a derivative of its own: it is evaluated as it is."""
+
+    body: Any
 
 
 class StopGradient(NamedTuple):
@@ -196,12 +229,25 @@ def _operation(name: str, params: dict) -> Any:
         return Reorder(lambda view: view)
     if name in ("add", "add_any"):
         return Add()
+    if name in _ELEMENTWISE:
+        return Elementwise()
+    if name == "stack":
+        return Stack(params["axis"])
+    if name == "random_bits":
+        return Random()
     if name == "stop_gradient":
         return StopGradient()
     if name in _CALLS and isinstance(params.get(_CALLS[name]), _JAXPR):
         return Call(params[_CALLS[name]], lambda function: function)
     if name in _CHECKPOINTS and isinstance(params.get(_CHECKPOINTS[name]), _JAXPR):
         return Call(params[_CHECKPOINTS[name]], lambda f: _checkpoint(f, params))
+    if name.startswith("custom_") and isinstance(params.get("call_jaxpr"), _JAXPR):
+        return Opaque(params["call_jaxpr"])
+    for field, beginnings in _REDUCTIONS.items():
+        if field in params and name.startswith(beginnings):
+            axes = params[field]
+            axes = (axes,) if isinstance(axes, int) else axes
+            return Along(_ints(axes), keeps=field != "axes")
     readers = {
         "dot_general": _dot,
         "conv_general_dilated": _convolution,

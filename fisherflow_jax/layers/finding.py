@@ -1,30 +1,20 @@
 """Finding the linear layers of any function of parameters and inputs."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from fisherflow_jax import batch as batches
-from fisherflow_jax.layers import _compat
-from fisherflow_jax.layers.layer import Layer, Layers
-from fisherflow_jax.layers.walk import Use, Walk, walk
+from fisherflow_jax.layers.layer import Layers
+from fisherflow_jax.layers.tracing import described, is_array, is_shared, trace
 
 PyTree = Any
 
 
-class Traced(NamedTuple):
-    """A model as a program, and the layers found in it."""
-
-    program: _compat.Program
-    arguments: list  # of the program: leaves of the parameters, then of the inputs
-    output_tree: Any
-    layers: Layers
-    uses: tuple[tuple[Use, ...], ...]  # of each layer
-
-
-def find_layers(apply_fn: Callable, params: PyTree, inputs: PyTree) -> Layers:
+def find_layers(
+    apply_fn: Callable, params: PyTree, inputs: PyTree, *, batched: bool | None = None
+) -> Layers:
     r"""The linear layers of a model, found in its own code.
 
     The model is traced on one example. A parameter that enters matrix products,
@@ -39,18 +29,43 @@ def find_layers(apply_fn: Callable, params: PyTree, inputs: PyTree) -> Layers:
     `str(layers)` is a table of how each parameter is treated. An operation that is not
     known never fails; its parameters are in that list.
 
+    Estimators map the model over single examples, which is one pass of the batch. Where
+    examples interact, by batch normalisation in training mode or by one dropout mask,
+    that is another model. With `batched=True` the table says so, and estimators with a
+    structure that is given it hand the batch to the model as a whole. The row of
+    example i in a layer then has the input that the batch gives it, and the gradient
+
+    .. math:: g_i = \sum_j \sqrt{w_j}\, \epsilon_j\,
+       (\partial f_j / \partial h_i)^\top L_j, \qquad
+       E\, \epsilon_j \epsilon_k = \delta_{jk}
+
+    of the outputs of all examples. (Sampled scores and probes bring signs of their own;
+    `exact` and `empirical` draw them, and need a key.) The factors
+    :math:`\sum_i a_i a_i^\top` and :math:`E \sum_i g_i g_i^\top` hold the interaction.
+    Approximate is that a kernel's rows are squared one by one, as if what they add to
+    one output were independent; so are parameters that are multiplied or added entry by
+    entry. All others get one square for the whole batch, of the right mean and with a
+    relative standard deviation of up to 1.4; they are marked in the table. Rows of
+    weight zero are still part of what the model sees. Where examples do not interact
+    both modes give the same numbers, save for the parameters marked.
+
     Args:
       apply_fn: `(params, inputs) -> outputs`, leading axis = examples.
       params: pytree of real arrays, or of their shapes (`jax.ShapeDtypeStruct`).
       inputs: pytree of arrays or shapes with a leading axis of examples, of which one
         is traced; parts in `ff.Shared` are passed whole.
+      batched: whether estimators run the model on whole batches. None: if inputs of two
+        or more examples show that they interact: a reduction, a product or a sort takes
+        examples together, or random numbers are drawn for the batch. Interactions by
+        other operations (slices of the batch, loops over it) are not seen.
 
     Returns:
-      `Layers`, static and hashable. Cost: one trace of the model, no computation.
+      `Layers`, static and hashable. Cost: one or two traces of the model, no
+      computation.
 
     Raises:
       ValueError: for parameters that are not real arrays, or inputs without an axis of
-        examples.
+        examples; for `batched=True` with a single example.
 
     Example:
       >>> import jax.numpy as jnp
@@ -75,120 +90,39 @@ def find_layers(apply_fn: Callable, params: PyTree, inputs: PyTree) -> Layers:
       Martens and Grosse, "Optimizing neural networks with Kronecker-factored
       approximate curvature", 2015.
     """
-    leaves = jax.tree.leaves(inputs, is_leaf=_is_shared)
-    treedef: Any = jax.tree.structure(inputs, is_leaf=_is_shared)
-    one = [
-        _shapes(leaf.tree) if _is_shared(leaf) else _example(leaf) for leaf in leaves
-    ]
-    return trace(apply_fn, params, treedef.unflatten(one)).layers
+    leaves = jax.tree.leaves(inputs, is_leaf=is_shared)
+    treedef: Any = jax.tree.structure(inputs, is_leaf=is_shared)
 
-
-def trace(apply_fn: Callable, params: PyTree, inputs: PyTree) -> Traced:
-    """Traces a model on inputs as it receives them, and finds its layers."""
-    named = jax.tree_util.tree_leaves_with_path(params)
-    names = tuple(jax.tree_util.keystr(path) for path, _ in named)
-    for name, (_, leaf) in zip(names, named, strict=True):
-        _check_parameter(name, leaf)
-    leaves = jax.tree.leaves((params, inputs))
-    treedef: Any = jax.tree.structure((params, inputs))
-    # what is no array (a flag among shared inputs) is part of the program
-    arrays = [i for i, leaf in enumerate(leaves) if _is_array(leaf)]
-
-    def flat_apply(*values: Any) -> PyTree:
-        filled = dict(enumerate(leaves)) | dict(zip(arrays, values, strict=True))
-        return apply_fn(*treedef.unflatten([filled[i] for i in range(len(leaves))]))
-
-    arguments = [leaves[i] for i in arrays]
-    jaxpr, outputs = _compat.trace(flat_apply, *arguments)
-    program = _compat.read(jaxpr)
-    shapes = tuple(tuple(leaf.shape) for _, leaf in named)
-    found = walk(program, list(shapes))
-    uses = _settle(found)
-    layers = Layers(
-        tuple(map(_layer, uses)),
-        _fallback(found, uses, len(names)),
-        names,
-        shapes,
-        jax.tree.structure(params),
-    )
-    return Traced(program, arguments, jax.tree.structure(outputs), layers, uses)
-
-
-def _settle(found: Walk) -> tuple[tuple[Use, ...], ...]:
-    """The uses of each layer; reasons are noted for leaves that are not treated."""
-    by_leaf: dict[int, list[Use]] = {}
-    for use in found.uses:
-        by_leaf.setdefault(use.leaf, []).append(use)
-    biases = {use.bias.leaf for use in found.uses if use.bias is not None}
-    for leaf, uses in by_leaf.items():
-        if leaf in biases:
-            found.reasons.setdefault(leaf, "used as a kernel and as a bias")
-        if len({(use.kernel, use.linear.kind == "embedding") for use in uses}) > 1:
-            found.reasons.setdefault(leaf, "used in several orientations or kinds")
-    kept = {leaf: uses for leaf, uses in by_leaf.items() if leaf not in found.reasons}
-    for bias in biases:
-        owners = {use.leaf for use in found.uses if use.bias and use.bias.leaf == bias}
-        if len(owners) > 1:
-            found.reasons.setdefault(bias, "added to the outputs of several layers")
-        elif not owners <= kept.keys():
-            found.reasons.setdefault(bias, "bias of a parameter that is no layer")
-        elif len({use.bias for use in kept[min(owners)]}) > 1:
-            found.reasons.setdefault(bias, "added at some uses of its layer only")
-    return tuple(
-        tuple(
-            use._replace(bias=None)
-            if use.bias and use.bias.leaf in found.reasons
-            else use
-            for use in kept[leaf]
+    def shapes(take: Callable) -> PyTree:
+        return treedef.unflatten(
+            [
+                batches.Shared(_shapes(leaf.tree)) if is_shared(leaf) else take(leaf)
+                for leaf in leaves
+            ]
         )
-        for leaf in sorted(kept)
-    )
 
-
-def _fallback(
-    found: Walk, layers: tuple[tuple[Use, ...], ...], count: int
-) -> tuple[tuple[int, str], ...]:
-    treated = {uses[0].leaf for uses in layers}
-    treated |= {uses[0].bias.leaf for uses in layers if uses[0].bias}
-    reasons = {
-        leaf: found.reasons.get(
-            leaf, "no gradient passes" if leaf in found.stopped else "unused"
+    one, counts = shapes(_example), _counts(leaves)
+    if batched and (len(counts) != 1 or counts == {1}):
+        raise ValueError(
+            "batched=True needs inputs of two or more examples (shapes suffice), to "
+            f"tell their axis from others; got arrays of {sorted(counts)} examples."
         )
-        for leaf in range(count)
-        if leaf not in treated
-    }
-    return tuple(reasons.items())
+    if batched is not False and len(counts) == 1 and counts != {1}:
+        found = trace(apply_fn, params, shapes(_shapes), count=max(counts)).layers
+        if batched or found.together is not None:
+            return found
+    return trace(apply_fn, params, one).layers
 
 
-def _layer(uses: tuple[Use, ...]) -> Layer:
-    first = uses[0]
-    stacked, inputs, outputs = first.kernel.shape
-    return Layer(
-        first.leaf,
-        first.bias and first.bias.leaf,
-        first.linear.kind,
-        stacked,
-        sum(use.num_positions for use in uses),
-        inputs,
-        outputs,
-        first.kernel,
-        first.bias and first.bias.view,
-        tuple(use.path for use in uses),
-    )
-
-
-def _is_shared(node: Any) -> bool:
-    return isinstance(node, batches.Shared)
-
-
-def _is_array(leaf: Any) -> bool:
-    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+def _counts(leaves: list) -> set[int]:
+    """The numbers of examples in the inputs."""
+    return {leaf.shape[0] for leaf in leaves if not is_shared(leaf)}
 
 
 def _shapes(tree: PyTree) -> PyTree:
     """Arrays as shapes, all else as it is."""
     return jax.tree.map(
-        lambda x: jax.eval_shape(lambda y: y, x) if _is_array(x) else x, tree
+        lambda x: jax.eval_shape(lambda y: y, x) if is_array(x) else x, tree
     )
 
 
@@ -197,20 +131,6 @@ def _example(leaf: Any) -> jax.ShapeDtypeStruct:
     if not shape or shape[0] == 0:
         raise ValueError(
             "every array of inputs has a leading axis of at least one example (wrap "
-            f"what all examples share in ff.Shared); got {_described(leaf)}."
+            f"what all examples share in ff.Shared); got {described(leaf)}."
         )
     return jax.eval_shape(lambda x: x[:1], leaf)
-
-
-def _check_parameter(name: str, leaf: Any) -> None:
-    if not _is_array(leaf) or not jnp.issubdtype(leaf.dtype, jnp.floating):
-        raise ValueError(
-            "params must be real floating-point arrays, or their shapes; "
-            f"params{name} is {_described(leaf)}."
-        )
-
-
-def _described(leaf: Any) -> str:
-    if not _is_array(leaf):
-        return f"{leaf!r}"
-    return f"an array of shape {tuple(leaf.shape)} and dtype {leaf.dtype}"

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from fisherflow_jax.layers.inputs import Shapes
 from fisherflow_jax.layers.table import table
 from fisherflow_jax.layers.views import View
 
@@ -45,6 +46,11 @@ class Layers:
     names: tuple[str, ...]  # of all leaves
     shapes: tuple[tuple[int, ...], ...]  # of all leaves
     tree: Any  # the parameters' jax.tree.structure
+    batched: bool = False  # the model is run on whole batches
+    together: str | None = None  # what takes examples together, as far as was looked
+    summed: tuple[int, ...] = ()  # leaves squared once for a whole batch
+    # Of one example. Models that differ only in it have the same informations.
+    input_shapes: Shapes = dataclasses.field(default=(), compare=False)
 
     def __str__(self) -> str:
         return table(self)

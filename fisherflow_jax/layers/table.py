@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fisherflow_jax.layers.layer import Layers
+    from fisherflow_jax.layers.layer import Layer, Layers
 
 HEADER = ("parameter", "shape", "treatment", "inputs", "outputs", "stacked", "shared")
 
@@ -13,7 +13,8 @@ def table(layers: "Layers") -> str:
     names = [name or "(the only array)" for name in layers.names]
     rows: dict[int, tuple[str, ...]] = {}
     for leaf, reason in layers.fallback:
-        rows[leaf] = (f"no layer: {reason}", "", "", "", "")
+        square = "; one square a batch" if leaf in layers.summed else ""
+        rows[leaf] = (f"no layer: {reason}{square}", "", "", "", "")
     for layer in layers.layers:
         numbers = (layer.num_outputs, layer.num_stacked, layer.num_positions)
         sizes = tuple(map(str, numbers))
@@ -28,4 +29,26 @@ def table(layers: "Layers") -> str:
         "  ".join(map(str.ljust, line, widths)).rstrip()  # one line a parameter
         for line in lines
     )
-    return "\n".join(padded)
+    if not layers.batched:
+        return "\n".join(padded)
+    reason = layers.together or "as asked"
+    return "\n".join([*padded, f"examples: run together ({reason})"])
+
+
+def descriptions(layers: "Layers") -> list[str]:
+    """For each leaf a text that tells it from other treatments."""
+    texts = {leaf: f"no layer ({reason})" for leaf, reason in layers.fallback}
+    for layer in layers.layers:
+        texts[layer.kernel] = _described(layer)
+        if layer.bias is not None:
+            texts[layer.bias] = (
+                f"a bias of {layers.names[layer.kernel]} ({layer.bias_layout})"
+            )
+    return [texts[i] for i in range(len(layers.names))]
+
+
+def _described(layer: "Layer") -> str:
+    return (
+        f"{layer.kind} with K = {layer.num_stacked}, T = {layer.num_positions}, "
+        f"I = {layer.num_inputs}, O = {layer.num_outputs} ({layer.kernel_layout})"
+    )

@@ -98,6 +98,15 @@ class View:
         leaf = leaf.transpose([order.index(i) for i in range(len(order))])
         return jnp.flip(leaf, self._flipped(pieces)).reshape(self.shape)
 
+    def sum_to_leaf(self, values: jax.Array) -> jax.Array:
+        """Values of this view's shape, summed where it repeats an entry of the leaf."""
+        pieces = [piece for axis in self.axes for piece in axis]
+        repeated = tuple(i for i, (_, stride) in enumerate(pieces) if stride == 0)
+        values = jnp.sum(values.reshape([size for size, _ in pieces]), repeated)
+        kept = (merged([piece]) for piece in pieces if piece[1] != 0)
+        once = View(self.leaf_shape, tuple(kept), self.offset)
+        return once.to_leaf(values)
+
     def _pieces(self) -> tuple[list[tuple[int, int]], list[int]]:
         if not self.is_bijection:
             raise ValueError(

@@ -5,73 +5,31 @@ output of one linear operation (where a bias may be added). Everything else is N
 """
 
 import math
-from typing import Any, NamedTuple
+from collections import Counter
+from typing import Any
 
 import jax.numpy as jnp
 
 from fisherflow_jax.layers import _compat, views
 from fisherflow_jax.layers._compat import Atom, Equation, Program
-from fisherflow_jax.layers.linear import Embedding, Linear, NotLinear, match
+from fisherflow_jax.layers.linear import Embedding, NotLinear, match
+from fisherflow_jax.layers.uses import (
+    Bias,
+    Output,
+    Parameter,
+    Path,
+    Spread,
+    Use,
+    Walk,
+)
 from fisherflow_jax.layers.views import Axis, NotStrided, View
-
-Path = tuple[int, ...]  # of equations, from the outermost body inwards
-
-
-class Parameter(NamedTuple):
-    """A view of a parameter, or of one slice of it within scans."""
-
-    leaf: int
-    view: View
-    slices: tuple[Axis | None, ...]  # for each scan around: what it slices; None: whole
-
-
-class Output(NamedTuple):
-    """A view of what a linear operation put out, used nowhere else so far.
-
-    Or of its sum with something else: what counts is that its gradient is the output's.
-    """
-
-    use: int
-    view: View
-
-
-class Bias(NamedTuple):
-    """A parameter that is added to the outputs of one use."""
-
-    leaf: int
-    view: View  # (K, O)
-
-
-class Use(NamedTuple):
-    """One linear operation that a parameter enters."""
-
-    path: Path
-    linear: Linear
-    leaf: int
-    kernel: View  # (K, I, O)
-    scans: tuple[int, ...]  # lengths of the scans around, the outermost first
-    sliced: tuple[bool, ...]  # for each of them, whether it slices the kernel
-    output: Atom
-    num_positions: int
-    bias: Bias | None = None
-
-
-class Walk(NamedTuple):
-    """What a walk finds."""
-
-    uses: list[Use]
-    reasons: dict[int, str]  # leaf -> why it is no layer's
-    stopped: set[int]  # leaves with a use that has no gradient
-
-    def reject(self, value: Any, reason: str) -> None:
-        if isinstance(value, Parameter):
-            self.reasons.setdefault(value.leaf, reason)
 
 
 def walk(program: Program, shapes: list[tuple[int, ...]]) -> Walk:
     """Walks a program whose first inputs are parameters of these shapes."""
     empty = (i for i, shape in enumerate(shapes) if math.prod(shape) == 0)
-    found = Walk([], dict.fromkeys(empty, "without entries"), set())
+    reasons = dict.fromkeys(empty, "without entries")
+    found = Walk([], [], reasons, set(), Counter())
     values: list[Any] = [
         Parameter(i, views.whole(shape), ()) for i, shape in enumerate(shapes)
     ]
@@ -118,6 +76,8 @@ def _step(
     """What the outputs of an equation are, where an operand is followed."""
     operation = equation.operation
     unknown = [None] * len(equation.outputs)
+    if isinstance(operation, _compat.Add | _compat.Elementwise):
+        _note_spread(found, equation, operands, path, scans)
     match operation:
         case _compat.Reorder():
             return [
@@ -226,6 +186,25 @@ def _stacked(view: View, slices: tuple[Axis | None, ...]) -> View:
     return View(view.leaf_shape, axes, view.offset)
 
 
+def _note_spread(
+    found: Walk, equation: Equation, operands: list, path: Path, scans: tuple[int, ...]
+) -> None:
+    output = equation.outputs[0]
+    for place, value in enumerate(operands):
+        if isinstance(value, Parameter):
+            dimensions = range(len(value.view.shape))
+            if value.view.shape and len(value.view.shape) != len(output.shape):
+                continue
+            view = value.view.broadcast(output.shape, dimensions)
+            sliced = [
+                axis or views.merged([(size, 0)])
+                for axis, size in zip(value.slices, scans, strict=True)
+            ]
+            view = View(view.leaf_shape, (*sliced, *view.axes), view.offset)
+            spread = Spread(path, place, value.leaf, view, scans, output)
+            found.spreads.append(spread)
+
+
 def _summand(equation: Equation, operands: list) -> Output | None:
     """The operand whose gradient is that of the sum, for a bias that is added next."""
     for operand in operands:
@@ -270,4 +249,5 @@ def _merge_bias(found: Walk, equation: Equation, operands: list) -> bool:
     if not bias.is_bijection:
         return False
     found.uses[output.use] = use._replace(bias=Bias(parameter.leaf, bias))
+    found.times[parameter.leaf] += 1
     return True

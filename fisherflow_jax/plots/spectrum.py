@@ -1,82 +1,13 @@
-"""The eigenvalues of an information."""
+"""A drawing of the eigenvalues of an information."""
 
-import functools
 from typing import Any
 
-import jax
 import numpy as np
 
-from fisherflow_jax import information as ops
-from fisherflow_jax import vectors
+from fisherflow_jax.diagnostics.eigenvalues import eigenvalues
 from fisherflow_jax.plots.axes import GREY, axes_or_new, quieten
-from fisherflow_jax.structures import (
-    Block,
-    Compensated,
-    Diagonal,
-    Scalar,
-    UnitBlock,
-    dense,
-)
 
 PyTree = Any
-
-# A matrix of this order takes 128 MiB in float64, and seconds for its eigenvalues.
-_LARGEST_MATRIX = 4096
-
-
-@functools.singledispatch
-def eigenvalues(information: Any, like: PyTree | None = None) -> np.ndarray:
-    """All eigenvalues of an information, from the largest to the smallest.
-
-    Args:
-      information: of any structure.
-      like: a tree with the parameters' shapes; only the scalar structure needs it.
-
-    Returns:
-      An array `(d,)` of float64. Cost: that of the dense matrix, d^3; for scalar and
-      diagonal a sort, for block the sum of the blocks' cubes.
-
-    Raises:
-      ValueError: where a matrix of more than 4096 rows would be needed.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> import fisherflow_jax as ff
-      >>> from fisherflow_jax import plots
-      >>> information = ff.structures.Full(jnp.array([[2.0, 1.0], [1.0, 2.0]]))
-      >>> print(plots.eigenvalues(information).round(3))
-      [3. 1.]
-    """
-    shapes = jax.eval_shape(lambda i: ops.diagonal(i, like), information)
-    count = vectors.size(shapes)
-    if count > _LARGEST_MATRIX:
-        raise ValueError(
-            f"all {count} eigenvalues of a {type(information).__name__} need its dense "
-            f"matrix, of at most {_LARGEST_MATRIX} rows here: draw a part of the "
-            "parameters, or a block or diagonal information."
-        )
-    return _of_matrices([ops.to_dense(information, like)])
-
-
-@eigenvalues.register
-def _(information: Scalar, like: PyTree | None = None) -> np.ndarray:
-    return _of_entries(ops.diagonal(information, like))
-
-
-@eigenvalues.register
-def _(information: Diagonal, like: PyTree | None = None) -> np.ndarray:
-    return _of_entries(information.entries)
-
-
-@eigenvalues.register
-def _(information: Compensated, like: PyTree | None = None) -> np.ndarray:
-    return eigenvalues(information.value, like)
-
-
-@eigenvalues.register(Block)
-@eigenvalues.register(UnitBlock)
-def _of_blocks(information: Any, like: PyTree | None = None) -> np.ndarray:
-    return _of_matrices(dense.matrices(information))
 
 
 def information_spectrum(
@@ -155,14 +86,3 @@ def information_spectrum(
     if label is not None:
         ax.legend(frameon=False)
     return ax
-
-
-def _of_entries(tree: PyTree) -> np.ndarray:
-    flat = np.asarray(vectors.ravel(tree), float)
-    return np.sort(flat)[::-1]
-
-
-def _of_matrices(matrices: list) -> np.ndarray:
-    # numpy, in float64: float32 would lose the small eigenvalues beside the large
-    parts = [np.linalg.eigvalsh(np.asarray(m, float)).reshape(-1) for m in matrices]
-    return np.sort(np.concatenate(parts))[::-1]

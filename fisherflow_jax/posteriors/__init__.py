@@ -13,8 +13,6 @@ from fisherflow_jax.posteriors.intervals import (
 )
 from fisherflow_jax.posteriors.intervals import standard_error as standard_error
 from fisherflow_jax.posteriors.merging import merge as merge
-from fisherflow_jax.posteriors.prediction import Prediction as Prediction
-from fisherflow_jax.posteriors.prediction import predict as predict
 from fisherflow_jax.posteriors.sampling import sample as sample
 from fisherflow_jax.posteriors.summary import Summary as Summary
 from fisherflow_jax.posteriors.summary import summary as summary

@@ -6,9 +6,9 @@ from fisherflow_jax.structures.block import block as block
 from fisherflow_jax.structures.compensated import Compensated as Compensated
 from fisherflow_jax.structures.diagonal import Diagonal as Diagonal
 from fisherflow_jax.structures.diagonal import diagonal as diagonal
+from fisherflow_jax.structures.eigen_kronecker import EigenKronecker as EigenKronecker
 from fisherflow_jax.structures.full import Full as Full
 from fisherflow_jax.structures.full import full as full
-from fisherflow_jax.structures.kronecker import EigenKronecker as EigenKronecker
 from fisherflow_jax.structures.kronecker import Kronecker as Kronecker
 from fisherflow_jax.structures.kronecker import kronecker as kronecker
 from fisherflow_jax.structures.kronecker_factors import expand as expand

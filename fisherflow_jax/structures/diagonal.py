@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from fisherflow_jax import information as ops
 from fisherflow_jax import vectors
+from fisherflow_jax.layers import Layers
 from fisherflow_jax.structures import structure
 from fisherflow_jax.structures.basis import diagonal_of
 from fisherflow_jax.structures.outer_products import squares
@@ -22,13 +23,17 @@ class Diagonal(NamedTuple):
     entries: PyTree  # like the parameters
 
 
-def diagonal() -> Structure:
+def diagonal(layers: Layers | None = None) -> Structure:
     r"""Keeps the diagonal of the information, one number a parameter.
 
     Exact when the information is diagonal. Under correlation the diagonal of a sum is
     not the precision of an estimate: one-pass estimates are inefficient and their
     intervals too narrow, whatever the step (`marginal=True` in `ff.fisher_flow` is
     the cure).
+
+    Args:
+      layers: None; or what `ff.layers.find_layers(..., batched=True)` found, for a
+        model whose examples interact: estimators then pass it whole batches.
 
     Returns:
       A `Structure` whose information is a `Diagonal`. Memory d, solve O(d).
@@ -65,6 +70,7 @@ def diagonal() -> Structure:
         from_matvec=lambda matvec, params: Diagonal(diagonal_of(matvec, params)),
         from_full=lambda full: Diagonal(ops.diagonal(full)),
         takes_outer_products=True,
+        layers=layers,
     )
 
 

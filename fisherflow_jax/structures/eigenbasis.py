@@ -99,7 +99,8 @@ def _dtype(information: Any) -> Any:
     return information.num_observations.dtype
 
 
-def _template(information: Any, like: PyTree | None) -> PyTree:
+def template(information: Any, like: PyTree | None) -> PyTree:
+    """A tree like the parameters: the one that is given, or that of the layers."""
     if like is not None:
         return like
     layers = information.layers
@@ -119,7 +120,7 @@ def _from_values(
         name: of_entries(name, entries)
         for name, entries in information.other_entries.items()
     }
-    like = _template(information, like)
+    like = template(information, like)
     return layer_vectors.join(information.layers, matrices, others, like)
 
 
@@ -156,7 +157,7 @@ def _solver(information: Any, damping: jax.typing.ArrayLike = 0.0):
 
 
 def _sample(information: Any, key: jax.Array, like: PyTree | None = None) -> PyTree:
-    like = _template(information, like)
+    like = template(information, like)
     dtype = _dtype(information)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), like)
     draw = vectors.standard_normal(key, shapes)
@@ -209,10 +210,10 @@ def _inverse_diagonal(information: Any, like: PyTree | None = None) -> PyTree:
 
 
 def _to_dense(information: Any, like: PyTree | None = None) -> jax.Array:
-    like = _template(information, like)
+    like = template(information, like)
     count = vectors.size(like)
     rows = vectors.unravel(jnp.eye(count, dtype=_dtype(information)), like)
-    dense = jax.vmap(lambda row: vectors.ravel(_matvec(information, row)))(rows)
+    dense = jax.vmap(lambda row: vectors.ravel(ops.matvec(information, row)))(rows)
     return (dense + dense.T) / 2
 
 

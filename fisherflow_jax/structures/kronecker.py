@@ -1,7 +1,5 @@
 """A Kronecker product for each linear layer, and a diagonal for all else."""
 
-import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -11,17 +9,15 @@ from jax.lax import Precision
 
 from fisherflow_jax import information as ops
 from fisherflow_jax import vectors
-from fisherflow_jax.layers import Layer, Layers
-from fisherflow_jax.structures import eigenbasis
-from fisherflow_jax.structures.eigenbasis import Basis, Spectrum
-from fisherflow_jax.structures.kronecker_factors import (
-    Sharing,
-    expand,
-    factors,
-    with_bias,
+from fisherflow_jax.layers import Layers
+from fisherflow_jax.structures import (
+    eigen_kronecker,
+    eigenbasis,
+    layer_products,
+    layer_vectors,
 )
-from fisherflow_jax.structures.layer_vectors import named
-from fisherflow_jax.structures.outer_products import OuterProducts, squares
+from fisherflow_jax.structures.eigenbasis import Basis, Spectrum
+from fisherflow_jax.structures.kronecker_factors import Sharing, expand, factors
 from fisherflow_jax.structures.structure import Structure
 
 PyTree = Any
@@ -105,7 +101,8 @@ def kronecker(
       descent in a Kronecker-factored eigenbasis", 2018.
     """
     if eigenvalue_correction is not None:
-        return _corrected(layers, eigenvalue_correction)
+        found = _bases_of(eigenvalue_correction, layers)
+        return eigen_kronecker.in_bases(layers, *found)
     kernels = [layers.names[layer.kernel] for layer in layers.layers]
     by_name = {}
     if isinstance(sharing, Mapping):
@@ -118,16 +115,16 @@ def kronecker(
             )
 
     def reduce(stack: PyTree) -> Kronecker:
-        leaves, dtype = _checked(stack, layers), vectors.float_dtype(stack)
-        inputs, outputs, count = {}, {}, jnp.zeros((), dtype)
+        leaves = layer_products.checked(stack, layers)
+        dtype = vectors.float_dtype(stack)
+        inputs, outputs = {}, {}
         for name in kernels:
-            products = leaves[name]
             inputs[name], outputs[name] = factors(
-                products, by_name.get(name, sharing), widest
+                leaves[name], by_name.get(name, sharing), widest
             )
-            count = jnp.sum(products.weights).astype(dtype)
-        others = _other_squares(layers, leaves, dtype)
+        others = layer_products.other_squares(layers, leaves, dtype)
         shifts = {name: jnp.zeros((), dtype) for name in kernels}
+        count = layer_products.num_observations(layers, leaves, dtype)
         return Kronecker(inputs, outputs, shifts, others, count, layers)
 
     def isotropic(params: PyTree, value: jax.typing.ArrayLike) -> Kronecker:
@@ -148,67 +145,44 @@ def kronecker(
             outputs[name] = zeros(
                 layer.num_stacked, layer.num_outputs, layer.num_outputs > widest
             )
-        others = _other_constants(layers, value)
+        others = layer_products.other_constants(layers, value)
         shifts = dict.fromkeys(kernels, value)
         return Kronecker(inputs, outputs, shifts, others, jnp.zeros((), dtype), layers)
 
-    return Structure("kronecker(layers)", reduce, isotropic, takes_outer_products=True)
-
-
-def _checked(stack: PyTree, layers: Layers) -> dict[str, Any]:
-    """The leaves by name: those of the layers that were given, and no others."""
-    leaves = named(stack)
-    if set(leaves) != set(layers.names):
-        raise ValueError(
-            "kronecker(layers) was given the layers of other parameters: it lacks "
-            f"{sorted(set(leaves) - set(layers.names))}, and the model lacks "
-            f"{sorted(set(layers.names) - set(leaves))}."
-        )
-    kernels = {layers.names[layer.kernel]: layer for layer in layers.layers}
-    for name, leaf in leaves.items():
-        layer, found = kernels.get(name), isinstance(leaf, OuterProducts)
-        if layer is not None and not found:
-            raise ValueError(
-                "kronecker needs the inputs and gradients of each example, and the "
-                f"estimator gave whole vectors of {name}: give it groups=None and "
-                "fast_squares=True, or find the layers of this apply_fn."
-            )
-        if found and (layer is None or not _is_of(leaf, layer)):
-            raise ValueError(
-                f"the model's layer with kernel {name} is not the one that "
-                "kronecker(layers) was given: find the layers of this apply_fn and of "
-                "these inputs."
-            )
-    return leaves
-
-
-def _other_squares(layers: Layers, leaves: dict[str, Any], dtype: Any) -> dict:
-    """The diagonal of the leaves that belong to no layer."""
-    names = [layers.names[leaf] for leaf, _ in layers.fallback]
-    return {name: squares(leaves[name], dtype) for name in names}
-
-
-def _other_constants(layers: Layers, value: jax.Array) -> dict[str, jax.Array]:
-    return {
-        layers.names[leaf]: jnp.full(layers.shapes[leaf], value)
-        for leaf, _ in layers.fallback
-    }
-
-
-def _is_of(products: OuterProducts, layer: Layer) -> bool:
-    return (
-        products.layout == layer.kernel_layout
-        and products.num_inputs == layer.num_inputs
-        and products.has_bias == (layer.bias is not None)
+    return Structure(
+        "kronecker(layers)",
+        reduce,
+        isotropic,
+        takes_outer_products=True,
+        layers=layers,
     )
+
+
+def _bases_of(
+    past: Kronecker, layers: Layers
+) -> tuple[eigen_kronecker.Columns, eigen_kronecker.Columns]:
+    if not isinstance(past, Kronecker) or past.layers != layers:
+        raise ValueError(
+            "eigenvalue_correction must be an information of kronecker(layers) with "
+            f"these layers; got {type(past).__name__}."
+        )
+    sides = past.input_factors, past.output_factors
+    inputs, outputs = (
+        {name: eigenbasis.decompose(factor)[1] for name, factor in side.items()}
+        for side in sides
+    )
+    return inputs, outputs
+
+
+def _share(information: Kronecker) -> jax.Array:
+    """The number `1 / n`; without observations the factors are zero, and so is it."""
+    count = information.num_observations
+    return jnp.where(count > 0, 1 / jnp.where(count > 0, count, 1), 0)
 
 
 @eigenbasis.spectra.register
 def _(information: Kronecker) -> dict[str, Spectrum]:
-    count = information.num_observations
-    # no observations: the factors are zero, and so is their product
-    share = jnp.where(count > 0, 1 / jnp.where(count > 0, count, 1), 0)
-    found = {}
+    share, found = _share(information), {}
     for name, factor in information.input_factors.items():
         inputs, input_basis = eigenbasis.decompose(factor)
         outputs, output_basis = eigenbasis.decompose(information.output_factors[name])
@@ -221,164 +195,60 @@ def _(information: Kronecker) -> dict[str, Spectrum]:
 eigenbasis.register(Kronecker)
 
 
-# ---- the exact diagonal in a given eigenbasis
+# ---- what needs no eigenbasis: products and traces of the factors
 
 
-class EigenKronecker(NamedTuple):
-    r"""Information :math:`(U_A \otimes U_G)(S + \delta)(U_A \otimes U_G)^\top`."""
-
-    eigenvalues: dict[str, jax.Array]  # S of each layer: (K, I, O)
-    input_bases: dict[str, jax.Array | None]  # U_A: (K, I, I); None: the identity
-    output_bases: dict[str, jax.Array | None]  # U_G: (K, O, O); None: the identity
-    shifts: dict[str, jax.Array]  # delta of each layer, ()
-    other_entries: dict[str, jax.Array]  # the diagonal of the other leaves
-    num_observations: jax.Array  # n, ()
-    layers: Layers  # static
+def _times(factor: jax.Array, matrix: jax.Array) -> jax.Array:
+    """`(K, D, D)`, or a diagonal `(K, D)`, times `(K, D, M)`."""
+    if factor.ndim == 2:
+        return factor[:, :, None] * matrix
+    return jnp.einsum("kij,kjo->kio", factor, matrix, precision=Precision.HIGHEST)
 
 
-def _corrected(layers: Layers, past: Kronecker) -> Structure:
-    if not isinstance(past, Kronecker) or past.layers != layers:
-        raise ValueError(
-            "eigenvalue_correction must be an information of kronecker(layers) with "
-            f"these layers; got {type(past).__name__}."
-        )
-    found = eigenbasis.spectra(past)
+@ops.matvec.register
+def _(information: Kronecker, vector: PyTree) -> PyTree:
+    layers, share = information.layers, _share(information)
+    matrices, others = layer_vectors.split(layers, vector, share.dtype)
+    products = {}
+    for name, matrix in matrices.items():
+        product = _times(information.input_factors[name], matrix)
+        product = jnp.swapaxes(product, 1, 2)
+        product = _times(information.output_factors[name], product)
+        product = jnp.swapaxes(product, 1, 2)
+        products[name] = share * product + information.shifts[name] * matrix
+    entries = information.other_entries
+    scaled = {name: entries[name] * value for name, value in others.items()}
+    return layer_vectors.join(layers, products, scaled, vector)
 
-    def build(eigenvalues: dict, shifts: dict, others: dict, count: jax.Array):
-        return EigenKronecker(
-            eigenvalues,
-            {name: spectrum.inputs.columns for name, spectrum in found.items()},
-            {name: spectrum.outputs.columns for name, spectrum in found.items()},
-            shifts,
-            others,
-            count,
-            layers,
-        )
 
-    def reduce(stack: PyTree) -> EigenKronecker:
-        leaves, dtype = _checked(stack, layers), vectors.float_dtype(stack)
-        eigenvalues, count = {}, jnp.zeros((), dtype)
-        for layer in layers.layers:
-            name = layers.names[layer.kernel]
-            products = leaves[name]
-            eigenvalues[name] = _squares_in(found[name], products)
-            count = jnp.sum(products.weights).astype(dtype)
-        others = _other_squares(layers, leaves, dtype)
-        shifts = {name: jnp.zeros((), dtype) for name in found}
-        return build(eigenvalues, shifts, others, count)
+def _diagonals(information: Kronecker) -> dict[str, jax.Array]:
+    """The diagonal of each layer, `(K, I, O)`."""
 
-    def isotropic(params: PyTree, value: jax.typing.ArrayLike) -> EigenKronecker:
-        dtype = vectors.float_dtype(params)
-        value = jnp.asarray(value, dtype)
-        eigenvalues = {
-            name: jnp.zeros(spectrum.values.shape, dtype)
-            for name, spectrum in found.items()
-        }
-        others = _other_constants(layers, value)
-        shifts = dict.fromkeys(found, value)
-        return build(eigenvalues, shifts, others, jnp.zeros((), dtype))
+    def entries(factor: jax.Array) -> jax.Array:
+        if factor.ndim == 2:
+            return factor
+        return jnp.diagonal(factor, axis1=1, axis2=2)
 
-    return Structure(
-        "kronecker(layers, eigenvalue_correction)",
-        reduce,
-        isotropic,
-        takes_outer_products=True,
+    share, found = _share(information), {}
+    for name, factor in information.input_factors.items():
+        outputs = entries(information.output_factors[name])
+        product = share * entries(factor)[:, :, None] * outputs[:, None, :]
+        found[name] = product + information.shifts[name]
+    return found
+
+
+@ops.trace.register
+def _(information: Kronecker, like: PyTree | None = None) -> jax.Array:
+    del like
+    parts = [*_diagonals(information).values(), *information.other_entries.values()]
+    zero = jnp.zeros((), information.num_observations.dtype)
+    return sum([jnp.sum(part) for part in parts], start=zero)
+
+
+@ops.diagonal.register
+def _(information: Kronecker, like: PyTree | None = None) -> PyTree:
+    like = eigenbasis.template(information, like)
+    entries = information.other_entries
+    return layer_vectors.join(
+        information.layers, _diagonals(information), entries, like
     )
-
-
-class _Matrix:
-    """The layout of a kernel that is an array `(K, I, O)` itself."""
-
-    @staticmethod
-    def to_leaf(values: jax.Array) -> jax.Array:
-        return values
-
-
-def _squares_in(spectrum: Spectrum, products: OuterProducts) -> jax.Array:
-    """The diagonal `(K, I, O)` of the vectors' outer products in the eigenbasis."""
-    inputs, gradients = products.inputs, products.gradients
-    columns = spectrum.outputs.columns
-    if columns is not None:
-        gradients = jnp.einsum(
-            "nrkto,kop->nrktp", gradients, columns, precision=Precision.HIGHEST
-        )
-    if not products.one_hot:
-        inputs = inputs.astype(gradients.dtype)
-        inputs = with_bias(inputs) if products.has_bias else inputs
-        columns = spectrum.inputs.columns
-        if columns is not None:
-            inputs = jnp.einsum(
-                "nkti,kij->nktj", inputs, columns, precision=Precision.HIGHEST
-            )
-    values = dataclasses.replace(
-        products,
-        inputs=inputs,
-        gradients=gradients,
-        num_inputs=products.num_inputs if products.one_hot else inputs.shape[-1],
-        layout=_Matrix,
-    ).squares()
-    if products.one_hot and products.has_bias:
-        summed = jnp.sum(gradients, axis=3)
-        row = jnp.sum(jnp.square(summed), axis=(0, 1))
-        values = jnp.concatenate([values, row[:, None]], axis=1)
-    return values
-
-
-@eigenbasis.spectra.register
-def _(information: EigenKronecker) -> dict[str, Spectrum]:
-    return {
-        name: Spectrum(
-            values + information.shifts[name],
-            Basis(information.input_bases[name]),
-            Basis(information.output_bases[name]),
-        )
-        for name, values in information.eigenvalues.items()
-    }
-
-
-eigenbasis.register(EigenKronecker)
-
-
-@eigenbasis.sum_of_equals.register
-def _(left: EigenKronecker, right: EigenKronecker) -> EigenKronecker:
-    # of the operator on the right what is diagonal in the basis on the left: all of it
-    # where the bases are the same
-    def turned(name: str, values: jax.Array) -> jax.Array:
-        for axis, bases in enumerate(("input_bases", "output_bases"), start=1):
-            ours, theirs = getattr(left, bases)[name], getattr(right, bases)[name]
-            if ours is not None and ours is not theirs:
-                overlap = jnp.square(
-                    jnp.einsum(
-                        "kij,kil->kjl", ours, theirs, precision=Precision.HIGHEST
-                    )
-                )
-                spec = "kjl,klo->kjo" if axis == 1 else "kjl,kil->kij"
-                values = jnp.einsum(spec, overlap, values, precision=Precision.HIGHEST)
-        return values
-
-    return left._replace(
-        eigenvalues={
-            name: values + turned(name, right.eigenvalues[name])
-            for name, values in left.eigenvalues.items()
-        },
-        shifts=jax.tree.map(jnp.add, left.shifts, right.shifts),
-        other_entries=jax.tree.map(jnp.add, left.other_entries, right.other_entries),
-        num_observations=left.num_observations + right.num_observations,
-    )
-
-
-@ops.scale.register
-def _(information: EigenKronecker, factor: jax.typing.ArrayLike) -> EigenKronecker:
-    scaled = eigenbasis.scaled(information, factor)
-    return scaled._replace(
-        input_bases=information.input_bases, output_bases=information.output_bases
-    )
-
-
-@ops.total.register
-def _(stacked: EigenKronecker, weights: jax.Array) -> EigenKronecker:
-    parts = [
-        ops.scale(jax.tree.map(lambda x, i=i: x[i], stacked), weights[i])
-        for i in range(weights.shape[0])
-    ]
-    return functools.reduce(ops.add, parts)

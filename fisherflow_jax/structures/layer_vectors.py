@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fisherflow_jax import vectors
 from fisherflow_jax.layers import Layers
 
 PyTree = Any
@@ -13,7 +14,7 @@ PyTree = Any
 def named(tree: PyTree) -> dict[str, Any]:
     """Leaves by their path, as in `layers.names`."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+    return {vectors.leaf_name(path): leaf for path, leaf in leaves}
 
 
 def split(
@@ -76,5 +77,26 @@ def join(
             f"layers were found: {list(layers.names)}."
         )
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: leaves[jax.tree_util.keystr(path)], like
+        lambda path, _: leaves[vectors.leaf_name(path)], like
     )
+
+
+def check_like(layers: Layers, tree: PyTree) -> None:
+    """Raises where a leaf is not, by name and shape, one in which layers were found.
+
+    Leaves may be missing.
+    """
+    shapes = dict(zip(layers.names, layers.shapes, strict=True))
+    for name, leaf in named(tree).items():
+        if name not in shapes:
+            raise ValueError(
+                f"a tree with leaf {name} is not like the parameters in which the "
+                f"layers were found: {list(layers.names)}."
+            )
+        # a leaf may be a shape, or a number
+        shape = tuple(getattr(leaf, "shape", ()))
+        if shape != shapes[name]:
+            raise ValueError(
+                f"leaf {name} has shape {shape}, and the layers were found "
+                f"in parameters where it has {shapes[name]}."
+            )

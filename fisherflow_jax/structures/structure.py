@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from fisherflow_jax.layers import Layers
+
 # what a structure may be able to do beyond being added, scaled and solved
 RANDOM_WALK = "random_walk memory"
 ADAPTIVE = "adaptive memory"
@@ -27,6 +29,8 @@ class Structure(NamedTuple):
     """`Full` -> its own part of that matrix (mean, diagonal, blocks)."""
     takes_outer_products: bool = False
     """Whether `reduce` also takes leaves kept as `OuterProducts`."""
+    layers: Layers | None = None
+    """The layers it was given: with `batched`, models are run on whole batches."""
 
     def require(self, capability: str, why: str) -> None:
         """Raises if the structure cannot do what is asked, saying why."""

@@ -1,8 +1,14 @@
 """Optax gradient transformations that know the Fisher information."""
 
 from fisherflow_jax.transforms.adam import adam as adam
+from fisherflow_jax.transforms.adapt_damping import (
+    AdaptDampingState as AdaptDampingState,
+)
+from fisherflow_jax.transforms.adapt_damping import adapt_damping as adapt_damping
 from fisherflow_jax.transforms.clip_by_kl import ClipByKLState as ClipByKLState
 from fisherflow_jax.transforms.clip_by_kl import clip_by_kl as clip_by_kl
+from fisherflow_jax.transforms.correction import LayerBases as LayerBases
+from fisherflow_jax.transforms.correction import MovingKronecker as MovingKronecker
 from fisherflow_jax.transforms.factored import factored_damping as factored_damping
 from fisherflow_jax.transforms.get_information import get_information as get_information
 from fisherflow_jax.transforms.kfac import kfac as kfac

@@ -10,7 +10,15 @@ from fisherflow_jax import batch as batches
 from fisherflow_jax import vectors
 from fisherflow_jax.estimators import Estimator
 from fisherflow_jax.memories import Memory
-from fisherflow_jax.structures import Structure
+from fisherflow_jax.structures import (
+    Block,
+    EigenKronecker,
+    Full,
+    Kronecker,
+    Structure,
+    UnitBlock,
+    layer_vectors,
+)
 from fisherflow_jax.structures import structure as capabilities
 from fisherflow_jax.transforms.restriction import has_holes
 
@@ -61,6 +69,68 @@ def check_options(
         check_not_negative(damping, "damping")
 
 
+def check_refreshing(
+    estimator: Estimator,
+    period: int,
+    inverse_period: int | None,
+    spread_inverses: bool,
+    eigenvalue_correction: bool,
+) -> None:
+    for name, value in (
+        ("spread_inverses", spread_inverses),
+        ("eigenvalue_correction", eigenvalue_correction),
+    ):
+        if not isinstance(value, bool):
+            raise ValueError(f"{name} is True or False; got {value!r}{_STATIC}.")
+    stride = period if eigenvalue_correction else 1
+    whole = period if inverse_period is None else inverse_period
+    if eigenvalue_correction:
+        if estimator.rebuild is None:
+            raise ValueError(
+                "eigenvalue_correction=True measures a batch also in the factors' "
+                f"eigenbasis: estimators.{estimator.name} has no rebuild, which gives "
+                "the same estimator in another structure."
+            )
+        if whole % period:
+            raise ValueError(
+                "with eigenvalue_correction=True the basis is renewed where curvature "
+                "is, so that inverse_period is a multiple of period; got "
+                f"inverse_period = {inverse_period} and period = {period}."
+            )
+    if spread_inverses and whole // stride < 2:
+        raise ValueError(
+            "spread_inverses=True spreads the renewals over inverse_period steps, of "
+            f"which there must be several; got inverse_period = {inverse_period} and "
+            f"period = {period}."
+        )
+
+
+# below so many vectors a quadratic form of the estimate has a relative standard
+# deviation of more than sqrt(2 / 32) = 1/4
+FEWEST_VECTORS = 32
+
+
+def check_rank(estimator: Estimator, information: Any) -> None:
+    """Raises where the inverse would follow the noise of a few random vectors."""
+    count = estimator.vectors_a_batch
+    dense = isinstance(information, (Full, Block, UnitBlock))
+    if not dense or count is None or count >= FEWEST_VECTORS:
+        return
+    raise ValueError(
+        f"estimators.{estimator.name} squares {count} random vectors a batch, and the "
+        f"rank of an information in {estimator.structure.name} would be no more: the "
+        f"inverse would follow their noise. Give it at least {FEWEST_VECTORS} (probes "
+        "or samples, times groups) or groups=None, or keep the structure diagonal or "
+        "kronecker."
+    )
+
+
+def check_layers(information: Any, params: PyTree) -> None:
+    """Raises where layers were found in another tree than the parameters are."""
+    if isinstance(information, (Kronecker, EigenKronecker)):
+        layer_vectors.check_like(information.layers, params)
+
+
 def check_not_negative(value: Any, name: str) -> None:
     if jnp.shape(value) != ():
         raise ValueError(f"{name} is one number; got shape {jnp.shape(value)}.")
@@ -87,6 +157,7 @@ def check_updates(
     if params is not None:
         _check_same(updates, params, "updates and params must be one tree")
     expected = jax.eval_shape(lambda: structure.isotropic(updates, 0.0))
+    check_layers(expected, updates)
     _check_same(
         expected, information, "the state was initialised with another tree than params"
     )

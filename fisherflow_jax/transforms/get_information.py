@@ -8,6 +8,7 @@ import numpy as np
 
 from fisherflow_jax import batch as batches
 from fisherflow_jax import information as ops
+from fisherflow_jax.transforms.correction import LayerBases, MovingKronecker, corrected
 from fisherflow_jax.transforms.state import ScaleByFisherState, SecondMoment
 
 
@@ -28,7 +29,8 @@ def get_information(opt_state: Any, num_observations: float | jax.Array) -> Any:
       num_observations: N, the number of distinct examples trained on; positive.
 
     Returns:
-      An information in the estimator's structure. Within `masked` or `partition`, it is
+      An information in the estimator's structure; an `EigenKronecker` where eigenvalues
+      are corrected. Within `masked` or `partition`, it is
       about the parameters that were shown, the others being held.
 
     Raises:
@@ -53,8 +55,23 @@ def get_information(opt_state: Any, num_observations: float | jax.Array) -> Any:
     """
     if batches.is_concrete(num_observations) and not float(num_observations) > 0:
         raise ValueError(f"num_observations must be positive; got {num_observations}.")
-    paths = jax.tree_util.tree_leaves_with_path(opt_state, is_leaf=_is_fisher_state)
-    found = [(path, node) for path, node in paths if _is_fisher_state(node)]
+    state = fisher_state(opt_state)
+    weight = state.observations
+    if not isinstance(weight, (jax.Array, np.ndarray)):
+        raise ValueError(
+            f"the state's arrays are wrapped in {type(weight).__name__}; of flax's "
+            "nnx.Optimizer, give nnx.as_pure(optimizer.opt_state)."
+        )
+    if batches.is_concrete(weight) and not weight > 0:
+        raise ValueError("no batch has been taken in yet, so there is no information.")
+    factor = jnp.asarray(num_observations).astype(weight.dtype) / weight
+    return ops.scale(believed(state), factor)
+
+
+def fisher_state(opt_state: Any) -> ScaleByFisherState:
+    """The one state of `ff.scale_by_fisher` in an optimiser's state."""
+    paths = jax.tree_util.tree_leaves_with_path(opt_state, is_leaf=is_fisher_state)
+    found = [(path, node) for path, node in paths if is_fisher_state(node)]
     if not found:
         raise ValueError(
             "there is no state of ff.scale_by_fisher in this optimiser's state, a "
@@ -72,17 +89,16 @@ def get_information(opt_state: Any, num_observations: float | jax.Array) -> Any:
             "this optimiser keeps squares of mean gradients, which are no Fisher "
             "information; give ff.scale_by_fisher another estimator."
         )
-    weight = state.observations
-    if not isinstance(weight, (jax.Array, np.ndarray)):
-        raise ValueError(
-            f"the state's arrays are wrapped in {type(weight).__name__}; of flax's "
-            "nnx.Optimizer, give nnx.as_pure(optimizer.opt_state)."
-        )
-    if batches.is_concrete(weight) and not weight > 0:
-        raise ValueError("no batch has been taken in yet, so there is no information.")
-    factor = jnp.asarray(num_observations).astype(weight.dtype) / weight
-    return ops.scale(state.information, factor)
+    return state
 
 
-def _is_fisher_state(node: Any) -> bool:
+def believed(state: ScaleByFisherState) -> Any:
+    """What is remembered as an information with all operations."""
+    if isinstance(state.information, MovingKronecker):
+        assert isinstance(state.factorisation, LayerBases)
+        return corrected(state.information, state.factorisation)
+    return state.information
+
+
+def is_fisher_state(node: Any) -> bool:
     return isinstance(node, ScaleByFisherState)

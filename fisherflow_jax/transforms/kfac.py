@@ -26,6 +26,7 @@ def kfac(
     decay: float = 0.95,
     momentum: float | None = 0.9,
     max_kl: float | None = None,
+    eigenvalue_correction: bool = False,
     **options: Any,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Natural gradient descent with Kronecker-factored curvature.
@@ -53,10 +54,13 @@ def kfac(
       momentum: of the multiplied gradients; None: none.
       max_kl: None, or the largest mean divergence of the predictions that one step may
         make (nats).
-      **options: `key`, `period`, `inverse_period`, `weight_decay`, `mask` and
-        `factorise`, as in `ff.natural_gradient` and `ff.scale_by_fisher`. Inverses are
-        renewed every 10 steps, and damped factor by factor; with
-        `factorise=ff.transforms.factorise` damping is exact in the eigenbasis.
+      eigenvalue_correction: EK-FAC: in the factors' eigenbasis the exact second
+        moments take the place of the product of eigenvalues, and damping is exact.
+      **options: `key`, `period`, `inverse_period`, `spread_inverses`, `weight_decay`,
+        `mask` and `factorise`, as in `ff.natural_gradient` and `ff.scale_by_fisher`.
+        Inverses (or eigenbases) are renewed every 10 steps. Without a correction they
+        are damped factor by factor; with `factorise=ff.transforms.factorise` damping is
+        exact in the eigenbasis.
 
     Returns:
       A transformation whose update is `update(updates, state, params, *, batch,
@@ -98,14 +102,21 @@ def kfac(
     References:
       Martens, Grosse, "Optimizing neural networks with Kronecker-factored approximate
       curvature", 2015.
+      George, Laurent, Bouthillier, Ballas, Vincent, "Fast approximate natural gradient
+      descent in a Kronecker-factored eigenbasis", 2018.
     """
-    defaults: dict[str, Any] = {"inverse_period": 10, "factorise": factored_damping}
+    # optax.inject_hyperparams passes them by the name that they have together
+    options = options.pop("options", {}) | options
+    defaults: dict[str, Any] = {"inverse_period": 10}
+    if not eigenvalue_correction:
+        defaults["factorise"] = factored_damping
     descent = natural_gradient(
         learning_rate,
         estimator(apply_fn, likelihood, kronecker(layers)),
         memory=exponential(decay),
         damping=damping,
         momentum=momentum,
+        eigenvalue_correction=eigenvalue_correction,
         **(defaults | options),
     )
     if max_kl is None:

@@ -6,7 +6,8 @@ import optax
 
 from fisherflow_jax.estimators import Estimator
 from fisherflow_jax.memories import Memory, exponential
-from fisherflow_jax.transforms.scale_by_fisher import Damping, scale_by_fisher
+from fisherflow_jax.transforms.damping import Damping
+from fisherflow_jax.transforms.scale_by_fisher import scale_by_fisher
 
 PyTree = Any
 
@@ -37,8 +38,9 @@ def natural_gradient(
       weight_decay: `w`, decoupled from the curvature, as in AdamW.
       mask: which parameters decay, a tree of booleans (or prefix), or a function of the
         parameters that returns one; None: all.
-      **options: `period`, `inverse_period`, `power`, `root_damping`, `factorise` and
-        `key` of `ff.scale_by_fisher`.
+      **options: `period`, `inverse_period`, `spread_inverses`,
+        `eigenvalue_correction`, `power`, `root_damping`, `factorise` and `key` of
+        `ff.scale_by_fisher`.
 
     Returns:
       A transformation whose update needs the batch, as that of `ff.scale_by_fisher`,
@@ -75,6 +77,8 @@ def natural_gradient(
       Amari, "Natural gradient works efficiently in learning", 1998.
       Loshchilov, Hutter, "Decoupled weight decay regularization", 2019.
     """
+    # optax.inject_hyperparams passes them by the name that they have together
+    options = options.pop("options", {}) | options
     parts = [
         scale_by_fisher(
             estimator,

@@ -12,23 +12,28 @@ from fisherflow_jax import vectors
 from fisherflow_jax.estimators import Estimator
 from fisherflow_jax.memories import Memory
 from fisherflow_jax.memories.memory import Site
-from fisherflow_jax.transforms import checks, preconditioning, sharding
+from fisherflow_jax.transforms import (
+    checks,
+    correction,
+    preconditioning,
+    sharding,
+    spreading,
+)
+from fisherflow_jax.transforms.damping import Damping, at_present, at_start
+from fisherflow_jax.transforms.measuring import take_batch
 from fisherflow_jax.transforms.remembering import (
     Remembered,
     all_finite,
     mean_information,
     select,
-    take_in,
 )
-from fisherflow_jax.transforms.restriction import has_holes, restrict
 from fisherflow_jax.transforms.state import (
     ScaleByFisherState,
-    SecondMoment,
+    as_kept,
     information_of,
 )
 
 PyTree = Any
-Damping = jax.typing.ArrayLike | Callable[[jax.Array], jax.typing.ArrayLike]
 
 
 def scale_by_fisher(
@@ -38,6 +43,8 @@ def scale_by_fisher(
     damping: Damping,
     period: int = 1,
     inverse_period: int | None = None,
+    spread_inverses: bool = False,
+    eigenvalue_correction: bool = False,
     momentum: optax.GradientTransformation | None = None,
     power: float = -1,
     root_damping: float = 0.0,
@@ -64,6 +71,9 @@ def scale_by_fisher(
       period: steps between two curvatures. Between them no pass is made.
       inverse_period: steps between two factorisations, kept in the state; None: at
         each step for the scalar and diagonal structures, else at each new curvature.
+      spread_inverses: renews layers or blocks by turns, each once in `inverse_period`
+        steps (all at the first), in groups of about the same `sum d^3`.
+      eigenvalue_correction: EK-FAC, for the structure `kronecker(layers)`: see below.
       momentum: a transformation of the gradients before they are multiplied, such as
         `optax.ema(0.9)`.
       power: p; -1 is the natural gradient, -1/2 Adam's root.
@@ -73,21 +83,32 @@ def scale_by_fisher(
       key: an int or a key, from which an estimator that draws takes one at each step;
         None: it is given to each update.
 
+    With `eigenvalue_correction`, :math:`U (U^\top m V / (s + \lambda)) V^\top` is
+    applied to each layer: damping is exact. The basis is decomposed from the remembered
+    factors every `inverse_period` steps; the squares `s` of examples' vectors are taken
+    in it from the same batch on, and remembered as the factors are. They move with the
+    basis (the diagonal in the new one, times the ratio of the factors' eigenvalues to
+    what the same turn makes of them, scaled to the same trace): nothing is forgotten. A
+    batch is measured twice, for the factors and in their basis; where it fits in one
+    chunk the compiler shares the passes.
+
     Returns:
       A transformation whose update is `update(updates, state, params, *, batch=None,
       key=None, model_params=None, **extra)`. The batch is that of the gradients. Within
-      `optax.masked` or `optax.partition`, which show it only a part of the parameters,
-      `model_params` is the whole tree, with which the model is run. An update with a
-      non-finite value (gradient, curvature, result) or a negative damping returns
-      zeros, keeps the state, and is counted in `num_skipped`; only a finite curvature
-      is still taken in if the solve fails. Cost of a step: the estimator every `period`
-      steps, a factorisation every `inverse_period`, and applying it. Memory: an
-      information, its factorisation and what the memory stores.
+      `optax.masked` or `optax.partition` the model needs `model_params`, the whole
+      tree. An update with a non-finite value (gradient, curvature, result) or a
+      negative damping returns zeros, keeps the state, and is counted in `num_skipped`;
+      only a finite curvature is still taken in if the solve fails. Cost of a step: the
+      estimator every `period` steps, a factorisation every `inverse_period`, and
+      applying it. Memory: an information, its factorisation, what the memory stores.
 
     Raises:
       ValueError: when built, for options out of range or an adaptive memory; at init,
-        for parameters that are not real; at update, for a missing batch, parameters or
-        key, holes in the parameters without `model_params`, or another tree.
+        for parameters that are not real or not those of the layers, nothing to spread
+        or to correct, and with the structures block and full fewer than 32 vectors a
+        batch (Hutchinson probes times groups), whose noise an inverse would follow; at
+        update, for a missing batch, parameters or key, holes without `model_params`, or
+        another tree.
 
     Example:
       >>> import jax
@@ -114,11 +135,15 @@ def scale_by_fisher(
 
     References:
       Amari, "Natural gradient works efficiently in learning", 1998.
-      Kingma, Ba, "Adam: a method for stochastic optimization", 2015.
       Martens, "New insights and perspectives on the natural gradient method", 2020.
+      George, Laurent, Bouthillier, Ballas, Vincent, "Fast approximate natural gradient
+      descent in a Kronecker-factored eigenbasis", 2018.
     """
     checks.check_options(
         estimator, memory, damping, period, inverse_period, power, root_damping
+    )
+    checks.check_refreshing(
+        estimator, period, inverse_period, spread_inverses, eigenvalue_correction
     )
     if key is not None and not estimator.random:
         raise ValueError(f"estimators.{estimator.name} draws nothing; it takes no key.")
@@ -128,50 +153,41 @@ def scale_by_fisher(
 
     def init_fn(params: PyTree) -> ScaleByFisherState:
         checks.check_real(params)
-        nothing = sharding.zeros_like_parameters(
-            structure.isotropic(params, 0.0), params
-        )
+        nothing = structure.isotropic(params, 0.0)
+        checks.check_layers(nothing, params)
+        checks.check_rank(estimator, nothing)
+        nothing = sharding.zeros_like_parameters(nothing, params)
+        bases = None
+        if eigenvalue_correction:
+            nothing, bases = correction.begin(nothing)
         zero = jnp.zeros((), vectors.float_dtype(params))
         count = jnp.zeros((), jnp.int32)
         site = Site(nothing, None, None, zero, None, None)
-        start = damping(count) if callable(damping) else damping
-        made = jax.eval_shape(_factorise, nothing, zero)
-        remembered = nothing
-        if estimator.not_a_curvature:
-            remembered = SecondMoment(nothing)
-        kept = None
-        if _period_of(made) > 1:
+        made = jax.eval_shape(_factorise, nothing, bases, zero)
+        if spread_inverses:
+            spreading.parts(bases if eigenvalue_correction else made)
+        kept: Any = bases
+        if not eigenvalue_correction and _period_of(made) > 1:
             kept = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), made)
         state = ScaleByFisherState(
             step=count,
-            information=remembered,
+            information=as_kept(nothing, estimator.not_a_curvature),
             observations=zero,
             num_batches=count,
-            damping=jnp.asarray(start).astype(zero.dtype),
+            damping=at_start(damping, count).astype(zero.dtype),
             memory=memory.init(site),
             factorisation=kept,
             momentum=inner.init(params),
             num_skipped=count,
             key=own_key,
         )
-        # no two leaves share a buffer: a state may be donated to a compiled update
-        return jax.tree.map(jnp.copy, state)
+        return sharding.settled(state)
 
-    def _factorise(information: Any, damping: jax.Array) -> Any:
+    def _factorise(information: Any, bases: Any, damping: jax.Array) -> Any:
+        if eigenvalue_correction:
+            information = correction.corrected(information, bases)
         made = factorise or preconditioning.factorise
         return made(information, damping, power, root_damping)
-
-    def _refactorised(
-        kept: Any, mean: Any, damping: jax.Array, due: jax.Array
-    ) -> tuple[Any, jax.Array]:
-        """The factorisation to use, and whether it could be made."""
-
-        def anew() -> tuple[Any, jax.Array]:
-            fresh = _factorise(mean, damping)
-            finite = all_finite(fresh)
-            return select(finite, fresh, kept), finite
-
-        return jax.lax.cond(due, anew, lambda: (kept, jnp.array(True)))
 
     def _period_of(factorisation: Any) -> int:
         if inverse_period is not None:
@@ -188,7 +204,8 @@ def scale_by_fisher(
         model_params: PyTree | None = None,
         **extra: Any,
     ) -> tuple[PyTree, ScaleByFisherState]:
-        checks.check_updates(structure, updates, information_of(state), params)
+        kept = correction.uncorrected(information_of(state))
+        checks.check_updates(structure, updates, kept, params)
         model = None
         if estimator.from_gradient is None:
             model = checks.parameters_of_model(estimator, params, model_params)
@@ -205,18 +222,26 @@ def scale_by_fisher(
         return sharding.in_auto_mode(advance, (updates, state), *arguments)
 
     def _advance(updates, state, params, batch, key, model, extra):
-        damping_now = _damping(state)
+        damping_now = at_present(damping, state)
         sound = all_finite(updates) & (damping_now >= 0)
-        remembered, refreshed = _curvature(updates, state, batch, key, model, sound)
+        (remembered, bases), refreshed = _curvature(
+            updates, state, batch, key, model, sound
+        )
         sound = sound & refreshed
         mean = mean_information(memory, remembered)
 
-        kept = state.factorisation
-        if kept is None:
-            factorisation = _factorise(mean, damping_now)
+        kept = bases if eigenvalue_correction else state.factorisation
+        if kept is None or eigenvalue_correction:
+            factorisation = _factorise(mean, bases, damping_now)
         else:
-            due = sound & (state.step % _period_of(kept) == 0)
-            kept, finite = _refactorised(kept, mean, damping_now, due)
+            kept, finite = spreading.renew(
+                kept,
+                lambda: _factorise(mean, None, damping_now),
+                sound,
+                state.step,
+                _period_of(kept),
+                spread_inverses,
+            )
             factorisation, sound = kept, sound & finite
 
         moved, moments = inner.update(updates, state.momentum, params, **extra)
@@ -227,12 +252,9 @@ def scale_by_fisher(
             scaled,
             updates,
         )
-        information = remembered.information
-        if estimator.not_a_curvature:
-            information = SecondMoment(information)
         after = ScaleByFisherState(
             step=state.step + sound.astype(jnp.int32),
-            information=information,
+            information=as_kept(remembered.information, estimator.not_a_curvature),
             observations=remembered.observations,
             num_batches=remembered.num_batches,
             damping=jnp.where(damping_now >= 0, damping_now, state.damping),
@@ -244,15 +266,6 @@ def scale_by_fisher(
         )
         return result, after
 
-    def _damping(state: ScaleByFisherState) -> jax.Array:
-        value: Any = state.damping
-        if callable(damping):
-            value = damping(state.step)
-        elif not isinstance(damping, (int, float)):
-            value = damping
-        # a wrapper may have put a Python number into the state
-        return jnp.asarray(value).astype(state.observations.dtype)
-
     def _curvature(
         updates: PyTree,
         state: ScaleByFisherState,
@@ -260,28 +273,23 @@ def scale_by_fisher(
         key: jax.Array | None,
         model: PyTree,
         sound: jax.Array,
-    ) -> tuple[Remembered, jax.Array]:
-        """What is remembered after the batch, and whether it was finite."""
-        before = Remembered(
+    ) -> tuple[tuple[Remembered, Any], jax.Array]:
+        """What is remembered after the batch and in which bases; whether finite."""
+        remembered = Remembered(
             information_of(state), state.observations, state.num_batches, state.memory
         )
+        bases = state.factorisation if eigenvalue_correction else None
+        before = remembered, bases
 
-        def refresh() -> tuple[Remembered, jax.Array]:
-            if estimator.from_gradient is not None:
-                information, weight = estimator.from_gradient(updates), None
-            else:
-                assert batch is not None
-                typed = None
-                if key is not None:
-                    # folded, so that one key may be given to all updates
-                    typed = jax.random.fold_in(vectors.typed_key(key), state.step)
-                information = estimator.compute(model, batch, typed)
-                if has_holes(updates):
-                    information = restrict(information, updates)
-                weight = batches.num_observations(batch, each_target=False)
-                weight = weight.astype(before.observations.dtype)
-            finite = sound & all_finite(information)
-            after = take_in(memory, before, information, weight, updates)
+        def refresh() -> tuple[tuple[Remembered, Any], jax.Array]:
+            turns = None
+            if eigenvalue_correction:
+                turns = spreading.turns(
+                    bases, state.step, inverse_period or period, period, spread_inverses
+                )
+            data = updates, turns, batch, key, model, state.step
+            after = take_batch(estimator, memory, before, *data)
+            finite = sound & all_finite((after[0].information, after[1]))
             return select(finite, after, before), finite
 
         if period == 1:

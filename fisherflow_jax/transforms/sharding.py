@@ -1,11 +1,12 @@
-"""States whose sharding is that of the parameters, and stays what it was."""
+"""States whose sharding is that of the parameters."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from fisherflow_jax.meshes import has_explicit_axes
+from fisherflow_jax.meshes import in_auto_mode as in_auto_mode
 from fisherflow_jax.structures import Diagonal
 
 PyTree = Any
@@ -24,14 +25,15 @@ def zeros_like_parameters(information: Any, params: PyTree) -> Any:
     )
 
 
-def in_auto_mode(function: Callable, results_like: PyTree, *arguments: Any) -> Any:
-    """`function(*arguments)`, the results sharded as `results_like` is.
+def settled(state: Any) -> Any:
+    """Copies of the arrays, laid out as an update will return them.
 
-    In a mesh with explicit axes the compiler places what lies between, as it does in an
-    automatic one: models, estimators and factorisations need no `out_sharding`.
+    No two share a buffer, so that a state may be donated to a compiled update; and what
+    was made outside of the mesh, as a key, compiles no second update.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.explicit_axes:
-        return function(*arguments)
-    shardings = jax.tree.map(lambda x: jax.typeof(x).sharding, results_like)
-    return jax.sharding.auto_axes(function, out_sharding=shardings)(*arguments)
+    state = jax.tree.map(jnp.copy, state)
+    if not has_explicit_axes():
+        return state
+    return jax.tree.map(
+        lambda x: jax.sharding.reshard(x, jax.typeof(x).sharding), state
+    )

@@ -14,7 +14,7 @@ class ScaleByFisherState(NamedTuple):
     num_batches: jax.Array  # () int32, batches in it
     damping: jax.Array  # ()
     memory: Any  # the memory's storage
-    factorisation: Any | None  # None: made anew at each step
+    factorisation: Any | None  # None: made anew at each step; or the LayerBases
     momentum: Any  # state of the inner transformation
     num_skipped: jax.Array  # () int32, updates refused for a non-finite value
     key: jax.Array | None  # key data, None if nothing is drawn from it
@@ -24,6 +24,11 @@ class SecondMoment(NamedTuple):
     """What is kept of squares that are no Fisher information."""
 
     squares: Any  # in an information's structure
+
+
+def as_kept(information: Any, not_a_curvature: str | None) -> Any:
+    """An information, or what must not be taken for one."""
+    return SecondMoment(information) if not_a_curvature else information
 
 
 def information_of(state: ScaleByFisherState) -> Any:

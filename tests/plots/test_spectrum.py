@@ -62,7 +62,7 @@ def test_large():
     many = structures.Diagonal(jnp.arange(1.0, 10_001))
     assert plots.eigenvalues(many)[0] == 10_000
     # shapes alone: the matrix is never made
-    wide = structures.LowRank(jnp.ones(5000), jnp.ones((1, 5000)))
+    wide = structures.LowRank(jnp.arange(1.0, 5001), jnp.ones((1, 5000)))
     with pytest.raises(ValueError, match="all 5000 eigenvalues of a LowRank"):
         plots.eigenvalues(wide)
     assert jax.eval_shape(lambda i: ops.diagonal(i), wide).shape == (5000,)

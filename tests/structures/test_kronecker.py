@@ -376,7 +376,8 @@ def test_other_layers_are_refused():
 
     estimator = ff.estimators.exact(other, CATEGORICAL, ff.structures.kronecker(LAYERS))
     with pytest.raises(ValueError, match=r"the layers of other parameters"):
-        estimator({"w": draw(3, 3, seed=16)}, (INPUTS, None))
+        # errors of tracing: nothing need be computed
+        jax.eval_shape(estimator, {"w": draw(3, 3, seed=16)}, (INPUTS, None))
 
     def other_bias(params, x):
         return network(params, x) + jnp.sum(params["first"]["b"])
@@ -385,11 +386,12 @@ def test_other_layers_are_refused():
         other_bias, CATEGORICAL, ff.structures.kronecker(LAYERS)
     )
     with pytest.raises(ValueError, match=r"\['first'\]\['w'\] is not the one"):
-        estimator(PARAMS, (INPUTS, None))
+        jax.eval_shape(estimator, PARAMS, (INPUTS, None))
     for factory in (ff.estimators.hutchinson, ff.estimators.squared_gradient):
         whole = factory(network, CATEGORICAL, ff.structures.kronecker(LAYERS))
         with pytest.raises(ValueError, match="groups=None and fast_squares=True"):
-            whole(PARAMS, (INPUTS, np.zeros(6, int)), 0)
+            key = jax.random.key(0)
+            jax.eval_shape(whole, PARAMS, (INPUTS, np.zeros(6, int)), key)
     with pytest.raises(ValueError, match="no kernels"):
         ff.structures.kronecker(LAYERS, sharing={"['w']": ff.structures.reduce})
     with pytest.raises(ValueError, match="leaves"):
@@ -404,6 +406,61 @@ def test_a_prior_of_several_numbers_in_a_layer_is_refused():
     even = ff.structures.Diagonal({**entries, "last": jnp.full((4, 3), 2.0)})
     added = dense(ff.information.add(information(), even)) - dense(information())
     np.testing.assert_allclose(np.diag(added), np.r_[np.ones(16), 2 * np.ones(12), 1])
+
+
+# ---- the correction's bases
+
+
+def test_a_wider_past_corrects_in_chunks():
+    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), PARAMS)
+    inputs = jnp.asarray(INPUTS, jnp.float32)
+    structure = ff.structures.kronecker(LAYERS, eigenvalue_correction=information())
+    found = jax.jit(ff.estimators.exact(network, CATEGORICAL, structure, chunk_size=1))(
+        params, (inputs, None)
+    )
+    assert {x.dtype for x in jax.tree.leaves(found)} == {jnp.dtype(jnp.float32)}
+    np.testing.assert_allclose(
+        dense(found), dense(information("corrected")), rtol=1e-3, atol=1e-5
+    )
+
+
+def test_sums_are_seen_from_the_basis_on_the_left():
+    ours = information("corrected")
+    theirs = jax.tree.map(
+        lambda x: x[:, ::-1, ::-1] if x.ndim == 3 and x.shape[1] == x.shape[2] else x,
+        ours,
+    )
+    summed, stacked = jax.jit(
+        lambda x, y: (
+            ff.information.add(x, y),
+            ff.information.total(
+                jax.tree.map(lambda *z: jnp.stack(z), x, y), jnp.array([2.0, 3.0])
+            ),
+        )
+    )(ours, theirs)
+    for name in ours.eigenvalues:
+        bases = [
+            np.kron(x.input_bases[name][0], x.output_bases[name][0])
+            for x in (ours, theirs)
+        ]
+        first, second = (
+            np.asarray(x.eigenvalues[name]).ravel() for x in (ours, theirs)
+        )
+        operator = bases[1] * second @ bases[1].T
+        seen = np.diag(bases[0].T @ operator @ bases[0])
+        assert np.abs(seen - second).max() > 1e-3
+        np.testing.assert_allclose(
+            summed.eigenvalues[name].ravel(), first + seen, **EXACT
+        )
+        np.testing.assert_allclose(
+            stacked.eigenvalues[name].ravel(), 2 * first + 3 * seen, **EXACT
+        )
+
+
+def test_products_and_traces_of_factors_need_no_eigenvectors():
+    ops = ff.information
+    for function in (ops.trace, ops.diagonal, lambda x: ops.matvec(x, PARAMS)):
+        assert "eigh" not in str(jax.make_jaxpr(function)(information()))
 
 
 # ---- memories and merging

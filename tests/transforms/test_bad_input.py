@@ -40,6 +40,28 @@ def test_a_factory_is_no_estimator():
         scale_by_fisher(ff.estimators.exact, **OPTIONS)
 
 
+PROBED = {
+    "probes": lambda s, n: ff.estimators.hutchinson(*cases.MODEL, s, num_probes=n),
+    "groups": lambda s, n: ff.estimators.monte_carlo(*cases.MODEL, s, groups=n),
+}
+
+
+@pytest.mark.parametrize("kind", PROBED)
+def test_an_inverse_of_a_few_random_vectors_is_refused(kind):
+    def init(structure, count):
+        estimator = PROBED[kind](structure, count)
+        optimizer = scale_by_fisher(estimator, **OPTIONS, key=0)
+        return jax.eval_shape(optimizer.init, cases.network_params())
+
+    for structure in (ff.structures.full(), ff.structures.block()):
+        with pytest.raises(ValueError, match=r"squares 31 random .* at least 32 \("):
+            init(structure, 31)
+        init(structure, 32)
+        # as many as examples
+        init(structure, None) if kind == "groups" else None
+    init(ff.structures.diagonal(), 1)
+
+
 def test_a_structure_without_a_random_walk_says_so():
     estimator = cases.given(ff.structures.low_rank(2))
     with pytest.raises(ValueError, match=r"low_rank\(2\) does not go with random_walk"):

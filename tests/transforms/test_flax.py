@@ -12,27 +12,16 @@ from flax.training import train_state
 
 import fisherflow_jax as ff
 import transform_cases as cases
-from fisherflow_jax.transforms import get_information, scale_by_fisher
+from fisherflow_jax.transforms import get_information
 
 X, Y = (jnp.asarray(part) for part in cases.NETWORK_BATCH)
 LIKELIHOOD = ff.likelihoods.categorical()
 
 
-def optimizer_of(apply_fn, **options):
-    estimator = ff.estimators.hutchinson(
-        apply_fn, LIKELIHOOD, ff.structures.diagonal(), groups=None
-    )
-    return optax.chain(
-        scale_by_fisher(
-            estimator,
-            memory=ff.memories.exponential(0.9),
-            damping=0.01,
-            momentum=optax.ema(0.9),
-            key=0,
-            **options,
-        ),
-        optax.scale_by_learning_rate(0.05),
-    )
+def kfac(apply_fn, params, **options):
+    layers = ff.layers.find_layers(apply_fn, params, X)
+    options = {"damping": 0.01, "inverse_period": 2, "key": 0} | options
+    return ff.kfac(0.05, apply_fn, LIKELIHOOD, layers, **options)
 
 
 class TrainState(train_state.TrainState):
@@ -62,14 +51,15 @@ def linen():
 
     loss = ff.negative_log_likelihood(apply_fn, LIKELIHOOD)
 
-    @jax.jit
+    @cases.compiled
     def step(state, batch):
         value, grads = jax.value_and_grad(loss)(state.params, batch)
         return state.apply_gradients(grads=grads, batch=batch), value
 
-    state = TrainState.create(
-        apply_fn=apply_fn, params=variables["params"], tx=optimizer_of(apply_fn)
-    )
+    params = variables["params"]
+    # everything that K-FAC may keep: factors, second moments and eigenbases
+    tx = kfac(apply_fn, params, eigenvalue_correction=True)
+    state = TrainState.create(apply_fn=apply_fn, params=params, tx=tx)
     losses = []
     for _ in range(3):
         state, value = step(state, (X, Y))
@@ -81,7 +71,9 @@ def linen():
 def test_linen_train_state_with_six_more_lines(linen):
     state, _ = linen
     information = get_information(state.opt_state, 12)
-    assert information.entries["Dense_0"]["kernel"].shape == (2, 4)
+    entries = ff.information.diagonal(information, state.params)
+    assert entries["Dense_0"]["kernel"].shape == (2, 4)
+    assert float(ff.information.trace(information)) > 0
 
 
 def test_the_plain_train_state_drops_the_batch(linen):
@@ -107,10 +99,15 @@ def test_orbax_restores_and_continues_bit_for_bit(linen, tmp_path):
 
 def test_flax_serialization_continues_bit_for_bit(linen):
     state, step = linen
-    written = serialization.to_bytes(state.opt_state)
-    blank = state.tx.init(state.params)
+    written = serialization.to_bytes(state)
+    blank = TrainState.create(
+        apply_fn=state.apply_fn,
+        params=optax.tree.zeros_like(state.params),
+        tx=state.tx,
+    )
     restored = serialization.from_bytes(blank, written)
-    assert_continues(step, state, state.replace(opt_state=restored))
+    assert restored.step == 3
+    assert_continues(step, state, restored)
 
 
 def assert_continues(step, state, restored):
@@ -137,7 +134,7 @@ def test_nnx_optimizer():
     def apply_fn(params, x):
         return nnx.merge(graph, params)(x)
 
-    tx = optimizer_of(apply_fn)
+    tx = kfac(apply_fn, params)
     assert tx.init(params)[0].step == 0  # on a State, too
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
 
@@ -157,4 +154,9 @@ def test_nnx_optimizer():
     with pytest.raises(ValueError, match=r"nnx\.as_pure\(optimizer\.opt_state\)"):
         get_information(optimizer.opt_state, 12)
     information = get_information(nnx.as_pure(optimizer.opt_state), 12)
-    assert information.entries["hidden"]["kernel"].shape == (2, 4)
+    # the inputs of the hidden layer and its bias's ones, whatever the parameters
+    rows = np.concatenate([X, np.ones((12, 1))], axis=1)
+    (name,) = (n for n in information.input_factors if "hidden" in n)
+    np.testing.assert_allclose(
+        information.input_factors[name][0], rows.T @ rows, rtol=1e-5
+    )

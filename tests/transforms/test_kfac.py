@@ -9,6 +9,7 @@ import optax
 import pytest
 
 import fisherflow_jax as ff
+import transform_cases as cases
 from fisherflow_jax.transforms import preconditioning
 from fisherflow_jax.transforms.factored import factored_damping
 from fisherflow_jax.transforms.kfac import kfac
@@ -43,7 +44,7 @@ def mean_information():
     estimator = ff.estimators.exact(
         network, LIKELIHOOD, ff.structures.kronecker(LAYERS)
     )
-    return ff.information.scale(jax.jit(estimator)(PARAMS, BATCH), 1 / 12)
+    return ff.information.scale(cases.compiled(estimator)(PARAMS, BATCH), 1 / 12)
 
 
 def by_hand(gradients):
@@ -76,7 +77,7 @@ def close(left, right):
 def test_factored_damping_inverts_each_factor():
     gradients = jax.tree.map(np.asarray, jax.grad(LOSS)(PARAMS, BATCH))
 
-    @jax.jit
+    @cases.compiled
     def run(information, gradients):
         made = factored_damping(information, jnp.asarray(DAMPING))
         return preconditioning.apply(made, gradients)
@@ -95,7 +96,7 @@ def test_a_step_is_the_gradient_times_the_inverses():
         momentum=None,
     )
 
-    @jax.jit
+    @cases.compiled
     def step(params, state):
         gradients = jax.grad(LOSS)(params, BATCH)
         return optimizer.update(gradients, state, params, batch=BATCH)[0], gradients
@@ -109,7 +110,7 @@ def test_a_step_is_the_gradient_times_the_inverses():
 def test_it_trains_with_sampled_labels(options):
     optimizer = kfac(0.2, network, LIKELIHOOD, LAYERS, key=0, **options)
 
-    @jax.jit
+    @cases.compiled
     def run(params):
         def step(carry, _):
             params, state = carry

@@ -35,7 +35,7 @@ def fisher(**options):
 def once(optimizer, **extra):
     """One update, compiled."""
 
-    @jax.jit
+    @cases.compiled
     def run(params):
         state = optimizer.init(params)
         return optimizer.update(GRADIENT, state, params, batch=BATCH, **extra)
@@ -94,7 +94,7 @@ def test_masked_preconditions_the_shown_part_of_the_whole_model(structure):
     state = masked.init(params)
     with pytest.raises(ValueError, match=r"holes, .* model_params=params"):
         masked.update(gradient, state, params, batch=cases.SECOND)
-    update = jax.jit(masked.update)
+    update = cases.compiled(masked.update)
     updates, state = update(
         gradient, state, params, batch=cases.SECOND, model_params=params
     )
@@ -205,7 +205,7 @@ def test_types_are_stable_through_a_conditional_and_compiled_once(dtype):
     wide = jnp.float64 if dtype == "float64" else jnp.float32
     assert state[0].information.rows["b"].dtype == wide
 
-    @jax.jit
+    @cases.compiled
     def step(params, state, take):
         def update():
             return optimizer.update(params, state, params, batch=batch)
@@ -237,8 +237,10 @@ def test_a_donated_state_and_a_scan_and_a_vmap():
 
     start = jax.tree.map(jnp.copy, PARAMS), optimizer.init(PARAMS)
     twice = jax.tree.map(lambda x: jnp.stack([x, x]), start)
-    mapped, _ = jax.jit(jax.vmap(lambda c: jax.lax.scan(step, c, length=3)))(twice)
-    donating = jax.jit(lambda c: step(c, None)[0], donate_argnums=0)
+    mapped, _ = cases.compiled(jax.vmap(lambda c: jax.lax.scan(step, c, length=3)))(
+        twice
+    )
+    donating = cases.compiled(lambda c: step(c, None)[0], donate_argnums=0)
     carry = start
     for _ in range(3):
         carry = donating(carry)
@@ -271,7 +273,7 @@ def test_natural_gradient_is_a_chain():
         period=1,
     )
     state = optimizer.init(PARAMS)
-    update = jax.jit(optimizer.update)
+    update = cases.compiled(optimizer.update)
     for _ in range(2):  # the mean over equal batches stays
         updates, state = update(GRADIENT, state, PARAMS, batch=BATCH)
     expected, _ = plain()

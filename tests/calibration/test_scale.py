@@ -1,0 +1,346 @@
+"""The scale of a posterior against scipy's minimum of an explicit loss, and laws."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import integrate, optimize, special, stats
+
+import fisherflow_jax as ff
+from fisherflow_jax.calibration import densities
+from fisherflow_jax.predictions import Outputs
+
+
+def classifier(params, x):
+    return jnp.tanh(x @ params["w"]) @ params["head"]
+
+
+def linear(params, x):
+    return x @ params
+
+
+def one_logit(params, x):
+    return classifier(params, x)[..., 0]
+
+
+@functools.cache
+def classes():
+    """A posterior of a small network, and held-out data (40, 3) of three classes."""
+    rng = np.random.default_rng(0)
+    params = {"w": rng.normal(size=(3, 4)), "head": 3 * rng.normal(size=(4, 3))}
+    params = jax.tree.map(jnp.asarray, params)
+    x = jnp.asarray(rng.normal(size=(40, 3)))
+    noisy = np.asarray(classifier(params, x)) / 3 + rng.gumbel(size=(40, 3))
+    root = rng.normal(size=(30, 24)) * np.geomspace(0.3, 3, 24)
+    rows = ff.structures.full().reduce(
+        {
+            "head": jnp.asarray(root[:, :12].reshape(30, 4, 3)),
+            "w": jnp.asarray(root[:, 12:].reshape(30, 3, 4)),
+        }
+    )
+    state = ff.posterior(params, rows, prior_precision=0.7)
+    return state, x, jnp.asarray(noisy.argmax(-1))
+
+
+def moments(state, apply_fn, x):
+    """Mean and variance of the outputs, by an explicit Jacobian."""
+    flat, unravel = jax.flatten_util.ravel_pytree(state.mean)
+    jacobian = jax.jit(jax.jacobian(lambda p: apply_fn(unravel(p), x)))(flat)
+    covariance = np.linalg.inv(ff.information.to_dense(state.information))
+    variance = np.einsum("...i,ij,...j->...", jacobian, covariance, jacobian)
+    return np.asarray(apply_fn(state.mean, x)), variance
+
+
+def probit_loss(mean, variance, labels, scale):
+    logits = mean / np.sqrt(1 + np.pi / 8 * scale * variance)
+    return -special.log_softmax(logits, -1)[np.arange(len(labels)), labels].mean()
+
+
+@pytest.fixture(scope="module")
+def calibrated():
+    with jax.numpy_dtype_promotion("strict"):
+        state, x, y = classes()
+        return ff.calibrate(state, classifier, (x, y), ff.likelihoods.categorical())
+
+
+def test_classes(calibrated):
+    state, x, y = classes()
+    loss = functools.partial(probit_loss, *moments(state, classifier, x), np.asarray(y))
+    best = optimize.minimize_scalar(
+        lambda log: loss(np.exp(log)), bracket=(-1, 1), options={"xtol": 1e-10}
+    )
+    np.testing.assert_allclose(calibrated.scale, np.exp(best.x), rtol=1e-5)
+    np.testing.assert_allclose(calibrated.before, loss(1.0), rtol=1e-10)
+    np.testing.assert_allclose(calibrated.after, best.fun, rtol=1e-10)
+    np.testing.assert_allclose(calibrated.mean_only, loss(0.0), rtol=1e-10)
+    assert calibrated.after < min(calibrated.before, calibrated.mean_only) - 1e-3
+    assert calibrated.boundary == 0 and calibrated.noise is None
+    assert calibrated.likelihood is ff.likelihoods.categorical()
+
+
+def test_the_posterior_is_the_same_but_for_its_scale(calibrated):
+    state, x, y = classes()
+    _, variance = moments(state, classifier, x)
+    outputs = ff.predictions.linearized_outputs(calibrated.posterior, classifier, x)
+    expected = calibrated.scale * variance
+    np.testing.assert_allclose(outputs.variance, expected, rtol=1e-8)
+    np.testing.assert_allclose(calibrated.posterior.temperature, calibrated.scale)
+    again = ff.calibrate(
+        calibrated.posterior, classifier, (x, y), ff.likelihoods.categorical()
+    )
+    np.testing.assert_allclose(again.scale, 1.0, rtol=1e-5)
+    np.testing.assert_allclose(again.before, calibrated.after, rtol=1e-12)
+    assert again.after <= again.before
+
+
+def test_batches_of_any_size_and_padding(calibrated):
+    state, x, y = classes()
+    padded_x = jnp.concatenate([x, jnp.full((5, 3), jnp.nan)])
+    padded_y = jnp.concatenate([y, jnp.full(5, 7)])
+    weights = jnp.repeat(jnp.array([1.0, 0.0]), jnp.array([40, 5]))
+    stacked = ff.Stacked(
+        padded_x.reshape(3, 15, 3), padded_y.reshape(3, 15), weights.reshape(3, 15)
+    )
+    loader = ((x[i : i + 15], y[i : i + 15]) for i in (0, 15, 30))
+    for data in (loader, stacked):
+        found = ff.calibrate(state, classifier, data, ff.likelihoods.categorical())
+        np.testing.assert_allclose(found.scale, calibrated.scale, rtol=1e-6)
+        np.testing.assert_allclose(found.after, calibrated.after, rtol=1e-12)
+
+
+def test_weights_are_multiplicities():
+    state, x, y = classes()
+    weights = jnp.tile(jnp.array([2.0, 0.0]), 20)
+    rows = jnp.repeat(jnp.arange(0, 40, 2), 2)
+    likelihood = ff.likelihoods.categorical()
+    found = ff.calibrate(state, classifier, (x, y, weights), likelihood)
+    expected = ff.calibrate(state, classifier, (x[rows], y[rows]), likelihood)
+    np.testing.assert_allclose(found.scale, expected.scale, rtol=1e-6)
+    np.testing.assert_allclose(found.after, expected.after, rtol=1e-12)
+
+
+def test_jit_and_float32(calibrated):
+    state, x, y = classes()
+    likelihood = ff.likelihoods.categorical()
+    with jax.enable_x64(False):
+        state, x, y = jax.tree.map(
+            lambda a: jnp.asarray(np.asarray(a), a.dtype.str.replace("8", "4")),
+            (state, x, y),
+        )
+        found = jax.jit(
+            lambda state, x, y: ff.calibrate(state, classifier, (x, y), likelihood)[2:]
+        )(state, x, y)
+        scale, _, _, after, _, _ = found
+        assert scale.dtype == after.dtype == jnp.float32
+    np.testing.assert_allclose(scale, calibrated.scale, rtol=5e-3)
+    np.testing.assert_allclose(after, calibrated.after, rtol=1e-5)
+
+
+def test_links(calibrated):
+    state, x, y = classes()
+    likelihood = ff.likelihoods.categorical()
+    probit = ff.calibrate(
+        state, classifier, (x, y), likelihood, link=ff.predictions.probit()
+    )
+    np.testing.assert_allclose(probit.scale, calibrated.scale, rtol=1e-5)
+    np.testing.assert_allclose(probit.after, calibrated.after, rtol=1e-10)
+    link = ff.predictions.output_samples(jax.random.key(0), 100)
+    sampled = ff.calibrate(state, classifier, (x, y), likelihood, link=link)
+    assert 0.3 < sampled.scale / calibrated.scale < 3
+    assert abs(sampled.after - calibrated.after) < 0.05
+    with pytest.raises(ValueError, match="link makes probabilities of classes"):
+        gaussian = ff.likelihoods.gaussian()
+        ff.calibrate(state, one_logit, (x, x[:, 0]), gaussian, link=link)
+
+
+def test_the_mean_alone_is_best():
+    state, x, _ = classes()
+    right = classifier(state.mean, x)[..., 0] > 0
+    likelihood = ff.likelihoods.bernoulli()
+    found = ff.calibrate(state, one_logit, (x, right), likelihood)
+    assert found.boundary == -1 and found.scale < 1e-6
+    np.testing.assert_allclose(found.after, found.mean_only, rtol=1e-6)
+    assert found.after < found.before
+    # what is believed is still a posterior
+    assert np.isfinite(ff.log_density(found.posterior, state.mean))
+    wrong = ff.calibrate(state, one_logit, (x, ~right), likelihood)
+    assert wrong.boundary == 1 and wrong.scale > 1e6
+    np.testing.assert_allclose(wrong.after, np.log(2), rtol=1e-3)
+
+
+@functools.cache
+def regression():
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(60, 4)) * [1, 1, 3, 0.3]
+    truth = rng.normal(size=4)
+    y = x @ truth + 0.3 * rng.normal(size=60)
+    information = ff.structures.Full(jnp.asarray(x[:6].T @ x[:6]))
+    mean = jnp.asarray(np.linalg.lstsq(x[:6], y[:6])[0])
+    state = ff.posterior(mean, information, prior_precision=1e-3)
+    return state, jnp.asarray(x[6:]), jnp.asarray(y[6:])
+
+
+def test_scale_and_noise_together():
+    state, x, y = regression()
+    mean, variance = moments(state, linear, x)
+
+    def loss(logs):
+        std = np.sqrt(np.exp(logs[0]) * variance + np.exp(2 * logs[1]))
+        return -stats.norm.logpdf(y, mean, std).mean()
+
+    best = optimize.minimize(loss, [0.0, 0.0], method="BFGS", options={"gtol": 1e-9})
+    likelihood = ff.likelihoods.gaussian(scale=2.0)
+    found = ff.calibrate(state, linear, (x, y), likelihood)
+    np.testing.assert_allclose(
+        jnp.log(jnp.stack([found.scale, found.noise])), best.x, atol=1e-4
+    )
+    np.testing.assert_allclose(found.after, best.fun, rtol=1e-7)
+    np.testing.assert_allclose(found.before, loss([0, np.log(2)]), rtol=1e-10)
+    np.testing.assert_allclose(
+        found.likelihood.variance(jnp.zeros(1))[0], found.noise**2
+    )
+    alone = np.sqrt(np.mean((np.asarray(y) - mean) ** 2))
+    expected = -stats.norm.logpdf(y, mean, alone).mean()
+    np.testing.assert_allclose(found.mean_only, expected, rtol=1e-10)
+
+
+def test_a_known_noise_is_kept():
+    state, x, y = regression()
+    mean, variance = moments(state, linear, x)
+    likelihood = ff.likelihoods.gaussian(scale=0.2)
+    found = ff.calibrate(state, linear, (x, y), likelihood, search_noise=False)
+    assert found.likelihood is likelihood
+    np.testing.assert_allclose(found.noise, 0.2)
+
+    def loss(log):
+        std = np.sqrt(np.exp(log) * variance + 0.04)
+        return -stats.norm.logpdf(y, mean, std).mean()
+
+    best = optimize.minimize_scalar(loss, bracket=(-1, 1))
+    np.testing.assert_allclose(found.scale, np.exp(best.x), rtol=1e-4)
+    np.testing.assert_allclose(found.after, best.fun, rtol=1e-7)
+
+
+def test_units_do_not_matter():
+    state, x, y = regression()
+    likelihood = ff.likelihoods.gaussian(scale=None)
+    found = ff.calibrate(state, linear, (x, y), likelihood)
+    large = state._replace(mean=1e4 * state.mean)
+    other = ff.calibrate(large, linear, (x, 1e4 * y), likelihood)
+    np.testing.assert_allclose(other.noise, 1e4 * found.noise, rtol=1e-5)
+    np.testing.assert_allclose(other.scale, 1e8 * found.scale, rtol=1e-4)
+
+
+def test_a_flow_of_unknown_dispersion():
+    _, x, y = regression()
+    likelihood = ff.likelihoods.gaussian(scale=None)
+    flow = ff.fisher_flow(
+        linear,
+        likelihood,
+        structure=ff.structures.full(),
+        memory=ff.memories.stationary(),
+        prior_precision=1e-3,
+    )
+    state, _ = jax.jit(flow.update)(flow.init(jnp.zeros(4)), (x[:20], y[:20]))
+    found = ff.calibrate(state, linear, (x[20:], y[20:]), likelihood)
+    before = ff.predictions.linearized_outputs(state, linear, x)
+    after = ff.predictions.linearized_outputs(found.posterior, linear, x)
+    np.testing.assert_allclose(after.variance, found.scale * before.variance)
+    std = jnp.sqrt(before.variance + state.dispersion)[20:]
+    expected = -stats.norm.logpdf(y[20:], before.mean[20:], std).mean()
+    np.testing.assert_allclose(found.before, expected, rtol=1e-8)
+
+
+def test_counts():
+    state, x, _ = regression()
+    y = jnp.asarray(np.random.default_rng(2).poisson(3, 54).astype(float))
+    state = ff.Posterior(0.3 * state.mean, state.information, state.temperature)
+    found = ff.calibrate(state, linear, (x, y), ff.likelihoods.poisson())
+    mean, variance = moments(state, linear, x)
+
+    def loss(scale, rows):
+        def one(i):
+            std = np.sqrt(scale * variance[i])
+            log_p = stats.poisson.logpmf
+            value, _ = integrate.quad(
+                lambda t: np.exp(log_p(y[i], np.exp(mean[i] + std * t)) - t * t / 2),
+                -9,
+                9,
+                limit=200,
+            )
+            return -np.log(value / np.sqrt(2 * np.pi))
+
+        return np.array([one(i) for i in rows])
+
+    rows = np.arange(0, 54, 6)
+    outputs = Outputs(jnp.asarray(mean), found.scale * jnp.asarray(variance))
+    density = densities.log_density_of(ff.likelihoods.poisson(), (54,), (54,))
+    ours = -density.value(ff.likelihoods.poisson(), outputs, y)
+    np.testing.assert_allclose(ours[rows], loss(float(found.scale), rows), rtol=1e-5)
+    np.testing.assert_allclose(found.after, ours.mean(), rtol=1e-10)
+    assert found.after < found.before and found.after < found.mean_only
+
+
+def test_gamma_of_unknown_shape():
+    state, x, _ = regression()
+    state = ff.Posterior(0.2 * state.mean, state.information, state.temperature)
+    mean, variance = moments(state, linear, x)
+    rng = np.random.default_rng(3)
+    line = mean + np.sqrt(0.5 * variance) * rng.normal(size=54)
+    y = jnp.asarray(np.exp(line) * rng.gamma(9.0, 1 / 9.0, size=54))
+    found = ff.calibrate(state, linear, (x, y), ff.likelihoods.gamma(shape=None))
+    nodes = np.linspace(-8, 8, 801)
+    weights = np.exp(-(nodes**2) / 2)
+
+    def loss(logs):
+        scale, a = np.exp(logs[0]), np.exp(-logs[1])
+        rate = np.exp(mean[:, None] + np.sqrt(scale * variance)[:, None] * nodes)
+        p = stats.gamma.pdf(np.asarray(y)[:, None], a, scale=rate / a)
+        return -np.log(p @ (weights / weights.sum())).mean()
+
+    best = optimize.minimize(loss, [0.0, -2.0], method="Nelder-Mead")
+    np.testing.assert_allclose(found.after, best.fun, rtol=1e-5)
+    np.testing.assert_allclose(jnp.log(found.scale), best.x[0], atol=0.02)
+    dispersion = found.likelihood.variance(jnp.zeros(1))[0]
+    np.testing.assert_allclose(jnp.log(dispersion), best.x[1], atol=0.02)
+
+
+def test_location_and_scale():
+    """Against tensor quadrature over both outputs of a target, correlated."""
+    rng = np.random.default_rng(4)
+    root = rng.normal(size=(5, 2, 2)) * 0.5
+    covariance = root @ root.swapaxes(1, 2)
+    mean, y = rng.normal(size=(5, 2)), rng.normal(size=5)
+    nodes = np.linspace(-8, 8, 401)
+    weights = np.exp(-(nodes**2) / 2)
+    grid = np.stack(np.meshgrid(nodes, nodes), -1).reshape(-1, 2)
+    weight = np.outer(weights, weights).ravel() / weights.sum() ** 2
+    z = mean[:, None] + grid @ np.linalg.cholesky(covariance).swapaxes(1, 2)
+    p = stats.norm.pdf(y[:, None], z[..., 0], np.exp(z[..., 1]))
+    likelihood = ff.likelihoods.gaussian_location_scale()
+    density = densities.log_density_of(likelihood, (5, 2), (5,))
+    assert density.needs_covariance
+    variance = np.diagonal(covariance, axis1=1, axis2=2)
+    outputs = Outputs(*map(jnp.asarray, (mean, variance, covariance)))
+    ours = density.value(likelihood, outputs, jnp.asarray(y))
+    np.testing.assert_allclose(ours, np.log(p @ weight), rtol=1e-4)
+
+
+def test_several_outputs_of_a_target():
+    """Probabilities that are quadratic in the outputs are averaged exactly."""
+    root = np.random.default_rng(5).normal(size=(3, 3))
+    covariance = jnp.asarray(root @ root.T)[None]
+    mean, curvature = jnp.array([[0.3, -1.0, 0.5]]), jnp.diag(jnp.arange(1.0, 4.0))
+
+    def log_prob(z, y):
+        return jnp.log(1 + jnp.einsum("ni,ij,nj->n", z, curvature, z)) + y
+
+    likelihood = ff.likelihoods.from_log_prob(log_prob, lambda key, z: z[:, 0])
+    outputs = Outputs(mean, jnp.diagonal(covariance, axis1=1, axis2=2), covariance)
+    density = densities.log_density_of(likelihood, (1, 3), (1,))
+    second = covariance[0] + jnp.outer(mean[0], mean[0])
+    expected = jnp.log(1 + jnp.sum(curvature * second))
+    ours = density.value(likelihood, outputs, jnp.zeros(1))[0]
+    np.testing.assert_allclose(ours, expected, rtol=1e-12)

@@ -1,0 +1,66 @@
+"""What ff.calibrate refuses, and what it says."""
+
+import jax.numpy as jnp
+import pytest
+
+import fisherflow_jax as ff
+
+X = jnp.arange(12.0).reshape(6, 2) / 10
+STATE = ff.Posterior(
+    jnp.ones((2, 3)), ff.structures.Diagonal(jnp.ones((2, 3))), jnp.ones(())
+)
+LABELS = jnp.array([0, 1, 2, 0, 1, 2])
+
+
+def apply_fn(params, x):
+    return x @ params
+
+
+@pytest.mark.parametrize(
+    "data, text",
+    [
+        ((X[:0], LABELS[:0]), "must not be empty"),
+        ([], "no batches"),
+        ((X, LABELS, jnp.zeros(6)), "the weight of every example is zero"),
+        ((X, LABELS.at[2].set(3)), "batch 0 holds targets that categorical cannot"),
+        ((X, LABELS.at[2].set(-1)), "targets that categorical cannot produce"),
+        ((X.at[1, 0].set(jnp.nan), LABELS), "NaN or an infinite value"),
+        ((X.at[1, 0].set(1e308) * 10, LABELS), "NaN or an infinite value"),
+        ((X, None), "needs targets"),
+        ((X, LABELS[:4]), "agree in their leading axis"),
+        ((X, LABELS.astype(float)), "targets must be integer classes"),
+        (X, "a list or another iterable of batches"),
+    ],
+)
+def test_data(data, text):
+    with pytest.raises(ValueError, match=text):
+        ff.calibrate(STATE, apply_fn, data, ff.likelihoods.categorical())
+
+
+def test_outputs_that_are_not_finite():
+    singular = STATE._replace(information=ff.structures.Diagonal(jnp.zeros((2, 3))))
+    with pytest.raises(ValueError, match="not finite"):
+        ff.calibrate(singular, apply_fn, (X, LABELS), ff.likelihoods.categorical())
+
+
+def test_no_noise():
+    targets = apply_fn(STATE.mean, X)
+    with pytest.raises(ValueError, match="predicts every validation target exactly"):
+        ff.calibrate(STATE, apply_fn, (X, targets), ff.likelihoods.gaussian())
+
+
+def test_a_bank():
+    bank = ff.bank(
+        [
+            ff.fisher_flow(
+                apply_fn,
+                ff.likelihoods.categorical(),
+                structure=ff.structures.diagonal(),
+                memory=ff.memories.stationary(),
+            )
+        ]
+        * 2
+    )
+    state = bank.init(STATE.mean)
+    with pytest.raises(TypeError, match=r"one of state\.members"):
+        ff.calibrate(state, apply_fn, (X, LABELS), ff.likelihoods.categorical())

@@ -1,0 +1,119 @@
+"""What K-FAC and EK-FAC say of input that does not fit."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fisherflow_jax as ff
+import transform_cases as cases
+
+PARAMS = cases.network_params()
+BATCH = cases.NETWORK_BATCH
+LAYERS = ff.layers.find_layers(cases.network, PARAMS, BATCH[0])
+GRADIENT = jax.tree.map(jnp.ones_like, PARAMS)
+KINDS = {"K-FAC": {}, "EK-FAC": {"eigenvalue_correction": True}}
+PARTS = {name: x for name, x in PARAMS.items() if name != "out"}
+
+
+def optimizer(kind="K-FAC", **options):
+    return ff.kfac(0.1, *cases.MODEL, LAYERS, **({"key": 0} | KINDS[kind] | options))
+
+
+def update(kind="K-FAC", *, updates=GRADIENT, params=PARAMS, **extra):
+    transformation = optimizer(kind)
+    state = jax.eval_shape(transformation.init, PARAMS)
+    return jax.eval_shape(
+        functools.partial(transformation.update, **extra), updates, state, params
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({}, ValueError, "estimators.monte_carlo needs the batch: call update"),
+        (
+            {"batch": (np.ones((4, 3), np.float32), None)},
+            ValueError,
+            r"shape \(3,\) an example, .* found for inputs of shape \(2,\); the "
+            r"first layer is \['w'\], dense, of 2 inputs .* \(2, 4\)\. It says: ",
+        ),
+        (
+            {"batch": (np.ones(4, np.float32), None)},
+            ValueError,
+            r"inputs of shape \(\) an example, .* of shape \(2,\); the first layer",
+        ),
+        ({"batch": BATCH, "updates": PARTS}, ValueError, "must be one tree; at "),
+        (
+            {"batch": BATCH, "params": {**PARTS, "head": PARAMS["out"]}},
+            ValueError,
+            r"must be one tree; at \['head'\]",
+        ),
+        (
+            {
+                "batch": BATCH,
+                "params": {**PARTS, "out": jnp.ones((4, 2))},
+                "updates": {**PARTS, "out": jnp.ones((4, 2))},
+            },
+            ValueError,
+            r"leaf \['out'\] has shape \(4, 2\), and the layers .* it has \(4, 3\)",
+        ),
+    ],
+)
+def test_updates_that_do_not_fit(kind, arguments, error, message):
+    with pytest.raises(error, match=message):
+        update(kind, **arguments)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_state_of_other_parameters_than_the_layers(kind):
+    with pytest.raises(ValueError, match=r"leaf \['head'\] is not like the parameters"):
+        optimizer(kind).init({**PARTS, "head": PARAMS["out"]})
+    with pytest.raises(ValueError, match=r"leaf \['out'\] has shape \(5, 3\)"):
+        optimizer(kind).init({**PARTS, "out": jnp.ones((5, 3))})
+
+
+def test_a_model_whose_layers_are_others():
+    def turned(params, x):
+        return cases.network({**params, "w": 2 * params["w"]}, x)
+
+    transformation = ff.kfac(0.1, turned, cases.MODEL[1], LAYERS, key=0)
+    state = jax.eval_shape(transformation.init, PARAMS)
+    with pytest.raises(ValueError, match=r"\['w'\]"):
+        jax.eval_shape(
+            functools.partial(transformation.update, batch=BATCH),
+            GRADIENT,
+            state,
+            PARAMS,
+        )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_negative_damping(kind):
+    with pytest.raises(ValueError, match=r"damping is finite .* got -0\.1"):
+        optimizer(kind, damping=-0.1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_that_is_not_a_number_is_survived_and_counted(kind):
+    transformation = optimizer(kind, momentum=None)
+
+    @jax.jit
+    def step(state, inputs):
+        return transformation.update(GRADIENT, state, PARAMS, batch=(inputs, BATCH[1]))
+
+    start = transformation.init(PARAMS)
+    broken = BATCH[0].copy()
+    broken[3, 1] = np.nan
+    for state in (start, step(start, BATCH[0])[1]):
+        updates, after = step(state, broken)
+        assert not np.any(cases.flat(updates))
+        skipped = after[0].num_skipped
+        assert skipped == 1
+        kept = after[0]._replace(num_skipped=state[0].num_skipped)
+        jax.tree.map(np.testing.assert_array_equal, kept, state[0])
+        again, _ = step(after, BATCH[0])
+        assert np.all(np.isfinite(cases.flat(again))) and np.any(cases.flat(again))
