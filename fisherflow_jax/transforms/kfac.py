@@ -53,7 +53,8 @@ def kfac(
       decay: of the factors' moving average, a batch.
       momentum: of the multiplied gradients; None: none.
       max_kl: None, or the largest mean divergence of the predictions that one step may
-        make (nats).
+        make (nats). Without a bound a learning rate of 0.1 with little damping can
+        diverge; 0.03 is a first choice.
       eigenvalue_correction: EK-FAC: in the factors' eigenbasis the exact second
         moments take the place of the product of eigenvalues, and damping is exact.
       **options: `key`, `period`, `inverse_period`, `spread_inverses`, `weight_decay`,
