@@ -274,7 +274,7 @@ def main() -> None:
     print(
         "   The prior that training used makes probabilities far too unsure (table 1: "
         "ECE), and ranks\n   strange inputs best. Calibration repairs the "
-        "probabilities and gives the ranking back.\n"
+        "probabilities and gives the better ranking back.\n"
     )
     print("5. 90 % intervals, scale and noise found on a fifth of the rows\n")
     for name in ("diabetes", "friedman1"):

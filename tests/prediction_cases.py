@@ -73,7 +73,6 @@ MODELS = {
         jnp.asarray(RNG.normal(size=(6, 4))),
     ),
 }
-STRUCTURES = ["scalar", "diagonal", "block", "full", "low_rank", "kronecker", "eigen"]
 
 
 def positive(rng: np.random.Generator, stacked: int, size: int) -> jax.Array:

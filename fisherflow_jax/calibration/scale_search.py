@@ -68,8 +68,8 @@ def _chosen(
     where both ends are: nothing is then known of the scale.
     """
     eps = float(jnp.finfo(found.value.dtype).eps)
-    # what rounding of the mean can hide
-    bound = found.value + 8 * eps * (1 + jnp.abs(found.value))
+    # what rounding can hide, of a mean and of logarithms over the range that cancel
+    bound = found.value + 8 * eps * (_REACH + jnp.abs(found.value))
     at_low, at_high = found.at_low <= bound, found.at_high <= bound
     flat = at_low & at_high & (at_start <= bound)
     point = jnp.where(at_high, high, found.point)
@@ -80,7 +80,7 @@ def _chosen(
     value = jnp.where(flat, at_start, value)
     boundary = jnp.where(at_low, -1, jnp.where(at_high, 1, 0))
     boundary = jnp.where(flat, 0, boundary).astype(jnp.int32)
-    keep = (before <= value) | ~jnp.isfinite(value)
+    keep = (before <= value) | jnp.isnan(value)
     return point, jnp.where(keep, before, value), boundary, keep
 
 

@@ -235,11 +235,10 @@ def trace_ratio(
     """
     if hasattr(data, "__next__"):
         raise ValueError("the data are read twice: give a list of batches.")
-    structure = structures.diagonal()
     several = list(each_batch(data)) if isinstance(data, tuple) else data
     traces = []
     for factory, draws in ((estimators.empirical, None), (reference, key)):
-        estimator = factory(apply_fn, likelihood, structure)
+        estimator = _estimator(factory, apply_fn, likelihood)
         found = accumulate(estimator, params, several, draws, progress=False)
         if not batches.holds(found.num_skipped == 0):
             raise ValueError(
@@ -248,3 +247,11 @@ def trace_ratio(
             )
         traces.append(ops.trace(found.information))
     return traces[0] / traces[1]
+
+
+# the same object for the same model, so that looking again compiles nothing
+@functools.lru_cache(maxsize=8)
+def _estimator(
+    factory: Callable[..., Any], apply_fn: Callable, likelihood: Likelihood
+) -> Any:
+    return factory(apply_fn, likelihood, structures.diagonal())

@@ -9,7 +9,6 @@ Squares are taken example by example, or of the sum over a group: with cotangent
 have mean zero and are independent between examples, the cross terms vanish in the mean.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -48,6 +47,7 @@ def pulled(
 
     `num_columns` are the cotangents of an example, where they are squared by groups.
     """
+    _check_model(name, apply_fn, likelihood, structure)
     chunking.check_chunk_size(chunk_size)
     if groups is not None and (not isinstance(groups, int) or groups < 1):
         raise ValueError(
@@ -79,17 +79,19 @@ def pulled(
         if not by_example(batch):
             pull = _group_puller(apply_fn, likelihood, rule, params)
             return _sum_groups(pull, structure, params, batch, keys, groups, chunk_size)
+        one = batches.map_examples(lambda x: x[:1], batch)
+        one_key = None if keys is None else keys[:1]
+        taps = tapping.TapPuller(apply_fn, likelihood, rule, params)
+        held = None
         if use_taps:
-            taps = tapping.TapPuller(apply_fn, likelihood, rule, params)
-            pull, entries = taps.vectors, taps.entries
-        else:
+            held = taps.entries(one, one_key)
+        elif fast_squares:
+            held = taps.entries_of_products(structure, one, one_key)
+        pull: Callable = taps.vectors
+        if held is None:
             pull = _example_puller(apply_fn, likelihood, rule, params)
-            entries = functools.partial(chunking.num_entries, pull)
-        size = chunk_size
-        if size is None:
-            one = batches.map_examples(lambda x: x[:1], batch)
-            one_key = None if keys is None else keys[:1]
-            size = chunking.default_size(entries(one, one_key), chunking.CHUNK_ENTRIES)
+            held = chunking.num_entries(pull, one, one_key)
+        size = chunk_size or chunking.default_size(held, chunking.CHUNK_ENTRIES)
         return chunking.sum_informations(
             lambda chunk, chunk_keys: structure.reduce(pull(chunk, chunk_keys)),
             structure,
@@ -109,7 +111,11 @@ def pulled(
         if use_taps:
             return tapping.table(apply_fn, params, batch, batched)
         path = "a gradient for each example"
-        if not structure.takes_outer_products:
+        if structure.held_by_outer_products is not None:
+            path = f"{path}, or products of inputs and gradients for several"
+                f"{path}, or products of inputs and of gradients where it has several"
+            )
+        elif not structure.takes_outer_products:
             path = f"{path} ({structure.name} reduces whole vectors)"
         return tapping.table_of_one_path(params, path)
 
@@ -137,6 +143,27 @@ def pulled(
         vectors_a_batch=None if groups is None else groups * num_columns,
         rebuild=rebuild,
     )
+
+
+def _check_model(name: str, apply_fn: Any, likelihood: Any, structure: Any) -> None:
+    for value, sound, what in (
+        (apply_fn, callable(apply_fn), "apply_fn is a function of (params, inputs)"),
+        (
+            likelihood,
+            isinstance(likelihood, Likelihood),
+            "likelihood is from ff.likelihoods, such as ff.likelihoods.categorical()",
+        ),
+        (
+            structure,
+            isinstance(structure, Structure),
+            "structure is from ff.structures, such as ff.structures.diagonal()",
+        ),
+    ):
+        if not sound:
+            raise ValueError(
+                f"estimators.{name}(apply_fn, likelihood, structure): {what}; got "
+                f"{value!r}."
+            )
 
 
 def check_outputs(

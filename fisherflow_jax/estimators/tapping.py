@@ -63,6 +63,17 @@ class TapPuller:
         jax.eval_shape(measure, batch, keys)
         return sum(sizes)
 
+    def entries_of_products(
+        self, structure: Structure, one: Batch, key: jax.Array | None
+    ) -> int | None:
+        """The same, for one example, where the structure gains by outer products."""
+        held = structure.held_by_outer_products
+        if held is None:
+            return None
+        found: list[int | None] = []
+        jax.eval_shape(lambda *one: found.append(held(self.vectors(*one))), one, key)
+        return found[0]
+
     def _pull(self, batch: Batch, keys: jax.Array | None) -> Pulled:
         sliced, rebuild = batches.split(batch.inputs)
         dtype = vectors.float_dtype(self.params)

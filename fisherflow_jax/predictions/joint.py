@@ -11,9 +11,11 @@ from fisherflow_jax import batch as batches
 from fisherflow_jax import vectors
 from fisherflow_jax.bank import BankState
 from fisherflow_jax.posteriors.intervals import dispersion_of
-from fisherflow_jax.predictions.outputs import check_inputs
-from fisherflow_jax.predictions.pulling import whole
+from fisherflow_jax.predictions.checks import check_inputs, check_model
+from fisherflow_jax.predictions.layer_covariances import covariance_of_layers
+from fisherflow_jax.predictions.pulling import Puller, spreads_of, whole
 from fisherflow_jax.predictions.streaming import in_chunks
+from fisherflow_jax.predictions.whitening import Rows
 
 PyTree = Any
 
@@ -62,8 +64,11 @@ def joint(
       chunk_size: examples that are pulled back at a time; None: all.
 
     Returns:
-      A `Joint` of m = n k outputs. Cost: a backward pass and a solve for each output,
-      and m^2 d products. Memory: m d + m^2, d the number of parameters: for few inputs.
+      A `Joint` of m = n k outputs. Cost: a backward pass for each output, and a solve
+      and m^2 d products; with scalar, diagonal and Kronecker structures in their place
+      n^2 I O + m^2 O for each layer. Memory: m^2 and m d, d the number of parameters;
+      with those structures m^2 and what returns to the layers, and m I O of one layer
+      whose kernel several positions share. For few inputs.
 
     Raises:
       ValueError: for a bank, whose joint distribution is a mixture, not a normal; and
@@ -95,23 +100,38 @@ def joint(
 def _joint(
     state: Any, apply_fn: Callable, inputs: PyTree, robust: bool, size: int | None
 ) -> Joint:
-    at = whole(state, apply_fn, robust)
-    sliced, rebuild = batches.split(inputs)
+    parts, rebuild = batches.split(inputs)
+    size = size or parts[0].shape[0]
 
-    def one(parts: list) -> tuple[jax.Array, jax.Array, jax.Array]:
-        example = batches.unshare(rebuild([x[None] for x in parts]))
-        outputs, rows_of = at(example)
-        units = jnp.eye(outputs.size, dtype=outputs.dtype)
-        rows = rows_of(units.reshape((outputs.size, *outputs.shape)))
-        return outputs[0], rows.left, rows.right
+    def example_of(parts: list) -> PyTree:
+        return batches.unshare(rebuild([x[None] for x in parts]))
 
-    outputs, left, right = in_chunks(one, sliced, size or sliced[0].shape[0])
-    flat = [x.reshape((-1, x.shape[-1])) for x in (left, right)]
-    covariance = jnp.matmul(flat[0], flat[1].T, precision=jax.lax.Precision.HIGHEST)
+    check_model(state, apply_fn, inputs)
+    spreads = spreads_of(state, apply_fn, inputs, robust)
+    if spreads is None:
+        at = whole(state, apply_fn, robust)
+        outputs, covariance = _of_rows(at, parts, example_of, size)
+    else:
+        outputs, covariance = covariance_of_layers(
+            state.mean, apply_fn, spreads, parts, example_of, size
+        )
     dispersion = None if robust else dispersion_of(state)
     if dispersion is not None:
         covariance = covariance * dispersion
     return Joint(outputs.astype(covariance.dtype), (covariance + covariance.T) / 2)
+
+
+def _of_rows(
+    at: Puller, parts: list[jax.Array], example_of: Callable[[list], PyTree], size: int
+) -> tuple[jax.Array, jax.Array]:
+    def one(parts: list) -> tuple[jax.Array, Rows]:
+        outputs, rows_of = at(example_of(parts))
+        units = jnp.eye(outputs.size, dtype=outputs.dtype)
+        return outputs[0], rows_of(units.reshape((outputs.size, *outputs.shape)))
+
+    outputs, rows = in_chunks(one, parts, size)
+    flat = Rows(*(x.reshape((-1, x.shape[-1])) for x in rows))
+    return outputs, flat.covariance()
 
 
 # compiled once a model and shape, so that a second call compiles nothing

@@ -7,10 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fisherflow_jax import batch as batches
 from fisherflow_jax.bank import BankState
-from fisherflow_jax.estimators.chunking import check_chunk_size
 from fisherflow_jax.posteriors.intervals import dispersion_of
+from fisherflow_jax.predictions.checks import check_inputs
 from fisherflow_jax.predictions.streaming import Spread, Wanted, spread
 
 PyTree = Any
@@ -64,7 +63,8 @@ def linearized_outputs(
 
     Raises:
       ValueError: for a `chunk_size` that is not a positive whole number, no examples,
-        and as `ff.standard_error` does.
+        for a state or a model that do not go together, and as `ff.standard_error` does.
+      TypeError: for something that is no state.
 
     Example:
       >>> import jax.numpy as jnp
@@ -131,14 +131,6 @@ def mixture(
     center = mix(bank, means)
     between = jnp.square(means - jnp.broadcast_to(center, means.shape))
     return center, mix(bank, variances + between)
-
-
-def check_inputs(state: Any, inputs: PyTree, chunk_size: int | None) -> None:
-    """Raises where values are at hand."""
-    check_chunk_size(chunk_size)
-    batches.as_batch((inputs, None))  # a leading axis shared by all, n > 0
-    for member in getattr(state, "members", (state,)):
-        dispersion_of(member)
 
 
 def raw(found: Spread) -> Outputs:

@@ -12,10 +12,14 @@ from fisherflow_jax.likelihoods import Likelihood
 from fisherflow_jax.likelihoods.likelihood import widen
 from fisherflow_jax.posteriors.intervals import degrees_of_freedom_of, dispersion_of
 from fisherflow_jax.posteriors.quantiles import check_level, two_sided
+from fisherflow_jax.predictions.checks import (
+    check_inputs,
+    check_likelihood,
+    members_of,
+)
 from fisherflow_jax.predictions.links import Averaged, is_shares
 from fisherflow_jax.predictions.outputs import (
     Outputs,
-    check_inputs,
     mix,
     mixture,
     moments,
@@ -84,7 +88,9 @@ def predict(
     Raises:
       ValueError: for a level outside (0, 1), a likelihood without a mean or with an
         unknown dispersion that the state does not estimate, a link that does not go
-        with the likelihood, and as `standard_error` does.
+        with the likelihood, outputs that do not fit it, an information or a model of
+        other parameters, and as `standard_error` does.
+      TypeError: for something that is no state, no likelihood or no link.
 
     Example:
       >>> import jax.numpy as jnp
@@ -111,6 +117,12 @@ def predict(
     """
     check_level(level)
     check_inputs(state, inputs, chunk_size)
+    check_likelihood(likelihood)
+    if link is not None and not callable(link):
+        raise TypeError(
+            "a link is a function of (Outputs, likelihood), such as "
+            f"ff.predictions.probit(); got {link!r}."
+        )
     needs_covariance = getattr(link, "covariance", False) and (
         likelihood.line is not widen
     )
@@ -118,7 +130,7 @@ def predict(
     parts = _compiled_parts(state, apply_fn, inputs, wanted, robust, chunk_size)
     found = parts.moments
     if link is not None:
-        members = getattr(state, "members", (state,))
+        members = members_of(state)
         averaged = [
             _averaged(link, outputs, known(likelihood, member), own)
             for member, outputs, own in zip(members, parts.outputs, found, strict=True)
@@ -178,7 +190,7 @@ def _parts(
     chunk_size: int | None,
 ) -> _Parts:
     all_moments, all_outputs = [], []
-    for member in getattr(state, "members", (state,)):
+    for member in members_of(state):
         likelihood = known(wanted.line_of, member)
         found = moments(member, apply_fn, inputs, wanted, robust, chunk_size)
         spread = found.line_variance
@@ -198,7 +210,19 @@ _compiled_parts = jax.jit(_parts, static_argnums=(1, 3, 4, 5))
 def _averaged(
     link: Callable, outputs: Outputs, likelihood: Likelihood, own: Moments
 ) -> Moments:
-    mean, std, noise = link(outputs, likelihood)
+    averaged = link(outputs, likelihood)
+    if not isinstance(averaged, Averaged):
+        raise TypeError(
+            "a link returns ff.predictions.Averaged(mean, std, noise); got "
+            f"{type(averaged).__name__}."
+        )
+    for name, value in zip(averaged._fields, averaged, strict=True):
+        if value is not None and jnp.shape(value) != own.mean.shape:
+            raise ValueError(
+                f"the {name} that a link returns has the shape of the expected "
+                f"targets, {own.mean.shape}; got {jnp.shape(value)}."
+            )
+    mean, std, noise = averaged
     variance = own.mean_variance if std is None else jnp.square(std)
     if is_shares(likelihood):
         # a share varies no more than a draw of 0 or 1 with its mean

@@ -13,6 +13,7 @@ from fisherflow_jax import likelihoods
 from fisherflow_jax.likelihoods import Likelihood
 from fisherflow_jax.likelihoods.likelihood import widen
 from fisherflow_jax.posteriors.intervals import dispersion_of
+from fisherflow_jax.predictions.checks import check_model
 from fisherflow_jax.predictions.closed_form import LastLayer, closed_form
 from fisherflow_jax.predictions.last_layer import is_last_layer
 from fisherflow_jax.predictions.pulling import spreads_of, tapped, whole
@@ -52,9 +53,14 @@ class _Examples(NamedTuple):
 
 
 def _examples(
-    state: Any, apply_fn: Callable, inputs: PyTree, robust: bool
+    state: Any,
+    apply_fn: Callable,
+    inputs: PyTree,
+    robust: bool,
+    likelihood: Likelihood | None,
 ) -> _Examples:
     """The cheapest way of pulling back; what it needs is factorised once."""
+    check_model(state, apply_fn, inputs, likelihood)
     parts, rebuild = batches.split(inputs)
 
     def example_of(parts: list) -> PyTree:
@@ -110,7 +116,7 @@ def spread(
     chunk_size: int | None,
 ) -> Spread:
     """The outputs at the mean and their spread, of one state of unit dispersion."""
-    examples = _examples(state, apply_fn, inputs, robust)
+    examples = _examples(state, apply_fn, inputs, robust, wanted.line_of)
     last = examples.last
     size, at_once = _sizes(examples, chunk_size, last is not None)
 
@@ -122,27 +128,40 @@ def spread(
     return in_chunks(one, examples.parts, size)
 
 
-def spread_of_function(
+class Chosen(NamedTuple):
+    """Some functions of the outputs, `(n, ...)`."""
+
+    extra: jax.Array  # which they are
+    line: jax.Array
+    variance: jax.Array
+
+
+def spread_of_chosen(
     state: Any,
     apply_fn: Callable,
     inputs: PyTree,
-    function: Callable[..., jax.Array],
-    extra: jax.Array,
+    likelihood: Likelihood,
+    choose: Callable[[jax.Array], jax.Array],
+    function: Callable[[jax.Array, jax.Array], jax.Array],
     robust: bool,
     chunk_size: int | None,
-) -> jax.Array:
-    """The variance of `function(outputs, extra)`, both with a leading axis of one."""
-    examples = _examples(state, apply_fn, inputs, robust)
+) -> Chosen:
+    """`function(outputs, extra)`, `extra = choose(outputs)`, example by example."""
+    examples = _examples(state, apply_fn, inputs, robust, likelihood)
     size, at_once = _sizes(examples, chunk_size, False)
 
-    def one(pair: tuple[list, jax.Array]) -> jax.Array:
-        outputs, rows_of = examples.pull(pair[0])
-        line = functools.partial(function, extra=pair[1][None])
-        return _of_line(line, outputs, rows_of, at_once)
+    def one(parts: list) -> Chosen:
+        outputs, rows_of = examples.pull(parts)
+        extra = choose(outputs)
+        line = functools.partial(function, extra=extra)
+        variance = _of_line(line, outputs, rows_of, at_once)
+        return Chosen(extra[0], line(outputs)[0], variance)
 
-    variance = in_chunks(one, (examples.parts, extra), size)
+    found = in_chunks(one, examples.parts, size)
     dispersion = None if robust else dispersion_of(state)
-    return variance if dispersion is None else variance * dispersion
+    if dispersion is None:
+        return found
+    return found._replace(variance=found.variance * dispersion)
 
 
 def _closed(last: LastLayer, wanted: Wanted, at_once: int) -> Spread:

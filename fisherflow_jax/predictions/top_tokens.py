@@ -6,13 +6,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fisherflow_jax import batch as batches
 from fisherflow_jax import likelihoods, vectors
 from fisherflow_jax.bank import BankState
 from fisherflow_jax.likelihoods import Likelihood
 from fisherflow_jax.posteriors.quantiles import check_level, two_sided
-from fisherflow_jax.predictions.outputs import check_inputs
-from fisherflow_jax.predictions.streaming import spread_of_function
+from fisherflow_jax.predictions.checks import check_inputs
+from fisherflow_jax.predictions.streaming import Chosen, spread_of_chosen
 
 PyTree = Any
 
@@ -117,23 +116,21 @@ def _top(
     k: int,
     robust: bool,
     chunk_size: int | None,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    logits = apply_fn(state.mean, batches.unshare(inputs))
-    likelihoods.categorical().check(logits, None)
-    if k > logits.shape[-1]:
-        raise ValueError(f"k = {k} is more than the {logits.shape[-1]} classes.")
-    _, ids = jax.lax.top_k(logits, k)
+) -> Chosen:
+    likelihood = likelihoods.categorical()
 
-    def chosen(outputs: jax.Array, extra: jax.Array) -> jax.Array:
+    def choose(logits: jax.Array) -> jax.Array:
+        if k > logits.shape[-1]:
+            raise ValueError(f"k = {k} is more than the {logits.shape[-1]} classes.")
+        return jax.lax.top_k(logits, k)[1]
+
+    def log_odds(logits: jax.Array, extra: jax.Array) -> jax.Array:
         # by the likelihood's own line, which is finite for saturated logits
-        line = likelihoods.categorical().line(outputs)
-        return jnp.take_along_axis(line, extra, -1)
+        return jnp.take_along_axis(likelihood.line(logits), extra, -1)
 
-    line = chosen(logits, ids)
-    variance = spread_of_function(
-        state, apply_fn, inputs, chosen, ids, robust, chunk_size
+    return spread_of_chosen(
+        state, apply_fn, inputs, likelihood, choose, log_odds, robust, chunk_size
     )
-    return ids, line, variance
 
 
 # compiled once a model and shape, so that a second call compiles nothing

@@ -10,6 +10,7 @@ from fisherflow_jax import batch as batches
 from fisherflow_jax import vectors
 from fisherflow_jax.likelihoods import Likelihood
 from fisherflow_jax.posteriors.sampling import sample
+from fisherflow_jax.predictions.checks import check_inputs, check_likelihood
 from fisherflow_jax.predictions.prediction import known
 
 PyTree = Any
@@ -78,7 +79,8 @@ def weight_samples(
         raise ValueError(
             f"num_samples is a whole number of draws above 1; got {num_samples!r}."
         )
-    batches.as_batch((inputs, None))
+    check_inputs(state, inputs, None)
+    check_likelihood(likelihood)
     likelihood = known(likelihood, state)
     keys = jax.random.split(vectors.typed_key(key), num_samples)
     example = batches.unshare(inputs)

@@ -112,15 +112,10 @@ def _from_values(
     information: Any, like: PyTree | None, of_spectrum: Any, of_entries: Any
 ) -> PyTree:
     """A tree from functions of each spectrum and of each other leaf's entries."""
-    matrices = {
-        name: of_spectrum(name, spectrum)
-        for name, spectrum in spectra(information).items()
-    }
-    others = {
-        name: of_entries(name, entries)
-        for name, entries in information.other_entries.items()
-    }
     like = template(information, like)
+    found, entries = _shown(information, like)
+    matrices = {name: of_spectrum(name, spectrum) for name, spectrum in found.items()}
+    others = {name: of_entries(name, x) for name, x in entries.items()}
     return layer_vectors.join(information.layers, matrices, others, like)
 
 
@@ -174,20 +169,35 @@ def _sample(information: Any, key: jax.Array, like: PyTree | None = None) -> PyT
     )
 
 
-def _all_values(information: Any) -> list[jax.Array]:
-    values = [spectrum.values for spectrum in spectra(information).values()]
-    return values + list(information.other_entries.values())
+def names_shown(information: Any, like: PyTree | None) -> set[str]:
+    """The leaves of `like`; what Optax's masks hide from it is held, and left out."""
+    if like is None:
+        return set(information.layers.names)
+    return set(layer_vectors.named(like))
+
+
+def _shown(
+    information: Any, like: PyTree | None
+) -> tuple[dict[str, Spectrum], dict[str, jax.Array]]:
+    """The spectra and the other entries of the leaves of `like`."""
+    names = names_shown(information, like)
+    found = {name: x for name, x in spectra(information).items() if name in names}
+    entries = information.other_entries
+    return found, {name: x for name, x in entries.items() if name in names}
+
+
+def _all_values(information: Any, like: PyTree | None) -> list[jax.Array]:
+    found, entries = _shown(information, like)
+    return [spectrum.values for spectrum in found.values()] + list(entries.values())
 
 
 def _logdet(information: Any, like: PyTree | None = None) -> jax.Array:
-    del like
-    logs = [jnp.sum(jnp.log(values)) for values in _all_values(information)]
+    logs = [jnp.sum(jnp.log(values)) for values in _all_values(information, like)]
     return sum(logs, start=jnp.zeros((), _dtype(information)))
 
 
 def _trace(information: Any, like: PyTree | None = None) -> jax.Array:
-    del like
-    sums = [jnp.sum(values) for values in _all_values(information)]
+    sums = [jnp.sum(values) for values in _all_values(information, like)]
     return sum(sums, start=jnp.zeros((), _dtype(information)))
 
 

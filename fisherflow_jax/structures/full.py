@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from fisherflow_jax import information as ops
 from fisherflow_jax import vectors
-from fisherflow_jax.structures import dense, structure
+from fisherflow_jax.structures import dense, gram, structure
 from fisherflow_jax.structures.basis import map_basis
 from fisherflow_jax.structures.compensated import Compensated
 from fisherflow_jax.structures.structure import Structure
@@ -46,7 +46,8 @@ def full() -> Structure:
 
     Returns:
       A `Structure` whose information is a `Full`. Memory d^2; a solve costs d^3/3 once
-      and d^2 for each vector; a batch of n examples with R outputs adds n R d^2.
+      and d^2 for each vector; a batch of n examples with R outputs adds n R d^2, or
+      n d^2 where linear layers are used at one position an example.
 
     Example:
       >>> import jax.numpy as jnp
@@ -57,6 +58,8 @@ def full() -> Structure:
     """
 
     def reduce(stack: PyTree) -> Full:
+        if any(map(gram.is_product, jax.tree.leaves(stack, is_leaf=gram.is_product))):
+            return Full(gram.rows(stack))
         flat = vectors.ravel(stack, 1)
         like = jax.tree.map(lambda x: x[0], stack)
         return from_matrix(flat.T @ flat, like)
@@ -85,6 +88,7 @@ def full() -> Structure:
         ),
         from_matvec=from_matvec,
         from_full=lambda information: information,
+        held_by_outer_products=gram.held,
     )
 
 

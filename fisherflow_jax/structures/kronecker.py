@@ -72,8 +72,8 @@ def kronecker(
       I O (I + O) a vector.
 
     Raises:
-      ValueError: for a path in `sharing` that is no kernel; when an estimator finds
-        other layers.
+      ValueError: for layers that are none, or a path in `sharing` that is no kernel;
+        when an estimator finds other layers.
 
     Example:
       >>> import jax.numpy as jnp
@@ -100,6 +100,11 @@ def kronecker(
       George, Laurent, Bouthillier, Ballas, Vincent, "Fast approximate natural gradient
       descent in a Kronecker-factored eigenbasis", 2018.
     """
+    if not isinstance(layers, Layers):
+        raise ValueError(
+            "layers is what ff.layers.find_layers(apply_fn, params, inputs) returns; "
+            f"got {layers!r}."
+        )
     if eigenvalue_correction is not None:
         found = _bases_of(eigenvalue_correction, layers)
         return eigen_kronecker.in_bases(layers, *found)
@@ -239,10 +244,10 @@ def _diagonals(information: Kronecker) -> dict[str, jax.Array]:
 
 @ops.trace.register
 def _(information: Kronecker, like: PyTree | None = None) -> jax.Array:
-    del like
-    parts = [*_diagonals(information).values(), *information.other_entries.values()]
+    names = eigenbasis.names_shown(information, like)
+    parts = {**_diagonals(information), **information.other_entries}
     zero = jnp.zeros((), information.num_observations.dtype)
-    return sum([jnp.sum(part) for part in parts], start=zero)
+    return sum([jnp.sum(x) for name, x in parts.items() if name in names], start=zero)
 
 
 @ops.diagonal.register

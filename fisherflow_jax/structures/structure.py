@@ -29,6 +29,8 @@ class Structure(NamedTuple):
     """`Full` -> its own part of that matrix (mean, diagonal, blocks)."""
     takes_outer_products: bool = False
     """Whether `reduce` also takes leaves kept as `OuterProducts`."""
+    held_by_outer_products: Callable[[Any], int | None] | None = None
+    """`reduce` takes them where this, of one example's, counts what it holds."""
     layers: Layers | None = None
     """The layers it was given: with `batched`, models are run on whole batches."""
 

@@ -22,7 +22,6 @@ class AdaptDampingState(NamedTuple):
     """The wrapped state, in which the damping lives, and what was last found."""
 
     adapted_state: Any
-    num_updates: jax.Array  # () int32
     reduction_ratio: jax.Array  # () of the last comparison; NaN before the first
 
 
@@ -58,7 +57,7 @@ def adapt_damping(
         that are taken.
       loss: `(params, batch) -> number`, such as
         `ff.negative_log_likelihood(apply_fn, likelihood)`.
-      period: T, updates between two comparisons.
+      period: T, steps between two comparisons.
       rate: `omega`, in (0, 1): by how much the damping falls an update.
       low: the ratio below which damping rises; so it does where no reduction was
         predicted, or where the loss after the step is not finite.
@@ -70,14 +69,16 @@ def adapt_damping(
       A transformation whose update is `update(updates, state, params, *, batch,
       value=None, model_params=None, **extra)`, all of which it passes on; `value` is
       the loss at the parameters, where it is known. The state has `reduction_ratio`. A
-      skipped update, or a loss that is not finite before the step, changes no damping.
-      Cost: every `period` updates one evaluation of the loss (two without `value`) and
+      skipped or an accumulating update (as most of `optax.MultiSteps` are), or a loss
+      that is not finite before the step, changes no damping.
+      Cost: every `period` steps one evaluation of the loss (two without `value`) and
       one product with the information. Inverses that are kept use a new damping when
       they are next renewed.
 
     Raises:
-      ValueError: for options out of range; at update, for a missing batch or parameters
-        and where there is not one `ff.scale_by_fisher` with a Fisher information.
+      ValueError: for options out of range, and for an `optax.MultiSteps` object, which
+        drops the batch; at update, for a missing batch or parameters and where there is
+        not one `ff.scale_by_fisher` with a Fisher information.
 
     Example:
       >>> import jax
@@ -106,11 +107,17 @@ def adapt_damping(
       curvature", 2015, section 6.5.
     """
     _check(loss, period, rate, low, high, smallest, largest)
+    if isinstance(transformation, optax.MultiSteps):
+        raise ValueError(
+            "an optax.MultiSteps within another transformation gets no batch: give "
+            "optax.GradientTransformationExtraArgs(steps.init, steps.update), with "
+            "steps the MultiSteps."
+        )
     inner = optax.with_extra_args_support(transformation)
 
     def init_fn(params: PyTree) -> AdaptDampingState:
         unknown = jnp.full((), jnp.nan, vectors.float_dtype(params))
-        return AdaptDampingState(inner.init(params), jnp.zeros((), jnp.int32), unknown)
+        return AdaptDampingState(inner.init(params), unknown)
 
     def update_fn(
         updates: PyTree,
@@ -134,10 +141,11 @@ def adapt_damping(
         steps, after = inner.update(
             updates, state.adapted_state, params, batch=batch, **known, **extra
         )
-        skipped_before = fisher_state(state.adapted_state).num_skipped
         found = fisher_state(after)
+        # not so in an update that is skipped, or that only accumulates
+        stepped = found.step > fisher_state(state.adapted_state).step
 
-        def compare(updates, steps, found, model, batch, value, ratio):
+        def compare(updates, steps, found, stepped, model, batch, value, ratio):
             def judged() -> tuple[jax.Array, jax.Array]:
                 start = loss(model, batch) if value is None else value
                 now, predicted = _outcome(loss, updates, steps, found, model, batch)
@@ -148,7 +156,7 @@ def adapt_damping(
                 factor = jnp.where(good, 1.0, rate**-period)
                 factor = jnp.where(good & (new > high), rate**period, factor)
                 damping = found.damping * factor.astype(found.damping.dtype)
-                counts = jnp.isfinite(start) & (found.num_skipped == skipped_before)
+                counts = jnp.isfinite(start)
                 return (
                     jnp.where(
                         counts, jnp.clip(damping, smallest, largest), found.damping
@@ -156,15 +164,15 @@ def adapt_damping(
                     jnp.where(counts, new, ratio),
                 )
 
-            due = (state.num_updates + 1) % period == 0
+            due = stepped & (found.step % period == 0)
             return jax.lax.cond(due, judged, lambda: (found.damping, ratio))
 
-        arguments = updates, steps, found, model, batch, value, state.reduction_ratio
+        data = model, batch, value, state.reduction_ratio
         like = found.damping, state.reduction_ratio
-        damping, ratio = sharding.in_auto_mode(compare, like, *arguments)
-        return steps, AdaptDampingState(
-            _with_damping(after, damping), state.num_updates + 1, ratio
+        damping, ratio = sharding.in_auto_mode(
+            compare, like, updates, steps, found, stepped, *data
         )
+        return steps, AdaptDampingState(_with_damping(after, damping), ratio)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -211,9 +219,7 @@ def _check(
             f"ff.negative_log_likelihood(apply_fn, likelihood); got {loss!r}."
         )
     if not isinstance(period, int) or period < 1:
-        raise ValueError(
-            f"period is a positive whole number of updates; got {period!r}."
-        )
+        raise ValueError(f"period is a positive whole number of steps; got {period!r}.")
     if not 0 < rate < 1:
         raise ValueError(f"rate must be in (0, 1); got {rate}.")
     if not low <= high:

@@ -209,7 +209,8 @@ def check_batch(estimator: Estimator, batch: Any) -> None:
         raise ValueError(
             f"estimators.{estimator.name} needs the batch: call update(updates, state, "
             "params, batch=(inputs, targets)). Of wrappers that drop extra arguments, "
-            "flax's TrainState.apply_gradients is one."
+            "flax's TrainState.apply_gradients is one, and optax.MultiSteps within "
+            "another transformation a second."
         )
 
 

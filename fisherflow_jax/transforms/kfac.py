@@ -69,7 +69,8 @@ def kfac(
       with the inverses; every `inverse_period` steps the inverses, I^3 + O^3 a layer.
 
     Raises:
-      ValueError: as `ff.scale_by_fisher`; for layers of another model.
+      ValueError: as `ff.scale_by_fisher`; for layers of another model, and for an
+        estimator that has its model.
 
     Example:
       >>> import jax
@@ -106,6 +107,12 @@ def kfac(
       George, Laurent, Bouthillier, Ballas, Vincent, "Fast approximate natural gradient
       descent in a Kronecker-factored eigenbasis", 2018.
     """
+    if isinstance(estimator, estimators.Estimator):
+        raise ValueError(
+            "estimator is a factory, which kfac gives the model and its layers, such "
+            f"as ff.estimators.exact; got estimators.{estimator.name}(...), which has "
+            "a model."
+        )
     # optax.inject_hyperparams passes them by the name that they have together
     options = options.pop("options", {}) | options
     defaults: dict[str, Any] = {"inverse_period": 10}

@@ -228,19 +228,18 @@ def scale_by_fisher(
             updates, state, batch, key, model, sound
         )
         sound = sound & refreshed
-        mean = mean_information(memory, remembered)
+
+        def make() -> Any:
+            # of each step without a factorisation the mean would be a waste
+            mean = mean_information(memory, remembered)
+            return _factorise(mean, bases, damping_now)
 
         kept = bases if eigenvalue_correction else state.factorisation
         if kept is None or eigenvalue_correction:
-            factorisation = _factorise(mean, bases, damping_now)
+            factorisation = make()
         else:
             kept, finite = spreading.renew(
-                kept,
-                lambda: _factorise(mean, None, damping_now),
-                sound,
-                state.step,
-                _period_of(kept),
-                spread_inverses,
+                kept, make, sound, state.step, _period_of(kept), spread_inverses
             )
             factorisation, sound = kept, sound & finite
 

@@ -130,6 +130,7 @@ def renew(
             for turn, group in turns(kept, step, period, 1, True)
         ]
     sound = jnp.array(True)
+    make = jax.jit(make)  # traced once, whatever the number of groups
     for turn, members in groups:
         old = [leaves[i] for i in members]
 

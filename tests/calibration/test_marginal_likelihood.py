@@ -79,7 +79,7 @@ def test_exact_for_linear_regression(name, prior):
     np.testing.assert_allclose(found, expected, rtol=1e-10)
 
 
-@pytest.mark.parametrize("name", ["scalar", "diagonal", "block", "full", "kronecker"])
+@pytest.mark.parametrize("name", ["scalar", "full", "kronecker"])
 def test_gradients(name):
     """With the dense matrix, and finite differences in it, for prior and noise."""
     mean, _ = solved(np.full(8, 0.7), 0.5)
@@ -161,21 +161,24 @@ def test_parameters_at_the_prior_mean():
 
 
 def test_float32():
+    """MacKay's fixed point: effective parameters over the squared norm."""
     mean, _ = solved(np.full(8, 0.7), 0.5)
-    found = [
-        maximize_marginal_likelihood(
-            jax.tree.map(lambda x, t=dtype: x.astype(t), mean),
-            jax.tree.map(lambda x, t=dtype: x.astype(t), information("full")),
-            jnp.asarray(fit_of(mean, 1.0), dtype),
-            ff.likelihoods.gaussian(),
-        )
-        for dtype in (jnp.float32, jnp.float64)
-    ]
-    assert found[0].after.dtype == jnp.float32
-    np.testing.assert_allclose(
-        found[0].prior_precision, found[1].prior_precision, rtol=1e-2
+    fit, data = fit_of(mean, 1.0), information("full")
+    found = maximize_marginal_likelihood(
+        *jax.tree.map(lambda x: x.astype(jnp.float32), (mean, data, fit)),
+        ff.likelihoods.gaussian(),
     )
-    np.testing.assert_allclose(found[0].after, found[1].after, rtol=1e-5)
+    assert found.after.dtype == jnp.float32
+    values = np.linalg.eigvalsh(ff.information.to_dense(data))
+    norm = np.sum(np.square(ravel_pytree(mean)[0]))
+    prior = float(found.prior_precision)
+    np.testing.assert_allclose(
+        prior, np.sum(values / (values + prior)) / norm, rtol=1e-2
+    )
+    logs = 8 * np.log(prior) - np.sum(np.log(values + prior))
+    np.testing.assert_allclose(
+        found.after, fit + 0.5 * (logs - prior * norm), rtol=1e-5
+    )
 
 
 def test_classes_are_warned_of():

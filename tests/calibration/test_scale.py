@@ -53,6 +53,10 @@ def moments(state, apply_fn, x):
     return np.asarray(apply_fn(state.mean, x)), variance
 
 
+def jitted(density):
+    return jax.jit(density.value, static_argnums=0)
+
+
 def probit_loss(mean, variance, labels, scale):
     logits = mean / np.sqrt(1 + np.pi / 8 * scale * variance)
     return -special.log_softmax(logits, -1)[np.arange(len(labels)), labels].mean()
@@ -95,26 +99,24 @@ def test_the_posterior_is_the_same_but_for_its_scale(calibrated):
     assert again.after <= again.before
 
 
-def test_batches_of_any_size_and_padding(calibrated):
+def test_batches_padding_and_multiplicities(calibrated):
+    """Neither changes the mean; multiplicities are repeated rows."""
     state, x, y = classes()
-    padded_x = jnp.concatenate([x, jnp.full((5, 3), jnp.nan)])
-    padded_y = jnp.concatenate([y, jnp.full(5, 7)])
-    weights = jnp.repeat(jnp.array([1.0, 0.0]), jnp.array([40, 5]))
+    likelihood = ff.likelihoods.categorical()
+    padded_x = jnp.concatenate([x, jnp.full((20, 3), jnp.nan)])
+    padded_y = jnp.concatenate([y, jnp.full(20, 7)])
+    weights = jnp.repeat(jnp.array([2.0, 0.0]), jnp.array([40, 20]))
     stacked = ff.Stacked(
-        padded_x.reshape(3, 15, 3), padded_y.reshape(3, 15), weights.reshape(3, 15)
+        padded_x.reshape(3, 20, 3), padded_y.reshape(3, 20), weights.reshape(3, 20)
     )
-    loader = ((x[i : i + 15], y[i : i + 15]) for i in (0, 15, 30))
+    loader = ((x[i : i + 20], y[i : i + 20]) for i in (0, 20))
     for data in (loader, stacked):
-        found = ff.calibrate(state, classifier, data, ff.likelihoods.categorical())
+        found = ff.calibrate(state, classifier, data, likelihood)
         np.testing.assert_allclose(found.scale, calibrated.scale, rtol=1e-6)
         np.testing.assert_allclose(found.after, calibrated.after, rtol=1e-12)
-
-
-def test_weights_are_multiplicities():
-    state, x, y = classes()
-    weights = jnp.tile(jnp.array([2.0, 0.0]), 20)
-    rows = jnp.repeat(jnp.arange(0, 40, 2), 2)
-    likelihood = ff.likelihoods.categorical()
+    # some twice, some once, some not at all
+    weights = jnp.repeat(jnp.array([2.0, 1.0, 0.0]), jnp.array([8, 24, 8]))
+    rows = np.r_[0:8, 0:8, 8:32]
     found = ff.calibrate(state, classifier, (x, y, weights), likelihood)
     expected = ff.calibrate(state, classifier, (x[rows], y[rows]), likelihood)
     np.testing.assert_allclose(found.scale, expected.scale, rtol=1e-6)
@@ -146,7 +148,7 @@ def test_links(calibrated):
     )
     np.testing.assert_allclose(probit.scale, calibrated.scale, rtol=1e-5)
     np.testing.assert_allclose(probit.after, calibrated.after, rtol=1e-10)
-    link = ff.predictions.output_samples(jax.random.key(0), 100)
+    link = ff.predictions.output_samples(jax.random.key(0), 50)
     sampled = ff.calibrate(state, classifier, (x, y), likelihood, link=link)
     assert 0.3 < sampled.scale / calibrated.scale < 3
     assert abs(sampled.after - calibrated.after) < 0.05
@@ -168,6 +170,82 @@ def test_the_mean_alone_is_best():
     wrong = ff.calibrate(state, one_logit, (x, ~right), likelihood)
     assert wrong.boundary == 1 and wrong.scale > 1e6
     np.testing.assert_allclose(wrong.after, np.log(2), rtol=1e-3)
+
+
+@functools.cache
+def many_problems():
+    """Outputs of 300 models, from nearly perfect to worse than chance.
+
+    With informations a million times too small or too large.
+    """
+    rng = np.random.default_rng(6)
+    size = 10.0 ** rng.uniform(-6, 6, size=(300, 1, 1))
+    entries = size * 10.0 ** rng.uniform(-2, 2, size=(300, 2, 3))
+    x, truth = rng.normal(size=(300, 12, 2)), rng.normal(size=(300, 2, 3))
+    noise = rng.gumbel(size=(300, 12, 3)) * 10.0 ** rng.uniform(-2, 1, (300, 1, 1))
+    y = np.argmax(np.einsum("knd,kdc->knc", x, truth) + noise, -1)
+    means = truth * 10.0 ** rng.uniform(-1, 1.5, size=(300, 1, 1))
+    return tuple(map(jnp.asarray, (means, entries, x, y)))
+
+
+def test_never_worse_than_what_was_given_nor_than_the_mean_alone():
+    @jax.jit
+    @jax.vmap
+    def run(mean, entries, x, y):
+        state = ff.Posterior(mean, ff.structures.Diagonal(entries), jnp.ones(()))
+        found = ff.calibrate(state, linear, (x, y), ff.likelihoods.categorical())
+        return found._replace(posterior=None, likelihood=None)
+
+    found = run(*many_problems())
+    assert np.all(found.after <= found.before)
+    assert np.all(found.after <= found.mean_only + 1e-8 * (1 + found.mean_only))
+    assert np.all(np.isfinite(found.scale) & (found.scale > 0))
+    # the problems are of all kinds
+    assert set(np.asarray(found.boundary)) == {-1, 0, 1}
+    gain = np.minimum(found.before, found.mean_only) - found.after
+    assert np.mean(gain > 0.01) > 0.2
+
+
+def test_a_scale_that_the_search_misses_is_kept():
+    """A link with a peak at the scale given, far narrower than the search's steps."""
+    state, x, _ = classes()
+    state = ff.Posterior(state.mean, state.information, state.temperature)
+    given = ff.predictions.linearized_outputs(state, one_logit, x).variance
+
+    def peaked(outputs, likelihood):
+        log = jnp.log(outputs.variance / given)
+        chance = 0.5 - 0.1 * jnp.tanh(log) + 0.3 * jnp.exp(-1e8 * jnp.square(log))
+        return ff.predictions.Averaged(chance)
+
+    likelihood = ff.likelihoods.bernoulli()
+    found = ff.calibrate(state, one_logit, (x, jnp.ones(40)), likelihood, link=peaked)
+    np.testing.assert_allclose(found.after, -np.log(0.8), rtol=1e-9)
+    assert found.scale == 1 and found.after == found.before
+
+
+def test_never_worse_with_noise():
+    """Also where every target has the same variance: only their sum can be found."""
+
+    @jax.jit
+    @jax.vmap
+    def run(mean, entries, x, y):
+        state = ff.Posterior(mean, ff.structures.Diagonal(entries), jnp.ones(()))
+        found = ff.calibrate(state, linear, (x, y), ff.likelihoods.gaussian(0.3))
+        return found._replace(posterior=None, likelihood=None)
+
+    means, entries, x, labels = many_problems()
+    y = labels.astype(float)
+    found = run(means[..., 0], entries[..., 0], x, y)
+    same = run(means[..., 0], entries[..., 0], jnp.ones_like(x), y)
+    for each in (found, same):
+        assert np.all(each.after <= each.before)
+        assert np.all(each.after <= each.mean_only + 1e-8 * (1 + abs(each.mean_only)))
+    np.testing.assert_array_equal(same.boundary, 0)
+    variance = np.sum(1 / entries[..., 0], -1)
+    away = jnp.einsum("knd,kd->kn", jnp.ones_like(x), means[..., 0]) - y
+    total = np.mean(np.square(away), -1)
+    np.testing.assert_allclose(same.scale * variance + same.noise**2, total, rtol=1e-6)
+    np.testing.assert_allclose(same.scale / same.noise**2, 1 / 0.09, rtol=1e-6)
 
 
 @functools.cache
@@ -245,11 +323,11 @@ def test_a_flow_of_unknown_dispersion():
     )
     state, _ = jax.jit(flow.update)(flow.init(jnp.zeros(4)), (x[:20], y[:20]))
     found = ff.calibrate(state, linear, (x[20:], y[20:]), likelihood)
-    before = ff.predictions.linearized_outputs(state, linear, x)
-    after = ff.predictions.linearized_outputs(found.posterior, linear, x)
+    before = ff.predictions.linearized_outputs(state, linear, x[20:])
+    after = ff.predictions.linearized_outputs(found.posterior, linear, x[20:])
     np.testing.assert_allclose(after.variance, found.scale * before.variance)
-    std = jnp.sqrt(before.variance + state.dispersion)[20:]
-    expected = -stats.norm.logpdf(y[20:], before.mean[20:], std).mean()
+    std = jnp.sqrt(before.variance + state.dispersion)
+    expected = -stats.norm.logpdf(y[20:], before.mean, std).mean()
     np.testing.assert_allclose(found.before, expected, rtol=1e-8)
 
 
@@ -277,7 +355,7 @@ def test_counts():
     rows = np.arange(0, 54, 6)
     outputs = Outputs(jnp.asarray(mean), found.scale * jnp.asarray(variance))
     density = densities.log_density_of(ff.likelihoods.poisson(), (54,), (54,))
-    ours = -density.value(ff.likelihoods.poisson(), outputs, y)
+    ours = -jitted(density)(ff.likelihoods.poisson(), outputs, y)
     np.testing.assert_allclose(ours[rows], loss(float(found.scale), rows), rtol=1e-5)
     np.testing.assert_allclose(found.after, ours.mean(), rtol=1e-10)
     assert found.after < found.before and found.after < found.mean_only
@@ -324,7 +402,7 @@ def test_location_and_scale():
     assert density.needs_covariance
     variance = np.diagonal(covariance, axis1=1, axis2=2)
     outputs = Outputs(*map(jnp.asarray, (mean, variance, covariance)))
-    ours = density.value(likelihood, outputs, jnp.asarray(y))
+    ours = jitted(density)(likelihood, outputs, jnp.asarray(y))
     np.testing.assert_allclose(ours, np.log(p @ weight), rtol=1e-4)
 
 
@@ -342,5 +420,5 @@ def test_several_outputs_of_a_target():
     density = densities.log_density_of(likelihood, (1, 3), (1,))
     second = covariance[0] + jnp.outer(mean[0], mean[0])
     expected = jnp.log(1 + jnp.sum(curvature * second))
-    ours = density.value(likelihood, outputs, jnp.zeros(1))[0]
+    ours = jitted(density)(likelihood, outputs, jnp.zeros(1))[0]
     np.testing.assert_allclose(ours, expected, rtol=1e-12)

@@ -64,3 +64,17 @@ def test_a_bank():
     state = bank.init(STATE.mean)
     with pytest.raises(TypeError, match=r"one of state\.members"):
         ff.calibrate(state, apply_fn, (X, LABELS), ff.likelihoods.categorical())
+
+
+def test_a_batch_of_padding_alone():
+    """What stands in for its rows need not be finite in every model."""
+
+    def singular(params, x):
+        return apply_fn(params, x) / (x[:, :1] - 1)
+
+    likelihood, rows = ff.likelihoods.categorical(), X / 2
+    padding = (rows, LABELS, jnp.zeros(6))
+    alone = ff.calibrate(STATE, singular, (rows, LABELS), likelihood)
+    found = ff.calibrate(STATE, singular, [(rows, LABELS), padding], likelihood)
+    assert abs(found.after - alone.after) < 1e-12
+    assert abs(found.scale / alone.scale - 1) < 1e-6

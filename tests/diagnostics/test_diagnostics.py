@@ -93,7 +93,7 @@ def test_batches_add():
     whole, split = (
         ff.diagnostics.relative_error(
             information("kronecker"), apply_fn, CATEGORICAL, PARAMS, data, 1,
-            num_probes=8,
+            num_probes=24,
         )
         for data in (DATA, parts)
     )  # fmt: skip

@@ -8,14 +8,44 @@ import pytest
 import fisherflow_jax as ff
 import prediction_cases as cases
 from prediction_cases import MODELS
+from program_size import largest
 
 
-def test_the_whole_covariance_by_the_jacobian():
-    model, posterior = MODELS["mlp"], cases.state("mlp", "kronecker")
-    found = ff.predictions.joint(posterior, model.apply_fn, model.inputs, chunk_size=2)
-    rows = cases.jacobian("mlp").reshape((15, -1))
-    expected = rows @ cases.covariance(posterior) @ rows.T
+@pytest.mark.parametrize(
+    ("name", "structure"),
+    [
+        ("mlp", "block"),
+        ("mlp", "kronecker"),
+        ("conv", "kronecker"),
+        ("tokens", "eigen"),
+    ],
+)
+def test_the_whole_covariance_by_the_jacobian(belief, name, structure):
+    model, posterior = MODELS[name], cases.state(name, structure)
+    state = belief(
+        posterior.mean,
+        posterior.information,
+        dispersion=jnp.asarray(2.5),
+        degrees_of_freedom=jnp.asarray(9.0),
+    )
+    found = ff.predictions.joint(state, model.apply_fn, model.inputs, chunk_size=2)
+    rows = cases.jacobian(name)
+    rows = rows.reshape((-1, rows.shape[-1]))
+    expected = 2.5 * rows @ cases.covariance(posterior) @ rows.T
     np.testing.assert_allclose(found.covariance, expected, rtol=1e-9, atol=1e-10)
+
+
+def test_no_jacobian_of_all_parameters():
+    """Of a wide network: the outputs times themselves, and what returns to layers."""
+    shapes = {"w": (30, 40), "v": (40, 2)}
+    params = {name: jnp.zeros(shape) for name, shape in shapes.items()}
+    state = ff.Posterior(params, ff.structures.Scalar(jnp.ones(())), jnp.ones(()))
+    program = jax.make_jaxpr(
+        lambda state: ff.predictions.joint(
+            state, lambda p, x: jnp.tanh(x @ p["w"]) @ p["v"], jnp.zeros((8, 30))
+        )
+    )(state)
+    assert largest(program.jaxpr) <= 30 * 40 < 16 * 1280
 
 
 def test_it_is_the_gaussian_process_given_all_points():

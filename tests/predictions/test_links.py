@@ -1,5 +1,7 @@
 """Links against formulas, simulations and limits."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,6 +26,7 @@ def outputs(scale=1.0):
     return ff.predictions.Outputs(*map(jnp.asarray, (MEAN, variance, covariance)))
 
 
+@functools.cache
 def average(link, likelihood, scale=1.0):
     return jax.jit(lambda given: link(given, likelihood))(outputs(scale))
 
@@ -152,14 +155,19 @@ def predictions(state):
     ]
 
 
+@jax.jit
+def averages(state):
+    """What each link makes of the outputs."""
+    given = ff.predictions.linearized_outputs(
+        state, MODEL.apply_fn, MODEL.inputs, covariance=True
+    )
+    return [link(given, CATEGORICAL) for link in LINKS]
+
+
 def test_predict_with_links():
     posterior = cases.state("mlp", "diagonal")
-    given = ff.predictions.linearized_outputs(
-        posterior, MODEL.apply_fn, MODEL.inputs, covariance=True
-    )
     plain, *all_found = predictions(posterior)
-    for link, found in zip(LINKS, all_found, strict=True):
-        wanted = jax.jit(lambda given, link=link: link(given, CATEGORICAL))(given)
+    for wanted, found in zip(averages(posterior), all_found, strict=True):
         np.testing.assert_allclose(found.mean, wanted.mean, rtol=1e-9)
         np.testing.assert_allclose(np.sum(found.mean, -1), 1, rtol=1e-9)
         # a new target is 0 or 1 with the averaged probability

@@ -7,9 +7,9 @@ import pytest
 
 import fisherflow_jax as ff
 import prediction_cases as cases
-from prediction_cases import MODELS, STRUCTURES
+from prediction_cases import MODELS
 
-CASES = [("mlp", structure) for structure in STRUCTURES]
+CASES = [("mlp", s) for s in ("diagonal", "block", "low_rank", "kronecker", "eigen")]
 CASES += [("conv", s) for s in ("diagonal", "kronecker")]
 CASES += [("tokens", s) for s in ("diagonal", "eigen")]
 CASES += [("linear", "kronecker")]

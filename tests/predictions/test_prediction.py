@@ -179,16 +179,24 @@ def predict(state, inputs, *, case=MULTI, **options):
     return ff.predict(state, case.apply_fn, inputs, case.likelihood, **options)
 
 
-def reference(case, covariance, level=0.95, df=None):
-    """The same by the whole Jacobian of the mean, in numpy."""
+@functools.partial(jax.jit, static_argnames="case")
+def derivatives(flat, case):
+    """The outputs, the expected targets, and the Jacobian of these."""
+
+    def outputs_of(flat):
+        return case.apply_fn(cases.tree(flat), INPUTS)
 
     def mean_of(flat):
-        return case.mean(case.apply_fn(cases.tree(flat), INPUTS))
+        return case.mean(outputs_of(flat))
 
-    mean = np.asarray(mean_of(MEAN))
-    jacobian = np.asarray(jax.jacfwd(mean_of)(jnp.asarray(MEAN)))
+    return outputs_of(flat), mean_of(flat), jax.jacfwd(mean_of)(flat)
+
+
+def reference(case, covariance, level=0.95, df=None):
+    """The same by the whole Jacobian of the mean, in numpy."""
+    outputs, mean, jacobian = map(np.asarray, derivatives(jnp.asarray(MEAN), case))
     std = np.sqrt(np.einsum("...i,ij,...j->...", jacobian, covariance, jacobian))
-    noise = case.variance(np.asarray(case.apply_fn(cases.tree(MEAN), INPUTS)))
+    noise = case.variance(outputs)
     tail = (1 + level) / 2
     quantile = stats.norm.ppf(tail) if df is None else stats.t.ppf(tail, df)
     to_line, from_line = case.scale

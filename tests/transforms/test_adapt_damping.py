@@ -129,6 +129,25 @@ def test_a_loss_that_is_not_finite_after_the_step_raises_the_damping():
     np.testing.assert_allclose(optax.tree.get(state, "damping"), DAMPING)
 
 
+def test_updates_that_only_accumulate_are_not_judged():
+    steps = optax.MultiSteps(descent(), 3)
+    with pytest.raises(ValueError, match=r"gets no batch: .*\(steps.init, steps.upd"):
+        adapt_damping(steps, loss)
+    inner = optax.GradientTransformationExtraArgs(steps.init, steps.update)
+    optimizer = adapt_damping(inner, loss, period=1)
+    params, batch = jnp.array([THETA]), (jnp.ones((4, 1)), None)
+
+    def step(state, _):
+        gradient = jax.grad(loss)(params, batch)
+        _, state = optimizer.update(gradient, state, params, batch=batch)
+        return state, optax.tree.get(state, "damping")
+
+    found = jax.jit(lambda: jax.lax.scan(step, optimizer.init(params), length=6)[1])()
+    np.testing.assert_allclose(
+        found / DAMPING, [1, 1, 0.95, 0.95, 0.95, 0.95**2], rtol=1e-12
+    )
+
+
 def test_within_a_chain_a_mask_and_a_scan():
     def apply_fn(params, x):
         return x @ params["w"] + params["b"]
@@ -167,7 +186,7 @@ def test_within_a_chain_a_mask_and_a_scan():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"period": 0}, "period is a positive whole number of updates; got 0"),
+        ({"period": 0}, "period is a positive whole number of steps; got 0"),
         ({"rate": 1.0}, r"rate must be in \(0, 1\); got 1\.0"),
         ({"low": 0.8}, r"low must not exceed high; got 0\.8 and 0\.75"),
         ({"smallest": -1.0}, r"smallest is finite and not negative; got -1\.0"),

@@ -91,6 +91,55 @@ def test_a_model_whose_layers_are_others():
         )
 
 
+def refusing_other_shapes(params, x):
+    if x.shape[1] != 2:
+        raise AssertionError("two columns")
+    return cases.network(params, x)
+
+
+def test_a_model_may_refuse_its_inputs_with_any_error():
+    estimator = ff.estimators.exact(
+        refusing_other_shapes, cases.MODEL[1], ff.structures.kronecker(LAYERS)
+    )
+    with pytest.raises(ValueError, match=r"found for .* \(2,\); .* says: two columns"):
+        estimator(PARAMS, (np.ones((4, 3), np.float32), None))
+    with pytest.raises(ValueError, match=r"found for .* \(2,\); .* says: two columns"):
+        ff.layers.tap(refusing_other_shapes, LAYERS, PARAMS, np.ones((1, 3)))
+    # of inputs like those of the layers the model's own error says enough
+    with pytest.raises(ZeroDivisionError):
+        ff.layers.tap(lambda params, x: 1 / 0, LAYERS, PARAMS, np.ones((1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        (
+            (cases.network, cases.MODEL[1], str(LAYERS)),
+            {},
+            "layers is what .* got .par",
+        ),
+        (
+            (*reversed(cases.MODEL), LAYERS),
+            {},
+            "apply_fn is a function of .* got Likelihood",
+        ),
+        (
+            (cases.network, ff.likelihoods.categorical, LAYERS),
+            {},
+            r"such as ff.likelihoods.categorical\(\); got <function",
+        ),
+        (
+            (*cases.MODEL, LAYERS),
+            {"estimator": cases.diagonal_estimator()},
+            r"estimator is a factory, .* got estimators.exact\(...\)",
+        ),
+    ],
+)
+def test_what_is_no_model(arguments, options, message):
+    with pytest.raises(ValueError, match=message):
+        ff.kfac(0.1, *arguments, key=0, **options)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_negative_damping(kind):
     with pytest.raises(ValueError, match=r"damping is finite .* got -0\.1"):

@@ -123,6 +123,28 @@ def test_masked_solves_the_layers_that_are_shown_with_all_of_the_model():
     assert tuple(get_information(state, 12).input_factors) == FACTORS
 
 
+def test_a_posterior_of_what_masked_shows_leaves_out_what_is_held():
+    held = {**PARAMS, "last": optax.MaskedNode()}
+
+    @cases.compiled
+    def found(information):
+        posterior = ff.posterior(held, information, prior_precision=1.0)
+        logdet, trace = (
+            operation(posterior.information, held)
+            for operation in (ff.information.logdet, ff.information.trace)
+        )
+        dense = ff.information.to_dense(posterior.information, held)
+        return dense, logdet, trace, ff.sample(posterior, jax.random.key(0), (3,))
+
+    information = get_information(results()["masked"][1], 12)
+    dense, logdet, trace, drawn = found(information)
+    assert dense.shape == (13, 13)  # of 25 parameters
+    np.testing.assert_allclose(logdet, np.linalg.slogdet(dense)[1], rtol=1e-6)
+    np.testing.assert_allclose(trace, np.trace(dense), rtol=1e-6)
+    assert jax.tree.structure(drawn) == jax.tree.structure(held)
+    assert drawn["first"]["w"].shape == (3, 2, 4)
+
+
 def test_partition_of_two_optimizers_one_for_each_layer():
     updates, state = results()["partition"]
     assert_close(shown_part(updates), shown_part(results()["plain"][0]))
