@@ -87,13 +87,13 @@ def pulled(
             held = taps.entries(one, one_key)
         elif fast_squares:
             held = taps.entries_of_products(structure, one, one_key)
-        pull: Callable = taps.vectors
+        vectors_of: Callable = taps.vectors
         if held is None:
-            pull = _example_puller(apply_fn, likelihood, rule, params)
-            held = chunking.num_entries(pull, one, one_key)
+            vectors_of = _example_puller(apply_fn, likelihood, rule, params)
+            held = chunking.num_entries(vectors_of, one, one_key)
         size = chunk_size or chunking.default_size(held, chunking.CHUNK_ENTRIES)
         return chunking.sum_informations(
-            lambda chunk, chunk_keys: structure.reduce(pull(chunk, chunk_keys)),
+            lambda chunk, chunk_keys: structure.reduce(vectors_of(chunk, chunk_keys)),
             structure,
             params,
             batch,
@@ -111,11 +111,14 @@ def pulled(
         if use_taps:
             return tapping.table(apply_fn, params, batch, batched)
         path = "a gradient for each example"
-        if structure.held_by_outer_products is not None:
-            path = f"{path}, or products of inputs and gradients for several"
-                f"{path}, or products of inputs and of gradients where it has several"
-            )
-        elif not structure.takes_outer_products:
+        if fast_squares and not needs_targets:  # then an example has one vector
+            one = batches.map_examples(lambda x: x[:1], unlabelled)
+            key = chunking.example_keys(jax.random.key(0) if random else None, 1)
+            taps = tapping.TapPuller(apply_fn, likelihood, rule, params)
+            if taps.entries_of_products(structure, one, key) is not None:
+                path = "products of inputs times products of gradients"
+                return tapping.table_of_one_path(params, path)
+        if not structure.takes_outer_products:
             path = f"{path} ({structure.name} reduces whole vectors)"
         return tapping.table_of_one_path(params, path)
 

@@ -20,6 +20,7 @@ from fisherflow_jax.layers import Layer
 from fisherflow_jax.predictions.pulling import (
     Spread,
     Spreads,
+    embedding_rows,
     layer_rows,
     rotated_inputs,
     turned,
@@ -69,23 +70,59 @@ def _of_layer(
 ) -> jax.Array:
     """From inputs `(n, K, T, I)` and gradients `(n, R, K, T, O)`: `(n R, n R)`."""
     count = gradients.shape[0] * gradients.shape[1]
-    if layer.kind == "embedding" or layer.num_positions > 1:
+    if layer.kind != "embedding" and layer.num_positions > 1:
         rows = jax.vmap(lambda a, g: layer_rows(layer, spread, a, g))(inputs, gradients)
         return Rows(*(x.reshape((count, -1)) for x in rows)).covariance()
-    returned = turned("nrkto,kop->nrktp", gradients, spread.outputs)[..., 0, :]
-    entered = jax.vmap(lambda a: rotated_inputs(layer, spread, a, gradients.dtype))(
-        inputs
-    )
+    returned = turned("nrkto,kop->nrktp", gradients, spread.outputs)
+    if layer.kind == "embedding":
+        with_all = _of_table(layer, spread, inputs, returned)
+    else:
+        inputs = jax.vmap(lambda a: rotated_inputs(layer, spread, a, gradients.dtype))(
+            inputs
+        )
+        with_all = _of_kernel(spread, inputs, returned)
+    return jax.lax.map(with_all, (inputs, returned)).reshape((count, count))
+
+
+# The covariances of one example's outputs with all, `(R, n, R)`.
+_WithAll = Callable[[tuple[jax.Array, jax.Array]], jax.Array]
+
+
+def _of_kernel(spread: Spread, inputs: jax.Array, returned: jax.Array) -> _WithAll:
+    """A kernel that each example uses once."""
 
     def with_all(one: tuple[jax.Array, jax.Array]) -> jax.Array:
-        """The covariances of one example's outputs with all, `(R, n, R)`."""
         entering, rows = one
-        products = jnp.swapaxes(entering[None] * entered, 0, 2)[0]  # (K, n, I)
+        products = jnp.swapaxes(entering[None] * inputs, 0, 2)[0]  # (K, n, I)
         weights = jnp.einsum(
             "kni,kio->nko", products, spread.variances, precision=Precision.HIGHEST
         )
-        weighted = weights[:, None] * returned
-        return jnp.einsum("rko,nsko->rns", rows, weighted, precision=Precision.HIGHEST)
+        weighted = weights[:, None, :, None] * returned
+        return jnp.einsum(
+            "rkto,nskto->rns", rows, weighted, precision=Precision.HIGHEST
+        )
 
-    blocks = jax.lax.map(with_all, (entered, returned))
-    return blocks.reshape((count, count))
+    return with_all
+
+
+def _of_table(
+    layer: Layer, spread: Spread, ids: jax.Array, returned: jax.Array
+) -> _WithAll:
+    """The rows of a table that two examples both look up."""
+
+    def with_all(one: tuple[jax.Array, jax.Array]) -> jax.Array:
+        own, rows = one
+        left = embedding_rows(layer, spread.variances, own, rows).left
+        same = own[None, :, :, None] == ids[:, :, None, :]
+        met = jnp.einsum(
+            "nktu,nskuo->nskto",
+            same.astype(left.dtype),
+            returned,
+            precision=Precision.HIGHEST,
+        )
+        if layer.bias is not None:
+            of_bias = jnp.sum(returned, axis=3, keepdims=True)
+            met = jnp.concatenate([met, of_bias], axis=3)
+        return jnp.einsum("rkto,nskto->rns", left, met, precision=Precision.HIGHEST)
+
+    return with_all

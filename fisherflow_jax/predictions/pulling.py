@@ -150,7 +150,7 @@ def layer_rows(
     count = gradients.shape[0]
     gradients = turned("rkto,kop->rktp", gradients, spread.outputs)
     if layer.kind == "embedding":
-        pair = _embedding_rows(layer, spread.variances, inputs, gradients)
+        pair = embedding_rows(layer, spread.variances, inputs, gradients)
     else:
         entered = rotated_inputs(layer, spread, inputs, gradients.dtype)
         if layer.num_positions == 1:
@@ -189,7 +189,7 @@ def weights_of_outputs(inputs: jax.Array, variances: jax.Array) -> jax.Array:
     )
 
 
-def _embedding_rows(
+def embedding_rows(
     layer: Layer, variances: jax.Array, ids: jax.Array, gradients: jax.Array
 ) -> Rows:
     """The rows of the table that one example looks up, each counted once."""

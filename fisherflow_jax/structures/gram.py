@@ -48,7 +48,9 @@ def held(stack: PyTree) -> int | None:
             sides.append((1, leaf[0].size))
         size += math.prod(sides[-1])
     entries = sum(max(side) ** 2 for side in zip(*sides, strict=True))
-    return entries if columns > 1 and entries <= columns * size else None
+    if columns == 1 or not all(map(math.prod, sides)):
+        return None
+    return entries if entries <= columns * size else None
 
 
 def _is_plain(leaf: OuterProducts) -> bool:

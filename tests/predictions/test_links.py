@@ -26,20 +26,26 @@ def outputs(scale=1.0):
     return ff.predictions.Outputs(*map(jnp.asarray, (MEAN, variance, covariance)))
 
 
-@functools.cache
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def averaged(given, link, likelihood):
+    return link(given, likelihood)
+
+
 def average(link, likelihood, scale=1.0):
-    return jax.jit(lambda given: link(given, likelihood))(outputs(scale))
+    return averaged(outputs(scale), link, likelihood)
+
+
+DRAWS = 20_000
+PROBIT, SAMPLES = ff.predictions.probit(), ff.predictions.output_samples(0, DRAWS)
 
 
 def test_probit_by_its_formula():
     variance = np.diagonal(COVARIANCE, axis1=-2, axis2=-1)
     shrunk = MEAN / np.sqrt(1 + np.pi * variance / 8)
-    link = ff.predictions.probit()
-    found = average(link, CATEGORICAL).mean
+    found = average(PROBIT, CATEGORICAL).mean
     np.testing.assert_allclose(found, special.softmax(shrunk, -1), rtol=1e-12)
-    np.testing.assert_allclose(
-        average(link, BERNOULLI).mean, special.expit(shrunk), rtol=1e-12
-    )
+    found = average(PROBIT, BERNOULLI).mean
+    np.testing.assert_allclose(found, special.expit(shrunk), rtol=1e-12)
 
 
 def test_probit_is_close_to_the_integral_of_a_sigmoid():
@@ -47,27 +53,24 @@ def test_probit_is_close_to_the_integral_of_a_sigmoid():
     variance = np.diagonal(COVARIANCE, axis1=-2, axis2=-1)
     at = MEAN[..., None] + np.sqrt(variance)[..., None] * nodes
     exact = special.expit(at) @ weights / weights.sum()
-    found = average(ff.predictions.probit(), BERNOULLI).mean
+    found = average(PROBIT, BERNOULLI).mean
     np.testing.assert_allclose(found, exact, atol=0.01)
 
 
-@pytest.mark.parametrize(
-    "link", [ff.predictions.probit(), ff.predictions.output_samples(0, 8)]
-)
+@pytest.mark.parametrize("link", [PROBIT, SAMPLES])
 def test_no_uncertainty_is_the_softmax(link):
     found = average(link, CATEGORICAL, scale=1e-20)
     np.testing.assert_allclose(found.mean, special.softmax(MEAN, -1), rtol=1e-8)
 
 
 def test_output_samples_are_draws_of_the_correlated_logits():
-    count = 20_000
-    found = average(ff.predictions.output_samples(0, count), CATEGORICAL)
+    found = average(SAMPLES, CATEGORICAL)
     rng = np.random.default_rng(0)
     draws = MEAN + np.einsum(
-        "...iq,s...q->s...i", ROOT, rng.normal(size=(count, 3, 2, 6))
+        "...iq,s...q->s...i", ROOT, rng.normal(size=(DRAWS, 3, 2, 6))
     )
     shares = special.softmax(draws, -1)
-    error = np.sqrt(2 * shares.var(0) / count)
+    error = np.sqrt(2 * shares.var(0) / DRAWS)
     assert np.all(np.abs(found.mean - shares.mean(0)) < 5 * error)
     np.testing.assert_allclose(found.std, shares.std(0), rtol=0.05)
     own = (shares * (1 - shares)).mean(0)
@@ -76,8 +79,8 @@ def test_output_samples_are_draws_of_the_correlated_logits():
 
 
 def test_probit_and_output_samples_are_close():
-    samples = average(ff.predictions.output_samples(0, 4000), CATEGORICAL).mean
-    probit = average(ff.predictions.probit(), CATEGORICAL).mean
+    samples = average(SAMPLES, CATEGORICAL).mean
+    probit = average(PROBIT, CATEGORICAL).mean
     assert np.max(np.abs(samples - probit)) < 0.07
     plain = special.softmax(MEAN, -1)
     assert np.max(np.abs(samples - probit)) < 0.7 * np.max(np.abs(samples - plain))
@@ -108,7 +111,8 @@ def test_the_bridge_input_by_input(normalized):
 
 def test_the_bridge_of_a_bernoulli_is_that_of_two_classes():
     link = ff.predictions.laplace_bridge(normalized=True)
-    found = link(ff.predictions.Outputs(jnp.array([1.5]), jnp.array([0.7])), BERNOULLI)
+    given = ff.predictions.Outputs(jnp.array([1.5]), jnp.array([0.7]))
+    found = averaged(given, link, BERNOULLI)
     # logits (z / 2, -z / 2)
     mean, std = dirichlet(np.array([0.75, -0.75]), np.full(2, 0.175), normalized=True)
     np.testing.assert_allclose(found.mean, mean[:1], rtol=1e-10)
@@ -120,7 +124,7 @@ def test_the_bridge_of_saturated_logits_in_float32():
     covariance = jnp.broadcast_to(jnp.eye(3, dtype=jnp.float32), (2, 3, 3))
     given = ff.predictions.Outputs(mean, jnp.ones_like(mean), covariance)
     link = ff.predictions.laplace_bridge()
-    found = jax.jit(lambda given: link(given, CATEGORICAL))(given)
+    found = averaged(given, link, CATEGORICAL)
     for values in found:
         assert values.dtype == jnp.float32 and np.all(np.isfinite(values))
     np.testing.assert_allclose(found.mean, [[1, 0, 0], [1, 0, 0]], atol=1e-6)
@@ -131,7 +135,8 @@ def test_log_normal():
     given = ff.predictions.Outputs(jnp.asarray(mean), jnp.asarray(variance))
     link = ff.predictions.log_normal()
     exact = stats.lognorm(np.sqrt(variance), scale=np.exp(mean))
-    found = link(given, ff.likelihoods.negative_binomial(concentration=2.0))
+    likelihood = ff.likelihoods.negative_binomial(concentration=2.0)
+    found = averaged(given, link, likelihood)
     np.testing.assert_allclose(found.mean, exact.mean(), rtol=1e-12)
     np.testing.assert_allclose(found.std, exact.std(), rtol=1e-10)
     second = exact.var() + exact.mean() ** 2

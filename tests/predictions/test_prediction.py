@@ -107,7 +107,6 @@ CASES = [
         lambda z: special.softmax(z, -1) * (1 - special.softmax(z, -1)),
         *LOGIT,
     ),
-    Case("poisson", likelihoods.poisson(), one, jnp.exp, np.exp, *LOG),
     Case("poisson-multi", likelihoods.poisson(), three, jnp.exp, np.exp, *LOG),
     Case(
         "gaussian",
@@ -133,14 +132,6 @@ CASES = [
         first,
         lambda z: np.exp(2 * z[..., 1]),
         *IDENTITY,
-    ),
-    Case(
-        "gamma",
-        likelihoods.gamma(shape=4.0),
-        one,
-        jnp.exp,
-        lambda z: np.exp(2 * z) / 4,
-        *LOG,
     ),
     Case(
         "gamma-unknown",
@@ -170,8 +161,8 @@ CASES = [
 ]
 MULTI = next(case for case in CASES if case.name == "poisson-multi")
 FULL = next(case for case in STRUCTURES if case.name == "full")
-SOME = [c for c in STRUCTURES if c.name in ("diagonal", "units", "low_rank-4")]
-ROBUST = [c for c in STRUCTURES if c.name in ("scalar", "block-names", "full")]
+SOME = [c for c in STRUCTURES if c.name == "units"]
+ROBUST = [c for c in STRUCTURES if c.name in ("block-names", "full")]
 
 
 @functools.partial(jax.jit, static_argnames=("case", "robust", "chunk_size"))
@@ -258,10 +249,9 @@ def test_robust(belief, structure):
     compare(predict(state, INPUTS, robust=True), reference(MULTI, covariance))
 
 
-@pytest.mark.parametrize("chunk_size", [1, 3])
-def test_chunks_do_not_matter(state, chunk_size):
+def test_chunks_do_not_matter(state):
     compare(
-        predict(state, INPUTS, chunk_size=chunk_size),
+        predict(state, INPUTS, chunk_size=3),  # of seven
         predict(state, INPUTS),
         rtol=1e-11,
         atol=1e-13,

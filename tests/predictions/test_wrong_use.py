@@ -21,13 +21,13 @@ def predict(state, apply_fn=MODEL.apply_fn, likelihood=CATEGORICAL, **options):
 
 
 def test_something_that_is_no_state(posterior):
-    with pytest.raises(TypeError, match=r"has .mean and .information.*got function"):
+    with pytest.raises(TypeError, match=r"has .mean and .information.*got predict"):
         predict(predict)
 
     class Plain:
         mean, information = posterior.mean, posterior.information
 
-    with pytest.raises(TypeError, match="a state is a pytree.*got Plain"):
+    with pytest.raises(TypeError, match=r"a state is a pytree.*got Plain"):
         predict(Plain())
 
 
@@ -68,7 +68,7 @@ def test_outputs_that_do_not_fit(posterior):
 
 
 def test_something_that_is_no_link(posterior):
-    with pytest.raises(TypeError, match="a link is a function.*got 'probit'"):
+    with pytest.raises(TypeError, match=r"a link is a function.*got 'probit'"):
         predict(posterior, link="probit")
     with pytest.raises(TypeError, match=r"returns ff.predictions.Averaged.*; got"):
         predict(posterior, link=lambda given, _: given.mean)

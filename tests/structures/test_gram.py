@@ -55,7 +55,7 @@ def test_products_equal_vectors(kind, chunk_size):
 
 
 def test_where_an_example_has_several_vectors_it_is_cheaper():
-    x = jnp.ones((32, 12))
+    x, paths = jnp.ones((32, 12)), set()
 
     def cost(likelihood, outputs, fast):
         def apply_fn(params, x):
@@ -66,9 +66,13 @@ def test_where_an_example_has_several_vectors_it_is_cheaper():
             apply_fn, likelihood, ff.structures.full(), fast_squares=fast
         )
         params = {"kernel": jnp.ones((12, 10)), "head": jnp.ones((10, outputs))}
+        paths.add(estimator.paths(params, (x, None)).split("  ")[-1])
         compiled = jax.jit(lambda p: estimator(p, (x, None))).lower(params).compile()
         return compiled.cost_analysis()["flops"]
 
     assert cost(LIKELIHOOD, 6, True) < cost(LIKELIHOOD, 6, False) / 2
+    products = "products of inputs times products of gradients"
+    whole = "a gradient for each example (full() reduces whole vectors)"
+    assert paths == {products, whole}
     one = ff.likelihoods.bernoulli()
     assert cost(one, 1, True) == cost(one, 1, False)
