@@ -1,6 +1,5 @@
 """Variances of a model's outputs, streamed over examples and over outputs."""
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -153,7 +152,10 @@ def spread_of_chosen(
     def one(parts: list) -> Chosen:
         outputs, rows_of = examples.pull(parts)
         extra = choose(outputs)
-        line = functools.partial(function, extra=extra)
+
+        def line(outputs: jax.Array) -> jax.Array:
+            return function(outputs, extra)
+
         variance = _of_line(line, outputs, rows_of, at_once)
         return Chosen(extra[0], line(outputs)[0], variance)
 

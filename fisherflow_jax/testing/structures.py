@@ -87,8 +87,8 @@ def check_structure(
 
     Raises:
       AssertionError: if laws are broken: their names, rules and numbers, all at once.
-      ValueError: for parameters that are too many or not floating point, and names in
-        `skip` that are no laws.
+      ValueError: for parameters that are too many or not floating point, fewer than
+        100 samples, and names in `skip` that are no laws.
 
     Example:
       >>> import jax.numpy as jnp
@@ -99,6 +99,11 @@ def check_structure(
       (38, {})
     """
     _check_params(params)
+    if num_samples < 100:
+        raise ValueError(
+            "a covariance is not seen in fewer than 100 samples; num_samples is "
+            f"{num_samples}."
+        )
     laws = Laws(f"structure {structure.name}", STRUCTURE_LAWS, skip)
     laws.check("declared", lambda: transformations.declared(structure))
     samples = num_samples

@@ -206,7 +206,8 @@ def test_the_message_has_the_rule_and_the_numbers():
     with pytest.raises(AssertionError) as caught:
         check(structure(trace=lambda i, like=None: jnp.asarray(1.0)))
     message = str(caught.value)
-    assert "structure copy() breaks 1 of" in message
+    # the trace, and that of each part of a sum
+    assert "structure copy() breaks 2 of" in message
     assert "trace is that of the matrix\n  trace is 1, expected" in message
     assert "allowed 1e-09" in message
 
@@ -215,6 +216,8 @@ def test_bad_arguments():
     made = ff.structures.diagonal()
     with pytest.raises(ValueError, match=r"skip names \['adition'\], which"):
         ff.testing.check_structure(made, PARAMS, skip={"adition": "why"})
+    with pytest.raises(ValueError, match="fewer than 100 samples; num_samples is 1"):
+        ff.testing.check_structure(made, PARAMS, num_samples=1)
     with pytest.raises(ValueError, match="params have 300 entries"):
         ff.testing.check_structure(made, np.zeros(300))
     with pytest.raises(ValueError, match="int64"):
@@ -225,7 +228,7 @@ def test_settings_are_left_as_they_were():
     for enabled in (True, False):
         with jax.enable_x64(enabled):
             ff.testing.check_structure(
-                ff.structures.scalar(), np.zeros(2), num_samples=10
+                ff.structures.scalar(), np.zeros(2), num_samples=100
             )
             assert jax.config.jax_enable_x64 is enabled
     assert jax.config.jax_numpy_dtype_promotion == "standard"

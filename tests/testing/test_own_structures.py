@@ -34,7 +34,7 @@ def test_low_rank():
     assert "total" in report.checked
     # more directions than parameters lose nothing
     whole = ff.testing.check_structure(
-        ff.structures.low_rank(20), PARAMS, float_types=["float64"], num_samples=1
+        ff.structures.low_rank(20), PARAMS, float_types=["float64"], num_samples=100
     )
     assert {"addition", "any order", "fuse"} <= set(whole.checked)
 
