@@ -131,10 +131,7 @@ def advance(
     batch: Any,
 ) -> Accumulation:
     """`state` with one more batch."""
-
-    def take_in(state: Accumulation, params: PyTree, batch: Any) -> Accumulation:
-        return _with_batch(estimator, mesh, decay, state, params, batch)
-
+    take_in = functools.partial(_with_batch, estimator, mesh, decay)
     return in_auto_mode(take_in, state, state, params, batch)
 
 

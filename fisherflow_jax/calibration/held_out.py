@@ -54,10 +54,7 @@ def held_out(
     """
     parts = []
     for number, batch in enumerate(each_batch(validation)):
-        _check(state, apply_fn, batch, likelihood, number)
-        shape = jax.eval_shape(
-            apply_fn, state.mean, batches.unshare(batch.inputs)
-        ).shape
+        shape = _checked_shape(state, apply_fn, batch, likelihood, number)
         outputs = linearized_outputs(
             state,
             apply_fn,
@@ -82,9 +79,10 @@ def held_out(
     )
 
 
-def _check(
+def _checked_shape(
     state: Any, apply_fn: Callable, batch: Batch, likelihood: Likelihood, number: int
-) -> None:
+) -> tuple[int, ...]:
+    """The shape of the outputs of a batch that is sound."""
     if batch.targets is None:
         raise ValueError(f"validation needs targets; those of batch {number} are None.")
     outputs = jax.eval_shape(apply_fn, state.mean, batches.unshare(batch.inputs))
@@ -96,6 +94,7 @@ def _check(
             "positive weight."
         )
     _refuse(possible, likelihood, number)
+    return outputs.shape
 
 
 def _check_outputs(part: HeldOut, likelihood: Likelihood, number: int) -> None:

@@ -9,6 +9,7 @@ from fisherflow_jax import batch as batches
 from fisherflow_jax import information as ops
 from fisherflow_jax import priors, vectors
 from fisherflow_jax.calibration.determinant import check_layers, determinant
+from fisherflow_jax.posteriors.gaussian import check_about
 from fisherflow_jax.structures import Diagonal, Scalar
 
 PyTree = Any
@@ -109,20 +110,3 @@ def step_from(mean: PyTree, prior_mean: PyTree | None) -> PyTree:
             f"{shapes[1]}."
         )
     return jax.tree.map(lambda x, y: x - y, mean, prior_mean)
-
-
-def check_about(information: Any, mean: PyTree) -> None:
-    """Raises unless the information is about parameters like the mean, and finite."""
-    entries = ops.diagonal(information, mean)
-    shapes = [jax.tree.map(jnp.shape, tree) for tree in (entries, mean)]
-    if shapes[0] != shapes[1]:
-        raise ValueError(
-            "the information is about another tree than the mean: its parameters have "
-            f"shapes {shapes[0]}, the mean's are {shapes[1]}."
-        )
-    for path, leaf in jax.tree_util.tree_leaves_with_path(entries):
-        if not batches.holds(jnp.isfinite(leaf) & (leaf >= 0)):
-            raise ValueError(
-                "the diagonal of an information is finite and not negative; that of "
-                f"parameter {jax.tree_util.keystr(path)} is {leaf}."
-            )

@@ -16,12 +16,9 @@ from fisherflow_jax.calibration.determinant import (
     determinant,
     isotropic_determinant,
 )
-from fisherflow_jax.calibration.marginal_likelihood import (
-    as_number,
-    check_about,
-    step_from,
-)
+from fisherflow_jax.calibration.marginal_likelihood import as_number, step_from
 from fisherflow_jax.likelihoods import Likelihood
+from fisherflow_jax.posteriors.gaussian import check_about
 
 PyTree = Any
 

@@ -66,6 +66,20 @@ def pulled(
     use_taps = fast_squares and structure.takes_outer_products
     batched = tapping.batched_layers(structure, groups, chunk_size, fast_squares)
 
+    def cheapest(
+        params: PyTree, one: Batch, key: jax.Array | None
+    ) -> tuple[Callable, Callable[[], int]]:
+        """How examples are pulled back, and the numbers held for one of them."""
+        taps = tapping.TapPuller(apply_fn, likelihood, rule, params)
+        if use_taps:
+            return taps.vectors, lambda: taps.entries(one, key)
+        if fast_squares:
+            held = taps.entries_of_products(structure, one, key)
+            if held is not None:
+                return taps.vectors, lambda: held
+        pull = _example_puller(apply_fn, likelihood, rule, params)
+        return pull, lambda: chunking.num_entries(pull, one, key)
+
     def compute(params: PyTree, batch: Batch, key: jax.Array | None) -> Any:
         prepare(params, batch)
         keys = chunking.example_keys(key, batches.num_examples(batch))
@@ -80,18 +94,10 @@ def pulled(
             pull = _group_puller(apply_fn, likelihood, rule, params)
             return _sum_groups(pull, structure, params, batch, keys, groups, chunk_size)
         one = batches.map_examples(lambda x: x[:1], batch)
-        one_key = None if keys is None else keys[:1]
-        taps = tapping.TapPuller(apply_fn, likelihood, rule, params)
-        held = None
-        if use_taps:
-            held = taps.entries(one, one_key)
-        elif fast_squares:
-            held = taps.entries_of_products(structure, one, one_key)
-        vectors_of: Callable = taps.vectors
-        if held is None:
-            vectors_of = _example_puller(apply_fn, likelihood, rule, params)
-            held = chunking.num_entries(vectors_of, one, one_key)
-        size = chunk_size or chunking.default_size(held, chunking.CHUNK_ENTRIES)
+        vectors_of, entries = cheapest(params, one, None if keys is None else keys[:1])
+        size = chunk_size
+        if size is None:
+            size = chunking.default_size(entries(), chunking.CHUNK_ENTRIES)
         return chunking.sum_informations(
             lambda chunk, chunk_keys: structure.reduce(vectors_of(chunk, chunk_keys)),
             structure,
@@ -111,7 +117,8 @@ def pulled(
         if use_taps:
             return tapping.table(apply_fn, params, batch, batched)
         path = "a gradient for each example"
-        if fast_squares and not needs_targets:  # then an example has one vector
+        # rules that need targets make one vector an example, which gains nothing
+        if fast_squares and not needs_targets:
             one = batches.map_examples(lambda x: x[:1], unlabelled)
             key = chunking.example_keys(jax.random.key(0) if random else None, 1)
             taps = tapping.TapPuller(apply_fn, likelihood, rule, params)

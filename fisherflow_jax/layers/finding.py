@@ -6,8 +6,9 @@ from typing import Any
 import jax
 
 from fisherflow_jax import batch as batches
+from fisherflow_jax.layers.inputs import is_shared
 from fisherflow_jax.layers.layer import Layers
-from fisherflow_jax.layers.tracing import described, is_array, is_shared, trace
+from fisherflow_jax.layers.tracing import described, is_array, trace
 
 PyTree = Any
 

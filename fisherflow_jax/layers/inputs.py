@@ -19,11 +19,11 @@ Shapes = tuple[tuple[str, tuple[int, ...]], ...]  # of each array: its name and 
 
 def shapes_of_one(inputs: PyTree) -> Shapes:
     """Of one example; parts in `ff.Shared` have none."""
-    leaves = jax.tree_util.tree_leaves_with_path(inputs, is_leaf=_is_shared)
+    leaves = jax.tree_util.tree_leaves_with_path(inputs, is_leaf=is_shared)
     return tuple(
         (vectors.leaf_name(path), tuple(jnp.shape(leaf)[1:]))
         for path, leaf in leaves
-        if not _is_shared(leaf)
+        if not is_shared(leaf)
     )
 
 
@@ -42,7 +42,7 @@ def named(layers: "Layers | None", inputs: PyTree) -> Iterator[None]:
         ) from error
 
 
-def _is_shared(node: Any) -> bool:
+def is_shared(node: Any) -> bool:
     return isinstance(node, batches.Shared)
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from fisherflow_jax import batch as batches
 from fisherflow_jax import vectors
 from fisherflow_jax.layers import _compat, examples, views
-from fisherflow_jax.layers.inputs import shapes_of_one
+from fisherflow_jax.layers.inputs import is_shared, shapes_of_one
 from fisherflow_jax.layers.layer import Layer, Layers
 from fisherflow_jax.layers.uses import Path, Spread, Use, Walk
 from fisherflow_jax.layers.walk import walk
@@ -212,10 +212,6 @@ def _layer(uses: tuple[Use, ...]) -> Layer:
         first.bias and first.bias.view,
         tuple(use.path for use in uses),
     )
-
-
-def is_shared(node: Any) -> bool:
-    return isinstance(node, batches.Shared)
 
 
 def is_array(leaf: Any) -> bool:

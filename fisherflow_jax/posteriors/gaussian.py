@@ -69,16 +69,7 @@ def posterior(
       2020.
     """
     mean = vectors.real_arrays(mean, "mean")
-    entries = ops.diagonal(information, mean)
-    if not vectors.same_structure(entries, mean) or jax.tree.map(
-        jnp.shape, entries
-    ) != jax.tree.map(jnp.shape, mean):
-        raise ValueError(
-            "the information is about another tree than the mean: its parameters have "
-            f"shapes {jax.tree.map(jnp.shape, entries)}, the mean's are "
-            f"{jax.tree.map(jnp.shape, mean)}."
-        )
-    _check_finite(entries)
+    check_about(information, mean)
     temperature = jnp.asarray(temperature, vectors.float_dtype(mean))
     if temperature.shape != ():
         raise ValueError(f"temperature is one number; got shape {temperature.shape}.")
@@ -89,13 +80,26 @@ def posterior(
     return Posterior(mean, ops.scale(total, 1 / temperature), temperature)
 
 
-def _check_finite(entries: PyTree) -> None:
+def check_about(information: Any, mean: PyTree) -> None:
+    """Raises unless the information is about parameters like the mean, and finite."""
+    entries = ops.diagonal(information, mean)
+    check_like(entries, mean)
     for path, leaf in jax.tree_util.tree_leaves_with_path(entries):
         if not batches.holds(jnp.isfinite(leaf) & (leaf >= 0)):
             raise ValueError(
                 "the diagonal of an information is finite and not negative; that of "
                 f"parameter {jax.tree_util.keystr(path)} is {leaf}."
             )
+
+
+def check_like(entries: PyTree, mean: PyTree) -> None:
+    """Raises unless an information's diagonal, or its shapes, is like the mean."""
+    shapes = [jax.tree.map(jnp.shape, tree) for tree in (entries, mean)]
+    if not vectors.same_structure(entries, mean) or shapes[0] != shapes[1]:
+        raise ValueError(
+            "the information is about another tree than the mean: its parameters have "
+            f"shapes {shapes[0]}, the mean's are {shapes[1]}."
+        )
 
 
 def log_density(state: Any, params: PyTree) -> jax.Array:

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from fisherflow_jax import batch as batches
 from fisherflow_jax import information as ops
@@ -12,6 +11,7 @@ from fisherflow_jax import vectors
 from fisherflow_jax.bank import BankState
 from fisherflow_jax.estimators.chunking import check_chunk_size
 from fisherflow_jax.likelihoods import Likelihood
+from fisherflow_jax.posteriors.gaussian import check_like
 from fisherflow_jax.posteriors.intervals import dispersion_of
 
 PyTree = Any
@@ -54,12 +54,7 @@ def check_model(
 ) -> None:
     """Raises where model and state do not go together. Static: shapes alone."""
     about = jax.eval_shape(ops.diagonal, ops.plain(state.information), state.mean)
-    shapes = [jax.tree.map(jnp.shape, tree) for tree in (about, state.mean)]
-    if shapes[0] != shapes[1]:
-        raise ValueError(
-            "the information is about another tree than the mean: its parameters have "
-            f"shapes {shapes[0]}, the mean's are {shapes[1]}."
-        )
+    check_like(about, state.mean)
     try:
         outputs = jax.eval_shape(apply_fn, state.mean, batches.unshare(inputs))
     except Exception as error:

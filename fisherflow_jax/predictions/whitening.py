@@ -20,10 +20,8 @@ from fisherflow_jax.posteriors.intervals import meat_of
 from fisherflow_jax.structures import (
     Block,
     Compensated,
-    Diagonal,
     Full,
     LowRank,
-    Scalar,
     UnitBlock,
     dense,
 )
@@ -90,17 +88,6 @@ def _root(information: Any) -> Whitener:
 @_root.register
 def _(information: Compensated) -> Whitener:
     return _root(information.value)
-
-
-@_root.register(Scalar)
-@_root.register(Diagonal)
-def _(information: Any) -> Whitener:
-    def divide(stack: PyTree) -> Rows:
-        like = jax.tree.map(lambda x: x[0], stack)
-        root = jnp.sqrt(vectors.ravel(ops.diagonal(information, like)))
-        return _same(vectors.ravel(stack, 1) / root[None])
-
-    return divide
 
 
 @_root.register(Full)

@@ -11,7 +11,11 @@ from fisherflow_jax import information as ops
 from fisherflow_jax import vectors
 from fisherflow_jax.transforms import sharding
 from fisherflow_jax.transforms.checks import check_not_negative
-from fisherflow_jax.transforms.get_information import believed, fisher_state
+from fisherflow_jax.transforms.get_information import (
+    believed,
+    fisher_state,
+    is_fisher_state,
+)
 from fisherflow_jax.transforms.restriction import fill_with_zeros, has_holes
 from fisherflow_jax.transforms.state import ScaleByFisherState
 
@@ -194,9 +198,6 @@ def _outcome(
 
 
 def _with_damping(state: Any, damping: jax.Array) -> Any:
-    def is_fisher_state(node: Any) -> bool:
-        return isinstance(node, ScaleByFisherState)
-
     return jax.tree.map(
         lambda node: node._replace(damping=damping) if is_fisher_state(node) else node,
         state,

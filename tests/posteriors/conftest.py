@@ -11,17 +11,7 @@ import pytest
 import statsmodels.api as sm
 
 import fisherflow_jax as ff
-
-
-class Belief(NamedTuple):
-    """Anything with `.mean` and `.information`, as the posterior's functions ask."""
-
-    mean: Any
-    information: Any
-    meat: Any = None
-    dispersion: Any = None
-    degrees_of_freedom: Any = None
-    count: Any = None
+from beliefs import Belief
 
 
 class Fit(NamedTuple):
