@@ -1,24 +1,24 @@
 """Calibration: scale and temperature on held-out data, evidence, conformal sets."""
 
-from fisherflow_jax.calibration.conformal import Conformal as Conformal
-from fisherflow_jax.calibration.conformal import adaptive as adaptive
-from fisherflow_jax.calibration.conformal import (
+from fisherflow_jax.calibration._conformal import Conformal as Conformal
+from fisherflow_jax.calibration._conformal import adaptive as adaptive
+from fisherflow_jax.calibration._conformal import (
     conformal_intervals as conformal_intervals,
 )
-from fisherflow_jax.calibration.conformal import conformal_sets as conformal_sets
-from fisherflow_jax.calibration.conformal import least_ambiguous as least_ambiguous
-from fisherflow_jax.calibration.marginal_likelihood import (
+from fisherflow_jax.calibration._conformal import conformal_sets as conformal_sets
+from fisherflow_jax.calibration._conformal import least_ambiguous as least_ambiguous
+from fisherflow_jax.calibration._marginal_likelihood import (
     log_marginal_likelihood as log_marginal_likelihood,
 )
-from fisherflow_jax.calibration.prior_precision import PriorSearch as PriorSearch
-from fisherflow_jax.calibration.prior_precision import (
+from fisherflow_jax.calibration._prior_precision import PriorSearch as PriorSearch
+from fisherflow_jax.calibration._prior_precision import (
     maximize_marginal_likelihood as maximize_marginal_likelihood,
 )
-from fisherflow_jax.calibration.scale import Calibration as Calibration
-from fisherflow_jax.calibration.scale import calibrate as calibrate
-from fisherflow_jax.calibration.temperature import (
+from fisherflow_jax.calibration._scale import Calibration as Calibration
+from fisherflow_jax.calibration._scale import calibrate as calibrate
+from fisherflow_jax.calibration._temperature import (
     TemperatureScaling as TemperatureScaling,
 )
-from fisherflow_jax.calibration.temperature import (
+from fisherflow_jax.calibration._temperature import (
     temperature_scaling as temperature_scaling,
 )

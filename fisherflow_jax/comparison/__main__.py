@@ -2,7 +2,7 @@
 
 import sys
 
-from fisherflow_jax.comparison.command import main
+from fisherflow_jax.comparison._command import main
 
 if __name__ == "__main__":
     sys.exit(main())

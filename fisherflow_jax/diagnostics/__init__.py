@@ -1,13 +1,13 @@
 """How good is a structure here: errors, ratios and dimensions, in one table."""
 
-from fisherflow_jax.diagnostics.dimensions import (
+from fisherflow_jax.diagnostics._dimensions import (
     effective_parameters as effective_parameters,
 )
-from fisherflow_jax.diagnostics.dimensions import effective_rank as effective_rank
-from fisherflow_jax.diagnostics.eigenvalues import eigenvalues as eigenvalues
-from fisherflow_jax.diagnostics.errors import Measurement as Measurement
-from fisherflow_jax.diagnostics.errors import relative_error as relative_error
-from fisherflow_jax.diagnostics.errors import trace_ratio as trace_ratio
-from fisherflow_jax.diagnostics.table import Row as Row
-from fisherflow_jax.diagnostics.table import Table as Table
-from fisherflow_jax.diagnostics.table import table as table
+from fisherflow_jax.diagnostics._dimensions import effective_rank as effective_rank
+from fisherflow_jax.diagnostics._eigenvalues import eigenvalues as eigenvalues
+from fisherflow_jax.diagnostics._errors import Measurement as Measurement
+from fisherflow_jax.diagnostics._errors import relative_error as relative_error
+from fisherflow_jax.diagnostics._errors import trace_ratio as trace_ratio
+from fisherflow_jax.diagnostics._table import Row as Row
+from fisherflow_jax.diagnostics._table import Table as Table
+from fisherflow_jax.diagnostics._table import table as table

@@ -1,17 +1,17 @@
 """Estimators: which vectors enter at the model's outputs and are squared."""
 
-from fisherflow_jax.estimators.estimator import Estimator as Estimator
-from fisherflow_jax.estimators.exact import exact as exact
-from fisherflow_jax.estimators.hutchinson import hutchinson as hutchinson
-from fisherflow_jax.estimators.hutchinson import hutchinson_dg as hutchinson_dg
-from fisherflow_jax.estimators.hutchinson import hutchinson_rank1 as hutchinson_rank1
-from fisherflow_jax.estimators.hutchinson import hutchinson_rankk as hutchinson_rankk
-from fisherflow_jax.estimators.hutchinson import hutchinson_sqrt as hutchinson_sqrt
-from fisherflow_jax.estimators.observed import observed as observed
-from fisherflow_jax.estimators.probes import gaussian as gaussian
-from fisherflow_jax.estimators.probes import rademacher as rademacher
-from fisherflow_jax.estimators.scores import empirical as empirical
-from fisherflow_jax.estimators.scores import monte_carlo as monte_carlo
-from fisherflow_jax.estimators.squared_gradient import (
+from fisherflow_jax.estimators._estimator import Estimator as Estimator
+from fisherflow_jax.estimators._exact import exact as exact
+from fisherflow_jax.estimators._hutchinson import hutchinson as hutchinson
+from fisherflow_jax.estimators._hutchinson import hutchinson_dg as hutchinson_dg
+from fisherflow_jax.estimators._hutchinson import hutchinson_rank1 as hutchinson_rank1
+from fisherflow_jax.estimators._hutchinson import hutchinson_rankk as hutchinson_rankk
+from fisherflow_jax.estimators._hutchinson import hutchinson_sqrt as hutchinson_sqrt
+from fisherflow_jax.estimators._observed import observed as observed
+from fisherflow_jax.estimators._probes import gaussian as gaussian
+from fisherflow_jax.estimators._probes import rademacher as rademacher
+from fisherflow_jax.estimators._scores import empirical as empirical
+from fisherflow_jax.estimators._scores import monte_carlo as monte_carlo
+from fisherflow_jax.estimators._squared_gradient import (
     squared_gradient as squared_gradient,
 )

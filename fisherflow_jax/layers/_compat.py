@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.extend import core
 
-from fisherflow_jax.layers.views import View
+from fisherflow_jax.layers._views import View
 
 _JAXPR = (core.Jaxpr, core.ClosedJaxpr)
 

@@ -1,18 +1,16 @@
 """What a state says: intervals, samples, predictions, tests, fusion."""
 
-from fisherflow_jax.posteriors.gaussian import Posterior as Posterior
-from fisherflow_jax.posteriors.gaussian import log_density as log_density
-from fisherflow_jax.posteriors.gaussian import only as only
-from fisherflow_jax.posteriors.gaussian import posterior as posterior
-from fisherflow_jax.posteriors.hypotheses import Estimate as Estimate
-from fisherflow_jax.posteriors.hypotheses import WaldTest as WaldTest
-from fisherflow_jax.posteriors.hypotheses import delta_method as delta_method
-from fisherflow_jax.posteriors.hypotheses import wald_test as wald_test
-from fisherflow_jax.posteriors.intervals import (
+from fisherflow_jax.posteriors._gaussian import Posterior as Posterior
+from fisherflow_jax.posteriors._gaussian import log_density as log_density
+from fisherflow_jax.posteriors._gaussian import posterior as posterior
+from fisherflow_jax.posteriors._hypotheses import Estimate as Estimate
+from fisherflow_jax.posteriors._hypotheses import WaldTest as WaldTest
+from fisherflow_jax.posteriors._hypotheses import delta_method as delta_method
+from fisherflow_jax.posteriors._hypotheses import wald_test as wald_test
+from fisherflow_jax.posteriors._intervals import (
     confidence_interval as confidence_interval,
 )
-from fisherflow_jax.posteriors.intervals import standard_error as standard_error
-from fisherflow_jax.posteriors.merging import merge as merge
-from fisherflow_jax.posteriors.sampling import sample as sample
-from fisherflow_jax.posteriors.summary import Summary as Summary
-from fisherflow_jax.posteriors.summary import summary as summary
+from fisherflow_jax.posteriors._intervals import standard_error as standard_error
+from fisherflow_jax.posteriors._sampling import sample as sample
+from fisherflow_jax.posteriors._summary import Summary as Summary
+from fisherflow_jax.posteriors._summary import summary as summary

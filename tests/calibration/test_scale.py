@@ -9,7 +9,7 @@ import pytest
 from scipy import integrate, optimize, special, stats
 
 import fisherflow_jax as ff
-from fisherflow_jax.calibration import densities
+from fisherflow_jax.calibration import _densities as densities
 from fisherflow_jax.predictions import Outputs
 
 

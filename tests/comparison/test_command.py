@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from fisherflow_jax import comparison
-from fisherflow_jax.comparison.command import main
-from fisherflow_jax.comparison.problem import find_function, load_problem
+from fisherflow_jax.comparison._command import main
+from fisherflow_jax.comparison._problem import find_function, load_problem
 
 FILE = """
 import numpy as np

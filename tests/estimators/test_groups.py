@@ -10,7 +10,7 @@ import pytest
 import estimator_cases as cases
 import fisherflow_jax as ff
 from estimator_cases import COUNT, NAMED, STRUCTURES, WEIGHTS
-from fisherflow_jax.estimators import scores
+from fisherflow_jax.estimators import _scores as scores
 from program_size import largest
 from sign_enumeration import KEY, example_keys, lookup, signs
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import fisherflow_jax as ff
-from fisherflow_jax.estimators import chunking
+from fisherflow_jax.estimators import _chunking as chunking
 from program_size import largest
 
 COUNT, INPUTS, HIDDEN = 64, 3, 40

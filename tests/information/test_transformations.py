@@ -10,7 +10,7 @@ import pytest
 
 import fisherflow_jax as ff
 import structure_cases as cases
-from fisherflow_jax.structures.compensated import compensate
+from fisherflow_jax.structures._compensated import compensate
 from structure_cases import CASES, NAMED, SIZE, STRUCTURES
 
 every_structure = pytest.mark.parametrize("case", STRUCTURES, ids=repr)

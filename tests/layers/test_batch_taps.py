@@ -7,7 +7,8 @@ import pytest
 from jax import lax
 
 import fisherflow_jax as ff
-from fisherflow_jax.layers import examples, find_layers, tap, tap_batch
+from fisherflow_jax.layers import _examples as examples
+from fisherflow_jax.layers import find_layers, tap, tap_batch
 from layer_cases import FOUND, STEPS, Model, X, draw, model, treatments
 from layer_gradients import kernel_gradient
 from layer_near_misses import NEAR_MISSES
@@ -173,7 +174,7 @@ def test_the_comparison_sees_rows_of_other_examples(mutate, monkeypatch):
         return jnp.roll(original(view, depth, values), 1, 0)
 
     if mutate == "roll":
-        monkeypatch.setattr("fisherflow_jax.layers.batch_taps.examples_first", rolled)
+        monkeypatch.setattr("fisherflow_jax.layers._batch_taps.examples_first", rolled)
     _, (_, entering, _), (expected, _, _), _, _ = run(CASES["vmap"], by_example=True)
     assert np.allclose(entering[0], expected[0]) == (mutate == "none")
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from jax import lax
 
-from fisherflow_jax.layers import find_layers, linear, tap
+from fisherflow_jax.layers import _linear as linear
+from fisherflow_jax.layers import find_layers, tap
 from layer_cases import FOUND, STEPS, draw
 from layer_gradients import by_taps, by_vjp, compare, kernel_gradient
 from layer_near_misses import NEAR_MISSES

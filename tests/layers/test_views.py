@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from fisherflow_jax.layers import views
-from fisherflow_jax.layers.views import NotStrided
+from fisherflow_jax.layers import _views as views
+from fisherflow_jax.layers._views import NotStrided
 
 
 def positions(view):

@@ -7,7 +7,7 @@ import pytest
 
 from fisherflow_jax import information as ops
 from fisherflow_jax import plots, structures
-from fisherflow_jax.structures.compensated import compensate
+from fisherflow_jax.structures._compensated import compensate
 
 PARAMS = {"w": jnp.zeros((3, 2)), "b": jnp.zeros(2)}
 FACTORIES = [

@@ -7,7 +7,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import fisherflow_jax as ff
-from fisherflow_jax.predictions.last_layer import is_last_layer
+from fisherflow_jax.predictions._last_layer import is_last_layer
 from fisherflow_jax.structures import EigenKronecker
 from program_size import largest
 

@@ -44,7 +44,7 @@ def test_blocks_of_outputs_and_chunks_of_examples_do_not_matter(monkeypatch):
         return model.apply_fn(*arguments)
 
     # so little at once that one cotangent is pulled back after the other
-    monkeypatch.setattr("fisherflow_jax.predictions.streaming._ENTRIES", 40)
+    monkeypatch.setattr("fisherflow_jax.predictions._streaming._ENTRIES", 40)
     for options in ({"chunk_size": 2}, {"covariance": True}):
         found = ff.predictions.linearized_outputs(
             posterior, again, model.inputs, **options

@@ -7,7 +7,7 @@ import pytest
 
 import fisherflow_jax as ff
 from fisherflow_jax.structures import Compensated
-from fisherflow_jax.structures.compensated import compensate
+from fisherflow_jax.structures._compensated import compensate
 
 ADDITIONS = 100_000
 STRUCTURES = {

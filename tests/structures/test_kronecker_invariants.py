@@ -9,7 +9,7 @@ import pytest
 from jax import lax
 
 import fisherflow_jax as ff
-from fisherflow_jax.structures import kronecker_factors, layer_vectors
+from fisherflow_jax.structures._algebra import kronecker_factors, layer_vectors
 
 EXACT = {"rtol": 1e-10, "atol": 1e-12}
 # most of the time goes into compiling, and tiny arrays gain nothing from it

@@ -9,7 +9,8 @@ import optax
 import pytest
 
 import fisherflow_jax as ff
-from fisherflow_jax.transforms import correction, scale_by_fisher
+from fisherflow_jax.transforms import scale_by_fisher
+from fisherflow_jax.transforms.preconditioner import correct as correction
 
 EXACT = {"rtol": 1e-8, "atol": 1e-10}
 LIKELIHOOD = ff.likelihoods.categorical()

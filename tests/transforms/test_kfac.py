@@ -10,9 +10,9 @@ import pytest
 
 import fisherflow_jax as ff
 import transform_cases as cases
-from fisherflow_jax.transforms import preconditioning
-from fisherflow_jax.transforms.factored import factored_damping
-from fisherflow_jax.transforms.kfac import kfac
+from fisherflow_jax.transforms._kfac import kfac
+from fisherflow_jax.transforms.preconditioner import factorise as preconditioning
+from fisherflow_jax.transforms.preconditioner.factored import factored_damping
 
 EXACT = {"rtol": 1e-9, "atol": 1e-11}
 

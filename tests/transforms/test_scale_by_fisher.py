@@ -13,7 +13,7 @@ from fisherflow_jax.transforms import (
     relative_to_mean_eigenvalue,
     scale_by_fisher,
 )
-from fisherflow_jax.transforms.preconditioning import apply
+from fisherflow_jax.transforms.preconditioner.factorise import apply
 
 DAMPING, NOISE, DECAY = 0.3, 0.01, 0.9
 MEMORIES = {

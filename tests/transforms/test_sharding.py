@@ -18,7 +18,7 @@ def test_sharded_batches_and_parameters_in_auto_and_explicit_meshes():
         "JAX_PLATFORMS": "cpu",
         "JAX_ENABLE_X64": "1",
     }
-    program = Path(__file__).parents[1] / "eight_devices.py"
+    program = Path(__file__).parent / "eight_devices.py"
     result = subprocess.run(
         [sys.executable, str(program)],
         env=environment,

@@ -7,7 +7,8 @@ import pytest
 
 import fisherflow_jax as ff
 import transform_cases as cases
-from fisherflow_jax.transforms import scale_by_fisher, spreading
+from fisherflow_jax.transforms import scale_by_fisher
+from fisherflow_jax.transforms.preconditioner import renew as spreading
 
 PERIOD = 2
 FACTORISATIONS = {"cholesky", "eigh"}

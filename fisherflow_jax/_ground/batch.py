@@ -1,0 +1,190 @@
+"""Batches: inputs, targets and multiplicities, checked and sliced."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fisherflow_jax._ground.checks import holds
+from fisherflow_jax._ground.sharding import in_auto_mode
+
+PyTree = Any
+
+
+class Shared(NamedTuple):
+    """A part of the inputs that all examples share, passed whole to `apply_fn`.
+
+    Batch statistics, frozen weights, a dropout key: never sliced, never vmapped.
+    `apply_fn` receives the tree itself, without this wrapper. `lax.scan` knows nothing
+    of it and slices a stack of batches, shared parts too: inside a scan, wrap what its
+    body closes over, `lambda s, b: flow.update(s, ((b[0], ff.Shared(frozen)), b[1]))`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> def apply_fn(params, inputs):
+      ...     return (inputs["x"] - inputs["center"]) @ params
+      >>> inputs = {"x": jnp.ones((4, 2)), "center": ff.Shared(jnp.array([0.5, 0.5]))}
+      >>> estimator = ff.estimators.exact(
+      ...     apply_fn, ff.likelihoods.gaussian(), ff.structures.diagonal()
+      ... )
+      >>> estimator(jnp.zeros(2), (inputs, jnp.zeros(4)))
+      Diagonal(entries=Array([1., 1.], dtype=float32))
+    """
+
+    tree: PyTree
+
+
+class Batch(NamedTuple):
+    """Examples with their multiplicities."""
+
+    inputs: PyTree  # leaves (n, ...), parts in Shared excepted
+    targets: PyTree  # leaves (n, ...), or None
+    weights: jax.Array  # (n,) float32 or wider, 0 = padding
+
+
+def _is_shared(node: Any) -> bool:
+    return isinstance(node, Shared)
+
+
+def unshare(inputs: PyTree) -> PyTree:
+    """The inputs as `apply_fn` receives them."""
+    return jax.tree.map(
+        lambda node: node.tree if _is_shared(node) else node, inputs, is_leaf=_is_shared
+    )
+
+
+def split(inputs: PyTree) -> tuple[list[jax.Array], Callable[[list], PyTree]]:
+    """The leaves with an example axis, and how to rebuild inputs around others."""
+    leaves, treedef = jax.tree.flatten(inputs, is_leaf=_is_shared)
+    sliced = [leaf for leaf in leaves if not _is_shared(leaf)]
+
+    def rebuild(parts: list) -> PyTree:
+        rest = iter(parts)
+        filled = [leaf if _is_shared(leaf) else next(rest) for leaf in leaves]
+        return jax.tree.unflatten(treedef, filled)
+
+    return sliced, rebuild
+
+
+def as_batch(batch: Any) -> Batch:
+    """`(inputs, targets)` or `(inputs, targets, weights)`, checked, as a `Batch`.
+
+    Rows of weight zero are replaced by the first row of positive weight (by ones, if
+    there is none) before any model sees them, so that padding may hold anything: zero
+    times NaN is NaN in a vjp.
+
+    Raises:
+      ValueError: for an empty batch, leading axes that differ, or (when the values are
+        concrete) weights that are negative or not finite.
+    """
+    if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
+        raise ValueError(
+            "a batch is (inputs, targets) or (inputs, targets, weights); got "
+            f"{type(batch).__name__}"
+            + (f" of length {len(batch)}." if hasattr(batch, "__len__") else ".")
+        )
+    inputs = jax.tree.map(
+        lambda x: x if _is_shared(x) else jnp.asarray(x), batch[0], is_leaf=_is_shared
+    )
+    targets = jax.tree.map(jnp.asarray, batch[1])
+    count = _num_examples(inputs, targets)
+    if len(batch) == 2:
+        return Batch(inputs, targets, jnp.ones((count,), jnp.result_type(float)))
+    weights = jnp.asarray(batch[2])
+    if weights.shape != (count,):
+        raise ValueError(
+            f"weights must have shape (n,) = ({count},), one multiplicity an example; "
+            f"got {weights.shape}."
+        )
+    weights = weights.astype(jnp.result_type(float))
+    if not holds((weights >= 0) & jnp.isfinite(weights)):
+        raise ValueError(f"weights must be finite and not negative; got {weights}.")
+    # traced values cannot raise: NaN reaches every sum over the batch
+    weights = jnp.where(weights >= 0, weights, jnp.nan)
+    return _blank(Batch(inputs, targets, weights))
+
+
+def _num_examples(inputs: PyTree, targets: PyTree) -> int:
+    leaves = split(inputs)[0] + jax.tree.leaves(targets)
+    shapes = [leaf.shape for leaf in leaves]
+    if not shapes:
+        raise ValueError("a batch needs at least one array with an example axis.")
+    if any(len(shape) == 0 for shape in shapes):
+        raise ValueError(
+            "every array of a batch has a leading example axis (wrap what all "
+            f"examples share in ff.Shared); got shapes {shapes}."
+        )
+    counts = {shape[0] for shape in shapes}
+    if len(counts) != 1:
+        raise ValueError(
+            f"inputs and targets must agree in their leading axis; got shapes {shapes}."
+        )
+    count = counts.pop()
+    if count == 0:
+        raise ValueError(f"a batch must not be empty (n = 0); got shapes {shapes}.")
+    return count
+
+
+def map_examples(function: Callable, batch: Batch) -> Batch:
+    """Applies `function` to every array with an example axis."""
+    sliced, rebuild = split(batch.inputs)
+    return Batch(
+        rebuild([function(x) for x in sliced]),
+        jax.tree.map(function, batch.targets),
+        function(batch.weights),
+    )
+
+
+def _blank(batch: Batch) -> Batch:
+    sliced, rebuild = split(batch.inputs)
+
+    def blank(sliced: list, targets: PyTree, weights: jax.Array) -> tuple:
+        used = weights > 0
+        first = jnp.argmax(used)
+
+        def fill(x: jax.Array) -> jax.Array:
+            row = jax.lax.dynamic_index_in_dim(x, first, 0)
+            # one is a possible target of every likelihood, zero is not
+            row = jnp.where(jnp.any(used), row, jnp.ones_like(row))
+            keep = used.reshape((-1,) + (1,) * (x.ndim - 1))
+            return jnp.where(keep, x, jnp.broadcast_to(row, x.shape))
+
+        return jax.tree.map(fill, (sliced, targets))
+
+    examples = sliced, batch.targets
+    sliced, targets = in_auto_mode(blank, examples, *examples, batch.weights)
+    return Batch(rebuild(sliced), targets, batch.weights)
+
+
+def num_observations(batch: Batch, *, each_target: bool) -> jax.Array:
+    """The weighted number of examples, or of all their targets, `()`."""
+    targets = jax.tree.leaves(batch.targets)
+    per_example = math.prod(targets[0].shape[1:]) if each_target else 1
+    return jnp.sum(batch.weights) * per_example
+
+
+def num_examples(batch: Batch) -> int:
+    """The static number of rows, padding included."""
+    return batch.weights.shape[0]
+
+
+def is_finite(batch: Batch) -> jax.Array:
+    """Whether all floating values are finite and no weight is negative, `()` bool."""
+    leaves = split(batch.inputs)[0] + jax.tree.leaves(batch.targets)
+    floating = [x for x in leaves if jnp.issubdtype(x.dtype, jnp.inexact)]
+    checks = [jnp.all(jnp.isfinite(x)) for x in floating]
+    weights = batch.weights
+    checks.append(jnp.all(jnp.isfinite(weights) & (weights >= 0)))
+    return jnp.all(jnp.stack(checks))
+
+
+def zero_if_missing(batch: Batch, tree: PyTree) -> PyTree:
+    """`tree`, or zeros for a batch whose weights are all zero.
+
+    Rows of weight zero are blanked, but no blanked row is finite for every model.
+    """
+    missing = jnp.all(batch.weights == 0)
+    return jax.tree.map(lambda x: jnp.where(missing, jnp.zeros_like(x), x), tree)

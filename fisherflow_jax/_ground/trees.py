@@ -1,0 +1,142 @@
+"""Pytrees shaped like the parameters, seen as vectors."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fisherflow_jax._ground.keys import typed_key
+
+PyTree = Any
+
+
+def wide_dtype(*dtypes: Any) -> np.dtype:
+    """The common type of `dtypes`; a floating type is never narrower than float32."""
+    # np.result_type, because jnp's raises under strict promotion; half-precision
+    # types widen to float32 first, so that bfloat16 and float16 meet in float32.
+    narrow = (jnp.dtype("bfloat16"), jnp.dtype("float16"))
+    wide = [jnp.float32 if d in narrow else d for d in dtypes]
+    return np.result_type(*wide) if wide else np.dtype("float32")
+
+
+def float_dtype(tree: PyTree) -> np.dtype:
+    """The type in which information about `tree` is kept."""
+    # optax.tree.map_params calls init on a tree without leaves: then float32
+    return wide_dtype(*(leaf.dtype for leaf in jax.tree.leaves(tree)))
+
+
+def widen(tree: PyTree) -> PyTree:
+    """`tree` with every leaf in the one type of `float_dtype`."""
+    dtype = float_dtype(tree)
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
+
+
+def real_arrays(tree: PyTree, name: str) -> PyTree:
+    """`tree` with arrays as leaves.
+
+    Raises:
+      ValueError: for a leaf that is not real floating point, by its path in `name`.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        dtype = getattr(leaf, "dtype", None) or np.asarray(leaf).dtype
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(
+                f"{name} must be real floating-point arrays; "
+                f"{name}{jax.tree_util.keystr(path)} has dtype {dtype}."
+            )
+    return jax.tree.map(jnp.asarray, tree)
+
+
+def leaf_name(path: Any) -> str:
+    """A leaf's path, the same whether or not flax's nnx has wrapped the leaf.
+
+    `nnx.Optimizer` shows `init` a state of variables, and `update` their values.
+    """
+    # a leaf has no attributes, so that no two leaves get one name
+    is_variable = path and path[-1] == jax.tree_util.GetAttrKey("value")
+    return jax.tree_util.keystr(path[:-1] if is_variable else path)
+
+
+def same_structure(left: PyTree, right: PyTree) -> bool:
+    """Whether two trees have the same nodes, whatever their leaves."""
+    structures: list[Any] = [jax.tree.structure(left), jax.tree.structure(right)]
+    return structures[0] == structures[1]
+
+
+def is_leaf(tree: PyTree) -> bool:
+    """Whether a tree is a single leaf: a number or an array."""
+    return same_structure(tree, 0)
+
+
+def size(tree: PyTree) -> int:
+    """The number of entries of all leaves together."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def ravel(tree: PyTree, batch_dims: int = 0) -> jax.Array:
+    """Leaves `(*batch, *leaf.shape)` as one array `(*batch, d)`."""
+    leaves, dtype = jax.tree.leaves(tree), float_dtype(tree)
+    if not leaves:
+        return jnp.zeros((0,), dtype)
+    flat = [x.reshape((*x.shape[:batch_dims], -1)).astype(dtype) for x in leaves]
+    return jnp.concatenate(flat, axis=-1)
+
+
+def unravel(flat: jax.Array, like: PyTree) -> PyTree:
+    """`(*batch, d)` as a tree with leaves `(*batch, *leaf.shape)`."""
+    leaves, treedef = jax.tree.flatten(like)
+    ends = np.cumsum([math.prod(leaf.shape) for leaf in leaves])
+    parts = [
+        flat[..., end - math.prod(leaf.shape) : end].reshape(
+            flat.shape[:-1] + leaf.shape
+        )
+        for leaf, end in zip(leaves, ends, strict=True)
+    ]
+    return jax.tree.unflatten(treedef, parts)
+
+
+def dot(left: PyTree, right: PyTree) -> jax.Array:
+    """The inner product of two vectors."""
+    dtype = float_dtype(left)
+    products = jax.tree.map(
+        lambda x, y: jnp.sum(x.astype(dtype) * y.astype(dtype)), left, right
+    )
+    return sum(jax.tree.leaves(products), start=jnp.zeros((), dtype))
+
+
+def standard_normal(key: jax.Array, like: PyTree) -> PyTree:
+    """A draw of N(0, 1) in every entry, in the type of `float_dtype`."""
+    draw = jax.random.normal(typed_key(key), (size(like),), float_dtype(like))
+    return unravel(draw, like)
+
+
+def broadcast_prefix(prefix: PyTree, like: PyTree, name: str) -> PyTree:
+    """A pytree prefix of numbers (or arrays of the leaf's shape), leaf by leaf.
+
+    Raises:
+      ValueError: if the prefix does not fit, naming the argument `name`.
+    """
+    dtype = float_dtype(like)
+
+    def fill(value, subtree):
+        def fill_leaf(leaf):
+            array = jnp.asarray(value, dtype)
+            if array.shape not in ((), leaf.shape):
+                raise ValueError(
+                    f"{name} must hold numbers or arrays of the parameter's shape: "
+                    f"got shape {array.shape} for a parameter of shape {leaf.shape}."
+                )
+            return jnp.broadcast_to(array, leaf.shape)
+
+        return jax.tree.map(fill_leaf, subtree)
+
+    try:
+        return jax.tree.map(fill, prefix, like)
+    except ValueError as error:
+        if str(error).startswith(name):
+            raise
+        raise ValueError(
+            f"{name} must be a pytree prefix of the parameters: {error}"
+        ) from error

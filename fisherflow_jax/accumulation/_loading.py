@@ -1,0 +1,184 @@
+"""Batches as they arrive: stacked in arrays, or one by one from a loader."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fisherflow_jax._ground import batch as batches
+from fisherflow_jax._ground.batch import Batch
+from fisherflow_jax._ground.checks import is_concrete
+from fisherflow_jax._ground.sharding import in_auto_mode
+
+PyTree = Any
+
+# A run that takes less shows no bar.
+_SECONDS_BEFORE_BAR = 2.0
+
+
+class Stacked(NamedTuple):
+    """Equal batches stacked in arrays, for `ff.accumulate` to scan in one program.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> stacked = ff.Stacked(jnp.ones((5, 3, 2)), jnp.zeros((5, 3)))  # 5 batches of 3
+      >>> stacked.weights is None  # all one
+      True
+    """
+
+    inputs: PyTree  # leaves (num_batches, n, ...), parts in ff.Shared excepted
+    targets: PyTree  # leaves (num_batches, n, ...), or None
+    weights: Any = None  # (num_batches, n), or None
+
+
+def check_loader(loader: Any) -> None:
+    """Raises for what is no loader, first of all for one batch alone."""
+    if isinstance(loader, (tuple, dict, np.ndarray, jax.Array)) or not isinstance(
+        loader, Iterable
+    ):
+        raise ValueError(
+            "batches is a list or another iterable of batches, or "
+            "ff.Stacked(inputs, targets, weights) with arrays (num_batches, n, ...); "
+            f"got {type(loader).__name__} (one batch alone goes in a list, [batch])."
+        )
+
+
+def each_batch(data: Any) -> Iterable[Batch]:
+    """The batches of one batch (a tuple), of a loader, or of a stack.
+
+    Raises:
+      ValueError: for what is none of them, and where there is no batch at all.
+    """
+    if isinstance(data, Stacked):
+        yield from map(batches.as_batch, unstacked(data))
+    elif isinstance(data, tuple):
+        yield batches.as_batch(data)
+    else:
+        check_loader(data)
+        batch = None
+        for batch in padded(data, 1):
+            yield batches.as_batch(batch)
+        if batch is None:
+            raise ValueError(
+                "there are no batches (a generator can be read only once)."
+            )
+
+
+def padded(loader: Iterable, multiple: int) -> Iterator[Batch]:
+    """Batches with weights, each as long as the longest so far, by rows of weight zero.
+
+    So a ragged last batch meets the program that is compiled already.
+    """
+    length, checked = 0, set()
+    for number, raw in enumerate(loader):
+        if not isinstance(raw, (tuple, list)) or len(raw) not in (2, 3):
+            batches.as_batch(raw)  # which says what a batch is
+        inputs, targets = jax.tree.map(_array, (raw[0], raw[1]))
+        weights = raw[2] if len(raw) == 3 else None
+        form = jax.tree.structure((inputs, targets)), *_shapes((inputs, targets))
+        if form not in checked:  # tracing costs more than a small batch
+            jax.eval_shape(batches.as_batch, (inputs, targets))
+            checked.add(form)
+        rows = jax.tree.leaves((batches.split(inputs)[0], targets))[0].shape[0]
+        weights = _weights(weights, (rows,), f"weights of batch {number}")
+        length = max(length, rows + -rows % multiple)
+        yield _pad(Batch(inputs, targets, weights), length - rows, axis=0)
+
+
+def stack_of_batches(stacked: Stacked, multiple: int) -> Batch:
+    """The stack as a `Batch` of leaves `(num_batches, n, ...)`, checked and padded."""
+    inputs, targets = jax.tree.map(_array, (stacked.inputs, stacked.targets))
+    leaves = batches.split(inputs)[0] + jax.tree.leaves(targets)
+    leading = {x.shape[:2] for x in leaves}
+    if len(leading) != 1 or len(shape := leading.pop()) != 2 or 0 in shape:
+        raise ValueError(
+            "the arrays of ff.Stacked share their first two axes (num_batches, n), "
+            f"neither of them 0; got shapes {[x.shape for x in leaves]}."
+        )
+    weights = _weights(stacked.weights, shape, "weights of ff.Stacked")
+    return _pad(Batch(inputs, targets, weights), -shape[1] % multiple, axis=1)
+
+
+def unstacked(stacked: Stacked) -> list[Batch]:
+    """The batches of a stack, one by one."""
+    stack = stack_of_batches(stacked, 1)
+
+    def batch(index: int) -> Batch:
+        return batches.map_examples(lambda x: x[index], stack)
+
+    return [batch(index) for index in range(stack.weights.shape[0])]
+
+
+def with_bar(loader: Iterable, progress: bool | None) -> Iterable:
+    """The loader, under a progress bar where one is wanted.
+
+    Raises:
+      ImportError: for `progress=True` without tqdm.
+    """
+    if progress is False:
+        return loader
+    try:
+        from tqdm import tqdm
+    except ImportError as error:
+        if progress is None:
+            return loader
+        raise ImportError(
+            "progress=True draws its bar with tqdm, which is not installed: "
+            "pip install tqdm."
+        ) from error
+    return tqdm(
+        loader,
+        desc="accumulating",
+        unit="batch",
+        delay=0.0 if progress else _SECONDS_BEFORE_BAR,
+        disable=None if progress is None else False,  # None: unless a terminal
+    )
+
+
+def _array(x: Any) -> Any:
+    # numpy's stay on the host, where padding compiles nothing
+    return x if isinstance(x, jax.Array) else np.asarray(x)
+
+
+def _shapes(tree: PyTree) -> list[tuple]:
+    return [x.shape for x in jax.tree.leaves(tree)]
+
+
+def _weights(weights: Any, shape: tuple[int, ...], name: str) -> Any:
+    dtype = jnp.result_type(float)
+    if weights is None:
+        return np.ones(shape, dtype)
+    weights = _array(weights)
+    if weights.shape != shape:
+        raise ValueError(
+            f"{name} must have shape {shape}, one multiplicity an example; "
+            f"got {weights.shape}."
+        )
+    if is_concrete(weights):
+        values = np.asarray(weights)
+        if not (np.isfinite(values) & (values >= 0)).all():
+            raise ValueError(f"{name} must be finite and not negative; got {values}.")
+    return weights.astype(dtype)
+
+
+def _pad(batch: Batch, rest: int, axis: int) -> Batch:
+    if not rest:
+        return batch
+
+    def lengthen(fill: Callable) -> Callable:
+        def longer(x: Any, array: Any) -> Any:
+            rows = array.repeat(x[:1] if axis == 0 else x[:, :1], rest, axis=axis)
+            return array.concatenate([x, fill(rows)], axis)
+
+        def of_any(x: Any) -> Any:
+            if not isinstance(x, jax.Array):
+                return longer(x, np)
+            return in_auto_mode(lambda x: longer(x, jnp), x, x)
+
+        return of_any
+
+    examples = batches.map_examples(lengthen(lambda rows: rows), batch)
+    return examples._replace(weights=lengthen(lambda rows: rows * 0)(batch.weights))

@@ -1,0 +1,197 @@
+"""Running an estimator over many batches."""
+
+import functools
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from fisherflow_jax._ground import batch as batch_parts
+from fisherflow_jax._ground import trees
+from fisherflow_jax._ground.batch import Batch
+from fisherflow_jax._ground.checks import is_concrete
+from fisherflow_jax.accumulation._loading import (
+    Stacked,
+    check_loader,
+    padded,
+    stack_of_batches,
+    with_bar,
+)
+from fisherflow_jax.accumulation._sharding import automatic, place, replicate
+from fisherflow_jax.accumulation._updating import Accumulation, accumulator, advance
+from fisherflow_jax.estimators import Estimator
+
+PyTree = Any
+
+
+def accumulate(
+    estimator: Estimator,
+    params: PyTree,
+    batches: Iterable | Stacked,
+    key: Any = None,
+    *,
+    decay: float | None = None,
+    state: Accumulation | None = None,
+    mesh: Mesh | None = None,
+    progress: bool | None = None,
+) -> Accumulation:
+    r"""The information of a whole data set, a batch at a time.
+
+    .. math:: S = \sum_t \beta^{T - t} \hat F_t, \quad
+       n = \sum_t \beta^{T - t} |B_t|, \quad
+       \text{average} = S / n
+
+    with the number of observations :math:`|B_t|` the sum of the batch's weights, and
+    :math:`\beta = 1` unless a decay is given. Sum and count are discounted alike, so
+    that the average of a constant is that constant from the first batch on, and a
+    ragged batch counts by its size: a moving average without a bias to correct.
+
+    Args:
+      estimator: from `ff.estimators`, bound to a model, a likelihood and a structure.
+      params: where the information is taken.
+      batches: a list, a generator or a data loader of batches `(inputs, targets)` or
+        `(inputs, targets, weights)`, each of which is one call of one compiled update;
+        or `ff.Stacked(inputs, targets, weights)` of arrays `(num_batches, n, ...)`,
+        which are scanned in one compiled program. A batch shorter than the longest so
+        far is padded with rows of weight zero, and compiles nothing anew.
+      key: an int or a key, for estimators that draw; batch t draws from
+        `fold_in(key, t)`.
+      decay: None for the sum, or the factor in (0, 1) by which the past is discounted
+        at each batch.
+      state: what an earlier call returned, to go on from: it holds the key. A run that
+        stops and goes on equals one run, bit for bit (for equal sizes of batches).
+      mesh: None, or a `jax.sharding.Mesh` over all of whose devices the rows of each
+        batch are spread. Each device squares its own rows with its own key, and
+        informations are summed: every device is a group. `groups` of the estimator are
+        then those of one device. Without it a batch is one whole, wherever it lies.
+      progress: whether a loader shows a bar (tqdm). None: on a terminal, once the run
+        has taken two seconds.
+
+    Returns:
+      An `Accumulation` of arrays: `.information` (the sum), `.count`, `.num_batches`,
+      `.num_skipped`, `.key`, and the property `.average`. Cost: the estimator's for
+      each batch; memory: an information, and two batches in flight. A batch with a
+      non-finite value, or a non-finite estimate, moves nothing and is counted in
+      `num_skipped`.
+
+    Raises:
+      ValueError: without batches, for one batch that is in no list, a decay outside
+        (0, 1), a missing key, parameters that are not finite, or a state that is not of
+        this estimator and these parameters.
+      ImportError: for `progress=True` without tqdm.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> estimator = ff.estimators.exact(
+      ...     lambda params, x: x @ params,
+      ...     ff.likelihoods.gaussian(),
+      ...     ff.structures.diagonal(),
+      ... )
+      >>> loader = [(jnp.full((n, 1), 2.0), None) for n in (8, 8, 3)]
+      >>> state = ff.accumulate(estimator, jnp.zeros(1), loader)
+      >>> print(state.information.entries, state.count, state.average.entries)
+      [76.] 19.0 [4.]
+      >>> state = ff.accumulate(estimator, jnp.zeros(1), loader[:1], state=state)
+      >>> print(state.count, state.num_batches)
+      27.0 4
+
+    References:
+      Sun, "Deterministic Bounds and Random Estimates of Metric Tensors on
+      Neuromanifolds", 2026.
+    """
+    mesh = automatic(mesh)
+    functions = accumulator(estimator, decay=decay, mesh=mesh)
+    params = _finite(trees.real_arrays(params, "params"))
+    if state is None:
+        state = functions.init(params, key)
+    else:
+        state = _continued(state, estimator, params, key)
+    state, params = replicate(mesh, (state, params))
+    multiple = 1 if mesh is None else mesh.size
+    if isinstance(batches, Stacked):
+        if progress:
+            raise ValueError(
+                "progress=True needs a loader: ff.Stacked runs in one program."
+            )
+        stack = place(mesh, stack_of_batches(batches, multiple), axis=1)
+        return _scan(estimator, mesh, decay, state, params, stack)
+    check_loader(batches)
+    start = state
+    for batch in padded(with_bar(batches, progress), multiple):
+        ahead = state.num_batches
+        batch = place(mesh, batch, axis=0)
+        state = advance(estimator, mesh, decay, state, params, batch)
+        # the loader runs one batch ahead of the device: the bar tells the truth, and
+        # memory holds no queue of batches
+        if not isinstance(ahead, jax.core.Tracer):
+            jax.block_until_ready(ahead)
+    if state is start:
+        raise ValueError(
+            "batches is empty, so there is nothing to sum (a generator can be read "
+            "only once)."
+        )
+    return state
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _scan(
+    estimator: Estimator,
+    mesh: Mesh | None,
+    decay: float | None,
+    state: Accumulation,
+    params: PyTree,
+    stack: Batch,
+) -> Accumulation:
+    sliced, rebuild = batch_parts.split(stack.inputs)
+
+    def body(state: Accumulation, part: Any) -> tuple[Accumulation, None]:
+        leaves, targets, weights = part
+        batch = Batch(rebuild(leaves), targets, weights)
+        return advance(estimator, mesh, decay, state, params, batch), None
+
+    return jax.lax.scan(body, state, (sliced, stack.targets, stack.weights))[0]
+
+
+def _finite(params: PyTree) -> PyTree:
+    if is_concrete(params):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+            if not bool(jnp.all(jnp.isfinite(leaf))):
+                raise ValueError(
+                    f"params{jax.tree_util.keystr(path)} holds a NaN or an infinite "
+                    "value: there is no information there."
+                )
+    return params
+
+
+def _continued(
+    state: Any, estimator: Estimator, params: PyTree, key: Any
+) -> Accumulation:
+    """The given state, checked to be one of this estimator at these parameters."""
+    if not isinstance(state, Accumulation):
+        raise ValueError(
+            "state is an Accumulation, as ff.accumulate returns it (restore a "
+            f"checkpoint into one); got {type(state).__name__}."
+        )
+    if key is not None:
+        raise ValueError("a state holds its own key: leave out key to go on from it.")
+    if estimator.random and state.key is None:
+        raise ValueError(
+            f"estimators.{estimator.name} draws at random, and the state has no key: "
+            "it was made by an estimator that does not draw."
+        )
+    wanted = jax.eval_shape(lambda p: estimator.structure.isotropic(p, 0.0), params)
+    same = trees.same_structure(state.information, wanted)
+    if not same or _shapes(state.information) != _shapes(wanted):
+        raise ValueError(
+            "the state's information must be of the estimator's structure and of the "
+            f"parameters' shapes: {type(wanted).__name__} {_shapes(wanted)}; got "
+            f"{type(state.information).__name__} {_shapes(state.information)}."
+        )
+    return jax.tree.map(jnp.asarray, state)
+
+
+def _shapes(tree: PyTree) -> list[tuple]:
+    return [jnp.shape(x) for x in jax.tree.leaves(tree)]

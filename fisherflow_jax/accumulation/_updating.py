@@ -1,0 +1,175 @@
+"""The state of a sum over batches, and the one update that takes a batch in."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from fisherflow_jax import information as ops
+from fisherflow_jax._ground import batch as batches
+from fisherflow_jax._ground import trees
+from fisherflow_jax._ground.keys import key_data, typed_key
+from fisherflow_jax._ground.sharding import in_auto_mode
+from fisherflow_jax.accumulation._sharding import automatic, sum_over_shards
+from fisherflow_jax.estimators import Estimator
+
+PyTree = Any
+
+
+class Accumulation(NamedTuple):
+    """An information gathered over batches, with all that it needs to go on."""
+
+    information: Any  # the (discounted) sum over observations
+    count: jax.Array  # type: ignore[assignment]  # () observations, discounted alike
+    num_batches: jax.Array  # () int32, batches seen, skipped ones among them
+    num_skipped: jax.Array  # () int32, batches refused for a non-finite value
+    key: jax.Array | None  # key data, None if nothing is drawn
+
+    @property
+    def average(self) -> Any:
+        """The information of one observation, `information / count`; NaN of none."""
+        return ops.scale(self.information, 1 / self.count)
+
+
+class Accumulator(NamedTuple):
+    """An accumulation's functions. Made by `ff.accumulator`."""
+
+    init: Callable[..., Accumulation]
+    """`(params, key=None) -> state`."""
+    update: Callable[[Accumulation, PyTree, Any], Accumulation]
+    """`(state, params, batch) -> state`."""
+
+
+def accumulator(
+    estimator: Estimator, *, decay: float | None = None, mesh: Mesh | None = None
+) -> Accumulator:
+    r"""The pure functions behind `ff.accumulate`, for loops of one's own.
+
+    .. math:: S_t = \beta S_{t-1} + \hat F_t, \quad n_t = \beta n_{t-1} + |B_t|,
+       \quad \beta = 1 \text{ without decay}
+
+    Batch t draws from `fold_in(key, t)`, counted from 0 by the state: a run that stops
+    and goes on from its state is one run, bit for bit.
+
+    Args:
+      estimator: from `ff.estimators`, bound to a model, a likelihood and a structure.
+      decay: None, or the factor in (0, 1) by which the past is discounted each batch.
+      mesh: None, or devices that each square their own rows of a batch, with a key of
+        their own, before informations are summed.
+
+    Returns:
+      An `Accumulator(init, update)`. `update` costs what the estimator costs and an
+      addition; it is compiled once an estimator and shape, and may be used inside
+      `jax.jit` and `jax.lax.scan`. A batch with a non-finite value, or a non-finite
+      estimate, moves nothing and is counted in `num_skipped`.
+
+    Raises:
+      ValueError: for a decay outside (0, 1); at `init`, for a drawing estimator without
+        a key; at `update`, for a batch that `ff.Batch` or the mesh does not take.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> estimator = ff.estimators.exact(
+      ...     lambda params, x: x @ params,
+      ...     ff.likelihoods.gaussian(),
+      ...     ff.structures.diagonal(),
+      ... )
+      >>> gather, params = ff.accumulator(estimator), jnp.zeros(2)
+      >>> stack = jnp.ones((5, 3, 2)), jnp.zeros((5, 3))  # five batches of three
+      >>> state, _ = jax.lax.scan(
+      ...     lambda state, batch: (gather.update(state, params, batch), None),
+      ...     gather.init(params),
+      ...     stack,
+      ... )
+      >>> print(state.information.entries, state.count, state.average.entries)
+      [15. 15.] 15.0 [1. 1.]
+    """
+    check_decay(decay)
+    automatic(mesh)  # which says what is no mesh
+
+    def init(params: PyTree, key: Any = None) -> Accumulation:
+        if estimator.random and key is None:
+            raise ValueError(
+                f"estimators.{estimator.name} draws at random: give it a key."
+            )
+        params = trees.real_arrays(params, "params")
+        zero = jnp.zeros((), trees.float_dtype(params))
+        return Accumulation(
+            information=estimator.structure.isotropic(params, 0.0),
+            count=zero,
+            num_batches=jnp.zeros((), jnp.int32),
+            num_skipped=jnp.zeros((), jnp.int32),
+            key=key_data(key) if estimator.random else None,
+        )
+
+    def update(state: Accumulation, params: PyTree, batch: Any) -> Accumulation:
+        batch = batches.as_batch(batch)
+        return advance(estimator, automatic(mesh), decay, state, params, batch)
+
+    return Accumulator(init, update)
+
+
+def check_decay(decay: float | None) -> None:
+    if decay is not None and not 0 < decay < 1:
+        raise ValueError(
+            f"decay must lie between 0 and 1, or be None for a plain sum; got {decay}."
+        )
+
+
+# a function of the module, so that runs over the same estimator share what is compiled
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def advance(
+    estimator: Estimator,
+    mesh: Mesh | None,
+    decay: float | None,
+    state: Accumulation,
+    params: PyTree,
+    batch: Any,
+) -> Accumulation:
+    """`state` with one more batch."""
+    take_in = functools.partial(_with_batch, estimator, mesh, decay)
+    return in_auto_mode(take_in, state, state, params, batch)
+
+
+def _with_batch(
+    estimator: Estimator,
+    mesh: Mesh | None,
+    decay: float | None,
+    state: Accumulation,
+    params: PyTree,
+    batch: Any,
+) -> Accumulation:
+    batch = batches.as_batch(batch)
+    params = trees.real_arrays(params, "params")
+    key = None
+    if state.key is not None:
+        key = jax.random.fold_in(typed_key(state.key), state.num_batches)
+    if mesh is None:
+        information = estimator.compute(params, batch, key)
+    else:
+        information = sum_over_shards(estimator, mesh, params, batch, key)
+    before, count = state.information, state.count
+    if decay is not None:
+        before, count = ops.scale(before, decay), count * decay
+    number = batches.num_observations(batch, each_target=False)
+    gathered = ops.add(before, information), count + number.astype(count.dtype)
+    sound = batches.is_finite(batch)
+    for leaf in jax.tree.leaves(information):
+        sound = sound & jnp.all(jnp.isfinite(leaf))
+    information, count = jax.tree.map(
+        lambda new, old: jnp.where(sound, new.astype(old.dtype), old),
+        gathered,
+        (state.information, state.count),
+    )
+    return Accumulation(
+        information,
+        count,
+        num_batches=state.num_batches + 1,
+        num_skipped=state.num_skipped + jnp.where(sound, 0, 1).astype(jnp.int32),
+        key=state.key,
+    )

@@ -1,0 +1,249 @@
+r"""The log-probability of a target, averaged over a normal belief about the outputs.
+
+.. math:: \log \int p(y \mid z) \, \mathcal N(z; m, s V) \, dz
+
+in closed form where there is one, by quadrature where each target has one output, and
+by cubature elsewhere.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fisherflow_jax.likelihoods import Likelihood
+from fisherflow_jax.likelihoods._likelihood import like, widen
+from fisherflow_jax.predictions import Outputs
+
+CLASSES = ("categorical", "bernoulli")
+
+# A trapezoid over a normal is exact to rounding for what is smooth on its step.
+_NUM_NODES = 97
+_POWER = 3
+_REACH = 6.0
+# The peak of a target this many standard deviations away is still found.
+_FARTHEST = 40.0
+_NUM_HALVINGS = 30
+
+
+class LogDensity(NamedTuple):
+    """How a family of likelihoods averages over the outputs."""
+
+    value: Callable[[Likelihood, Outputs, jax.Array], jax.Array]
+    """`(likelihood, outputs, targets) -> (n, ...)`, one number a target."""
+    needs_covariance: bool = False
+
+
+def log_density_of(
+    likelihood: Likelihood, shape: tuple[int, ...], target_shape: tuple[int, ...]
+) -> LogDensity:
+    """The family's own, by its name; the others' by the shapes of what they take."""
+    if likelihood.name in CLASSES:
+        return LogDensity(_probit)
+    if likelihood.name == "gaussian":
+        return LogDensity(_gaussian)
+    if likelihood.name == "gaussian_location_scale":
+        return LogDensity(_location_scale, needs_covariance=True)
+    if shape == target_shape:
+        return LogDensity(_quadrature)
+    return LogDensity(_cubature, needs_covariance=True)
+
+
+def by_link(link: Callable, likelihood: Likelihood) -> LogDensity:
+    """That of the class probabilities which a link makes of the outputs."""
+    several = likelihood.name == "categorical"
+    return LogDensity(ByLink(link), several and getattr(link, "covariance", False))
+
+
+@dataclasses.dataclass(frozen=True)
+class ByLink:
+    """Log-probabilities through a link; equal for equal links, compiled once."""
+
+    link: Callable
+
+    def __call__(
+        self, likelihood: Likelihood, outputs: Outputs, targets: jax.Array
+    ) -> jax.Array:
+        probabilities = self.link(outputs, likelihood).mean
+        # a probability that underflows is improbable, not impossible
+        least = jnp.finfo(probabilities.dtype).tiny
+        log_p = jnp.log(jnp.maximum(probabilities, least))
+        if likelihood.name == "categorical":
+            return likelihood.log_prob(log_p, targets)
+        rest = jnp.log(jnp.maximum(1 - probabilities, least))
+        share = like(targets, log_p)
+        return share * log_p + (1 - share) * rest
+
+
+def _probit(likelihood: Likelihood, outputs: Outputs, targets: jax.Array) -> jax.Array:
+    """The probit link's probabilities, in logarithms that cannot underflow."""
+    shrink = jax.lax.rsqrt(1 + math.pi / 8 * outputs.variance)
+    return likelihood.log_prob(shrink * widen(outputs.mean), targets)
+
+
+def _gaussian(
+    likelihood: Likelihood, outputs: Outputs, targets: jax.Array
+) -> jax.Array:
+    mean = widen(outputs.mean)
+    variance = outputs.variance + likelihood.variance(mean)
+    return log_normal(like(targets, mean) - mean, variance)
+
+
+def _nodes(dtype: Any) -> tuple[jax.Array, jax.Array]:
+    """Standard normal nodes, and the logarithms of their weights."""
+    nodes = np.linspace(-_REACH, _REACH, _NUM_NODES)
+    logs = -np.square(nodes) / 2
+    logs = logs - np.log(np.sum(np.exp(logs)))
+    return jnp.asarray(nodes, dtype), jnp.asarray(logs, dtype)
+
+
+def _averaged(
+    log_prob: Callable[[jax.Array], jax.Array], points: jax.Array, logs: jax.Array
+) -> jax.Array:
+    """`log sum_k exp(logs_k) p(points_k)`, a point at a time."""
+
+    def add(carry: jax.Array, part: tuple) -> tuple[jax.Array, None]:
+        point, log_weight = part
+        return jnp.logaddexp(carry, log_weight + log_prob(point)), None
+
+    start = jax.eval_shape(log_prob, points[0])
+    nothing = jnp.full(start.shape, -jnp.inf, start.dtype)
+    return jax.lax.scan(add, nothing, (points, logs))[0]
+
+
+def _quadrature(
+    likelihood: Likelihood, outputs: Outputs, targets: jax.Array
+) -> jax.Array:
+    r"""Two trapezoids: over the belief, and over the peak that the target makes in it.
+
+    A likelihood much narrower than the belief falls between nodes of the first, which a
+    search would exploit; the second is in :math:`u = \sinh^{-1}((z - c) / w)`, which
+    resolves the peak and heavy tails. The integrand is shared out between them as
+    :math:`q_A^3 : q_B^3`, by their nodes' densities.
+    """
+    mean, variance = widen(outputs.mean), outputs.variance
+    dtype = mean.dtype
+    # a belief of no width is its mean
+    variance = jnp.maximum(variance, float(jnp.finfo(dtype).eps) ** 2)
+    std = jnp.sqrt(variance)
+    center, width = _peak(likelihood, mean, variance, targets)
+    end = jnp.arcsinh(2 * _REACH * std / width)
+    nodes = jnp.linspace(-1, 1, _NUM_NODES, dtype=dtype)
+    log_step = math.log(2 / (_NUM_NODES - 1))
+
+    def log_belief(z: jax.Array) -> jax.Array:
+        square = jnp.square((z - mean) / std)
+        return -0.5 * square - jnp.log(std) - 0.5 * math.log(2 * math.pi)
+
+    def log_peak(z: jax.Array) -> jax.Array:
+        return -jnp.log(2 * end * jnp.hypot(width, z - center))
+
+    def value(z: jax.Array, sign: int) -> jax.Array:
+        share = -jax.nn.softplus(sign * _POWER * (log_belief(z) - log_peak(z)))
+        return likelihood.log_prob(z, targets) + log_belief(z) + share
+
+    def of_belief(x: jax.Array) -> jax.Array:
+        return value(mean + _REACH * x * std, -1) + jnp.log(_REACH * std)
+
+    def of_peak(x: jax.Array) -> jax.Array:
+        z = center + width * jnp.sinh(x * end)
+        return value(z, 1) + jnp.log(end * width * jnp.cosh(x * end))
+
+    steps = jnp.full_like(nodes, log_step)
+    parts = [_averaged(part, nodes, steps) for part in (of_belief, of_peak)]
+    return jnp.logaddexp(*parts)
+
+
+def _peak(
+    likelihood: Likelihood, mean: jax.Array, variance: jax.Array, targets: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Center and width of likelihood times belief, at the higher of two peaks."""
+
+    def score(z: jax.Array) -> jax.Array:
+        return jax.grad(lambda x: jnp.sum(likelihood.log_prob(x, targets)))(z)
+
+    def slope(z: jax.Array) -> jax.Array:
+        return score(z) - (z - mean) / variance
+
+    def crossing(rises: Callable, low: jax.Array, high: jax.Array) -> jax.Array:
+        """Where a slope changes from rising to falling."""
+
+        def halve(_: int, ends: tuple) -> tuple:
+            low, high = ends
+            middle = (low + high) / 2
+            up = rises(middle) > 0
+            return jnp.where(up, middle, low), jnp.where(up, high, middle)
+
+        low, high = jax.lax.fori_loop(0, _NUM_HALVINGS, halve, (low, high))
+        return (low + high) / 2
+
+    reach = _FARTHEST * jnp.sqrt(variance)
+    # the likelihood's own peak, and one between it and the mean: beside a narrow peak a
+    # heavy tail may leave the belief's own, which the other grid sees
+    own = crossing(score, mean - reach, mean + reach)
+    both = crossing(slope, jnp.minimum(mean, own), jnp.maximum(mean, own))
+
+    def height(z: jax.Array) -> jax.Array:
+        log_prob = likelihood.log_prob(z, targets)
+        return log_prob - 0.5 * jnp.square(z - mean) / variance
+
+    center = jnp.where(height(own) > height(both), own, both)
+    curvature = -jax.jvp(score, (center,), (jnp.ones_like(center),))[1]
+    return center, jax.lax.rsqrt(jnp.maximum(curvature, 0) + 1 / variance)
+
+
+def _location_scale(
+    likelihood: Likelihood, outputs: Outputs, targets: jax.Array
+) -> jax.Array:
+    """Over the location in closed form, over the log-scale by quadrature."""
+    del likelihood
+    mean, covariance = widen(outputs.mean), outputs.covariance
+    assert covariance is not None
+    location, log_scale = mean[..., 0], mean[..., 1]
+    spread, cross = covariance[..., 0, 0], covariance[..., 0, 1]
+    std = jnp.sqrt(covariance[..., 1, 1])
+    slope = jnp.where(std > 0, cross / jnp.where(std > 0, std, 1), 0)
+    # of the location, given the log-scale
+    spread = jnp.maximum(spread - jnp.square(slope), 0)
+    targets = like(targets, location)
+    nodes, logs = _nodes(mean.dtype)
+
+    def log_prob(x: jax.Array) -> jax.Array:
+        variance = spread + jnp.exp(2 * (log_scale + x * std))
+        return log_normal(targets - location - x * slope, variance)
+
+    return _averaged(log_prob, nodes, logs)
+
+
+def _cubature(
+    likelihood: Likelihood, outputs: Outputs, targets: jax.Array
+) -> jax.Array:
+    r"""At :math:`\pm \sqrt k` along the columns of a root: exact for cubics."""
+    mean = widen(outputs.mean)
+    size = mean.shape[-1]
+    values, basis = jnp.linalg.eigh(outputs.covariance)
+    # eigenvalues below zero are rounding
+    root = basis * jnp.sqrt(jnp.maximum(values, 0))[..., None, :]
+    columns = math.sqrt(size) * jnp.moveaxis(root, -1, 0)
+    steps = jnp.concatenate([columns, -columns])
+    logs = jnp.full((2 * size,), -math.log(2 * size), mean.dtype)
+    return _averaged(lambda x: likelihood.log_prob(mean + x, targets), steps, logs)
+
+
+def log_normal(residual: jax.Array, variance: jax.Array) -> jax.Array:
+    """The log-density of a normal error."""
+    square = jnp.square(residual) / variance
+    return -0.5 * (square + jnp.log(variance) + math.log(2 * math.pi))
+
+
+def scaled(outputs: Outputs, factor: jax.Array) -> Outputs:
+    """The outputs of a belief whose covariance is `factor` times as large."""
+    covariance = outputs.covariance
+    return outputs._replace(
+        variance=factor * outputs.variance,
+        covariance=None if covariance is None else factor * covariance,
+    )

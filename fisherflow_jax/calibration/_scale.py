@@ -1,0 +1,184 @@
+"""The scale of a posterior's covariance, found on held-out data."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fisherflow_jax import information as ops
+from fisherflow_jax import likelihoods
+from fisherflow_jax._ground import trees
+from fisherflow_jax._ground.checks import holds, is_concrete
+from fisherflow_jax.calibration import _densities as densities
+from fisherflow_jax.calibration import _scale_search as scale_search
+from fisherflow_jax.calibration._held_out import held_out
+from fisherflow_jax.flow._bank import BankState
+from fisherflow_jax.likelihoods import Likelihood
+from fisherflow_jax.posteriors._gaussian import Posterior
+from fisherflow_jax.posteriors._intervals import dispersion_of
+
+
+class Calibration(NamedTuple):
+    """A posterior and a likelihood whose scale was found on held-out data."""
+
+    posterior: Posterior
+    likelihood: Likelihood  # with the noise that was found
+    scale: jax.Array  # (), factor of the covariance
+    noise: jax.Array | None  # (), standard deviation of a target; None: not gaussian
+    before: jax.Array  # (), mean negative log-likelihood, nats a target
+    after: jax.Array  # ()
+    mean_only: jax.Array  # (), with no uncertainty about the parameters
+    boundary: jax.Array  # () int32: -1 if mean_only is as good, 1 for no upper limit
+
+
+def calibrate(
+    posterior: Any,
+    apply_fn: Callable,
+    validation: Any,
+    likelihood: Likelihood,
+    *,
+    link: Callable | None = None,
+    search_noise: bool = True,
+    chunk_size: int | None = None,
+) -> Calibration:
+    r"""The scale of a posterior's covariance that predicts held-out data best.
+
+    .. math:: s^* = \arg\min_{s > 0} -\frac 1 n \sum_i
+       \log \int p(y_i \mid z) \, \mathcal N(z; m_i, s V_i) \, dz
+
+    with the linearised outputs `N(m_i, V_i)` of the posterior: one number, and the
+    default way to set it. A prior precision or a temperature that was guessed is
+    thereby put right; what the structure says of one input beside another stays. With a
+    gaussian likelihood the noise is found together with it, a target's predictive
+    density being :math:`\mathcal N(m_i, s V_i + \sigma^2)`; so is the dispersion of
+    `ff.likelihoods.gamma(shape=None)`. The outputs' variances are proportional to s, so
+    that the model is passed over once.
+
+    Classes are averaged by the probit approximation, or a link; the mean and log-scale
+    of `gaussian_location_scale` exactly but for a quadrature in the log-scale; other
+    likelihoods by quadrature over each output, or, where a target has several outputs,
+    by cubature at twice as many points as outputs.
+
+    Args:
+      posterior: anything with `.mean` and `.information`, such as `ff.posterior(...)`
+        or a flow's state.
+      apply_fn: `(params, inputs) -> outputs`.
+      validation: a batch `(inputs, targets)` or `(inputs, targets, weights)` that the
+        posterior was not made of, a list or loader of batches, or `ff.Stacked`. About a
+        hundred examples suffice.
+      likelihood: from `ff.likelihoods`.
+      link: `ff.predictions.probit()` (None) or another of the links there, for classes.
+      search_noise: False keeps a known noise of `ff.likelihoods.gaussian(scale)`.
+      chunk_size: examples at a time in the linearised pass; None: its own choice.
+
+    Returns:
+      A `Calibration(posterior, likelihood, scale, noise, before, after, mean_only,
+      boundary)`. `after` is never larger than `before`. Where the mean alone predicts
+      best, the scale is the smallest that was tried and `boundary` is -1; where no
+      uncertainty is too large, the largest and 1. Cost: one linearised pass, and about
+      120 evaluations on its outputs. Memory: the outputs' means and variances (with
+      some links and likelihoods, covariances) of all the validation data.
+
+    Raises:
+      ValueError: for empty validation data, and, where the values are at hand, for
+        targets that cannot be and values that are not finite; for a link beside a
+        likelihood without classes; for gaussian targets that are all predicted exactly.
+      TypeError: for a bank, which has no one covariance.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> likelihood = ff.likelihoods.gaussian(scale=1.0)  # a guess
+      >>> information = ff.structures.Full(jnp.array([[4.0]]))
+      >>> state = ff.posterior(jnp.array([1.0]), information, prior_precision=1.0)
+      >>> x = jnp.array([[0.0], [0.0], [2.0], [2.0]])
+      >>> y = jnp.array([0.1, -0.1, 3.0, 1.0])
+      >>> found = ff.calibrate(state, lambda p, x: x @ p, (x, y), likelihood)
+      >>> print(
+      ...     found.noise.round(2), found.scale.round(2)
+      ... )  # variance 0.01, 0.01 + 0.99
+      0.1 1.24
+      >>> print(found.before.round(3), found.after.round(3))
+      1.207 0.268
+
+    References:
+      Guo, Pleiss, Sun, Weinberger, "On calibration of modern neural networks", 2017.
+      Ritter, Botev, Barber, "A scalable Laplace approximation for neural networks",
+      2018.
+    """
+    if isinstance(posterior, BankState):
+        raise TypeError(
+            "a bank's members have a covariance each: calibrate one of state.members."
+        )
+    classes = likelihood.name in densities.CLASSES
+    if link is not None and not classes:
+        raise ValueError(
+            "a link makes probabilities of classes, which likelihood "
+            f"{likelihood.name} does not have; leave it out."
+        )
+
+    def density(shape: tuple, target_shape: tuple) -> densities.LogDensity:
+        if link is None:
+            return densities.log_density_of(likelihood, shape, target_shape)
+        return densities.by_link(link, likelihood)
+
+    held = held_out(
+        posterior,
+        apply_fn,
+        validation,
+        likelihood,
+        covariance=lambda *shapes: density(*shapes).needs_covariance,
+        chunk_size=chunk_size,
+    )
+    dispersion = dispersion_of(posterior)
+    value = density(held.outputs.mean.shape, held.targets.shape).value
+    with_dispersion = likelihood.with_dispersion
+    start = jnp.ones((), held.weights.dtype) if dispersion is None else dispersion
+    noise = None
+    if likelihood.name == "gaussian" and (search_noise or with_dispersion):
+        found = scale_search.with_noise(held, likelihood, start)
+        _check_noise(found.dispersion)
+        noise = jnp.sqrt(found.dispersion)
+        calibrated = likelihoods.gaussian(_number(noise))
+    elif with_dispersion is not None:
+        found = scale_search.with_dispersion(held, likelihood, value, start)
+        calibrated = with_dispersion(_number(found.dispersion))
+    else:
+        found, calibrated = scale_search.alone(held, likelihood, value), likelihood
+        if likelihood.name == "gaussian":
+            noise = jnp.sqrt(likelihood.variance(held.outputs.mean).ravel()[0])
+    return Calibration(
+        _rescaled(posterior, found.scale, dispersion),
+        calibrated,
+        found.scale,
+        noise,
+        found.before,
+        found.after,
+        found.mean_only,
+        found.boundary,
+    )
+
+
+def _number(value: jax.Array) -> Any:
+    """A Python number where it is at hand: equal likelihoods are then one object."""
+    return float(value) if is_concrete(value) else value
+
+
+def _check_noise(dispersion: jax.Array) -> None:
+    if not holds(dispersion > 0):
+        raise ValueError(
+            "there is no noise to find: the mean predicts every validation target "
+            "exactly. Is the validation set that of the training?"
+        )
+
+
+def _rescaled(
+    posterior: Any, scale: jax.Array, dispersion: jax.Array | None
+) -> Posterior:
+    dtype = trees.float_dtype(posterior.mean)
+    scale = scale.astype(dtype)
+    factor = scale if dispersion is None else scale * dispersion.astype(dtype)
+    information = ops.scale(ops.plain(posterior.information), 1 / factor)
+    before = getattr(posterior, "temperature", jnp.ones((), dtype))
+    return Posterior(posterior.mean, information, before * scale)

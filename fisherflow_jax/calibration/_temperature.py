@@ -1,0 +1,160 @@
+"""One temperature for all logits, found on held-out data."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fisherflow_jax import likelihoods
+from fisherflow_jax._ground.checks import holds, is_concrete
+from fisherflow_jax.likelihoods import Likelihood
+from fisherflow_jax.likelihoods._likelihood import widen
+from fisherflow_jax.metrics import _rows as rows
+
+# The search covers this many powers of e to both sides of the largest logit's size.
+_REACH = 14.0
+_MAX_STEPS = 100
+
+
+class TemperatureScaling(NamedTuple):
+    """A temperature, and the mean negative log-likelihood without and with it."""
+
+    temperature: jax.Array  # (); divide logits by it
+    before: jax.Array  # (), nats a target, at temperature 1
+    after: jax.Array  # ()
+
+
+def temperature_scaling(
+    logits: jax.Array,
+    labels: jax.Array,
+    *,
+    likelihood: Likelihood | None = None,
+    mask: jax.Array | None = None,
+) -> TemperatureScaling:
+    r"""The temperature at which logits predict held-out labels best.
+
+    .. math:: T^* = \arg\min_{T > 0} -\frac 1 n \sum_i \log p(y_i \mid z_i / T)
+
+    Convex in `1 / T`, so that there is one minimum at most; found by Newton's method in
+    `log T`, by bisection where that leaves the bracket. The most probable class, so the
+    accuracy, stays as it is. Use `logits / scaling.temperature` from then on.
+
+    Args:
+      logits: `(n, ..., C)` of the mean model on data that it was not trained on
+        (bernoulli: `(n, ...)`).
+      labels: `(n, ...)`.
+      likelihood: `ff.likelihoods.categorical()` (None) or `ff.likelihoods.bernoulli()`.
+      mask: `(n, ...)`, or `(n,)` for whole examples; False is padding and is not read.
+
+    Returns:
+      A `TemperatureScaling(temperature, before, after)`. Cost: about ten passes over
+      the logits, none of the model. Memory: a few copies of the logits.
+
+    Raises:
+      ValueError: for shapes that do not go together, nothing to count, and (where the
+        values are at hand; under jit the result is NaN) labels that cannot be, logits
+        that are not finite, or no best temperature: labels that are all ranked first
+        ask for zero, labels no better than a guess for infinity.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> from fisherflow_jax import calibration
+      >>> logits = jnp.array([[4.0, 0.0]]).repeat(4, axis=0)  # sure of the first class
+      >>> labels = jnp.array([0, 0, 0, 1])  # which is right three times of four
+      >>> scaling = calibration.temperature_scaling(logits, labels)
+      >>> print(scaling.temperature.round(3))  # 4 / log 3
+      3.641
+      >>> print(scaling.before.round(3), scaling.after.round(3))
+      1.018 0.562
+
+    References:
+      Guo, Pleiss, Sun, Weinberger, "On calibration of modern neural networks", 2017.
+    """
+    likelihood = likelihoods.categorical() if likelihood is None else likelihood
+    outputs, labels = widen(logits), jnp.asarray(labels)
+    likelihood.check(outputs, labels)
+    used = rows.counted(mask, labels.shape)
+    outputs, labels = _blanked(outputs, labels, used)
+    if not holds(jnp.isfinite(outputs)):
+        raise ValueError("logits must be finite; got a NaN or an infinite one.")
+    result, slopes = _search(outputs, labels, used, likelihood)
+    if is_concrete(slopes):
+        _check_found(result, slopes, likelihood)
+    return result
+
+
+def _check_found(
+    result: TemperatureScaling, slopes: jax.Array, likelihood: Likelihood
+) -> None:
+    if not bool(jnp.isfinite(result.before)):
+        raise ValueError(
+            f"labels must be ones that {likelihood.name} can produce; their mean "
+            f"negative log-likelihood is {float(result.before)}."
+        )
+    if not bool(slopes[0] < 0):
+        raise ValueError(
+            "there is no best temperature: every label has the largest logit, so that "
+            "the likelihood rises as the temperature goes to 0. Take more held-out "
+            "data."
+        )
+    if not bool(slopes[1] > 0):
+        raise ValueError(
+            "there is no best temperature: the logits of the labels are no larger than "
+            "the others on average, so that the likelihood rises as the temperature "
+            "goes to infinity."
+        )
+
+
+def _blanked(outputs: jax.Array, labels: jax.Array, used: jax.Array):
+    """Padding replaced by zeros, and what all logits of a target share taken off."""
+    rest = (1,) * (outputs.ndim - used.ndim)
+    outputs = jnp.where(used.reshape(used.shape + rest), outputs, 0.0)
+    if rest:
+        outputs = outputs - jnp.max(outputs, -1, keepdims=True)
+    return outputs, jnp.where(used, labels, jnp.zeros_like(labels))
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _search(
+    outputs: jax.Array, labels: jax.Array, used: jax.Array, likelihood: Likelihood
+) -> tuple[TemperatureScaling, jax.Array]:
+    """The result, and the loss's slopes at the cold and the hot end."""
+    weights = rows.weights_of(used, jnp.ones_like(used), outputs.dtype)
+
+    def loss(log_temperature: jax.Array) -> jax.Array:
+        values = likelihood.log_prob(outputs * jnp.exp(-log_temperature), labels)
+        return -rows.mean(values, weights)
+
+    slope = jax.grad(loss)
+    sloped = jax.value_and_grad(slope)
+    size = jnp.max(jnp.abs(outputs))
+    middle = jnp.log(jnp.where(size > 0, size, jnp.ones_like(size)))
+    low, high = middle - _REACH, middle + _REACH
+    slopes = jnp.stack([slope(low), slope(high)])
+    # Newton's last step squares what is left to go
+    tolerance = float(jnp.finfo(outputs.dtype).eps) ** 0.5
+
+    def unfinished(carry: Any) -> jax.Array:
+        *_, moved, step = carry
+        return (step < _MAX_STEPS) & (moved > tolerance)
+
+    def narrow(carry: Any) -> Any:
+        low, high, point, _, step = carry
+        value, curvature = sloped(point)
+        low = jnp.where(value < 0, point, low)
+        high = jnp.where(value < 0, high, point)
+        newton = point - value / curvature
+        inside = (newton > low) & (newton < high)
+        following = jnp.where(inside, newton, (low + high) / 2)
+        return low, high, following, jnp.abs(following - point), step + 1
+
+    zero = jnp.zeros((), outputs.dtype)
+    start = jnp.clip(zero, low, high)
+    carry = (low, high, start, high - low, jnp.zeros((), jnp.int32))
+    *_, point, _, _ = jax.lax.while_loop(unfinished, narrow, carry)
+    bracketed = (slopes[0] < 0) & (slopes[1] > 0)
+    one = jnp.where(bracketed, jnp.ones_like(zero), jnp.nan)
+    scaling = TemperatureScaling(jnp.exp(point) * one, loss(zero), loss(point) * one)
+    return scaling, slopes

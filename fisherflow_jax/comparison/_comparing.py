@@ -1,0 +1,186 @@
+"""How far estimates are from the truth: numbers, and a table of them."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fisherflow_jax.comparison._measurement import Measurement
+
+# what Sun (2026) counts as having vanished
+SMALL = 1e-5
+
+
+class Comparison(NamedTuple):
+    """An estimate beside the truth; informations are of one observation."""
+
+    name: str
+    relative_error: float  # sum |estimate - truth| / sum truth
+    total_ratio: float  # sum estimate / sum truth; 1 without bias or common noise
+    log_correlation: float  # of the logarithms, where both are positive
+    num_positive: int  # how many entries that is
+    num_entries: int
+    share_small: float  # of the estimate's entries, those under the bound `small`
+    layers: dict[str, float]  # relative error within each layer
+    seconds: float | None
+    passes: int | None
+
+
+def compare(
+    truth: Measurement, others: Sequence[Measurement], *, small: float = SMALL
+) -> list[Comparison]:
+    r"""The error of estimates of the diagonal information against the truth.
+
+    .. math:: \text{error} = \frac{\sum_j |\hat F_j - F_j|}{\sum_j F_j}, \quad
+       \text{ratio} = \frac{\sum_j \hat F_j}{\sum_j F_j}
+
+    of the average over observations. One square of a sum over examples has noise that
+    is common to its entries: the correlation of logarithms does not see it, the error
+    and the ratio do.
+
+    Args:
+      truth: a measurement, of `ff.estimators.exact` for instance.
+      others: measurements at the same parameters.
+      small: the bound of `share_small`, for the information of one observation.
+
+    Returns:
+      A `Comparison` for the truth itself and for each other, in their order. A layer is
+      the parameters that differ only in the last part of their path. Errors are NaN
+      where the truth is zero throughout.
+
+    Raises:
+      ValueError: for measurements of other parameters, naming the first that differs.
+
+    Example:
+      >>> import numpy as np
+      >>> from fisherflow_jax import comparison
+      >>> def measurement(name, entries):
+      ...     settings = {"name": name, "options": {}, "num_examples": 1.0}
+      ...     return comparison.Measurement({"head/w": np.array(entries)}, settings)
+      >>> truth = measurement("exact", [1.0, 2.0, 1.0])
+      >>> _, drawn = comparison.compare(truth, [measurement("drawn", [1.0, 3.0, 0.0])])
+      >>> drawn.relative_error, drawn.total_ratio, drawn.num_positive, drawn.layers
+      (0.5, 1.0, 2, {'head': 0.5})
+
+    References:
+      Sun, "Deterministic Bounds and Random Estimates of Metric Tensors on
+      Neuromanifolds", 2026.
+    """
+    for other in others:
+        _check_same_parameters(truth, other)
+    return [_one(truth, other, small) for other in (truth, *others)]
+
+
+def layer_of(path: str) -> str:
+    """The path without its last part.
+
+    Example:
+      >>> from fisherflow_jax.comparison.comparing import layer_of
+      >>> layer_of("block_0/attention/query/kernel"), layer_of("w")
+      ('block_0/attention/query', 'w')
+    """
+    return path.rpartition("/")[0] or path
+
+
+def by_layer(leaves: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """All entries of each layer, in one row."""
+    rows: dict[str, list[np.ndarray]] = {}
+    for path, leaf in leaves.items():
+        rows.setdefault(layer_of(path), []).append(leaf.ravel())
+    return {layer: np.concatenate(parts) for layer, parts in rows.items()}
+
+
+def _check_same_parameters(truth: Measurement, other: Measurement) -> None:
+    shapes, others = (
+        {path: leaf.shape for path, leaf in each.information.items()}
+        for each in (truth, other)
+    )
+    for path in (*shapes, *others):
+        if shapes.get(path) != others.get(path):
+            raise ValueError(
+                f"{other.label} is of other parameters than {truth.label}: {path} has "
+                f"shape {others.get(path, 'none')}, for {shapes.get(path, 'none')}."
+            )
+
+
+def _one(truth: Measurement, other: Measurement, small: float) -> Comparison:
+    rows, estimates = by_layer(truth.average), by_layer(other.average)
+    true, estimate = (np.concatenate([*each.values()]) for each in (rows, estimates))
+    both = (true > 0) & (estimate > 0)
+    return Comparison(
+        name=other.label,
+        relative_error=_relative_error(true, estimate),
+        total_ratio=_ratio(estimate.sum(), true.sum()),
+        log_correlation=_correlation(np.log(true[both]), np.log(estimate[both])),
+        num_positive=int(both.sum()),
+        num_entries=true.size,
+        share_small=float(np.mean(estimate < small)),
+        layers={
+            layer: _relative_error(row, estimates[layer]) for layer, row in rows.items()
+        },
+        seconds=other.settings.get("seconds"),
+        passes=other.settings.get("passes"),
+    )
+
+
+def _ratio(numerator: Any, denominator: Any) -> float:
+    return float(numerator / denominator) if denominator > 0 else float("nan")
+
+
+def _relative_error(true: np.ndarray, estimate: np.ndarray) -> float:
+    return _ratio(np.abs(estimate - true).sum(), true.sum())
+
+
+def _correlation(x: np.ndarray, y: np.ndarray) -> float:
+    if x.size < 2:
+        return float("nan")
+    x, y = x - x.mean(), y - y.mean()
+    return _ratio(x @ y, np.sqrt((x @ x) * (y @ y)))
+
+
+def table(comparisons: Sequence[Comparison]) -> str:
+    """Comparisons as two plain tables: of all parameters, and of each layer.
+
+    Example:
+      >>> import numpy as np
+      >>> from fisherflow_jax import comparison
+      >>> settings = {"name": "exact", "options": {}, "num_examples": 1.0}
+      >>> truth = comparison.Measurement({"w": np.array([1.0, 2.0])}, settings)
+      >>> print(comparison.table(comparison.compare(truth, [])))
+      estimator  error  ratio  log corr.  positive  small  passes  seconds
+      --------------------------------------------------------------------
+      exact      0.000  1.000     1.0000       2/2  0.000       -        -
+      <BLANKLINE>
+      error by layer  exact
+      ---------------------
+      w               0.000
+    """
+    measures = "error", "ratio", "log corr.", "positive", "small", "passes", "seconds"
+    rows = [["estimator", *measures]]
+    for each in comparisons:
+        rows.append(
+            [
+                each.name,
+                f"{each.relative_error:.3f}",
+                f"{each.total_ratio:.3f}",
+                f"{each.log_correlation:.4f}",
+                f"{each.num_positive}/{each.num_entries}",
+                f"{each.share_small:.3f}",
+                "-" if each.passes is None else str(each.passes),
+                "-" if each.seconds is None else f"{each.seconds:.2f}",
+            ]
+        )
+    layers = [["error by layer", *(each.name for each in comparisons)]]
+    for layer in comparisons[0].layers:
+        errors = (each.layers[layer] for each in comparisons)
+        layers.append([layer, *(f"{error:.3f}" for error in errors)])
+    return f"{_aligned(rows)}\n\n{_aligned(layers)}"
+
+
+def _aligned(rows: list[list[str]]) -> str:
+    first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
+    lines = [
+        "  ".join([row[0].ljust(first), *map(str.rjust, row[1:], others)])
+        for row in rows
+    ]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

@@ -1,0 +1,104 @@
+"""What an estimator is: a call that turns params and a batch into an information."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from fisherflow_jax._ground import batch as batches
+from fisherflow_jax._ground import sharding as meshes
+from fisherflow_jax._ground import trees
+from fisherflow_jax._ground.keys import typed_key
+from fisherflow_jax.structures import Structure
+
+PyTree = Any
+
+
+# not a NamedTuple: jax.jit(estimator) needs an object that takes a weak reference
+@dataclasses.dataclass(frozen=True)
+class Estimator:
+    """`estimator(params, batch, key=None)` -> information, a sum over the batch."""
+
+    name: str
+    compute: Callable[[PyTree, batches.Batch, jax.Array | None], Any]
+    structure: Structure
+    random: bool = False
+    """Whether a key is needed."""
+    not_a_curvature: str | None = None
+    """Why it cannot serve as a flow's curvature; None: it can."""
+    from_gradient: Callable[[PyTree], Any] | None = None
+    """A mean gradient -> the information, where no pass of the model is needed."""
+    describe_paths: Callable[[PyTree, batches.Batch], str] | None = None
+    vectors_a_batch: int | None = None
+    """The rank that one batch adds, where it does not grow with the examples."""
+    rebuild: Callable[[Structure], "Estimator"] | None = None
+    """The same estimator in another structure."""
+
+    def __call__(self, params: PyTree, batch: Any, key: Any = None) -> Any:
+        if self.random and key is None:
+            raise ValueError(
+                f"estimators.{self.name} draws at random: give it a key, "
+                "estimator(params, batch, key)."
+            )
+        typed = None if key is None else typed_key(key)
+        params = trees.real_arrays(params, "params")
+        batch = batches.as_batch(batch)
+        return meshes.replicated(self.compute, params, batch, typed)
+
+    def with_structure(self, structure: Structure) -> "Estimator":
+        """The same estimator in another structure: the same draws for the same key.
+
+        Args:
+          structure: from `ff.structures`.
+
+        Returns:
+          An `Estimator`. Cost: none; nothing is computed yet.
+
+        Raises:
+          ValueError: for an estimator of one's own, built without `rebuild`.
+
+        Example:
+          >>> import jax.numpy as jnp
+          >>> import fisherflow_jax as ff
+          >>> model = lambda params, x: x @ params, ff.likelihoods.gaussian()
+          >>> full = ff.estimators.exact(*model, ff.structures.full())
+          >>> diagonal = full.with_structure(ff.structures.diagonal())
+          >>> diagonal(jnp.zeros(2), (jnp.array([[1.0, 2.0]]), None))
+          Diagonal(entries=Array([1., 4.], dtype=float32))
+        """
+        if self.rebuild is None:
+            raise ValueError(
+                f"estimators.{self.name} was built for {self.structure.name} alone: "
+                "give its Estimator a rebuild, a function of the structure."
+            )
+        return self.rebuild(structure)
+
+    def paths(self, params: PyTree, batch: Any) -> str:
+        """A table of how each parameter's squares are made, from shapes alone.
+
+        Per-example squares of a linear layer cost one product of squares; a layer that
+        is shared over positions, and any other parameter, costs a gradient for each
+        example.
+
+        Example:
+          >>> import jax.numpy as jnp
+          >>> import fisherflow_jax as ff
+          >>> estimator = ff.estimators.empirical(
+          ...     lambda params, x: params["gain"] * (x @ params["w"]),
+          ...     ff.likelihoods.gaussian(),
+          ...     ff.structures.diagonal(),
+          ... )
+          >>> params = {"gain": jnp.ones(()), "w": jnp.ones((3, 2))}
+          >>> print(estimator.paths(params, (jnp.ones((5, 3)), jnp.ones((5, 2)))))
+          parameter  shape   path
+          ['gain']   ()      a gradient for each example (used in mul)
+          ['w']      (3, 2)  squares of inputs times squares of gradients
+        """
+        if self.describe_paths is None:
+            raise ValueError(
+                f"estimators.{self.name} does not square gradients of examples, so "
+                "its parameters have no paths to tell."
+            )
+        params = trees.real_arrays(params, "params")
+        return self.describe_paths(params, batches.as_batch(batch))

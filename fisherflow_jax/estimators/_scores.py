@@ -1,0 +1,198 @@
+"""Squares of scores: of the data's labels, or of labels drawn from the model."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fisherflow_jax.estimators._estimator import Estimator
+from fisherflow_jax.estimators._probes import rademacher
+from fisherflow_jax.estimators._pulling import pulled
+from fisherflow_jax.likelihoods import Likelihood
+from fisherflow_jax.structures import Structure
+
+
+def _output_score(likelihood: Likelihood, outputs: jax.Array, targets: Any):
+    """The gradient of the log-probability with respect to the outputs."""
+    return jax.grad(lambda z: jnp.sum(likelihood.log_prob(z, targets)))(outputs)
+
+
+def _data_scores(
+    likelihood: Likelihood, outputs: jax.Array, targets: Any, key: jax.Array | None
+) -> jax.Array:
+    return _output_score(likelihood, outputs, targets)[None]
+
+
+def _signed_scores(
+    likelihood: Likelihood, outputs: jax.Array, targets: Any, key: jax.Array | None
+) -> jax.Array:
+    assert key is not None
+    score = _output_score(likelihood, outputs, targets)
+    return (score * rademacher(key, (), score.dtype))[None]
+
+
+def _sampled_scores(num_samples: int) -> Callable:
+    def rule(
+        likelihood: Likelihood, outputs: jax.Array, targets: Any, key: jax.Array
+    ) -> jax.Array:
+        def one(sample_key: jax.Array) -> jax.Array:
+            drawn = likelihood.sample(sample_key, outputs)
+            return _output_score(likelihood, outputs, drawn)
+
+        scores = jax.vmap(one)(jax.random.split(key, num_samples))
+        return scores / jnp.sqrt(jnp.asarray(num_samples, outputs.dtype))
+
+    return rule
+
+
+def empirical(
+    apply_fn: Callable,
+    likelihood: Likelihood,
+    structure: Structure,
+    *,
+    groups: int | None = None,
+    chunk_size: int | None = None,
+    fast_squares: bool = True,
+) -> Estimator:
+    r"""The empirical Fisher: the sum of squared scores of the data's labels.
+
+    .. math:: \sum_i w_i s_i s_i^\top, \quad
+       s_i = \nabla_\theta \log p(y_i | f(\theta, x_i))
+
+    Not the Fisher information: it shrinks to nothing where the model fits its labels,
+    and equals the Fisher only in expectation at the true parameters. It is the right
+    middle of a sandwich variance, which is what `robust=True` keeps.
+
+    With `groups`, one random sign an example stands in for the squares of each:
+
+    .. math:: \Big(\sum_i r_i \sqrt{w_i}\, s_i\Big)
+       \Big(\sum_i r_i \sqrt{w_i}\, s_i\Big)^\top, \quad r_i = \pm 1
+
+    has the same mean, from one backward pass of any model, with a relative standard
+    deviation of at most :math:`\sqrt 2` on the diagonal, about :math:`\sqrt{2 / G}`
+    for G groups.
+
+    Args:
+      apply_fn: `(params, inputs) -> outputs`, leading axis = examples.
+      likelihood: from `ff.likelihoods`.
+      structure: from `ff.structures`.
+      groups: None: the squares of every example, without noise; G: random signs, and G
+        equal micro-batches that are squared separately. A key is then needed.
+      chunk_size: examples whose scores are held at once; None: about 64 MiB.
+      fast_squares: with the diagonal or scalar structure, square linear layers from
+        their inputs and output gradients (`Estimator.paths` tells which).
+
+    Returns:
+      An `Estimator`. Cost: one forward and one backward pass an example; with `groups`,
+      or where all layers are squared fast, that of one gradient of the batch.
+
+    Raises:
+      ValueError: when called with a batch without targets, or that `groups` does not
+        divide.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> estimator = ff.estimators.empirical(
+      ...     lambda params, x: x @ params,
+      ...     ff.likelihoods.gaussian(),
+      ...     ff.structures.diagonal(),
+      ... )
+      >>> batch = (jnp.array([[1.0, 2.0]]), jnp.array([3.0]))
+      >>> estimator(jnp.zeros(2), batch)  # residual 3
+      Diagonal(entries=Array([ 9., 36.], dtype=float32))
+
+    References:
+      Kunstner, Balles, Hennig, "Limitations of the empirical Fisher approximation for
+      natural gradient descent", 2019.
+    """
+    return pulled(
+        "empirical",
+        _data_scores if groups is None else _signed_scores,
+        apply_fn,
+        likelihood,
+        structure,
+        groups=groups,
+        chunk_size=chunk_size,
+        fast_squares=fast_squares,
+        random=groups is not None,
+        needs_targets=True,
+    )
+
+
+def monte_carlo(
+    apply_fn: Callable,
+    likelihood: Likelihood,
+    structure: Structure,
+    *,
+    num_samples: int = 1,
+    groups: int | None = None,
+    chunk_size: int | None = None,
+    fast_squares: bool = True,
+) -> Estimator:
+    r"""The Fisher information from labels drawn from the model: unbiased, noisy.
+
+    .. math:: \sum_i w_i \frac{1}{m} \sum_{k=1}^m s_{ik} s_{ik}^\top, \quad
+       s_{ik} = \nabla_\theta \log p(y_{ik} | f(\theta, x_i)), \;
+       y_{ik} \sim p(\cdot | f(\theta, x_i))
+
+    Its relative variance falls as `1 / m`, but has no bound on a confident model, whose
+    rare labels carry the information: an event of probability :math:`\epsilon` gives a
+    relative standard deviation of about :math:`\epsilon^{-1/2}`.
+
+    With `groups`, scores are summed over each micro-batch before they are squared. The
+    mean stays, since a sampled score has mean zero, and one backward pass serves the
+    batch; the variance is about :math:`2 F_{jj}^2 / G` on top of the labels' own.
+
+    Args:
+      apply_fn: `(params, inputs) -> outputs`, leading axis = examples.
+      likelihood: from `ff.likelihoods`.
+      structure: from `ff.structures`.
+      num_samples: draws m for each example.
+      groups: None: squares of every example; G: the number of equal micro-batches that
+        are squared separately, 1 for the whole batch.
+      chunk_size: examples whose scores are held at once; None: about 64 MiB. Each
+        example draws from its own key, so neither chunks nor groups change a draw.
+      fast_squares: with the diagonal or scalar structure, square linear layers from
+        their inputs and output gradients (`Estimator.paths` tells which).
+
+    Returns:
+      An `Estimator` that needs a key: `estimator(params, batch, key)`. Cost: one
+      forward and m backward passes an example; of the batch with `groups`, or where all
+      layers are squared fast.
+
+    Raises:
+      ValueError: if `num_samples` is not a positive whole number; without a key; when
+        called with a batch that `groups` does not divide.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> estimator = ff.estimators.monte_carlo(
+      ...     lambda params, x: x @ params,
+      ...     ff.likelihoods.gaussian(),
+      ...     ff.structures.scalar(),
+      ...     num_samples=1000,
+      ... )
+      >>> information = estimator(jnp.zeros(1), (jnp.ones((1, 1)), None), key=0)
+      >>> print(round(float(information.value), 1))  # the exact value is 1
+      1.0
+    """
+    if not isinstance(num_samples, int) or num_samples < 1:
+        raise ValueError(
+            f"num_samples is a positive whole number; got {num_samples!r}."
+        )
+    return pulled(
+        "monte_carlo",
+        _sampled_scores(num_samples),
+        apply_fn,
+        likelihood,
+        structure,
+        groups=groups,
+        chunk_size=chunk_size,
+        fast_squares=fast_squares,
+        random=True,
+        num_columns=num_samples,
+    )

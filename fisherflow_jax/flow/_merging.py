@@ -1,0 +1,184 @@
+"""Fusing the states of workers that set out from a common one."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fisherflow_jax import information as ops
+from fisherflow_jax._ground import trees
+from fisherflow_jax._ground.checks import is_concrete
+from fisherflow_jax.flow import _evidence as evidence
+from fisherflow_jax.flow._flow import FlowState, belief_of
+from fisherflow_jax.memories._exponential import Decay
+from fisherflow_jax.memories._memory import age
+
+PyTree = Any
+
+
+def merge(states: Sequence[FlowState], start: FlowState) -> FlowState:
+    r"""Fuses workers that set out from the common state `start`, each on its own data.
+
+    .. math:: I = I_s + \sum_k (I_k - I_s), \quad
+       I \theta = I_s \theta_s + \sum_k (I_k \theta_k - I_s \theta_s)
+
+    The prior, and all else that the workers share, counts once. Exact for a
+    linear-Gaussian model: the state of one machine that saw all the data, in any order.
+    Elsewhere each worker linearises along its own path; `ff.refine` removes what that
+    costs. With exponential memory
+    the workers run in parallel time, and the deltas are taken from the common state as
+    it has aged since; they must have made the same number of updates (skipped batches
+    are none; under jit, NaN if not). Its log-evidence is then the workers' own sum with
+    the correction that is exact for stationary memory: approximate, and not a
+    sequence's.
+
+    Low-rank states are fused without loss and recompressed; what recompression moved
+    between the diagonal and the directions can make a difference of states indefinite,
+    so the sum's diagonal part is not let below that of `start`.
+
+    Args:
+      states: the workers' states; at least one.
+      start: the state that all of them set out from.
+
+    Returns:
+      The fused state: mean, information, count, log-evidence, scores, dispersion and
+      counters. Compensated pairs stay compensated. Cost: a solve and a factorisation
+      for each worker.
+
+    Raises:
+      TypeError: for windowed, adaptive and random_walk memories, which do not merge.
+      ValueError: without states, for states of another structure, and for exponential
+        memory where the workers did not make the same number of updates.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> flow = ff.fisher_flow(
+      ...     lambda params, x: x * params,
+      ...     ff.likelihoods.gaussian(),
+      ...     structure=ff.structures.full(),
+      ...     memory=ff.memories.stationary(),
+      ...     prior_precision=1e-6,
+      ... )
+      >>> start = flow.init(jnp.array(0.0))
+      >>> one, _ = flow.update(start, (jnp.ones(2), jnp.array([1.0, 3.0])))
+      >>> two, _ = flow.update(start, (jnp.ones(2), jnp.array([5.0, 7.0])))
+      >>> merged = ff.merge([one, two], start)
+      >>> print(merged.mean.round(3), merged.count)
+      4.0 4.0
+
+    References:
+      Smola, Vishwanathan, Eskin, "Laplace propagation", 2003.
+    """
+    states = list(states)
+    if not states:
+        raise ValueError("merge needs at least one worker's state; got none.")
+    for state in states:
+        if not isinstance(state, FlowState):
+            raise TypeError(
+                "merge takes flows' states; merge the members of banks one by one. Got "
+                f"{type(state).__name__}."
+            )
+        if not trees.same_structure(state, start):
+            raise ValueError(
+                "the workers' states and the start must come from one flow; got "
+                f"{jax.tree.structure(state)} and {jax.tree.structure(start)}."
+            )
+    steps = [state.step - start.step for state in states]
+    same_time = _check_same_time(start.memory, steps)
+    aged = age(start.memory, belief_of(start), start.prior, steps[0])
+
+    information = ops.fuse(aged.information, [s.information for s in states])
+    # of the beliefs: a worker without an update may still hold the search's start
+    moves = [optax.tree.sub(belief_of(s).mean, aged.mean) for s in states]
+    pulls = [
+        ops.matvec(s.information, move) for s, move in zip(states, moves, strict=True)
+    ]
+    shift = pulls[0]
+    for pull in pulls[1:]:
+        shift = optax.tree.add(shift, pull)
+    step = ops.solve(information, shift)
+    # of the summed quadratics at their common minimum, relative to the aged start
+    squares = [trees.dot(m, p) for m, p in zip(moves, pulls, strict=True)]
+    distance = sum(squares[1:], start=squares[0]) - trees.dot(step, shift)
+
+    count = _fuse_numbers(aged.count, [s.count for s in states])
+    residual = None
+    if aged.residual is not None:
+        residual = _fuse_numbers(aged.residual, [s.residual for s in states]) + distance
+    steps_taken = jnp.max(jnp.stack(steps))
+    # without any update the state may still hold the search's start: it keeps it
+    mean = jax.tree.map(
+        lambda x, y: jnp.where(start.step + steps_taken > 0, x, y),
+        optax.tree.add(aged.mean, step),
+        start.mean,
+    )
+    fused = start._replace(
+        mean=mean,
+        information=ops.conform(start.information, information),
+        count=count,
+        meat=None
+        if aged.meat is None
+        else ops.fuse(aged.meat, [s.meat for s in states]),
+        residual=residual,
+        step=start.step + steps_taken,
+        num_skipped=_fuse_numbers(start.num_skipped, [s.num_skipped for s in states]),
+    )
+    gain = _log_evidence(fused, information, distance, aged, start, states)
+    fused = fused._replace(log_evidence=gain)
+
+    def refuse(x: jax.Array) -> jax.Array:
+        floating = jnp.issubdtype(x.dtype, jnp.floating)
+        return jnp.where(same_time, x, jnp.nan).astype(x.dtype) if floating else x
+
+    return jax.tree.map(refuse, fused)
+
+
+def _fuse_numbers(start: jax.Array, values: Sequence[Any]) -> jax.Array:
+    deltas = [value - start for value in values]
+    return start + sum(deltas[1:], start=deltas[0])
+
+
+def _check_same_time(memory: Any, steps: Sequence[jax.Array]) -> jax.Array:
+    """Whether the workers may be merged; raises where the values are at hand."""
+    same = jnp.all(jnp.stack(steps) == steps[0])
+    if not isinstance(memory, Decay):
+        return jnp.ones_like(same)
+    if is_concrete(steps):
+        counts = [int(step) for step in steps]
+        if len(set(counts)) > 1:
+            raise ValueError(
+                "workers with exponential memory run in parallel time and merge after "
+                f"the same number of updates; theirs are {counts}."
+            )
+    return same
+
+
+def _log_evidence(fused, information, distance, aged, start, states) -> jax.Array:
+    mean = start.mean
+    before = ops.logdet(aged.information, mean)
+    after = ops.logdet(information, mean)
+    total = start.log_evidence
+    if start.residual is None:
+        gain = 0.5 * (before - after - distance)
+        for state in states:
+            own = ops.logdet(state.information, mean)
+            gain = gain + (state.log_evidence - start.log_evidence)
+            gain = gain + 0.5 * (own - before)
+        return total + gain
+    zero = jnp.zeros_like(before)
+
+    def gain_of(residual: jax.Array, count: jax.Array, logdet: jax.Array) -> jax.Array:
+        return evidence.unknown_dispersion(
+            aged.residual, residual, aged.count, count, zero, before, logdet
+        )
+
+    total = total + gain_of(fused.residual, fused.count, after)
+    for state in states:
+        # what is left of a worker's gain is its targets' unit variances
+        own = ops.logdet(state.information, mean)
+        gain = state.log_evidence - start.log_evidence
+        total = total + gain - gain_of(state.residual, state.count, own)
+    return total

@@ -1,0 +1,234 @@
+"""Tracing a model, and settling what its linear layers are."""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fisherflow_jax._ground import batch as batches
+from fisherflow_jax._ground import trees
+from fisherflow_jax.layers import _compat
+from fisherflow_jax.layers import _examples as examples
+from fisherflow_jax.layers import _views as views
+from fisherflow_jax.layers._inputs import is_shared, shapes_of_one
+from fisherflow_jax.layers._layer import Layer, Layers
+from fisherflow_jax.layers._uses import Path, Spread, Use, Walk
+from fisherflow_jax.layers._walk import walk
+
+PyTree = Any
+
+
+class Traced(NamedTuple):
+    """A model as a program, and the layers found in it."""
+
+    program: _compat.Program
+    arguments: list  # of the program: leaves of the parameters, then of the inputs
+    output_tree: Any
+    layers: Layers
+    uses: tuple[tuple[Use, ...], ...]  # of each layer
+    # of a whole batch:
+    rows: dict[Path, examples.Rows]  # where its examples are
+    spreads: tuple[Spread, ...]  # uses, entry by entry, of leaves that are no layer's
+
+
+def trace(
+    apply_fn: Callable, params: PyTree, inputs: PyTree, *, count: int | None = None
+) -> Traced:
+    """Traces a model on its inputs, parts in `ff.Shared`, and finds its layers.
+
+    Of one example, or of a whole batch of `count` examples, where layers are those
+    whose inputs belong to single examples.
+    """
+    named = jax.tree_util.tree_leaves_with_path(params)
+    names = tuple(trees.leaf_name(path) for path, _ in named)
+    for name, (_, leaf) in zip(names, named, strict=True):
+        _check_parameter(name, leaf)
+    received = batches.unshare(inputs)
+    leaves = jax.tree.leaves((params, received))
+    treedef: Any = jax.tree.structure((params, received))
+    # what is no array (a flag among shared inputs) is part of the program
+    arrays = [i for i, leaf in enumerate(leaves) if is_array(leaf)]
+
+    def flat_apply(*values: Any) -> PyTree:
+        filled = dict(enumerate(leaves)) | dict(zip(arrays, values, strict=True))
+        return apply_fn(*treedef.unflatten([filled[i] for i in range(len(leaves))]))
+
+    arguments = [leaves[i] for i in arrays]
+    jaxpr, outputs = _compat.trace(flat_apply, *arguments)
+    program = _compat.read(jaxpr)
+    shapes = tuple(tuple(leaf.shape) for _, leaf in named)
+    found, together = walk(program, list(shapes)), None
+    rows: dict[Path, examples.Rows] = {}
+    if count is not None:
+        sliced = [False] * len(named) + _is_sliced(inputs)
+        entering = [
+            (examples.every_example if sliced[i] else examples.no_example)(
+                count, leaves[i].shape
+            )
+            for i in arrays
+        ]
+        results, rows = examples.follow(program, entering, count)
+        together = next((value.together for value in results if value.together), None)
+        found = _of_rows(found, rows, count)
+    uses = _settle(found)
+    fallback = _fallback(found, uses, len(names))
+    spreads = () if count is None else _spreads(found, rows, fallback)
+    by_row = {spread.leaf for spread in spreads}
+    layers = Layers(
+        tuple(map(_layer, uses)),
+        fallback,
+        names,
+        shapes,
+        jax.tree.structure(params),
+        count is not None,
+        together,
+        () if count is None else tuple(i for i, _ in fallback if i not in by_row),
+        shapes_of_one(inputs),
+    )
+    output_tree = jax.tree.structure(outputs)
+    return Traced(program, arguments, output_tree, layers, uses, rows, spreads)
+
+
+def _is_sliced(inputs: PyTree) -> list[bool]:
+    """For each leaf of the inputs, as received, whether it has an axis of examples."""
+    leaves = jax.tree.leaves(inputs, is_leaf=is_shared)
+    return [
+        not is_shared(leaf)
+        for leaf in leaves
+        for _ in (jax.tree.leaves(leaf.tree) if is_shared(leaf) else [leaf])
+    ]
+
+
+def _of_rows(found: Walk, rows: dict[Path, examples.Rows], count: int) -> Walk:
+    """The uses by single examples; reasons are noted for the leaves of others."""
+    uses = []
+    for use in found.uses:
+        inputs = rows[use.path].inputs[use.linear.operand]
+        outputs = rows[use.path].outputs[0]
+        if not examples.has_examples(inputs) or not _at_positions(use, outputs):
+            reason = "the examples cannot be told apart in its inputs"
+            found.reasons.setdefault(use.leaf, reason)
+        uses.append(use._replace(num_positions=use.num_positions // count))
+    return found._replace(uses=uses)
+
+
+def _at_positions(use: Use, outputs: examples.Value) -> bool:
+    """Whether the examples lie along the positions of a layer's outputs."""
+    if outputs.view is None or not examples.has_examples(outputs):
+        return False
+    stacks, _, features = use.linear.outputs(outputs.view).axes
+    return views.is_repeated(stacks) and views.is_repeated(features)
+
+
+def _spreads(
+    found: Walk,
+    rows: dict[Path, examples.Rows],
+    fallback: tuple[tuple[int, str], ...],
+) -> tuple[Spread, ...]:
+    """The uses of the leaves that meet single examples entry by entry, and only so."""
+    times = Counter(
+        spread.leaf
+        for spread in found.spreads
+        if _is_repeated(spread, rows[spread.path].outputs[0])
+    )
+    kernels = {use.leaf for use in found.uses}
+    by_row = {
+        leaf
+        for leaf, _ in fallback
+        if times[leaf] and times[leaf] == found.times[leaf] and leaf not in kernels
+    }
+    return tuple(spread for spread in found.spreads if spread.leaf in by_row)
+
+
+def _is_repeated(spread: Spread, outputs: examples.Value) -> bool:
+    """Whether a parameter is the same for all the single examples that it meets."""
+    if outputs.view is None or not examples.has_examples(outputs):
+        return False
+    axes = spread.view.axes[len(spread.scans) :]
+    return all(
+        views.is_repeated(own) or views.is_repeated(of_examples)
+        for own, of_examples in zip(axes, outputs.view.axes, strict=True)
+    )
+
+
+def _settle(found: Walk) -> tuple[tuple[Use, ...], ...]:
+    """The uses of each layer; reasons are noted for leaves that are not treated."""
+    by_leaf: dict[int, list[Use]] = {}
+    for use in found.uses:
+        by_leaf.setdefault(use.leaf, []).append(use)
+    biases = {use.bias.leaf for use in found.uses if use.bias is not None}
+    for leaf, uses in by_leaf.items():
+        if leaf in biases:
+            found.reasons.setdefault(leaf, "used as a kernel and as a bias")
+        if len({(use.kernel, use.linear.kind == "embedding") for use in uses}) > 1:
+            found.reasons.setdefault(leaf, "used in several orientations or kinds")
+    kept = {leaf: uses for leaf, uses in by_leaf.items() if leaf not in found.reasons}
+    for bias in biases:
+        owners = {use.leaf for use in found.uses if use.bias and use.bias.leaf == bias}
+        if len(owners) > 1:
+            found.reasons.setdefault(bias, "added to the outputs of several layers")
+        elif not owners <= kept.keys():
+            found.reasons.setdefault(bias, "bias of a parameter that is no layer")
+        elif len({use.bias for use in kept[min(owners)]}) > 1:
+            found.reasons.setdefault(bias, "added at some uses of its layer only")
+    return tuple(
+        tuple(
+            use._replace(bias=None)
+            if use.bias and use.bias.leaf in found.reasons
+            else use
+            for use in kept[leaf]
+        )
+        for leaf in sorted(kept)
+    )
+
+
+def _fallback(
+    found: Walk, layers: tuple[tuple[Use, ...], ...], count: int
+) -> tuple[tuple[int, str], ...]:
+    treated = {uses[0].leaf for uses in layers}
+    treated |= {uses[0].bias.leaf for uses in layers if uses[0].bias}
+    reasons = {
+        leaf: found.reasons.get(
+            leaf, "no gradient passes" if leaf in found.stopped else "unused"
+        )
+        for leaf in range(count)
+        if leaf not in treated
+    }
+    return tuple(reasons.items())
+
+
+def _layer(uses: tuple[Use, ...]) -> Layer:
+    first = uses[0]
+    stacked, inputs, outputs = first.kernel.shape
+    return Layer(
+        first.leaf,
+        first.bias and first.bias.leaf,
+        first.linear.kind,
+        stacked,
+        sum(use.num_positions for use in uses),
+        inputs,
+        outputs,
+        first.kernel,
+        first.bias and first.bias.view,
+        tuple(use.path for use in uses),
+    )
+
+
+def is_array(leaf: Any) -> bool:
+    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+
+
+def _check_parameter(name: str, leaf: Any) -> None:
+    if not is_array(leaf) or not jnp.issubdtype(leaf.dtype, jnp.floating):
+        raise ValueError(
+            "params must be real floating-point arrays, or their shapes; "
+            f"params{name} is {described(leaf)}."
+        )
+
+
+def described(leaf: Any) -> str:
+    if not is_array(leaf):
+        return f"{leaf!r}"
+    return f"an array of shape {tuple(leaf.shape)} and dtype {leaf.dtype}"

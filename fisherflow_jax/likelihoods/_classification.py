@@ -1,0 +1,232 @@
+"""Likelihoods of classes: categorical (one of C) and bernoulli (yes or no)."""
+
+import jax
+import jax.numpy as jnp
+
+from fisherflow_jax.likelihoods import _categorical_roots as categorical_roots
+from fisherflow_jax.likelihoods._checks import (
+    check_outputs,
+    check_targets,
+    one_output_a_target,
+    shape_and_dtype,
+)
+from fisherflow_jax.likelihoods._likelihood import (
+    Likelihood,
+    cached,
+    like,
+    nan_outside,
+    scaled_probes,
+    widen,
+)
+
+
+@cached
+def categorical():
+    r"""One of C classes, given logits.
+
+    .. math::
+      p(y = c \mid z) = p_c = e^{z_c} / \sum_j e^{z_j},
+
+    with output Fisher information :math:`\operatorname{diag}(p) - p p^\top = L L^\top`,
+    where :math:`L = \operatorname{diag}(\sqrt p) - p \sqrt p^\top` is the square root
+    of the diagonal, centred. It is applied in O(C); no C x C matrix is formed.
+
+    Outputs are logits `(n, ..., C)` with C at least 1; targets are integer classes
+    `(n, ...)`. A class below 0 or from C on has log-probability NaN, and a NaN
+    gradient. The mean is the vector of probabilities, and the line of class c its
+    log-odds :math:`z_c - \log \sum_{j \ne c} e^{z_j}`, finite for saturated logits. One
+    class alone is certain: its log-probability is 0, its information 0 and its log-odds
+    infinite. A yes-or-no target with one logit is `bernoulli()`.
+
+    Returns:
+      A `Likelihood`, the same object for every call.
+
+    Raises:
+      ValueError: by `check`, for outputs without classes, targets that are not
+        integers, or shapes that do not belong together.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from fisherflow_jax import likelihoods
+      >>> likelihood = likelihoods.categorical()
+      >>> logits = jnp.log(jnp.array([[0.2, 0.3, 0.5]]))
+      >>> [round(float(p), 3) for p in likelihood.mean(logits)[0]]
+      [0.2, 0.3, 0.5]
+      >>> round(float(jnp.exp(likelihood.log_prob(logits, jnp.array([2])))[0]), 3)
+      0.5
+
+    References:
+      S. Amari, "Natural gradient works efficiently in learning", 1998.
+      K. Sun, "Deterministic Bounds and Random Estimates of Metric Tensors on
+      Neuromanifolds", 2026.
+    """
+    name = "categorical"
+
+    def check(outputs, targets):
+        shape = check_outputs(name, outputs)
+        if len(shape) == 0 or shape[-1] < 1:
+            raise ValueError(
+                f"{name}: outputs must be logits of at least 1 class on the last axis, "
+                f"got shape {shape}. For a yes-or-no target with one logit, use "
+                "bernoulli()."
+            )
+        if targets is None:
+            return
+        target_shape, dtype = shape_and_dtype(targets)
+        if not jnp.issubdtype(dtype, jnp.integer):
+            raise ValueError(
+                f"{name}: targets must be integer classes, got dtype {dtype} "
+                f"(shape {target_shape}). Give one-hot targets as their argmax."
+            )
+        rule = "targets must have the shape of the outputs without the axis of classes"
+        check_targets(name, shape, shape[:-1], targets, rule)
+
+    def log_prob(outputs, targets):
+        check(outputs, targets)
+        log_p = jax.nn.log_softmax(widen(outputs))
+        classes = jnp.asarray(targets)
+        if classes.dtype.itemsize < 4:
+            # The number of classes may not fit the targets' own type.
+            classes = classes.astype(jnp.int32)
+        num_classes = log_p.shape[-1]
+        possible = (classes >= 0) & (classes < num_classes)
+        index = jnp.clip(classes, 0, num_classes - 1)[..., None]
+        return nan_outside(possible, jnp.take_along_axis(log_p, index, -1)[..., 0])
+
+    def mean(outputs):
+        return jax.nn.softmax(widen(outputs))
+
+    def line(outputs):
+        logits = widen(outputs)
+        if logits.shape[-1] == 1:
+            # A constant: the limit below would have a NaN gradient.
+            return jnp.full_like(logits, jnp.inf)
+        # Log-odds do not see a shift; large logits would lose their last digits.
+        shift = jax.lax.stop_gradient(jnp.max(logits, -1, keepdims=True))
+        logits = logits - shift
+        log_p = jax.nn.log_softmax(logits)
+        classes = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
+        largest = classes == jnp.argmax(logits, -1, keepdims=True).astype(jnp.int32)
+        others = jax.nn.logsumexp(
+            jnp.where(largest, -jnp.inf, logits), axis=-1, keepdims=True
+        )
+        # p <= 1/2 for all but the largest logit, where 1 - p would cancel.
+        p = jnp.exp(jnp.where(largest, -jnp.inf, log_p))
+        return jnp.where(largest, logits - others, log_p - jnp.log1p(-p))
+
+    def variance(outputs):
+        log_odds = line(outputs)
+        return jax.nn.sigmoid(log_odds) * jax.nn.sigmoid(-log_odds)
+
+    def sample(key, outputs):
+        return jax.random.categorical(key, widen(outputs))
+
+    def root(outputs, probes, key=None):
+        # exp(log p / 2) stays finite, with finite derivatives, where p underflows.
+        root_p = jnp.exp(0.5 * jax.nn.log_softmax(widen(outputs)))
+        probes = like(probes, root_p)
+        projection = jnp.sum(root_p * probes, -1, keepdims=True)
+        cotangents = root_p * (probes - root_p * projection)
+        return cotangents.astype(jnp.asarray(outputs).dtype)
+
+    def support(targets):
+        return jnp.asarray(targets) >= 0
+
+    return Likelihood(
+        name=name,
+        log_prob=log_prob,
+        mean=mean,
+        variance=variance,
+        sample=sample,
+        root=root,
+        probe_shape=tuple,
+        line=line,
+        from_line=jax.nn.sigmoid,
+        support=support,
+        check=check,
+        cholesky=categorical_roots.CHOLESKY,
+        diagonal_bound=categorical_roots.DIAGONAL_BOUND,
+        low_rank=categorical_roots.low_rank,
+    )
+
+
+@cached
+def bernoulli():
+    r"""Yes or no, given a logit.
+
+    .. math::
+      \log p(y \mid z) = y \log \sigma(z) + (1 - y) \log \sigma(-z),
+
+    with output Fisher information :math:`\sigma(z) \sigma(-z)`. A target may be a
+    fraction in [0, 1]: a share of successes, whose log-probability is then a
+    cross-entropy.
+
+    Outputs are logits `(n, ...)`; targets are 0 or 1, or in between, of the same shape.
+    A target outside [0, 1] has log-probability NaN, and a NaN gradient.
+
+    Returns:
+      A `Likelihood`, the same object for every call.
+
+    Raises:
+      ValueError: by `check`, for shapes that differ.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from fisherflow_jax import likelihoods
+      >>> likelihood = likelihoods.bernoulli()
+      >>> float(likelihood.mean(jnp.zeros(1))[0])
+      0.5
+      >>> likelihoods.bernoulli() is likelihood
+      True
+
+    References:
+      P. McCullagh and J. A. Nelder, "Generalized Linear Models", 1989.
+    """
+    name = "bernoulli"
+    check = one_output_a_target(name)
+
+    def support(targets):
+        targets = jnp.asarray(targets)
+        if targets.dtype == bool:
+            return jnp.ones(targets.shape, bool)
+        return (targets >= 0) & (targets <= 1)
+
+    def log_prob(outputs, targets):
+        check(outputs, targets)
+        logits = widen(outputs)
+        share = like(targets, logits)
+        value = share * jax.nn.log_sigmoid(logits)
+        value = value + (1 - share) * jax.nn.log_sigmoid(-logits)
+        return nan_outside(support(targets), value)
+
+    def mean(outputs):
+        return jax.nn.sigmoid(widen(outputs))
+
+    def variance(outputs):
+        logits = widen(outputs)
+        return jax.nn.sigmoid(logits) * jax.nn.sigmoid(-logits)
+
+    def sample(key, outputs):
+        p = mean(outputs)
+        return jax.random.bernoulli(key, p).astype(p.dtype)
+
+    def root(outputs, probes, key=None):
+        # sqrt(p (1 - p)), of full precision and differentiable at every logit.
+        distance = jnp.abs(widen(outputs))
+        factor = jnp.exp(-0.5 * distance) / (1 + jnp.exp(-distance))
+        return scaled_probes(outputs, factor, probes)
+
+    return Likelihood(
+        name=name,
+        log_prob=log_prob,
+        mean=mean,
+        variance=variance,
+        sample=sample,
+        root=root,
+        probe_shape=tuple,
+        line=widen,
+        from_line=jax.nn.sigmoid,
+        support=support,
+        check=check,
+        diagonal=True,
+    )

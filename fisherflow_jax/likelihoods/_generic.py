@@ -1,0 +1,144 @@
+"""A likelihood from a log-probability and a sampler, with a root of sampled scores."""
+
+import jax
+import jax.numpy as jnp
+
+from fisherflow_jax.likelihoods._checks import check_outputs, shape_and_dtype
+from fisherflow_jax.likelihoods._likelihood import (
+    Likelihood,
+    cached,
+    identity,
+    like,
+    widen,
+)
+
+
+@cached
+def from_log_prob(log_prob, sample, *, num_samples=16, mean=None, variance=None):
+    r"""Any likelihood that can be evaluated and sampled.
+
+    The root of the output Fisher information is random: with m targets drawn from the
+    model,
+
+    .. math::
+      L \xi = m^{-1/2} \sum_{k \le m} \xi_k \nabla_z \log p(y_k \mid z), \qquad
+      E\, L L^\top = E_y \nabla_z \log p\, (\nabla_z \log p)^\top.
+
+    It is unbiased, with a relative error that falls as :math:`m^{-1/2}` and is large
+    for predictions that are almost certain; where a closed form is known, prefer it.
+    Each call of the root costs m evaluations of `log_prob` and its gradient, no pass of
+    the model, and the memory of m copies of the outputs.
+
+    Args:
+      log_prob: `(outputs, targets) -> (n, ...)`, one value a target, which depends only
+        on the outputs of its own example. Outputs of half precision arrive in float32.
+      sample: `(key, outputs) -> targets`.
+      num_samples: m, the number of targets drawn.
+      mean: `outputs -> expected target`, needed for `mean` and `line`.
+      variance: `outputs -> variance of a target`, of the shape of the mean.
+
+    Returns:
+      A `Likelihood`, the same object for the same functions. Its `root` needs a key.
+      Probes are `(n, ..., m)`, so that independent targets of one example have columns
+      of their own. Every target counts as possible, and `line` is the mean.
+
+    Raises:
+      ValueError: for fewer than one sample; by `root` without a key; by `mean`,
+        `variance` and `line` where the function was not given; by `check`, for leading
+        axes that differ.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from fisherflow_jax import likelihoods
+      >>> def log_prob(outputs, targets):  # Laplace
+      ...     return -jnp.abs(targets - outputs) - jnp.log(2.0)
+      >>> def sample(key, outputs):
+      ...     return outputs + jax.random.laplace(key, outputs.shape, outputs.dtype)
+      >>> likelihood = likelihoods.from_log_prob(log_prob, sample, num_samples=64)
+      >>> likelihood.probe_shape((5,))
+      (5, 64)
+      >>> outputs, key = jnp.zeros(5), jax.random.key(0)
+      >>> columns = likelihoods.root_columns(likelihood, outputs, key)
+      >>> fisher = jnp.sum(columns**2, axis=0)  # exactly 1: the score is -1 or 1
+      >>> bool(jnp.allclose(fisher, 1.0))
+      True
+
+    References:
+      F. Kunstner, L. Balles and P. Hennig, "Limitations of the Empirical Fisher
+      Approximation for Natural Gradient Descent", 2019.
+    """
+    name = "from_log_prob"
+    if num_samples < 1:
+        raise ValueError(f"{name}: num_samples must be at least 1, got {num_samples}.")
+
+    def check(outputs, targets):
+        shape = check_outputs(name, outputs)
+        if targets is None:
+            return
+        target_shape, _ = shape_and_dtype(targets)
+        if not shape or not target_shape or shape[0] != target_shape[0]:
+            raise ValueError(
+                f"{name}: outputs have shape {shape} and targets have shape "
+                f"{target_shape}; their leading axes (the examples) must agree."
+            )
+
+    def wide_log_prob(outputs, targets):
+        return log_prob(widen(outputs), targets)
+
+    def wide_sample(key, outputs):
+        return sample(key, widen(outputs))
+
+    def probe_shape(shape):
+        def log_prob_of_sample(outputs):
+            return log_prob(outputs, sample(jax.random.key(0), outputs))
+
+        outputs = jax.ShapeDtypeStruct(tuple(shape), jnp.result_type(float))
+        return (*jax.eval_shape(log_prob_of_sample, outputs).shape, num_samples)
+
+    def root(outputs, probes, key=None):
+        if key is None:
+            raise ValueError(
+                f"{name}: root draws targets, so it needs a key: "
+                "root(outputs, probes, key)."
+            )
+        wide = widen(outputs)
+        keys = jax.random.split(key, num_samples)
+        targets = jax.vmap(sample, in_axes=(0, None))(keys, wide)
+        log_probs, pull_back = jax.vjp(
+            lambda outputs: jax.vmap(log_prob, in_axes=(None, 0))(outputs, targets),
+            wide,
+        )
+        weights = jnp.moveaxis(like(probes, log_probs), -1, 0) * num_samples**-0.5
+        (cotangents,) = pull_back(weights)
+        return cotangents.astype(jnp.asarray(outputs).dtype)
+
+    def support(targets):
+        return jnp.ones(shape_and_dtype(targets)[0], bool)
+
+    def given(function, argument):
+        if function is not None:
+            return lambda outputs: function(widen(outputs))
+
+        def missing(outputs):
+            raise ValueError(
+                f"{name}: no {argument} was given, and none can be found from a "
+                f"log-probability: pass from_log_prob(..., {argument}=...)."
+            )
+
+        return missing
+
+    return Likelihood(
+        name=name,
+        log_prob=wide_log_prob,
+        mean=given(mean, "mean"),
+        variance=given(variance, "variance"),
+        sample=wide_sample,
+        root=root,
+        probe_shape=probe_shape,
+        line=given(mean, "mean"),
+        from_line=identity,
+        support=support,
+        check=check,
+        random_root=True,
+    )

@@ -1,0 +1,288 @@
+"""Likelihoods of real targets given a location: gaussian, with its scale, student_t."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from fisherflow_jax.likelihoods._bounds import largest_entries
+from fisherflow_jax.likelihoods._checks import (
+    check_outputs,
+    check_targets,
+    one_output_a_target,
+    require_positive,
+)
+from fisherflow_jax.likelihoods._likelihood import (
+    Likelihood,
+    cached,
+    identity,
+    like,
+    nan_outside,
+    scaled_probes,
+    widen,
+)
+from fisherflow_jax.likelihoods._log_gamma import log_beta
+
+
+def _finite(targets):
+    return jnp.isfinite(jnp.asarray(targets))
+
+
+@cached
+def gaussian(scale=1.0):
+    r"""A real target with a normal error.
+
+    .. math::
+      y \sim N(z, s^2), \qquad \text{output Fisher information } 1 / s^2.
+
+    Outputs are means `(n, ...)`; targets have the same shape and unit.
+
+    Args:
+      scale: the standard deviation s of a target, in the targets' unit, a number. None:
+        unknown. The likelihood is then that of unit dispersion, and
+        `with_dispersion(phi)` the one with s^2 = phi known.
+
+    Returns:
+      A `Likelihood`, the same object for equal arguments.
+
+    Raises:
+      ValueError: for a scale that is not positive; by `check`, for shapes that differ.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from fisherflow_jax import likelihoods
+      >>> likelihood = likelihoods.gaussian(scale=2.0)
+      >>> outputs, targets = jnp.array([1.0]), jnp.array([3.0])
+      >>> round(float(likelihood.log_prob(outputs, targets)[0]), 4)
+      -2.1121
+      >>> float(likelihood.root(outputs, jnp.ones(1))[0])
+      0.5
+      >>> unknown = likelihoods.gaussian(scale=None)
+      >>> float(unknown.with_dispersion(4.0).variance(outputs)[0])
+      4.0
+
+    References:
+      P. McCullagh and J. A. Nelder, "Generalized Linear Models", 1989.
+    """
+    name = "gaussian"
+    if scale is None:
+        return gaussian(1.0)._replace(
+            with_dispersion=lambda dispersion: gaussian(jnp.sqrt(dispersion)),
+            pearson=_squared_error,
+            log_unit_variance=lambda targets: jnp.zeros_like(widen(targets)),
+        )
+    require_positive(name, "scale", scale)
+    check = one_output_a_target(name)
+
+    def log_prob(outputs, targets):
+        check(outputs, targets)
+        location = widen(outputs)
+        value = jax.scipy.stats.norm.logpdf(
+            like(targets, location), location, like(scale, location)
+        )
+        return nan_outside(_finite(targets), value)
+
+    def variance(outputs):
+        location = widen(outputs)
+        return jnp.full_like(location, like(scale, location) ** 2)
+
+    def sample(key, outputs):
+        location = widen(outputs)
+        noise = jax.random.normal(key, location.shape, location.dtype)
+        return location + like(scale, location) * noise
+
+    def root(outputs, probes, key=None):
+        factor = 1 / like(scale, widen(outputs))
+        return scaled_probes(outputs, factor, probes)
+
+    return Likelihood(
+        name=name,
+        log_prob=log_prob,
+        mean=widen,
+        variance=variance,
+        sample=sample,
+        root=root,
+        probe_shape=tuple,
+        line=widen,
+        from_line=identity,
+        support=_finite,
+        check=check,
+        diagonal=True,
+    )
+
+
+def _squared_error(outputs, targets):
+    one_output_a_target("gaussian")(outputs, targets)
+    location = widen(outputs)
+    return (like(targets, location) - location) ** 2
+
+
+@cached
+def gaussian_location_scale():
+    r"""A real target with a normal error whose size is predicted too.
+
+    .. math::
+      y \sim N(m, e^{2s}), \qquad
+      \text{output Fisher information } \operatorname{diag}(e^{-2s}, 2)
+      \text{ of } (m, s).
+
+    Outputs are `(n, ..., 2)`: the mean m, in the targets' unit, and the logarithm s of
+    the standard deviation; targets are `(n, ...)`. The mean and the line are m.
+
+    Returns:
+      A `Likelihood`, the same object for every call.
+
+    Raises:
+      ValueError: by `check`, unless the last axis of the outputs is 2 and the targets
+        have the other axes.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from fisherflow_jax import likelihoods
+      >>> likelihood = likelihoods.gaussian_location_scale()
+      >>> outputs = jnp.array([[1.0, jnp.log(2.0)]])
+      >>> [round(float(c), 4) for c in likelihood.root(outputs, jnp.ones((1, 2)))[0]]
+      [0.5, 1.4142]
+
+    References:
+      C. R. Rao, "Information and the accuracy attainable in the estimation of
+      statistical parameters", 1945.
+    """
+    name = "gaussian_location_scale"
+
+    def check(outputs, targets):
+        shape = check_outputs(name, outputs)
+        if len(shape) == 0 or shape[-1] != 2:
+            raise ValueError(
+                f"{name}: the last axis of the outputs must be 2 (mean and log standard"
+                f" deviation), got shape {shape}."
+            )
+        if targets is not None:
+            rule = "targets must have the shape of the outputs without the last axis"
+            check_targets(name, shape, shape[:-1], targets, rule)
+
+    def location_and_log_scale(outputs):
+        outputs = widen(outputs)
+        return outputs[..., 0], outputs[..., 1]
+
+    def log_prob(outputs, targets):
+        check(outputs, targets)
+        location, log_scale = location_and_log_scale(outputs)
+        residual = (like(targets, location) - location) * jnp.exp(-log_scale)
+        value = -0.5 * residual**2 - log_scale - 0.5 * math.log(2 * math.pi)
+        return nan_outside(_finite(targets), value)
+
+    def mean(outputs):
+        return location_and_log_scale(outputs)[0]
+
+    def variance(outputs):
+        return jnp.exp(2 * location_and_log_scale(outputs)[1])
+
+    def sample(key, outputs):
+        location, log_scale = location_and_log_scale(outputs)
+        noise = jax.random.normal(key, location.shape, location.dtype)
+        return location + jnp.exp(log_scale) * noise
+
+    def root(outputs, probes, key=None):
+        precision = jnp.exp(-location_and_log_scale(outputs)[1])
+        factor = jnp.stack([precision, jnp.full_like(precision, math.sqrt(2))], -1)
+        return scaled_probes(outputs, factor, probes)
+
+    return Likelihood(
+        name=name,
+        log_prob=log_prob,
+        mean=mean,
+        variance=variance,
+        sample=sample,
+        root=root,
+        probe_shape=tuple,
+        line=mean,
+        from_line=identity,
+        support=_finite,
+        check=check,
+        diagonal=True,
+        low_rank=largest_entries(root),
+    )
+
+
+@cached
+def student_t(df, scale):
+    r"""A real target with heavy-tailed errors: outliers pull little.
+
+    .. math::
+      (y - z) / s \sim t_\nu, \qquad
+      \text{output Fisher information } \frac{\nu + 1}{(\nu + 3) s^2}.
+
+    Outputs are locations `(n, ...)`; targets have the same shape and unit. The location
+    is the mean for :math:`\nu > 1` (for :math:`\nu \le 1` there is no mean: read it as
+    the median). The variance :math:`s^2 \nu / (\nu - 2)` is infinite for
+    :math:`\nu \le 2`.
+
+    Args:
+      df: the degrees of freedom :math:`\nu`, a number.
+      scale: the scale s, in the targets' unit, a number.
+
+    Returns:
+      A `Likelihood`, the same object for equal arguments.
+
+    Raises:
+      ValueError: for a df or scale that is not positive; by `check`, for shapes that
+        differ.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from fisherflow_jax import likelihoods
+      >>> likelihood = likelihoods.student_t(df=3.0, scale=1.0)
+      >>> round(float(likelihood.variance(jnp.zeros(1))[0]), 3)
+      3.0
+      >>> round(float(likelihood.root(jnp.zeros(1), jnp.ones(1))[0]) ** 2, 3)
+      0.667
+
+    References:
+      K. L. Lange, R. J. A. Little and J. M. G. Taylor, "Robust Statistical Modeling
+      Using the t Distribution", 1989.
+    """
+    name = "student_t"
+    require_positive(name, "df", df)
+    require_positive(name, "scale", scale)
+    check = one_output_a_target(name)
+
+    def log_prob(outputs, targets):
+        check(outputs, targets)
+        location = widen(outputs)
+        nu, s = like(df, location), like(scale, location)
+        residual = (like(targets, location) - location) / s
+        normaliser = log_beta(0.5 * nu, 0.5) + 0.5 * jnp.log(nu) + jnp.log(s)
+        value = -0.5 * (nu + 1) * jnp.log1p(residual**2 / nu) - normaliser
+        return nan_outside(_finite(targets), value)
+
+    def variance(outputs):
+        location = widen(outputs)
+        nu, s = like(df, location), like(scale, location)
+        finite = s**2 * nu / jnp.where(nu > 2, nu - 2, 1)
+        return jnp.full_like(location, jnp.where(nu > 2, finite, jnp.inf))
+
+    def sample(key, outputs):
+        location = widen(outputs)
+        noise = jax.random.t(key, like(df, location), location.shape, location.dtype)
+        return location + like(scale, location) * noise
+
+    def root(outputs, probes, key=None):
+        location = widen(outputs)
+        nu, s = like(df, location), like(scale, location)
+        return scaled_probes(outputs, jnp.sqrt((nu + 1) / (nu + 3)) / s, probes)
+
+    return Likelihood(
+        name=name,
+        log_prob=log_prob,
+        mean=widen,
+        variance=variance,
+        sample=sample,
+        root=root,
+        probe_shape=tuple,
+        line=widen,
+        from_line=identity,
+        support=_finite,
+        check=check,
+        diagonal=True,
+    )

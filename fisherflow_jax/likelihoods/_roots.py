@@ -1,0 +1,206 @@
+"""The same likelihood with another root: of fewer columns, or of a bound."""
+
+from fisherflow_jax.likelihoods._bounds import diagonal_of_columns, rank_of_columns
+from fisherflow_jax.likelihoods._likelihood import cached
+
+
+def _with_root(transform, likelihood, root, **changes):
+    if likelihood.with_dispersion is not None:
+        changes["with_dispersion"] = lambda dispersion: transform(
+            likelihood.with_dispersion(dispersion)
+        )
+    return likelihood._replace(root=root.apply, probe_shape=root.probe_shape, **changes)
+
+
+@cached
+def cholesky_root(likelihood):
+    r"""The likelihood with the root of its output Fisher that has the fewest columns.
+
+    Of C classes sorted by decreasing probability, with tails
+    :math:`t_j = \sum_{i \ge j} p_i`, the Cholesky factor is known in closed form:
+
+    .. math::
+      L_{jj} = \sqrt{p_j t_{j+1} / t_j}, \qquad
+      L_{ij} = -p_i \sqrt{p_j / (t_j t_{j+1})} \quad (i > j), \qquad
+      L L^\top = \operatorname{diag}(p) - p p^\top,
+
+    with C - 1 columns, one less than the symmetric root. Its first columns are the
+    likeliest classes', so that the first k are a lower bound (`rank_root`). With two
+    classes and one column, a random sign gives the exact information of an example.
+
+    Args:
+      likelihood: a `Likelihood`.
+
+    Returns:
+      A `Likelihood`, the same object for the same likelihood. For `categorical` the
+      probes are `(n, ..., C - 1)` (one column, of zeros, for one class), applied in
+      O(C log C) time and O(C) memory a target. A column without probability left after
+      its class is zero. Likelihoods with one output a target, `gaussian_location_scale`
+      and `from_log_prob` are returned unchanged, and so is one of your own without the
+      field `cholesky`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from fisherflow_jax import likelihoods
+      >>> likelihood = likelihoods.cholesky_root(likelihoods.categorical())
+      >>> logits = jnp.log(jnp.array([[0.25, 0.5, 0.25]]))
+      >>> columns = likelihoods.root_columns(likelihood, logits)[:, 0]
+      >>> columns.round(3) + 0.0
+      Array([[-0.25 ,  0.5  , -0.25 ],
+             [ 0.354,  0.   , -0.354]], dtype=float32)
+      >>> print((16 * columns.T @ columns).round())  # 16 (diag(p) - p p^T)
+      [[ 3. -2. -1.]
+       [-2.  4. -2.]
+       [-1. -2.  3.]]
+
+    References:
+      K. Tanabe and M. Sagae, "An exact Cholesky decomposition and the generalized
+      inverse of the variance-covariance matrix of the multinomial distribution", 1992.
+    """
+    if likelihood.cholesky is None:
+        return likelihood
+    return _with_root(cholesky_root, likelihood, likelihood.cholesky, cholesky=None)
+
+
+@cached
+def diagonal_root(likelihood):
+    r"""The likelihood with the root of a diagonal upper bound of its output Fisher.
+
+    Of classes,
+
+    .. math::
+      \operatorname{diag}(p) - (\operatorname{diag}(p) - p p^\top) = p p^\top \succeq 0,
+
+    the root of the bound being :math:`\operatorname{diag}(\sqrt p)`. Of any root with
+    columns s, also of one of sampled scores and then for every draw,
+
+    .. math::
+      \sum_s s s^\top \preceq \operatorname{diag}(d), \qquad
+      d_i = \sum_s |s_i| \sum_j |s_j|.
+
+    Args:
+      likelihood: a `Likelihood`.
+
+    Returns:
+      A `Likelihood`, the same object for the same likelihood, whose probes have the
+      shape of the outputs. Where the root is diagonal already, the likelihood itself.
+      For `categorical`, O(C) time and memory a target. For `from_log_prob`, and for one
+      of your own without the fields `diagonal` and `diagonal_bound`, its root is
+      applied once for each probe of an example, one after another.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from fisherflow_jax import likelihoods
+      >>> likelihood = likelihoods.diagonal_root(likelihoods.categorical())
+      >>> logits = jnp.log(jnp.array([[0.25, 0.5, 0.25]]))
+      >>> (likelihood.root(logits, jnp.ones((1, 3))) ** 2).round(3)
+      Array([[0.25, 0.5 , 0.25]], dtype=float32)
+
+    References:
+      K. Sun, "Deterministic Bounds and Random Estimates of Metric Tensors on
+      Neuromanifolds", 2026.
+    """
+    if likelihood.diagonal:
+        return likelihood
+    bound = likelihood.diagonal_bound or diagonal_of_columns(likelihood)
+    return _with_root(
+        diagonal_root,
+        likelihood,
+        bound,
+        diagonal=True,
+        cholesky=None,
+        diagonal_bound=None,
+        low_rank=None,
+    )
+
+
+def rank_root(likelihood, k, num_iterations=None):
+    r"""The likelihood with the root of a lower bound of rank k of its output Fisher.
+
+    Of C classes, the first k columns of the pivoted Cholesky factor (`cholesky_root`),
+    those of the k likeliest. With `num_iterations` these are improved by subspace
+    iteration towards the k largest eigenvalues. With q the square roots of the
+    probabilities and Y orthonormal and orthogonal to q, the root is
+
+    .. math::
+      L = \operatorname{diag}(q)\, Y = A V (V^\top A V)^{-1/2}, \qquad
+      L L^\top \preceq A = \operatorname{diag}(p) - p p^\top,
+
+    a Nystrom factor: a lower bound after any number of iterations, where Ritz vectors
+    with Ritz values are one only in the limit. It is exact for k = C - 1.
+
+    Of `gaussian_location_scale`, the k larger of the two entries of each target. Of
+    `from_log_prob`, k pivoted Cholesky columns of each target's sampled scores, a lower
+    bound for every draw. One output a target has rank 1, and nothing to leave out.
+
+    Args:
+      likelihood: a `Likelihood`.
+      k: the number of columns kept for each target.
+      num_iterations: None: the closed form; a whole number: that many iterations, 0
+        being the closed form again. Only `categorical` has any use for them: the other
+        bounds have no iteration.
+
+    Returns:
+      A `Likelihood`, the same object for equal arguments, whose probes are
+      `(n, ..., k)`, k for each target. For `categorical`, O(C k) memory a target; time
+      O(C log k), and O(C k^2) for each iteration. For `from_log_prob`, and for one of
+      your own without the field `low_rank`, the last axis of its probes is taken for
+      the columns of one target, and all columns are held.
+
+    Raises:
+      ValueError: for a k that is no positive whole number or beyond the rank of a
+        target, as soon as that is known (from the shape of the outputs); for a
+        `num_iterations` that is no whole number from 0 on.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from fisherflow_jax import likelihoods
+      >>> likelihood = likelihoods.rank_root(likelihoods.categorical(), k=1)
+      >>> logits = jnp.log(jnp.array([[0.25, 0.5, 0.25]]))
+      >>> likelihood.probe_shape(logits.shape)
+      (1, 1)
+      >>> likelihoods.root_columns(likelihood, logits)[0, 0].round(3)
+      Array([-0.25,  0.5 , -0.25], dtype=float32)
+
+    References:
+      K. Tanabe and M. Sagae, "An exact Cholesky decomposition and the generalized
+      inverse of the variance-covariance matrix of the multinomial distribution", 1992.
+      K. Sun, "Deterministic Bounds and Random Estimates of Metric Tensors on
+      Neuromanifolds", 2026.
+    """
+    # Here, because equal keys of the cache may have different types (2, 2.0).
+    _require_whole("k", k, 1)
+    if num_iterations is not None:
+        _require_whole("num_iterations", num_iterations, 0)
+    return _rank_root(likelihood, k, num_iterations)
+
+
+def _require_whole(name, value, least):
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(
+            f"rank_root: {name} must be a whole number from {least} on; got {value!r}."
+        )
+
+
+@cached
+def _rank_root(likelihood, k, num_iterations):
+    if likelihood.low_rank is not None:
+        bound = likelihood.low_rank(k, num_iterations)
+    elif not likelihood.diagonal:
+        bound = rank_of_columns(likelihood, k)
+    elif k == 1:
+        return likelihood
+    else:
+        raise ValueError(
+            f"rank_root: k = {k}, but {likelihood.name} has one output a target (its "
+            "root is diagonal), of rank 1; k is at most 1, where the bound is exact."
+        )
+    return _with_root(
+        lambda known: _rank_root(known, k, num_iterations),
+        likelihood,
+        bound,
+        diagonal=False,
+        cholesky=None,
+        diagonal_bound=None,
+        low_rank=None,
+    )

@@ -1,0 +1,122 @@
+"""Parameters that wander: the Kalman prediction step."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fisherflow_jax import information as ops
+from fisherflow_jax._ground import trees
+from fisherflow_jax.memories._memory import Belief, Memory, Prior, keep
+from fisherflow_jax.structures._diagonal import Diagonal
+from fisherflow_jax.structures._scalar import Scalar
+from fisherflow_jax.structures._structure import RANDOM_WALK
+
+PyTree = Any
+
+
+class Wandering(NamedTuple):
+    """Stores nothing."""
+
+
+def random_walk(process_noise: PyTree, transition: PyTree | None = None) -> Memory:
+    r"""Lets the parameters take a random step before each update.
+
+    .. math:: \theta_t = A \theta_{t-1} + \mathcal{N}(0, Q), \quad
+       I^-_t = (A I_{t-1}^{-1} A^\top + Q)^{-1}, \quad \theta^-_t = A \theta_{t-1}
+
+    Linear-Gaussian with the full structure: the Kalman filter.
+
+    Args:
+      process_noise: the variance Q of a step: a number, a pytree prefix of the
+        parameters, or with the full structure (or a block structure whose blocks it
+        does not couple) a matrix `(d, d)` in ravelled order. In units of squared
+        parameters; with an unknown dispersion, in units of it.
+      transition: A, in the same three forms; None: the identity.
+
+    Returns:
+      A `Memory`. Cost of an update: one solve with a matrix right-hand side (d^3 with
+      the full structure); storage: none.
+
+    Raises:
+      ValueError: for a negative or asymmetric noise; when the flow is built, for a
+        structure that cannot take the step; at the first update, for a noise or
+        transition that would not keep the structure.
+
+    Example:
+      >>> import fisherflow_jax as ff
+      >>> ff.memories.random_walk(1e-4).name
+      'random_walk'
+
+    References:
+      Kalman, "A new approach to linear filtering and prediction problems", 1960.
+    """
+    _check_noise(process_noise)
+
+    def predict(storage: Wandering, belief: Belief, prior: Prior) -> Belief:
+        noise = _operator(process_noise, belief.mean, "process_noise")
+        step = _operator(transition, belief.mean, "transition")
+        mean = belief.mean if step is None else _move(step, belief.mean)
+        information = ops.propagate(belief.information, noise, step)
+        return belief._replace(mean=mean, information=information)
+
+    reason = "the sum of a variance and an inverse does not stay in this structure."
+    return Memory(
+        "random_walk",
+        lambda zeros: Wandering(),
+        predict,
+        keep,
+        needs={RANDOM_WALK: reason},
+    )
+
+
+def _is_matrix(value: Any) -> bool:
+    return isinstance(value, (np.ndarray, jax.Array)) and value.ndim == 2
+
+
+def _operator(value: Any, like: PyTree, name: str) -> Any:
+    """A number as Scalar, a prefix as Diagonal, a matrix as an array."""
+    if value is None:
+        return None
+    dtype, count = trees.float_dtype(like), trees.size(like)
+    if _is_matrix(value) and value.shape == (count, count):
+        return np.asarray(value, dtype)
+    if trees.is_leaf(value) and np.ndim(value) == 0:
+        return Scalar(jnp.asarray(value, dtype))
+    if _is_matrix(value) and not any(
+        x.shape == value.shape for x in jax.tree.leaves(like)
+    ):
+        raise ValueError(
+            f"a matrix {name} must be (d, d) = ({count}, {count}) in ravelled order; "
+            f"got {value.shape}."
+        )
+    return Diagonal(trees.broadcast_prefix(value, like, name))
+
+
+def _move(step: Any, mean: PyTree) -> PyTree:
+    if isinstance(step, (Scalar, Diagonal)):
+        return ops.matvec(step, mean)
+    return trees.unravel(step @ trees.ravel(mean), mean)
+
+
+def _check_noise(noise: PyTree) -> None:
+    # inside a tree, an array of two axes holds the variances of a leaf's entries
+    square = _is_matrix(noise) and noise.shape[0] == noise.shape[1]
+    for leaf in jax.tree.leaves(noise):
+        values = np.asarray(leaf)
+        if not np.all(np.isfinite(values)):
+            raise ValueError(f"process_noise must be finite; got {leaf}.")
+        if np.any((np.diagonal(values) if square else values) < 0):
+            raise ValueError(f"process_noise is a variance, at least 0; got {leaf}.")
+    if square:
+        matrix = np.asarray(noise, float)
+        scale = max(np.abs(matrix).max(initial=0.0), np.finfo(float).tiny)
+        if not np.allclose(matrix, matrix.T, atol=1e-6 * scale):
+            raise ValueError("a matrix process_noise must be symmetric.")
+        lowest = np.linalg.eigvalsh(matrix).min(initial=0.0)
+        if lowest < -1e-6 * scale:
+            raise ValueError(
+                "a matrix process_noise must be positive semi-definite; its lowest "
+                f"eigenvalue is {lowest}."
+            )

@@ -1,0 +1,169 @@
+"""How good predicted classes are: accuracy and proper scores."""
+
+import jax
+import jax.numpy as jnp
+
+from fisherflow_jax.metrics import _rows as rows
+
+
+def accuracy(
+    probabilities: jax.Array, labels: jax.Array, *, mask: jax.Array | None = None
+) -> jax.Array:
+    r"""The share of labels that are the most probable class.
+
+    .. math:: \frac 1 n \sum_i 1\{\arg\max_c p_{ic} = y_i\}
+
+    Of equally probable classes the first is taken.
+
+    Args:
+      probabilities: `(n, ..., C)`; or `(n, ...)`, the probability of label 1, which is
+        then predicted where it is above one half.
+      labels: `(n, ...)`, whole numbers from 0 to C - 1.
+      mask: `(n, ...)`, or `(n,)` for whole examples; False is padding and is not read.
+
+    Returns:
+      A number. Cost: one pass over the probabilities.
+
+    Raises:
+      ValueError: for shapes that do not go together, nothing to count, and (where the
+        values are at hand; under jit the result is NaN) labels out of range or
+        probabilities that do not sum to one.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from fisherflow_jax import metrics
+      >>> p = jnp.array([[0.7, 0.3], [0.4, 0.6], [0.9, 0.1]])
+      >>> print(metrics.accuracy(p, jnp.array([0, 1, 1])).round(3))
+      0.667
+    """
+    table, labels, weights, _ = rows.classified(probabilities, labels, mask)
+    correct = jnp.argmax(table, -1).astype(labels.dtype) == labels
+    return rows.mean(correct.astype(table.dtype), weights)
+
+
+def negative_log_likelihood(
+    probabilities: jax.Array, labels: jax.Array, *, mask: jax.Array | None = None
+) -> jax.Array:
+    r"""The mean negative log-probability of the labels, in nats.
+
+    .. math:: -\frac 1 n \sum_i \log p_{i y_i}
+
+    Infinite where a label had probability zero. That also happens where a probability
+    underflowed: of logits, take `ff.negative_log_likelihood(apply_fn, likelihood)`.
+
+    Args:
+      probabilities: `(n, ..., C)`; or `(n, ...)`, the probability of label 1.
+      labels: `(n, ...)`, whole numbers from 0 to C - 1.
+      mask: `(n, ...)`, or `(n,)` for whole examples; False is padding and is not read.
+
+    Returns:
+      A number. Cost: one pass over the probabilities.
+
+    Raises:
+      ValueError: as `accuracy` does.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from fisherflow_jax import metrics
+      >>> p = jnp.array([[0.5, 0.5], [0.2, 0.8]])
+      >>> print(metrics.negative_log_likelihood(p, jnp.array([0, 1])).round(3))
+      0.458
+
+    References:
+      Good, "Rational decisions", 1952.
+    """
+    table, labels, weights, _ = rows.classified(probabilities, labels, mask)
+    chosen = jnp.take_along_axis(table, labels[:, None], -1)[:, 0]
+    return rows.mean(-jnp.log(chosen), weights)
+
+
+def brier(
+    probabilities: jax.Array, labels: jax.Array, *, mask: jax.Array | None = None
+) -> jax.Array:
+    r"""The mean squared error of the probabilities.
+
+    .. math:: \frac 1 n \sum_i \sum_c (p_{ic} - 1\{y_i = c\})^2
+
+    from 0 to 2. Of probabilities of label 1 alone it is the mean of `(p - y)^2`, from 0
+    to 1: half of what the same two classes written out give.
+
+    Args:
+      probabilities: `(n, ..., C)`; or `(n, ...)`, the probability of label 1.
+      labels: `(n, ...)`, whole numbers from 0 to C - 1.
+      mask: `(n, ...)`, or `(n,)` for whole examples; False is padding and is not read.
+
+    Returns:
+      A number. Cost: one pass over the probabilities.
+
+    Raises:
+      ValueError: as `accuracy` does.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from fisherflow_jax import metrics
+      >>> p = jnp.array([0.5, 0.8])
+      >>> print(metrics.brier(p, jnp.array([0, 1])).round(3))
+      0.145
+      >>> both = jnp.stack([1 - p, p], -1)
+      >>> print(metrics.brier(both, jnp.array([0, 1])).round(3))
+      0.29
+
+    References:
+      Brier, "Verification of forecasts expressed in terms of probability", 1950.
+    """
+    table, labels, weights, single = rows.classified(probabilities, labels, mask)
+    target = jax.nn.one_hot(labels, table.shape[-1], dtype=table.dtype)
+    squares = jnp.square(table - target)
+    return rows.mean(squares[:, 1] if single else jnp.sum(squares, -1), weights)
+
+
+def entropy(probabilities: jax.Array) -> jax.Array:
+    r"""How spread each prediction is, in nats: a score for `auroc`.
+
+    .. math:: -\sum_c p_c \log p_c
+
+    Args:
+      probabilities: `(n, ..., C)`.
+
+    Returns:
+      An array `(n, ...)` from 0 (certain) to `log C` (uniform).
+
+    Raises:
+      ValueError: for an empty array, and for probabilities that do not sum to one where
+        they are at hand (under jit the row is NaN).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from fisherflow_jax import metrics
+      >>> print(metrics.entropy(jnp.array([[1.0, 0.0], [0.5, 0.5]])).round(3))
+      [0.    0.693]
+
+    References:
+      Shannon, "A mathematical theory of communication", 1948.
+    """
+    return jnp.sum(jax.scipy.special.entr(rows.distributions(probabilities)), -1)
+
+
+def confidence(probabilities: jax.Array) -> jax.Array:
+    """The probability of the most probable class, a score for `auroc`.
+
+    Args:
+      probabilities: `(n, ..., C)`.
+
+    Returns:
+      An array `(n, ...)` from `1 / C` to 1.
+
+    Raises:
+      ValueError: as `entropy` does.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from fisherflow_jax import metrics
+      >>> print(metrics.confidence(jnp.array([[0.3, 0.7], [0.5, 0.5]])))
+      [0.7 0.5]
+
+    References:
+      Hendrycks, Gimpel, "A baseline for detecting misclassified and out-of-distribution
+      examples in neural networks", 2017.
+    """
+    return jnp.max(rows.distributions(probabilities), -1)

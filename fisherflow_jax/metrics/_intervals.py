@@ -1,0 +1,207 @@
+"""Whether intervals and sets hold what they promise, and how large they are."""
+
+import jax
+import jax.numpy as jnp
+
+from fisherflow_jax.metrics import _rows as rows
+
+
+def interval_coverage(
+    lower: jax.Array,
+    upper: jax.Array,
+    targets: jax.Array,
+    *,
+    mask: jax.Array | None = None,
+) -> jax.Array:
+    r"""The share of targets within their interval, ends included.
+
+    .. math:: \frac 1 n \sum_i 1\{l_i \le y_i \le u_i\}
+
+    Args:
+      lower: `(n, ...)`, may be infinite.
+      upper: `(n, ...)`, may be infinite, not below `lower`.
+      targets: `(n, ...)`.
+      mask: `(n, ...)`, or `(n,)` for whole examples; False is padding and is not read.
+
+    Returns:
+      A number from 0 to 1. Cost: one pass over the arrays.
+
+    Raises:
+      ValueError: for shapes that differ, nothing to count, and (where the values are at
+        hand; under jit the result is NaN) a NaN or a lower end above the upper one.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from fisherflow_jax import metrics
+      >>> y = jnp.array([0.0, 0.5, 2.0, -3.0])
+      >>> print(metrics.interval_coverage(0 * y - 1, 0 * y + 1, y))
+      0.5
+    """
+    (lower, upper, targets), weights = _ends(lower, upper, mask, targets=targets)
+    inside = (lower <= targets) & (targets <= upper)
+    return rows.mean(inside.astype(lower.dtype), weights)
+
+
+def interval_width(
+    lower: jax.Array, upper: jax.Array, *, mask: jax.Array | None = None
+) -> jax.Array:
+    r"""The mean width of intervals, in the targets' unit.
+
+    .. math:: \frac 1 n \sum_i (u_i - l_i)
+
+    Args:
+      lower: `(n, ...)`.
+      upper: `(n, ...)`, not below `lower`.
+      mask: `(n, ...)`, or `(n,)` for whole examples; False is padding and is not read.
+
+    Returns:
+      A number, infinite where an interval is. Cost: one pass over the arrays.
+
+    Raises:
+      ValueError: as `interval_coverage` does.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from fisherflow_jax import metrics
+      >>> print(metrics.interval_width(jnp.zeros(2), jnp.array([1.0, 3.0])))
+      2.0
+    """
+    (lower, upper), weights = _ends(lower, upper, mask)
+    # both ends infinite, of one sign: an empty interval
+    return rows.mean(jnp.where(upper == lower, 0.0, upper - lower), weights)
+
+
+def interval_score(
+    lower: jax.Array,
+    upper: jax.Array,
+    targets: jax.Array,
+    *,
+    level: float,
+    mask: jax.Array | None = None,
+) -> jax.Array:
+    r"""The mean width, and a penalty for each target left out: a proper score.
+
+    .. math:: (u - l) + \frac{2}{1 - \mathrm{level}} [(l - y)_+ + (y - u)_+]
+
+    Coverage alone is best for infinite intervals and width alone for empty ones; this
+    score is best, in expectation, for the true central interval.
+
+    Args:
+      lower: `(n, ...)`.
+      upper: `(n, ...)`, not below `lower`.
+      targets: `(n, ...)`.
+      level: the probability of covering that the intervals claim, in (0, 1).
+      mask: `(n, ...)`, or `(n,)` for whole examples; False is padding and is not read.
+
+    Returns:
+      A number, at least 0. Cost: one pass over the arrays.
+
+    Raises:
+      ValueError: for a level outside (0, 1), and as `interval_coverage` does.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from fisherflow_jax import metrics
+      >>> y = jnp.array([0.5, 1.25])
+      >>> print(metrics.interval_score(0 * y, 0 * y + 1, y, level=0.5))
+      1.5
+
+    References:
+      Gneiting, Raftery, "Strictly proper scoring rules, prediction, and estimation",
+      2007.
+    """
+    if not isinstance(level, jax.core.Tracer) and not 0 < level < 1:
+        raise ValueError(f"level must be in (0, 1); got {level}.")
+    (lower, upper, targets), weights = _ends(lower, upper, mask, targets=targets)
+    outside = jnp.maximum(lower - targets, 0.0) + jnp.maximum(targets - upper, 0.0)
+    return rows.mean(upper - lower + outside * (2 / (1 - level)), weights)
+
+
+def set_coverage(
+    sets: jax.Array, labels: jax.Array, *, mask: jax.Array | None = None
+) -> jax.Array:
+    """The share of labels that are in their set of classes.
+
+    Args:
+      sets: `(n, ..., C)` bool, True where the class is in the set.
+      labels: `(n, ...)`, whole numbers from 0 to C - 1.
+      mask: `(n, ...)`, or `(n,)` for whole examples; False is padding and is not read.
+
+    Returns:
+      A number from 0 to 1. Cost: one pass over the sets.
+
+    Raises:
+      ValueError: for sets that are not boolean, shapes that do not go together, nothing
+        to count, and labels out of range where they are at hand (under jit the result
+        is NaN).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from fisherflow_jax import metrics
+      >>> sets = jnp.array([[True, False, True], [False, True, False]])
+      >>> print(metrics.set_coverage(sets, jnp.array([2, 2])))
+      0.5
+    """
+    sets, labels = _sets(sets), jnp.asarray(labels)
+    if sets.shape[:-1] != labels.shape:
+        raise ValueError(
+            f"sets of shape {sets.shape} and labels of shape {labels.shape} do not go "
+            "together: sets are (n, ..., C) for labels (n, ...)."
+        )
+    used = rows.counted(mask, labels.shape).reshape(-1)
+    count = sets.shape[-1]
+    places, right = rows.classes(labels, used, count)
+    held = jnp.take_along_axis(sets.reshape((-1, count)), places[:, None], -1)[:, 0]
+    dtype = jnp.result_type(float)
+    return rows.mean(held.astype(dtype), rows.weights_of(used, right, dtype))
+
+
+def set_size(sets: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
+    """The mean number of classes in a set.
+
+    Args:
+      sets: `(n, ..., C)` bool, True where the class is in the set.
+      mask: `(n, ...)`, or `(n,)` for whole examples; False is padding and is not read.
+
+    Returns:
+      A number from 0 to C. Cost: one pass over the sets.
+
+    Raises:
+      ValueError: for sets that are not boolean, or nothing to count.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from fisherflow_jax import metrics
+      >>> sets = jnp.array([[True, False, True], [False, True, False]])
+      >>> print(metrics.set_size(sets))
+      1.5
+    """
+    sets = _sets(sets)
+    used = rows.counted(mask, sets.shape[:-1]).astype(jnp.result_type(float))
+    return rows.mean(jnp.sum(sets, -1).astype(used.dtype), used)
+
+
+def _sets(sets: jax.Array) -> jax.Array:
+    sets = jnp.asarray(sets)
+    if sets.dtype != bool or sets.ndim < 2:
+        raise ValueError(
+            "sets must be boolean (n, ..., C), True where a class is in the set; got "
+            f"{sets.dtype} of shape {sets.shape}."
+        )
+    return sets
+
+
+def _ends(lower, upper, mask, **targets) -> rows.Measured:
+    shape = jnp.shape(next(iter(targets.values()), lower))
+    for name, array in (("lower", lower), ("upper", upper)):
+        if jnp.shape(array) != shape:
+            raise ValueError(
+                f"{name} must have the targets' shape {shape}; got {jnp.shape(array)}."
+            )
+    columns, weights = rows.measured(
+        shape, mask, infinite=True, lower=lower, upper=upper, **targets
+    )
+    ordered = columns[0] <= columns[1]
+    pairs = jnp.stack(columns[:2], -1)
+    rows.refuse(True, ordered, pairs, "lower must not be above upper")
+    return rows.Measured(columns, jnp.where(ordered, weights, jnp.nan))

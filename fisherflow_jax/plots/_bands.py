@@ -1,0 +1,177 @@
+"""A line with a band: predictions over an input, estimates over a stream."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from fisherflow_jax.plots._axes import (
+    axes_or_new,
+    columns,
+    names_of,
+    quieten,
+    same_shape,
+)
+
+PyTree = Any
+
+# More lines than this cannot be told apart.
+_MOST_LINES = 10
+
+
+def prediction_band(
+    inputs: jax.Array,
+    mean: jax.Array,
+    lower: jax.Array,
+    upper: jax.Array,
+    *,
+    targets: jax.Array | None = None,
+    label: str | None = None,
+    color: Any = None,
+    ax: Any = None,
+) -> Any:
+    """Draws predictions over one input as a line with its band.
+
+    Args:
+      inputs: `(n,)`, in any order.
+      mean: `(n,)`, such as `prediction.mean`.
+      lower: `(n,)`; with `upper`, of the mean or of new targets.
+      upper: `(n,)`.
+      targets: `(n,)`, drawn as points.
+      label: for the legend, which is drawn when there is one.
+      color: of line and band; None: the Axes' next.
+      ax: matplotlib Axes; None: those of a new figure.
+
+    Returns:
+      The Axes.
+
+    Raises:
+      ImportError: if `ax` is None and matplotlib is missing.
+      ValueError: for shapes that differ or are not `(n,)`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import matplotlib
+      >>> matplotlib.use("agg")
+      >>> from fisherflow_jax import plots
+      >>> x = jnp.linspace(0.0, 1.0, 20)
+      >>> ax = plots.prediction_band(x, x**2, x**2 - 0.1, x**2 + 0.1)
+      >>> print(len(ax.lines), len(ax.collections))
+      1 1
+    """
+    x = np.asarray(inputs, float)
+    if x.ndim != 1 or x.size == 0:
+        raise ValueError(
+            f"inputs must be (n,), one number an example; got shape {x.shape}."
+        )
+    order = np.argsort(x)
+    middle, low, high = (
+        same_shape(name, np.asarray(array, float), x.shape)[order]
+        for name, array in (("mean", mean), ("lower", lower), ("upper", upper))
+    )
+    points = None
+    if targets is not None:
+        points = same_shape("targets", np.asarray(targets, float), x.shape)
+    ax = axes_or_new(ax)
+    _band(ax, x[order], middle, low, high, label, color)
+    if points is not None:
+        ax.plot(x, points, ".", color="black", markersize=4, alpha=0.6, zorder=1)
+    ax.set(xlabel="input", ylabel="target")
+    quieten(ax)
+    if label is not None:
+        ax.legend(frameon=False)
+    return ax
+
+
+def estimate_over_stream(
+    estimate: PyTree,
+    lower: PyTree,
+    upper: PyTree,
+    *,
+    observations: jax.Array | None = None,
+    truth: PyTree | None = None,
+    names: Any = None,
+    ax: Any = None,
+) -> Any:
+    """Draws estimates with their bands as data streamed in.
+
+    Args:
+      estimate: leaves `(steps, ...)`: means that a scan over `flow.update` stacked.
+      lower: like the estimate; with `upper`, `jax.vmap(ff.confidence_interval)` of the
+        stacked states.
+      upper: like the estimate.
+      observations: `(steps,)`, the horizontal axis, such as `states.count`; None: steps
+        from 1.
+      truth: like one step's estimate; or with the steps too, where it drifts. Drawn
+        dotted.
+      names: one a parameter, in ravelled order; None: paths in the tree.
+      ax: matplotlib Axes; None: those of a new figure.
+
+    Returns:
+      The Axes.
+
+    Raises:
+      ImportError: if `ax` is None and matplotlib is missing.
+      ValueError: for shapes that differ, names that do not fit, or more than 10
+        parameters (choose those to show).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import matplotlib
+      >>> matplotlib.use("agg")
+      >>> from fisherflow_jax import plots
+      >>> mean = {"rate": jnp.array([0.5, 0.4, 0.45])}
+      >>> lower, upper = ({"rate": mean["rate"] + d} for d in (-0.1, 0.1))
+      >>> ax = plots.estimate_over_stream(mean, lower, upper)
+      >>> print(ax.get_legend().get_texts()[0].get_text())
+      rate
+    """
+    middle = columns(estimate, 1, "estimate")
+    steps, count = middle.shape
+    if count > _MOST_LINES:
+        raise ValueError(
+            f"{count} lines cannot be told apart: choose at most {_MOST_LINES} of the "
+            "parameters, such as estimate['bias']."
+        )
+    low = same_shape("lower", columns(lower, 1, "lower"), middle.shape)
+    high = same_shape("upper", columns(upper, 1, "upper"), middle.shape)
+    if observations is None:
+        x = np.arange(1, steps + 1, dtype=float)
+    else:
+        x = same_shape("observations", np.asarray(observations, float), (steps,))
+    labels = names_of(estimate, names, 1, count)
+    true = None if truth is None else _truth(truth, estimate, middle.shape)
+    ax = axes_or_new(ax)
+    for index, name in enumerate(labels):
+        color = _band(
+            ax, x, middle[:, index], low[:, index], high[:, index], name, None
+        )
+        if true is not None:
+            ax.plot(x, true[:, index], ":", color=color, linewidth=1.5, zorder=4)
+    ax.set_xlabel("steps" if observations is None else "observations")
+    ax.set_ylabel("estimate")
+    quieten(ax)
+    ax.legend(frameon=False)
+    return ax
+
+
+def _truth(truth: PyTree, estimate: PyTree, shape: tuple[int, ...]) -> np.ndarray:
+    given = [np.shape(x) for x in jax.tree.leaves(truth)]
+    over_steps = [np.shape(x) for x in jax.tree.leaves(estimate)]
+    if given == over_steps:
+        return columns(truth, 1, "truth")
+    if given == [shape_of_leaf[1:] for shape_of_leaf in over_steps]:
+        return np.broadcast_to(columns(truth, 0, "truth"), shape)
+    raise ValueError(
+        f"truth must be like the estimate, shapes {over_steps}, or like one step of "
+        f"it; got {given}."
+    )
+
+
+def _band(ax: Any, x, middle, low, high, label, color) -> Any:
+    """Draws the line and its band; returns their colour."""
+    (line,) = ax.plot(x, middle, color=color, label=label, linewidth=1.5, zorder=3)
+    ax.fill_between(
+        x, low, high, color=line.get_color(), alpha=0.2, linewidth=0, zorder=2
+    )
+    return line.get_color()

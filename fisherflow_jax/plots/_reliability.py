@@ -1,0 +1,109 @@
+"""Predicted probability against frequency."""
+
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from fisherflow_jax.metrics import ReliabilityCurve
+from fisherflow_jax.plots._axes import GREY, axes_or_new, quieten
+
+
+def reliability_diagram(
+    curve: ReliabilityCurve,
+    *,
+    level: float = 0.9,
+    label: str | None = None,
+    color: Any = None,
+    ax: Any = None,
+) -> Any:
+    r"""Draws a reliability curve beside the diagonal on which frequencies are right.
+
+    A point is a bin; its bar is Wilson's interval of a frequency seen in as many
+    examples, so that a point off the diagonal whose bar reaches it says little. Below
+    the diagonal the model is overconfident. The stems at the bottom are the bins'
+    shares of all examples.
+
+    Args:
+      curve: of `ff.metrics.reliability_curve`.
+      level: of the bars, in (0, 1).
+      label: for the legend, which is drawn when there is one.
+      color: of the curve; None: the Axes' next.
+      ax: matplotlib Axes; None: those of a new figure. Several curves may share them.
+
+    Returns:
+      The Axes.
+
+    Raises:
+      ImportError: if `ax` is None and matplotlib is missing.
+      ValueError: for a level outside (0, 1), and a curve without examples or of several
+        models (a leading axis).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import matplotlib
+      >>> matplotlib.use("agg")
+      >>> from fisherflow_jax import metrics, plots
+      >>> p = jnp.linspace(0.0, 1.0, 50)
+      >>> curve = metrics.reliability_curve(p, p > 0.4)
+      >>> print(plots.reliability_diagram(curve).get_xlabel())
+      predicted probability
+
+    References:
+      Murphy, Winkler, "Reliability of subjective probability forecasts of precipitation
+      and temperature", 1977.
+      Wilson, "Probable inference, the law of succession, and statistical inference",
+      1927.
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"level must be in (0, 1); got {level}.")
+    confidence, accuracy, number = (np.asarray(x, float) for x in curve)
+    if number.ndim != 1 or not np.nansum(number) > 0:
+        raise ValueError(
+            "a diagram shows one curve of at least one example; got bins of shape "
+            f"{number.shape} with {np.nansum(number):g} examples."
+        )
+    ax = axes_or_new(ax)
+    filled = number > 0
+    confidence, accuracy, number = (x[filled] for x in (confidence, accuracy, number))
+    lower, upper = _wilson(accuracy, number, level)
+    ax.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, zorder=1)
+    artist = ax.errorbar(
+        confidence,
+        accuracy,
+        yerr=np.stack([accuracy - lower, upper - accuracy]),
+        marker="o",
+        markersize=5,
+        linewidth=1.5,
+        elinewidth=1,
+        capsize=2,
+        color=color,
+        label=label,
+        zorder=3,
+    )
+    ax.vlines(
+        confidence,
+        0,
+        number / number.sum(),
+        color=artist.lines[0].get_color(),
+        alpha=0.3,
+        linewidth=6,
+        zorder=2,
+    )
+    ax.set(xlim=(-0.02, 1.02), ylim=(0, 1.02), aspect="equal")
+    ax.set(
+        xlabel="predicted probability", ylabel="frequency (stems: share of examples)"
+    )
+    quieten(ax)
+    if label is not None:
+        ax.legend(loc="upper left", frameon=False)
+    return ax
+
+
+def _wilson(share: np.ndarray, number: np.ndarray, level: float):
+    z2 = stats.norm.ppf((1 + level) / 2) ** 2
+    middle = (share + z2 / (2 * number)) / (1 + z2 / number)
+    spread = share * (1 - share) / number + z2 / (4 * number**2)
+    reach = np.sqrt(z2 * spread) / (1 + z2 / number)
+    # at shares of 0 and 1 rounding may leave the point outside its own interval
+    return np.minimum(middle - reach, share), np.maximum(middle + reach, share)

@@ -1,0 +1,217 @@
+"""Functions of the parameters: their standard errors, intervals and tests."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import stats
+
+from fisherflow_jax import information as ops
+from fisherflow_jax._ground import trees
+from fisherflow_jax.flow._bank import BankState
+from fisherflow_jax.posteriors._intervals import (
+    degrees_of_freedom_of,
+    dispersion_of,
+    meat_of,
+)
+from fisherflow_jax.posteriors._quantiles import check_level, two_sided
+
+PyTree = Any
+
+# Smallest eigenvalue of the contrasts' correlation matrix, in units of rounding.
+_RANK_TOLERANCE = 10.0
+
+
+class Estimate(NamedTuple):
+    """A function of the parameters, each field shaped like its value."""
+
+    estimate: PyTree
+    standard_error: PyTree
+    lower: PyTree
+    upper: PyTree
+
+
+class WaldTest(NamedTuple):
+    """A test that functions of the parameters have given values."""
+
+    statistic: float  # chi-square; F where the dispersion is estimated
+    degrees_of_freedom: int  # of the hypothesis
+    p_value: float
+    estimate: np.ndarray  # (k,)
+    standard_error: np.ndarray  # (k,)
+
+
+def delta_method(
+    state: Any,
+    function: Callable[[PyTree], PyTree],
+    *,
+    level: float = 0.95,
+    robust: bool = False,
+    transform: Callable[[jax.Array], jax.Array] | None = None,
+) -> Estimate:
+    r"""The standard error and interval of a function of the parameters.
+
+    .. math:: \mathrm{Var}\, g(\theta) = \nabla g^\top \, I^{-1} \, \nabla g
+
+    Args:
+      state: anything with `.mean` and `.information`.
+      function: parameters -> an array or a pytree of arrays, differentiable at the
+        mean.
+      level: of the interval, in (0, 1).
+      robust: with the sandwich variance.
+      transform: an increasing elementwise map applied last: the interval is taken
+        before it and mapped, so that it stays where the transform's values are. Odds
+        ratios are `function=lambda p: p, transform=jnp.exp`.
+
+    Returns:
+      An `Estimate(estimate, standard_error, lower, upper)`. Cost: one factorisation,
+      and a backward pass and a solve for each value.
+
+    Raises:
+      ValueError: for a level outside (0, 1), and as `standard_error` does.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> flow = ff.fisher_flow(
+      ...     lambda params, x: x * params,
+      ...     ff.likelihoods.bernoulli(),
+      ...     structure=ff.structures.full(),
+      ...     memory=ff.memories.stationary(),
+      ...     prior_precision=4.0,
+      ... )
+      >>> state = flow.init(jnp.array(0.0))
+      >>> odds_ratio = ff.delta_method(state, lambda p: p, transform=jnp.exp)
+      >>> print(odds_ratio.estimate, odds_ratio.standard_error)
+      1.0 0.5
+      >>> print(odds_ratio.lower.round(3), odds_ratio.upper.round(3))
+      0.375 2.664
+
+    References:
+      Oehlert, "A note on the delta method", 1992.
+    """
+    check_level(level)
+    value, covariance = _moments(state, function, robust)
+    error = jnp.sqrt(jnp.diagonal(covariance))
+    reach = two_sided(level, degrees_of_freedom_of(state), error.dtype) * error
+    lower, upper = value - reach, value + reach
+    if transform is not None:
+        lower, upper = transform(lower), transform(upper)
+        value, slope = jax.jvp(transform, (value,), (jnp.ones_like(value),))
+        error = jnp.abs(slope) * error
+    like = jax.eval_shape(function, state.mean)
+    return Estimate(*(trees.unravel(x, like) for x in (value, error, lower, upper)))
+
+
+def wald_test(
+    state: Any,
+    contrast: PyTree | Callable[[PyTree], PyTree],
+    value: jax.typing.ArrayLike = 0.0,
+    *,
+    robust: bool = False,
+) -> WaldTest:
+    r"""Tests that functions of the parameters have given values.
+
+    .. math:: W = (g - v)^\top \, (G I^{-1} G^\top)^{-1} (g - v) \sim \chi^2_k
+
+    and `W / k` against the F distribution where the dispersion is estimated.
+
+    Args:
+      state: anything with `.mean` and `.information`.
+      contrast: a pytree like the parameters, the weights of one linear combination; or
+        a function from the parameters to an array (or a pytree) of k values.
+      value: what they are under the hypothesis: a number, or k of them.
+      robust: with the sandwich variance.
+
+    Returns:
+      A `WaldTest` of numbers (outside jit).
+
+    Raises:
+      ValueError: if the contrast does not fit the parameters, or its k values are
+        linearly dependent.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> flow = ff.fisher_flow(
+      ...     lambda params, x: x @ params,
+      ...     ff.likelihoods.gaussian(),
+      ...     structure=ff.structures.full(),
+      ...     memory=ff.memories.stationary(),
+      ...     prior_precision=1e-6,
+      ... )
+      >>> x = jnp.repeat(jnp.eye(2), 8, axis=0)
+      >>> y = jnp.repeat(jnp.array([1.0, 3.0]), 8)
+      >>> state, _ = flow.update(flow.init(jnp.zeros(2)), (x, y))
+      >>> test = ff.wald_test(state, jnp.array([1.0, -1.0]))  # are they equal?
+      >>> print(round(test.statistic, 3), f"{test.p_value:.0e}")
+      16.0 6e-05
+
+    References:
+      Wald, "Tests of statistical hypotheses concerning several parameters when the
+      number of observations is large", 1943.
+    """
+    function = contrast if callable(contrast) else _linear(contrast, state.mean)
+    estimate, covariance = _moments(state, function, robust)
+    count = len(estimate)
+    expected = np.asarray(value, float).reshape(-1)
+    if len(expected) not in (1, count):
+        raise ValueError(
+            f"value must be a number or one for each of the {count} values of the "
+            f"contrast; got shape {np.shape(value)}."
+        )
+    gap = np.asarray(estimate, float) - expected
+    matrix = np.asarray(covariance, float)
+    scales = np.sqrt(np.diagonal(matrix))
+    # a fixed value has scale zero: its empty row of correlations makes the rank fall
+    safe = np.where(scales > 0, scales, 1.0)
+    correlation = matrix / np.outer(safe, safe)
+    rounding = _RANK_TOLERANCE * count * float(jnp.finfo(covariance.dtype).eps)
+    if np.linalg.matrix_rank(correlation, tol=rounding, hermitian=True) < count:
+        raise ValueError(
+            f"the {count} values of the contrast are linearly dependent (or fixed), so "
+            "they cannot be tested together: drop the redundant ones."
+        )
+    statistic = float(gap / scales @ np.linalg.solve(correlation, gap / scales))
+    spare = degrees_of_freedom_of(state)
+    if spare is None:
+        p_value = float(stats.chi2.sf(statistic, count))
+    else:
+        statistic = statistic / count
+        p_value = float(stats.f.sf(statistic, count, float(spare)))
+    return WaldTest(statistic, count, p_value, np.asarray(estimate), scales)
+
+
+def _linear(contrast: PyTree, mean: PyTree) -> Callable[[PyTree], jax.Array]:
+    shapes = jax.tree.map(jnp.shape, contrast), jax.tree.map(jnp.shape, mean)
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            "a contrast is a pytree like the parameters, or a function of them; got "
+            f"shapes {shapes[0]} for parameters {shapes[1]}."
+        )
+    dtype = trees.float_dtype(mean)
+    weights = jax.tree.map(lambda x: jnp.asarray(x, dtype), contrast)
+    return lambda params: trees.dot(weights, params)
+
+
+def _moments(
+    state: Any, function: Callable[[PyTree], PyTree], robust: bool
+) -> tuple[jax.Array, jax.Array]:
+    """The function's value, ravelled `(k,)`, and its covariance matrix `(k, k)`."""
+    if isinstance(state, BankState):
+        raise TypeError(
+            "a bank's posterior is a mixture, not a Gaussian: sample it, or take one "
+            "of state.members."
+        )
+    value, vjp = jax.vjp(lambda params: trees.ravel(function(params)), state.mean)
+    gradients = jax.vmap(lambda e: vjp(e)[0])(jnp.eye(len(value), dtype=value.dtype))
+    solved = jax.vmap(ops.solver(state.information))(gradients)
+    if robust:
+        meat = meat_of(state)
+        right = jax.vmap(lambda v: ops.matvec(meat, v))(solved)
+        return value, trees.ravel(solved, 1) @ trees.ravel(right, 1).T
+    covariance = trees.ravel(gradients, 1) @ trees.ravel(solved, 1).T
+    dispersion = dispersion_of(state)
+    return value, covariance if dispersion is None else dispersion * covariance

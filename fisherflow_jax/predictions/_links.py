@@ -1,0 +1,329 @@
+r"""From normal outputs to expected targets: links, for `ff.predict(..., link=...)`.
+
+A link is called as `link(outputs, likelihood)` with `Outputs` and returns `Averaged`.
+Any such function will do; one that reads `outputs.covariance` says so by an attribute
+`covariance = True`.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fisherflow_jax import likelihoods
+from fisherflow_jax._ground.keys import key_data, typed_key
+from fisherflow_jax.likelihoods import Likelihood
+from fisherflow_jax.likelihoods._likelihood import widen
+from fisherflow_jax.predictions._outputs import Outputs
+
+
+class Averaged(NamedTuple):
+    """Moments of the expected target over the posterior, each `(n, ...)`."""
+
+    mean: jax.Array  # for categorical class probabilities (n, ..., C), summing to one
+    std: jax.Array | None = None  # of the expected target; None: by linearisation
+    noise: jax.Array | None = None  # expected variance of a target; None: at the mean
+
+
+@dataclasses.dataclass(frozen=True)
+class Link:
+    """A named link; called as `link(outputs, likelihood) -> Averaged`."""
+
+    name: str
+    average: Callable[[Outputs, Likelihood], Averaged]
+    covariance: bool = False  # whether outputs of several classes need theirs
+
+    def __call__(self, outputs: Outputs, likelihood: Likelihood) -> Averaged:
+        return self.average(outputs, likelihood)
+
+
+def is_shares(likelihood: Likelihood) -> bool:
+    """Whether expected targets are probabilities."""
+    return likelihood.from_line is jax.nn.sigmoid
+
+
+def _is_categorical(likelihood: Likelihood, link: str) -> bool:
+    """Categorical or bernoulli.
+
+    Raises:
+      ValueError: for any other.
+    """
+    if likelihood is likelihoods.categorical():
+        return True
+    if likelihood is likelihoods.bernoulli():
+        return False
+    raise ValueError(
+        f"{link} is a link for class probabilities (categorical, bernoulli); got "
+        f"{likelihood.name}. For a gaussian the mean needs no link, for a log mean "
+        "there is log_normal(), and output_samples serves any likelihood."
+    )
+
+
+def probit() -> Link:
+    r"""Shrinks each logit by its variance: MacKay's approximation.
+
+    .. math:: \mathrm{E}\,\sigma(z) \approx
+       \sigma\!\left(\frac{m}{\sqrt{1 + \pi v / 8}}\right), \qquad
+       \mathrm{E}\,\mathrm{softmax}(z)_c \approx
+       \mathrm{softmax}\!\left(\frac{m_c}{\sqrt{1 + \pi v_c / 8}}\right)_c
+
+    for one logit, and for several classes the mean-field form, which ignores their
+    correlations. The shift that softmax does not see matters there: keep logits near
+    zero mean.
+
+    Returns:
+      A `Link`. Cost: none beside the variances.
+
+    Raises:
+      ValueError: when called with another likelihood than categorical or bernoulli.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> outputs = ff.predictions.Outputs(jnp.array([2.0]), jnp.array([8.0]))
+      >>> link = ff.predictions.probit()
+      >>> print(link(outputs, ff.likelihoods.bernoulli()).mean.round(3))
+      [0.729]
+
+    References:
+      MacKay, "The evidence framework applied to classification networks", 1992.
+      Lu, Ie, Sha, "Mean-field approximation to Gaussian-softmax integral with
+      application to uncertainty estimation", 2020.
+    """
+    return Link("probit", _probit)
+
+
+def _probit(outputs: Outputs, likelihood: Likelihood) -> Averaged:
+    several = _is_categorical(likelihood, "probit()")
+    shrunk = outputs.mean / jnp.sqrt(1 + math.pi / 8 * outputs.variance)
+    return Averaged(jax.nn.softmax(shrunk) if several else jax.nn.sigmoid(shrunk))
+
+
+def output_samples(key: Any, num_samples: int = 256) -> Link:
+    r"""Averages the expected target over draws of the outputs.
+
+    .. math:: z_s \sim \mathcal N(m, \mathrm{Cov}(z)), \qquad
+       \tfrac1S \textstyle\sum_s \mu(z_s)
+
+    The outputs of one position are drawn together, with the same numbers at every
+    example. Serves every likelihood.
+
+    Args:
+      key: an int, a key, or key data.
+      num_samples: S; the error of a probability is at most `0.5 / sqrt(S)`.
+
+    Returns:
+      A `Link`. Memory: one draw of all outputs at a time; the covariances, k^2 numbers
+      a position, for likelihoods that mix outputs.
+
+    Raises:
+      ValueError: unless `num_samples` is a whole number above 1.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> outputs = ff.predictions.Outputs(jnp.array([2.0]), jnp.array([8.0]))
+      >>> link = ff.predictions.output_samples(0, num_samples=4096)
+      >>> print(link(outputs, ff.likelihoods.bernoulli()).mean.round(1))
+      [0.7]
+    """
+    if not isinstance(num_samples, int) or num_samples < 2:
+        raise ValueError(
+            f"num_samples is a whole number of draws above 1; got {num_samples!r}."
+        )
+    data = key_data(key)
+    if data is None:
+        raise ValueError("output_samples needs a key: an int, or a key of jax.random.")
+
+    def average(outputs: Outputs, likelihood: Likelihood) -> Averaged:
+        root = _root(outputs, likelihood)
+        keys = jax.random.split(typed_key(data), num_samples)
+        mean = outputs.mean
+
+        def one(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+            draw = jax.random.normal(key, mean.shape[1:], mean.dtype)
+            draw = jnp.broadcast_to(draw, mean.shape)
+            if root.ndim > mean.ndim:
+                shift = jnp.einsum("...ij,...j->...i", root, draw)
+            else:
+                shift = root * draw
+            drawn = mean + shift
+            return likelihood.mean(drawn), likelihood.variance(drawn)
+
+        shapes = jax.eval_shape(one, keys[0])
+        zero, noise = (jnp.zeros(x.shape, x.dtype) for x in shapes)
+        # around the value at the mean, so that few draws of small spread lose nothing
+        center = likelihood.mean(mean)
+
+        def step(sums: Any, key: jax.Array) -> tuple[Any, None]:
+            value, own = one(key)
+            away = value - center
+            return (sums[0] + away, sums[1] + jnp.square(away), sums[2] + own), None
+
+        sums, _ = jax.lax.scan(step, (zero, zero, noise), keys)
+        shift, square, noise = (x / num_samples for x in sums)
+        # sqrt has no derivative at zero: where nothing is uncertain
+        spread = jnp.maximum(square - jnp.square(shift), 0)
+        std = jnp.where(spread > 0, jnp.sqrt(jnp.where(spread > 0, spread, 1)), 0)
+        return Averaged(center + shift, std, noise)
+
+    return Link("output_samples", average, covariance=True)
+
+
+def _root(outputs: Outputs, likelihood: Likelihood) -> jax.Array:
+    """A root of each position's covariance `(n, ..., k, k)`, or of the variances."""
+    if likelihood.line is widen:
+        tiny = jnp.finfo(outputs.variance.dtype).tiny
+        return jnp.sqrt(jnp.maximum(outputs.variance, tiny))
+    covariance = _covariance(outputs, "output_samples")
+    k = covariance.shape[-1]
+    eps = jnp.finfo(covariance.dtype)
+    # singular where there are more outputs than directions: a share of its rounding
+    share = 10 * k * eps.eps * jnp.max(outputs.variance, -1) + math.sqrt(eps.tiny)
+    identity = jnp.broadcast_to(jnp.eye(k, dtype=covariance.dtype), covariance.shape)
+    return jnp.linalg.cholesky(covariance + share[..., None, None] * identity)
+
+
+def _covariance(outputs: Outputs, link: str) -> jax.Array:
+    if outputs.covariance is None:
+        raise ValueError(
+            f"{link} needs the covariance of the outputs: "
+            "ff.predictions.linearized_outputs(..., covariance=True)."
+        )
+    return outputs.covariance
+
+
+def laplace_bridge(normalized: bool = False) -> Link:
+    r"""The Dirichlet whose Laplace approximation over logits is the outputs' normal.
+
+    With `m` and `V` conditioned on logits that sum to zero,
+
+    .. math:: \alpha_c = \frac{1}{V_{cc}} \Big(1 - \frac2C
+       + \frac{e^{m_c}}{C^2} \sum_j e^{-m_j}\Big), \qquad
+       \mathrm{E}\,p_c = \frac{\alpha_c}{\sum_j \alpha_j},
+
+    input by input and position by position. It is no approximation of the normal's
+    own mean where variances are large. A bernoulli is two classes.
+
+    Args:
+      normalized: first divides V by :math:`s = \bar V_{cc} / \sqrt{C / 2}` and m by
+        :math:`\sqrt s`, a correction for large variances.
+
+    Returns:
+      A `Link`; its standard deviations are the Dirichlet's. Memory: the covariances,
+      C^2 numbers a position.
+
+    Raises:
+      ValueError: when called with another likelihood than categorical or bernoulli.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> outputs = ff.predictions.Outputs(
+      ...     jnp.array([[1.0, 0.0, -1.0]]), jnp.ones((1, 3)), jnp.eye(3)[None]
+      ... )
+      >>> link = ff.predictions.laplace_bridge()
+      >>> print(link(outputs, ff.likelihoods.categorical()).mean.round(3))
+      [[0.549 0.276 0.175]]
+
+    References:
+      Hobbhahn, Kristiadi, Hennig, "Fast predictive uncertainty for classification with
+      Bayesian deep networks", 2022.
+    """
+
+    def average(outputs: Outputs, likelihood: Likelihood) -> Averaged:
+        if _is_categorical(likelihood, "laplace_bridge()"):
+            mean, whole = outputs.mean, _covariance(outputs, "laplace_bridge")
+            return _dirichlet(*_sum_to_zero(mean, whole), normalized)
+        half = outputs.mean / 2
+        quarter = outputs.variance / 4
+        pair = _dirichlet(
+            jnp.stack([half, -half], -1), jnp.stack([quarter, quarter], -1), normalized
+        )
+        return Averaged(*(x[..., 0] for x in pair))  # type: ignore[index]
+
+    return Link("laplace_bridge", average, covariance=True)
+
+
+def _sum_to_zero(mean: jax.Array, covariance: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean and variances of logits given that they sum to zero."""
+    row = jnp.sum(covariance, -1)
+    total = jnp.sum(row, -1, keepdims=True)
+    # nothing is known of the sum where it has no variance
+    total = jnp.maximum(total, jnp.finfo(total.dtype).tiny)
+    variances = jnp.diagonal(covariance, axis1=-2, axis2=-1)
+    shift = row * jnp.sum(mean, -1, keepdims=True) / total
+    # rounding must not make a variance negative
+    least = jnp.finfo(total.dtype).eps * variances
+    return mean - shift, jnp.maximum(variances - jnp.square(row) / total, least)
+
+
+def _dirichlet(mean: jax.Array, variances: jax.Array, normalized: bool) -> Averaged:
+    count = mean.shape[-1]
+    if count == 1:
+        return Averaged(jnp.ones_like(mean), jnp.zeros_like(mean), jnp.zeros_like(mean))
+    variances = jnp.maximum(variances, jnp.finfo(variances.dtype).tiny)
+    if normalized:
+        size = jnp.mean(variances, -1, keepdims=True) / math.sqrt(count / 2)
+        mean, variances = mean / jnp.sqrt(size), variances / size
+    share = mean + jax.nn.logsumexp(-mean, -1, keepdims=True) - 2 * math.log(count)
+    if count > 2:
+        share = jnp.logaddexp(share, math.log(1 - 2 / count))
+    log_alpha = share - jnp.log(variances)
+    total = jax.nn.logsumexp(log_alpha, -1, keepdims=True)
+    probabilities = jax.nn.softmax(log_alpha)
+    whole = probabilities * (1 - probabilities)
+    # 1 / (1 + alpha_0), without its overflow
+    share_of_std = jax.nn.sigmoid(-total)
+    return Averaged(
+        probabilities,
+        jnp.exp(0.5 * (jnp.log(whole) + jax.nn.log_sigmoid(-total))),
+        whole * (1 - share_of_std),
+    )
+
+
+def log_normal() -> Link:
+    r"""The exact mean of a rate whose logarithm is normal.
+
+    .. math:: \mathrm{E}\,e^{z} = e^{m + v/2}, \qquad
+       \mathrm{Var}(e^{z}) = (e^v - 1) \, e^{2 m + v}
+
+    for poisson, negative_binomial and gamma, whose outputs are log means.
+
+    Returns:
+      A `Link`. Cost: none beside the variances; the expected variance of a target by
+      quadrature.
+
+    Raises:
+      ValueError: when called with a likelihood whose outputs are no log means.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> outputs = ff.predictions.Outputs(jnp.array([0.0]), jnp.array([0.5]))
+      >>> link = ff.predictions.log_normal()
+      >>> print(link(outputs, ff.likelihoods.poisson()).mean.round(3))
+      [1.284]
+    """
+    return Link("log_normal", _log_normal)
+
+
+def _log_normal(outputs: Outputs, likelihood: Likelihood) -> Averaged:
+    if likelihood.from_line is not jnp.exp:
+        raise ValueError(
+            "log_normal() is a link for outputs that are log means (poisson, "
+            f"negative_binomial, gamma); got {likelihood.name}."
+        )
+    mean, variance = outputs.mean, outputs.variance
+    rate = jnp.exp(mean + variance / 2)
+    nodes, masses = np.polynomial.hermite_e.hermegauss(32)
+    weights = jnp.asarray(masses / masses.sum(), mean.dtype)
+    std = jnp.sqrt(jnp.maximum(variance, jnp.finfo(variance.dtype).tiny))
+    at = jnp.asarray(nodes, mean.dtype).reshape((-1,) + (1,) * mean.ndim)
+    values = likelihood.variance(mean[None] + std[None] * at)
+    noise = jnp.tensordot(weights, values, 1)
+    return Averaged(rate, rate * jnp.exp(0.5 * jnp.log(jnp.expm1(variance))), noise)

@@ -1,0 +1,246 @@
+"""Predictions with their uncertainty, by linearisation."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fisherflow_jax._ground import trees
+from fisherflow_jax.flow._bank import BankState
+from fisherflow_jax.likelihoods import Likelihood
+from fisherflow_jax.likelihoods._likelihood import widen
+from fisherflow_jax.posteriors._intervals import degrees_of_freedom_of, dispersion_of
+from fisherflow_jax.posteriors._quantiles import check_level, two_sided
+from fisherflow_jax.predictions._checks import (
+    check_inputs,
+    check_likelihood,
+    members_of,
+)
+from fisherflow_jax.predictions._links import Averaged, is_shares
+from fisherflow_jax.predictions._outputs import Outputs, mix, mixture, moments, raw
+from fisherflow_jax.predictions._streaming import Wanted
+
+PyTree = Any
+
+
+class Prediction(NamedTuple):
+    """The expected target and how sure it is, each `(n, ...)`."""
+
+    mean: jax.Array  # of the target: class probabilities, rate, location
+    std: jax.Array  # of that mean, from the parameters' uncertainty
+    observation_std: jax.Array  # of a new target: the mean's and its own variance
+    lower: jax.Array  # of the mean, on the target's scale
+    upper: jax.Array
+
+
+def predict(
+    state: Any,
+    apply_fn: Callable,
+    inputs: PyTree,
+    likelihood: Likelihood,
+    *,
+    level: float = 0.95,
+    robust: bool = False,
+    chunk_size: int | None = None,
+    link: Callable[[Outputs, Likelihood], Averaged] | None = None,
+) -> Prediction:
+    r"""Predicts targets, by linearising the model at the mean.
+
+    With `eta` the expected target on an unbounded scale (logit, log or identity) and
+    `mu = g(eta)`,
+
+    .. math:: \mathrm{Var}(\eta) = J I^{-1} J^\top, \quad
+       \mathrm{std}(\mu) = g'(\eta) \, \mathrm{std}(\eta), \quad
+       [g(\eta - q \, \mathrm{std}(\eta)),\; g(\eta + q \, \mathrm{std}(\eta))],
+
+    so that probabilities stay within 0 and 1 and rates above 0. Without a link the mean
+    is that of the model at the mean parameters; a link averages it over them. The
+    interval is of the expected target, with or without a link. For a bank, mean and std
+    are those of the mixture, and the interval is that of its moments on the scale of
+    `eta`.
+
+    Args:
+      state: anything with `.mean` and `.information`, or a bank's state.
+      apply_fn: `(params, inputs) -> outputs`.
+      inputs: leading axis n; parts in `ff.Shared` are passed whole.
+      likelihood: the flow's, from `ff.likelihoods`.
+      level: of the interval of the mean, in (0, 1).
+      robust: with the sandwich variance.
+      chunk_size: examples at a time; None: as many as keep 16 MiB.
+      link: None; or how to average over the outputs' normal: `ff.predictions.probit()`,
+        `output_samples(key)`, `laplace_bridge()` for classes, `log_normal()` for rates,
+        or your own function of `(Outputs, likelihood)`. For a gaussian nothing changes.
+
+    Returns:
+      A `Prediction` of arrays `(n, ...)`; categorical: `(n, ..., classes)`. Cost: one
+      factorisation, and a backward pass and a solve for each predicted number; with
+      scalar, diagonal and Kronecker structures products with what enters and returns to
+      each layer in place of the solve, and no backward pass where the parameters are
+      those of the last layer alone. Memory: that of a chunk.
+
+    Raises:
+      ValueError: for a level outside (0, 1), a likelihood without a mean or with an
+        unknown dispersion that the state does not estimate, a link that does not go
+        with the likelihood, outputs that do not fit it, an information or a model of
+        other parameters, and as `standard_error` does.
+      TypeError: for something that is no state, no likelihood or no link.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> apply_fn = lambda params, x: x * params
+      >>> likelihood = ff.likelihoods.bernoulli()
+      >>> flow = ff.fisher_flow(
+      ...     apply_fn,
+      ...     likelihood,
+      ...     structure=ff.structures.full(),
+      ...     memory=ff.memories.stationary(),
+      ...     prior_precision=4.0,
+      ... )
+      >>> state = flow.init(jnp.array(0.0))
+      >>> prediction = ff.predict(state, apply_fn, jnp.array([1.0]), likelihood)
+      >>> print(prediction.mean, prediction.std)  # std(eta) = 1 / 2, slope 1 / 4
+      [0.5] [0.125]
+      >>> print(prediction.lower.round(3), prediction.upper.round(3))
+      [0.273] [0.727]
+
+    References:
+      Immer, Korzepa, Bauer, "Improving predictions of Bayesian neural nets via local
+      linearization", 2021.
+    """
+    check_level(level)
+    check_inputs(state, inputs, chunk_size)
+    check_likelihood(likelihood)
+    if link is not None and not callable(link):
+        raise TypeError(
+            "a link is a function of (Outputs, likelihood), such as "
+            f"ff.predictions.probit(); got {link!r}."
+        )
+    needs_covariance = getattr(link, "covariance", False) and (
+        likelihood.line is not widen
+    )
+    wanted = Wanted(link is not None, needs_covariance, likelihood)
+    parts = _compiled_parts(state, apply_fn, inputs, wanted, robust, chunk_size)
+    found = parts.moments
+    if link is not None:
+        members = members_of(state)
+        averaged = [
+            _averaged(link, outputs, known(likelihood, member), own)
+            for member, outputs, own in zip(members, parts.outputs, found, strict=True)
+        ]
+        found = tuple(averaged)
+    whole = _mixed(state, found)
+    dtype = trees.wide_dtype(*(x.dtype for x in jax.tree.leaves(whole)))
+    whole = jax.tree.map(lambda x: x.astype(dtype), whole)
+    reach = two_sided(level, degrees_of_freedom_of(state), dtype)
+    reach = reach * _root(whole.line_variance)
+    return Prediction(
+        whole.mean,
+        _root(whole.mean_variance),
+        _root(whole.mean_variance + whole.noise),
+        likelihood.from_line(whole.line - reach),
+        likelihood.from_line(whole.line + reach),
+    )
+
+
+class Moments(NamedTuple):
+    """Of the prediction, each `(n, ...)`."""
+
+    line: jax.Array  # eta
+    line_variance: jax.Array
+    mean: jax.Array  # g(eta), or averaged
+    mean_variance: jax.Array
+    noise: jax.Array  # the target's own variance
+
+
+class _Parts(NamedTuple):
+    """Of each member of a bank, or of the one state."""
+
+    moments: tuple[Moments, ...]
+    outputs: tuple[Outputs | None, ...]  # where a link asks for them
+
+
+def known(likelihood: Likelihood, state: Any) -> Likelihood:
+    """The likelihood with the state's dispersion, where it is unknown."""
+    if likelihood.with_dispersion is None:
+        return likelihood
+    dispersion = dispersion_of(state)
+    if dispersion is None:
+        raise ValueError(
+            f"the dispersion of {likelihood.name} is unknown and this state does "
+            "not estimate it: give the likelihood it was made with, or "
+            "likelihood.with_dispersion(value)."
+        )
+    return likelihood.with_dispersion(dispersion)
+
+
+def _parts(
+    state: Any,
+    apply_fn: Callable,
+    inputs: PyTree,
+    wanted: Wanted,
+    robust: bool,
+    chunk_size: int | None,
+) -> _Parts:
+    all_moments, all_outputs = [], []
+    for member in members_of(state):
+        likelihood = known(wanted.line_of, member)
+        found = moments(member, apply_fn, inputs, wanted, robust, chunk_size)
+        spread = found.line_variance
+        eta = likelihood.line(found.outputs)
+        mean, slope = jax.jvp(likelihood.from_line, (eta,), (jnp.ones_like(eta),))
+        noise = likelihood.variance(found.outputs)
+        own = Moments(eta, spread, mean, jnp.square(slope) * spread, noise)
+        all_moments.append(own)
+        all_outputs.append(raw(found) if wanted.variance else None)
+    return _Parts(tuple(all_moments), tuple(all_outputs))
+
+
+# compiled once a model and shape, so that a second call compiles nothing
+_compiled_parts = jax.jit(_parts, static_argnums=(1, 3, 4, 5))
+
+
+def _averaged(
+    link: Callable, outputs: Outputs, likelihood: Likelihood, own: Moments
+) -> Moments:
+    averaged = link(outputs, likelihood)
+    if not isinstance(averaged, Averaged):
+        raise TypeError(
+            "a link returns ff.predictions.Averaged(mean, std, noise); got "
+            f"{type(averaged).__name__}."
+        )
+    for name, value in zip(averaged._fields, averaged, strict=True):
+        if value is not None and jnp.shape(value) != own.mean.shape:
+            raise ValueError(
+                f"the {name} that a link returns has the shape of the expected "
+                f"targets, {own.mean.shape}; got {jnp.shape(value)}."
+            )
+    mean, std, noise = averaged
+    variance = own.mean_variance if std is None else jnp.square(std)
+    if is_shares(likelihood):
+        # a share varies no more than a draw of 0 or 1 with its mean
+        most = mean * (1 - mean)
+        variance = jnp.minimum(variance, most)
+        noise = most - variance
+    elif noise is None:
+        noise = own.noise
+    return own._replace(mean=mean, mean_variance=variance, noise=noise)
+
+
+def _mixed(state: Any, found: tuple[Moments, ...]) -> Moments:
+    if not isinstance(state, BankState):
+        return found[0]
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *found)
+    # eta for the interval; the mean on its own scale, where probabilities sum to one
+    return Moments(
+        *mixture(state, stacked.line, stacked.line_variance),
+        *mixture(state, stacked.mean, stacked.mean_variance),
+        mix(state, stacked.noise),
+    )
+
+
+def _root(variance: jax.Array) -> jax.Array:
+    """The square root, with derivative zero where the variance is."""
+    some = variance != 0
+    return jnp.where(some, jnp.sqrt(jnp.where(some, variance, 1)), 0)

@@ -1,0 +1,138 @@
+"""The most probable next tokens of a sequence model, with intervals."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fisherflow_jax import likelihoods
+from fisherflow_jax._ground import trees
+from fisherflow_jax.flow._bank import BankState
+from fisherflow_jax.likelihoods import Likelihood
+from fisherflow_jax.posteriors._quantiles import check_level, two_sided
+from fisherflow_jax.predictions._checks import check_inputs
+from fisherflow_jax.predictions._streaming import Chosen, spread_of_chosen
+
+PyTree = Any
+
+
+class TopTokens(NamedTuple):
+    """The k most probable classes, each `(n, ..., k)`, the most probable first."""
+
+    ids: jax.Array
+    probabilities: jax.Array  # of the model at the mean
+    std: jax.Array  # of the probability
+    lower: jax.Array  # of the probability
+    upper: jax.Array
+
+
+def top_tokens(
+    state: Any,
+    apply_fn: Callable,
+    inputs: PyTree,
+    likelihood: Likelihood,
+    k: int,
+    *,
+    level: float = 0.95,
+    robust: bool = False,
+    chunk_size: int | None = None,
+) -> TopTokens:
+    r"""Next-token probabilities with their uncertainty, of the k most probable tokens.
+
+    The log-odds of a class against all others,
+
+    .. math:: \eta_c = z_c - \log \sum_{j \ne c} e^{z_j}, \qquad
+       \nabla \eta_c = \frac{e_c - p}{1 - p_c},
+
+    are linearised for those k of V classes alone: k backward passes a position, not V.
+    The interval is symmetric in the log-odds, within 0 and 1 in probability.
+
+    Args:
+      state: anything with `.mean` and `.information`.
+      apply_fn: `(params, inputs) -> logits (n, ..., V)`, such as `(n, T, V)`.
+      inputs: leading axis n, such as token ids `(n, T)`.
+      likelihood: `ff.likelihoods.categorical()`.
+      k: how many classes, at most V.
+      level: of the interval of the probability, in (0, 1).
+      robust: with the sandwich variance.
+      chunk_size: examples at a time; None: as many as keep 16 MiB.
+
+    Returns:
+      `TopTokens` of arrays `(n, ..., k)`. Cost: one factorisation, and k backward
+      passes and solves a position.
+
+    Raises:
+      ValueError: for a k that is not between 1 and V, another likelihood, a bank, and
+        as `ff.predict` does.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> table = jnp.array([[0.0, 2.0, 1.0], [1.0, 0.0, 0.0], [0.0, 0.0, 3.0]])
+      >>> information = ff.structures.Scalar(jnp.array(9.0))
+      >>> state = ff.posterior(table, information, prior_precision=1.0)
+      >>> top = ff.predictions.top_tokens(
+      ...     state,
+      ...     lambda params, ids: params[ids],
+      ...     jnp.array([[0, 2]]),
+      ...     ff.likelihoods.categorical(),
+      ...     k=2,
+      ... )
+      >>> print(top.ids)
+      [[[1 2]
+        [2 0]]]
+      >>> print(top.probabilities[0, 0].round(1), top.lower[0, 0].round(1))
+      [0.7 0.2] [0.5 0.1]
+    """
+    check_level(level)
+    check_inputs(state, inputs, chunk_size)
+    if likelihood is not likelihoods.categorical():
+        raise ValueError(
+            f"top_tokens is for categorical targets; got {likelihood.name}."
+        )
+    if isinstance(state, BankState):
+        raise ValueError("top_tokens takes one state: ask for each of bank.members.")
+    if not isinstance(k, int) or k < 1:
+        raise ValueError(f"k is a positive whole number of classes; got {k!r}.")
+    ids, line, variance = _compiled(state, apply_fn, inputs, k, robust, chunk_size)
+    dtype = trees.wide_dtype(line.dtype, variance.dtype)
+    line = line.astype(dtype)
+    std = jnp.sqrt(variance.astype(dtype))
+    reach = two_sided(level, None, dtype) * std
+    share = jax.nn.sigmoid(line)
+    return TopTokens(
+        ids,
+        share,
+        share * jax.nn.sigmoid(-line) * std,
+        jax.nn.sigmoid(line - reach),
+        jax.nn.sigmoid(line + reach),
+    )
+
+
+def _top(
+    state: Any,
+    apply_fn: Callable,
+    inputs: PyTree,
+    k: int,
+    robust: bool,
+    chunk_size: int | None,
+) -> Chosen:
+    likelihood = likelihoods.categorical()
+
+    def choose(logits: jax.Array) -> jax.Array:
+        if k > logits.shape[-1]:
+            raise ValueError(f"k = {k} is more than the {logits.shape[-1]} classes.")
+        return jax.lax.top_k(logits, k)[1]
+
+    def log_odds(logits: jax.Array, extra: jax.Array) -> jax.Array:
+        # by the likelihood's own line, which is finite for saturated logits
+        return jnp.take_along_axis(likelihood.line(logits), extra, -1)
+
+    return spread_of_chosen(
+        state, apply_fn, inputs, likelihood, choose, log_odds, robust, chunk_size
+    )
+
+
+# compiled once a model and shape, so that a second call compiles nothing
+_compiled = jax.jit(_top, static_argnums=(1, 3, 4, 5))

@@ -1,0 +1,1 @@
+"""What structures share: dense blocks, eigenbases, products of layers' vectors."""

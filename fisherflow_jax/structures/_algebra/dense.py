@@ -1,0 +1,289 @@
+"""Information made of dense blocks: the operations that full and block share.
+
+A structure of dense blocks says, by four functions registered on its type, how its
+leaves map to matrices `(..., k, k)` and a vector's leaves to `(..., k)`; the leading
+axes batch blocks of one size. Everything else is written here once.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.linalg import cho_solve, solve_triangular
+
+from fisherflow_jax import information as ops
+from fisherflow_jax._ground import trees
+from fisherflow_jax.structures._diagonal import Diagonal
+from fisherflow_jax.structures._scalar import Scalar
+
+PyTree = Any
+Matrices = list[jax.Array]  # each (..., k, k)
+
+
+@functools.singledispatch
+def matrices(information: Any) -> Matrices:
+    """The dense blocks, each `(..., k, k)`."""
+    raise TypeError(f"{type(information).__name__} is not made of dense blocks.")
+
+
+@functools.singledispatch
+def with_matrices(information: Any, blocks: Matrices) -> Any:
+    """The information of the same layout with other blocks."""
+    raise TypeError(f"{type(information).__name__} is not made of dense blocks.")
+
+
+@functools.singledispatch
+def pack(information: Any, vector: PyTree) -> list[jax.Array]:
+    """A vector as one array `(..., k)` for each entry of `matrices`."""
+    raise TypeError(f"{type(information).__name__} is not made of dense blocks.")
+
+
+@functools.singledispatch
+def unpack(information: Any, parts: list[jax.Array]) -> PyTree:
+    """The inverse of `pack`."""
+    raise TypeError(f"{type(information).__name__} is not made of dense blocks.")
+
+
+def cast(vector: PyTree, information: Any) -> PyTree:
+    """A floating vector in the information's type; whole numbers (places) stay."""
+    dtype = trees.float_dtype(information)
+
+    def leaf(x: jax.Array) -> jax.Array:
+        return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    return jax.tree.map(leaf, vector)
+
+
+def _identity(matrix: jax.Array) -> jax.Array:
+    identity = jnp.eye(matrix.shape[-1], dtype=matrix.dtype)
+    return jnp.broadcast_to(identity, matrix.shape)
+
+
+def _diagonal_matrix(vector: jax.Array) -> jax.Array:
+    """`(..., k)` on the diagonal of `(..., k, k)`."""
+    return jnp.vectorize(jnp.diag, signature="(k)->(k,k)")(vector)
+
+
+def _diagonal_entries(matrix: jax.Array) -> jax.Array:
+    """The diagonal `(..., k)` of `(..., k, k)`."""
+    # A strided slice, not a gather: its indices would be constants that XLA hoists out
+    # of a scan one by one, after which equal factorisations no longer look equal to it.
+    size = matrix.shape[-1]
+    return matrix.reshape((*matrix.shape[:-2], size * size))[..., :: size + 1]
+
+
+def _cholesky(matrices: jax.Array) -> jax.Array:
+    """Cholesky factors of `(..., k, k)`."""
+
+    def whole(m: jax.Array) -> jax.Array:
+        return jnp.linalg.cholesky(m, symmetrize_input=False)
+
+    if matrices.ndim == 2:
+        return whole(matrices)
+    flat = matrices.reshape((-1, *matrices.shape[-2:]))
+    # jaxlib 0.10 hands the matrices of a stack to the pool of threads that waits for
+    # them: as many stacks at once as threads, and none ever ends. One by one is safe.
+    factors = jax.lax.platform_dependent(
+        flat, cpu=lambda m: jax.lax.map(whole, m), default=whole
+    )
+    return factors.reshape(matrices.shape)
+
+
+def factorise(matrix: jax.Array, damping: Any = 0.0) -> tuple[jax.Array, jax.Array]:
+    """Cholesky factor of `D^-1/2 (M + damping) D^-1/2`, and `D^1/2 (..., k)`."""
+    if not (isinstance(damping, (int, float)) and damping == 0):
+        matrix = matrix + damping * _identity(matrix)
+    diagonal = _diagonal_entries(matrix)
+    scales = jnp.where(diagonal > 0, jnp.sqrt(diagonal), 1.0)
+    equilibrated = matrix / (scales[..., :, None] * scales[..., None, :])
+    return _cholesky(equilibrated), scales
+
+
+def _vector_solve(factor: jax.Array, scales: jax.Array, vector: jax.Array) -> jax.Array:
+    return cho_solve((factor, True), (vector / scales)[..., None])[..., 0] / scales
+
+
+def inverse_matrix(matrix: jax.Array) -> jax.Array:
+    """The inverse of symmetric positive definite `(..., k, k)`, symmetric."""
+    factor, scales = factorise(matrix)
+    half = solve_triangular(factor, _identity(matrix), lower=True)
+    inverse = jnp.einsum("...ki,...kj->...ij", half, half)
+    return inverse / (scales[..., :, None] * scales[..., None, :])
+
+
+def _symmetric(matrix: jax.Array) -> jax.Array:
+    return (matrix + jnp.swapaxes(matrix, -1, -2)) / 2
+
+
+def _matvec(information: Any, vector: PyTree) -> PyTree:
+    parts = [
+        jnp.einsum("...ij,...j->...i", m, v)
+        for m, v in zip(matrices(information), pack(information, vector), strict=True)
+    ]
+    return unpack(information, parts)
+
+
+def _solver(information: Any, damping: jax.typing.ArrayLike = 0.0):
+    factors = [factorise(m, damping) for m in matrices(information)]
+
+    def solve(vector: PyTree) -> PyTree:
+        parts = pack(information, vector)
+        solved = [_vector_solve(*f, v) for f, v in zip(factors, parts, strict=True)]
+        return unpack(information, solved)
+
+    return solve
+
+
+def _sample(information: Any, key: jax.Array, like: PyTree | None = None) -> PyTree:
+    del like
+    template = jax.eval_shape(_diagonal, information)
+    draws = pack(information, trees.standard_normal(key, template))
+    parts = []
+    for matrix, draw in zip(matrices(information), draws, strict=True):
+        factor, scales = factorise(matrix)
+        root = solve_triangular(factor, draw[..., None], trans="T", lower=True)
+        parts.append(root[..., 0] / scales)
+    return unpack(information, parts)
+
+
+def _logdet(information: Any, like: PyTree | None = None) -> jax.Array:
+    del like
+    logs = []
+    for matrix in matrices(information):
+        factor, scales = factorise(matrix)
+        pivots = _diagonal_entries(factor)
+        logs.append(2 * jnp.sum(jnp.log(pivots) + jnp.log(scales)))
+    return sum(logs, start=jnp.zeros((), trees.float_dtype(information)))
+
+
+def _trace(information: Any, like: PyTree | None = None) -> jax.Array:
+    return jnp.sum(trees.ravel(_diagonal(information, like)))
+
+
+def _diagonal(information: Any, like: PyTree | None = None) -> PyTree:
+    del like
+    parts = [_diagonal_entries(m) for m in matrices(information)]
+    return unpack(information, parts)
+
+
+def _inverse_diagonal(information: Any, like: PyTree | None = None) -> PyTree:
+    return _diagonal(_inverse(information), like)
+
+
+def places(information: Any) -> list[np.ndarray]:
+    """For each block, the ravelled indices `(..., k)` of its parameters."""
+    # numpy, so that the indices stay constants of the compiled program
+    template = jax.eval_shape(
+        lambda i: unpack(i, [m[..., 0] for m in matrices(i)]), information
+    )
+    count = trees.size(template)
+    with jax.ensure_compile_time_eval():
+        numbers = trees.unravel(jnp.arange(count, dtype=jnp.int32), template)
+        packed = pack(information, numbers)
+    return [np.asarray(p).astype(np.int32) for p in packed]
+
+
+def _to_dense(information: Any, like: PyTree | None = None) -> jax.Array:
+    del like
+    all_places, blocks = places(information), matrices(information)
+    count = sum(p.size for p in all_places)
+    dense = jnp.zeros((count, count), trees.float_dtype(information))
+    for place, block in zip(all_places, blocks, strict=True):
+        dense = dense.at[place[..., :, None], place[..., None, :]].set(block)
+    return dense
+
+
+def _add_to(left: Any, right: Any) -> Any:
+    if type(right) is type(left):
+        if not trees.same_structure(left, right):
+            raise TypeError(
+                "two block informations add only when their partitions agree: got "
+                f"{jax.tree.structure(left)} and {jax.tree.structure(right)}."
+            )
+        return jax.tree.map(jnp.add, left, right)
+    if isinstance(right, Scalar):
+        value = right.value.astype(trees.float_dtype(left))
+        return with_matrices(left, [m + value * _identity(m) for m in matrices(left)])
+    if isinstance(right, Diagonal):
+        blocks = [
+            m + _diagonal_matrix(v)
+            for m, v in zip(matrices(left), pack(left, right.entries), strict=True)
+        ]
+        return with_matrices(left, blocks)
+    return NotImplemented
+
+
+def _scale(information: Any, factor: jax.typing.ArrayLike) -> Any:
+    return jax.tree.map(lambda x: x * factor, information)
+
+
+def _total(stacked: Any, weights: jax.Array) -> Any:
+    return jax.tree.map(lambda x: jnp.tensordot(weights, x, 1), stacked)
+
+
+def _inverse(information: Any) -> Any:
+    blocks = [inverse_matrix(m) for m in matrices(information)]
+    return with_matrices(information, blocks)
+
+
+def _sandwich(information: Any, meat: Any) -> Any:
+    blocks = []
+    for bread, filling in zip(matrices(information), matrices(meat), strict=True):
+        inverse = inverse_matrix(bread)
+        blocks.append(_symmetric(inverse @ filling @ inverse))
+    return with_matrices(information, blocks)
+
+
+def _operator_blocks(information: Any, operator: Any, name: str) -> list[jax.Array]:
+    """A noise or transition as one matrix `(..., k, k)` for each block."""
+    if isinstance(operator, (Scalar, Diagonal)):
+        like = _diagonal(information)
+        parts = pack(information, ops.diagonal(operator, like))
+        return [_diagonal_matrix(v) for v in parts]
+    concrete = np.asarray(operator)
+    blocks = [concrete[p[..., :, None], p[..., None, :]] for p in places(information)]
+    if sum(np.count_nonzero(b) for b in blocks) != np.count_nonzero(concrete):
+        raise ValueError(
+            f"{name} couples parameters of different blocks, which this structure does "
+            "not keep: use structures.full(), or a partition that joins them."
+        )
+    dtype = trees.float_dtype(information)
+    return [jnp.asarray(b, dtype) for b in blocks]
+
+
+def _propagate(information: Any, noise: Any, transition: Any | None = None) -> Any:
+    noises = _operator_blocks(information, noise, "process_noise")
+    blocks = matrices(information)
+    if transition is None:
+        moved = []
+        for block, q in zip(blocks, noises, strict=True):
+            # (1 + I Q)^-1 I: nothing is inverted, so a singular I or Q is harmless
+            system = _identity(block) + block @ q
+            moved.append(_symmetric(jnp.linalg.solve(system, block)))
+        return with_matrices(information, moved)
+    steps = _operator_blocks(information, transition, "transition")
+    moved = []
+    for block, q, a in zip(blocks, noises, steps, strict=True):
+        covariance = a @ inverse_matrix(block) @ jnp.swapaxes(a, -1, -2) + q
+        moved.append(inverse_matrix(_symmetric(covariance)))
+    return with_matrices(information, moved)
+
+
+def register(kind: type) -> None:
+    """Gives a type of dense blocks all operations of `ff.information`."""
+    ops.matvec.register(kind, _matvec)
+    ops.solver.register(kind, _solver)
+    ops.sample.register(kind, _sample)
+    ops.logdet.register(kind, _logdet)
+    ops.trace.register(kind, _trace)
+    ops.diagonal.register(kind, _diagonal)
+    ops.inverse_diagonal.register(kind, _inverse_diagonal)
+    ops.to_dense.register(kind, _to_dense)
+    ops.add_to.register(kind, _add_to)
+    ops.scale.register(kind, _scale)
+    ops.total.register(kind, _total)
+    ops.inverse.register(kind, _inverse)
+    ops.sandwich.register(kind, _sandwich)
+    ops.propagate.register(kind, _propagate)

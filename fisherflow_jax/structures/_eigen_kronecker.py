@@ -1,0 +1,237 @@
+"""The exact diagonal in a given Kronecker-factored eigenbasis: EK-FAC."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.lax import Precision
+
+from fisherflow_jax import information as ops
+from fisherflow_jax._ground import trees
+from fisherflow_jax.layers import Layers
+from fisherflow_jax.structures._algebra import eigen as eigenbasis
+from fisherflow_jax.structures._algebra import layer_products
+from fisherflow_jax.structures._algebra.eigen import Basis, Spectrum
+from fisherflow_jax.structures._algebra.kronecker_factors import with_bias
+from fisherflow_jax.structures._algebra.outer_products import OuterProducts
+from fisherflow_jax.structures._structure import Structure
+
+PyTree = Any
+Columns = dict[str, jax.Array | None]  # of each layer (K, D, D); None: the identity
+
+
+class EigenKronecker(NamedTuple):
+    r"""Information :math:`(U_A \otimes U_G)(S + \delta)(U_A \otimes U_G)^\top`."""
+
+    eigenvalues: dict[str, jax.Array]  # S of each layer: (K, I, O)
+    input_bases: Columns  # U_A
+    output_bases: Columns  # U_G
+    shifts: dict[str, jax.Array]  # delta of each layer, ()
+    other_entries: dict[str, jax.Array]  # the diagonal of the other leaves
+    num_observations: jax.Array  # n, ()
+    layers: Layers  # static
+
+
+def in_bases(layers: Layers, input_bases: Columns, output_bases: Columns) -> Structure:
+    """Keeps the diagonal of the information in the bases that are given."""
+
+    def build(eigenvalues: dict, shifts: dict, others: dict, count: jax.Array):
+        # one type throughout: the bases may come from a wider past
+        inputs, outputs = jax.tree.map(
+            lambda x: x.astype(count.dtype), (input_bases, output_bases)
+        )
+        return EigenKronecker(
+            eigenvalues, inputs, outputs, shifts, others, count, layers
+        )
+
+    def reduce(stack: PyTree) -> EigenKronecker:
+        leaves = layer_products.checked(stack, layers)
+        dtype = trees.float_dtype(stack)
+        eigenvalues = {
+            name: _squares_in(input_bases[name], output_bases[name], leaves[name])
+            for name in input_bases
+        }
+        others = layer_products.other_squares(layers, leaves, dtype)
+        shifts = {name: jnp.zeros((), dtype) for name in input_bases}
+        count = layer_products.num_observations(layers, leaves, dtype)
+        return build(eigenvalues, shifts, others, count)
+
+    def isotropic(params: PyTree, value: jax.typing.ArrayLike) -> EigenKronecker:
+        dtype = trees.float_dtype(params)
+        value = jnp.asarray(value, dtype)
+        eigenvalues = {}
+        for layer in layers.layers:
+            rows = layer.num_inputs + (layer.bias is not None)
+            shape = layer.num_stacked, rows, layer.num_outputs
+            eigenvalues[layers.names[layer.kernel]] = jnp.zeros(shape, dtype)
+        others = layer_products.other_constants(layers, value)
+        shifts = dict.fromkeys(eigenvalues, value)
+        return build(eigenvalues, shifts, others, jnp.zeros((), dtype))
+
+    return Structure(
+        "kronecker(layers, eigenvalue_correction)",
+        reduce,
+        isotropic,
+        takes_outer_products=True,
+        layers=layers,
+    )
+
+
+class _Matrix:
+    """The layout of a kernel that is an array `(K, I, O)` itself."""
+
+    @staticmethod
+    def to_leaf(values: jax.Array) -> jax.Array:
+        return values
+
+
+def _squares_in(
+    input_columns: jax.Array | None,
+    output_columns: jax.Array | None,
+    products: OuterProducts,
+) -> jax.Array:
+    """The diagonal `(K, I, O)` of the vectors' outer products in the eigenbasis."""
+    inputs, gradients = products.inputs, products.gradients
+    dtype = gradients.dtype
+    if output_columns is not None:
+        gradients = jnp.einsum(
+            "nrkto,kop->nrktp",
+            gradients,
+            output_columns.astype(dtype),
+            precision=Precision.HIGHEST,
+        )
+    if not products.one_hot:
+        inputs = inputs.astype(dtype)
+        inputs = with_bias(inputs) if products.has_bias else inputs
+        if input_columns is not None:
+            inputs = jnp.einsum(
+                "nkti,kij->nktj",
+                inputs,
+                input_columns.astype(dtype),
+                precision=Precision.HIGHEST,
+            )
+    values = dataclasses.replace(
+        products,
+        inputs=inputs,
+        gradients=gradients,
+        num_inputs=products.num_inputs if products.one_hot else inputs.shape[-1],
+        layout=_Matrix,
+    ).squares()
+    if products.one_hot and products.has_bias:
+        summed = jnp.sum(gradients, axis=3)
+        row = jnp.sum(jnp.square(summed), axis=(0, 1))
+        values = jnp.concatenate([values, row[:, None]], axis=1)
+    return values
+
+
+@eigenbasis.spectra.register
+def _(information: EigenKronecker) -> dict[str, Spectrum]:
+    return {
+        name: Spectrum(
+            values + information.shifts[name],
+            Basis(information.input_bases[name]),
+            Basis(information.output_bases[name]),
+        )
+        for name, values in information.eigenvalues.items()
+    }
+
+
+eigenbasis.register(EigenKronecker)
+
+
+# ---- sums: in the basis on the left, what is diagonal there
+
+
+def overlap(ours: jax.Array | None, theirs: jax.Array | None) -> jax.Array | None:
+    """Squared cosines `(..., K, ours, theirs)`; None where both are the identity."""
+    if ours is None:
+        return None if theirs is None else jnp.square(theirs)
+    if theirs is None:
+        return jnp.square(jnp.swapaxes(ours, -1, -2))
+    return jnp.square(
+        jnp.einsum("...ij,...il->...jl", ours, theirs, precision=Precision.HIGHEST)
+    )
+
+
+def turned(
+    values: jax.Array, inputs: jax.Array | None, outputs: jax.Array | None
+) -> jax.Array:
+    """Eigenvalues `(..., K, I, O)` as seen from bases with these overlaps.
+
+    The diagonal there of the operator, whose trace stays.
+    """
+    if inputs is not None:
+        values = jnp.einsum(
+            "...jl,...lo->...jo", inputs, values, precision=Precision.HIGHEST
+        )
+    if outputs is not None:
+        values = jnp.einsum(
+            "...jl,...il->...ij", outputs, values, precision=Precision.HIGHEST
+        )
+    return values
+
+
+def _same(left: Columns, right: Columns) -> jax.Array | bool:
+    """Whether two sets of bases are equal: `True` where that is known beforehand."""
+    same: jax.Array | bool = True
+    for name, ours in left.items():
+        theirs = right[name]
+        if ours is theirs:
+            continue
+        if ours is None or theirs is None:
+            return False
+        same = jnp.all(ours == jnp.broadcast_to(theirs, ours.shape)) & same
+    return same
+
+
+def _seen_from(ours: EigenKronecker, theirs: EigenKronecker) -> dict[str, jax.Array]:
+    """The eigenvalues of `theirs` (also a stack of them) in the bases of `ours`."""
+
+    def turn(values: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        return {
+            name: turned(
+                x,
+                overlap(ours.input_bases[name], theirs.input_bases[name]),
+                overlap(ours.output_bases[name], theirs.output_bases[name]),
+            )
+            for name, x in values.items()
+        }
+
+    inputs = _same(theirs.input_bases, ours.input_bases)
+    outputs = _same(theirs.output_bases, ours.output_bases)
+    if inputs is False or outputs is False:
+        return turn(theirs.eigenvalues)
+    if inputs is True and outputs is True:
+        return theirs.eigenvalues
+    # comparing costs far less than turning, and bases are most often equal
+    same = jnp.asarray(inputs) & jnp.asarray(outputs)
+    return jax.lax.cond(same, lambda x: x, turn, theirs.eigenvalues)
+
+
+@eigenbasis.sum_of_equals.register
+def _(left: EigenKronecker, right: EigenKronecker) -> EigenKronecker:
+    return left._replace(
+        eigenvalues=jax.tree.map(jnp.add, left.eigenvalues, _seen_from(left, right)),
+        shifts=jax.tree.map(jnp.add, left.shifts, right.shifts),
+        other_entries=jax.tree.map(jnp.add, left.other_entries, right.other_entries),
+        num_observations=left.num_observations + right.num_observations,
+    )
+
+
+@ops.scale.register
+def _(information: EigenKronecker, factor: jax.typing.ArrayLike) -> EigenKronecker:
+    scaled = eigenbasis.scaled(information, factor)
+    return scaled._replace(
+        input_bases=information.input_bases, output_bases=information.output_bases
+    )
+
+
+@ops.total.register
+def _(stacked: EigenKronecker, weights: jax.Array) -> EigenKronecker:
+    first = jax.tree.map(lambda x: x[0], stacked)
+    seen = stacked._replace(eigenvalues=_seen_from(first, stacked))
+    summed = jax.tree.map(lambda x: jnp.tensordot(weights.astype(x.dtype), x, 1), seen)
+    return summed._replace(
+        input_bases=first.input_bases, output_bases=first.output_bases
+    )

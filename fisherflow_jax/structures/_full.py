@@ -1,0 +1,119 @@
+"""The whole matrix."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fisherflow_jax import information as ops
+from fisherflow_jax._ground import trees
+from fisherflow_jax.structures import _structure as structure
+from fisherflow_jax.structures._algebra import dense, gram
+from fisherflow_jax.structures._algebra.basis import map_basis
+from fisherflow_jax.structures._compensated import Compensated
+from fisherflow_jax.structures._structure import Structure
+
+PyTree = Any
+
+
+class Full(NamedTuple):
+    """Information kept whole, as a params-like tree of its stacked rows."""
+
+    rows: PyTree  # leaf (d, *leaf.shape): row i of the matrix, unravelled
+
+
+dense.register(Full)
+
+
+@ops.add_to.register
+def _(left: Full, right: Any) -> Full:
+    if isinstance(right, Full):
+        return Full(jax.tree.map(jnp.add, left.rows, right.rows))
+    if isinstance(right, Compensated):
+        return NotImplemented
+    # every structure is a matrix, so this one can hold the sum
+    like = jax.tree.map(lambda x: x[0], left.rows)
+    matrix = dense.matrices(left)[0]
+    return from_matrix(matrix + ops.to_dense(right, like).astype(matrix.dtype), like)
+
+
+def from_matrix(matrix: jax.Array, like: PyTree) -> Full:
+    """The information with the dense `matrix (d, d)`, in the order of `ravel`."""
+    return Full(trees.unravel(matrix, like))
+
+
+def full() -> Structure:
+    r"""Keeps the whole `d x d` information: exact.
+
+    Returns:
+      A `Structure` whose information is a `Full`. Memory d^2; a solve costs d^3/3 once
+      and d^2 for each vector; a batch of n examples with R outputs adds n R d^2, or
+      n d^2 where linear layers are used at one position an example.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> ff.structures.full().reduce(jnp.array([[1.0, 2.0]])).rows
+      Array([[1., 2.],
+             [2., 4.]], dtype=float32)
+    """
+
+    def reduce(stack: PyTree) -> Full:
+        if any(map(gram.is_product, jax.tree.leaves(stack, is_leaf=gram.is_product))):
+            return Full(gram.rows(stack))
+        flat = trees.ravel(stack, 1)
+        like = jax.tree.map(lambda x: x[0], stack)
+        return from_matrix(flat.T @ flat, like)
+
+    def isotropic(params: PyTree, value: jax.typing.ArrayLike) -> Full:
+        dtype = trees.float_dtype(params)
+        identity = jnp.eye(trees.size(params), dtype=dtype)
+        return from_matrix(jnp.asarray(value, dtype) * identity, params)
+
+    def from_matvec(matvec: Any, params: PyTree) -> Full:
+        rows = map_basis(matvec, params, lambda column, index: column)
+        return from_matrix((rows + rows.T) / 2, params)
+
+    return Structure(
+        "full()",
+        reduce,
+        isotropic,
+        supports=frozenset(
+            {
+                structure.RANDOM_WALK,
+                structure.ADAPTIVE,
+                structure.ROBUST,
+                structure.COMPENSATED,
+                structure.OBSERVED,
+            }
+        ),
+        from_matvec=from_matvec,
+        from_full=lambda information: information,
+        held_by_outer_products=gram.held,
+    )
+
+
+@dense.matrices.register
+def _(information: Full) -> dense.Matrices:
+    return [trees.ravel(information.rows, 1)]
+
+
+@dense.with_matrices.register
+def _(information: Full, blocks: list) -> Full:
+    return from_matrix(blocks[0], _template(information))
+
+
+@dense.pack.register
+def _(information: Full, vector: PyTree) -> list:
+    return [trees.ravel(dense.cast(vector, information))]
+
+
+@dense.unpack.register
+def _(information: Full, parts: list) -> PyTree:
+    return trees.unravel(parts[0], _template(information))
+
+
+def _template(information: Full) -> PyTree:
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), information.rows
+    )

@@ -1,0 +1,107 @@
+"""Prior precisions: a number, a pytree prefix, or an information."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from fisherflow_jax import information as ops
+from fisherflow_jax._ground import trees
+from fisherflow_jax._ground.checks import holds, is_concrete
+from fisherflow_jax.structures import Block, Diagonal, Full, LowRank, Scalar, UnitBlock
+from fisherflow_jax.structures._algebra import dense
+
+PyTree = Any
+
+
+def as_precision(prior_precision: Any, params: PyTree) -> Any:
+    """The prior precision as an information.
+
+    Raises:
+      ValueError: if it is not positive or does not fit the parameters.
+    """
+    if _is_information(prior_precision):
+        dtype = trees.float_dtype(params)
+        precision = jax.tree.map(lambda x: jnp.asarray(x, dtype), prior_precision)
+        values = ops.diagonal(precision, params)
+        if jax.tree.map(jnp.shape, values) != jax.tree.map(jnp.shape, params):
+            raise ValueError(
+                "prior_precision is an information about another tree than the "
+                f"parameters: {jax.tree.map(jnp.shape, values)}."
+            )
+        if is_concrete(precision):
+            _check_symmetric(precision)
+            logdet = ops.logdet(precision, params)
+            if not holds(jnp.isfinite(logdet)):
+                raise ValueError(
+                    "a prior_precision given as an information must be positive "
+                    f"definite; its log-determinant is {logdet}."
+                )
+        return precision
+    _check_positive(prior_precision)
+    if trees.is_leaf(prior_precision) and jnp.ndim(prior_precision) == 0:
+        # a number takes no memory, whatever the structure
+        return Scalar(jnp.asarray(prior_precision, trees.float_dtype(params)))
+    return Diagonal(trees.broadcast_prefix(prior_precision, params, "prior_precision"))
+
+
+def _check_symmetric(precision: Any) -> None:
+    if not isinstance(precision, (Full, Block, UnitBlock)):
+        return
+    for matrix in dense.matrices(precision):
+        if not is_concrete(matrix):
+            continue
+        values = np.asarray(matrix)
+        bound = 1e-5 * np.abs(values).max(initial=0.0)
+        if not np.allclose(values, np.swapaxes(values, -1, -2), rtol=0, atol=bound):
+            raise ValueError("a prior_precision given as a matrix must be symmetric.")
+
+
+def starting_information(nothing: Any, precision: Any) -> Any:
+    """What a flow believes before any data: the prior, as rich as the structure.
+
+    A prior richer than the structure makes the belief as rich as itself.
+
+    Raises:
+      ValueError: for a prior that low_rank cannot hold.
+    """
+    information = ops.add(nothing, precision)
+    if isinstance(nothing, LowRank) and not isinstance(information, LowRank):
+        raise ValueError(
+            "structure low_rank keeps its rank only beside a diagonal prior_precision "
+            f"(a number or a pytree prefix); got a {type(precision).__name__}."
+        )
+    return information
+
+
+def _is_information(value: Any) -> bool:
+    return ops.matvec.dispatch(type(value)) is not ops.matvec.dispatch(object)
+
+
+def _check_positive(prior_precision: PyTree) -> None:
+    for leaf in jax.tree.leaves(prior_precision):
+        if is_concrete(leaf):
+            values = np.asarray(leaf)
+            if not np.all(np.isfinite(values) & (values > 0)):
+                raise ValueError(
+                    "prior_precision must be positive and finite, so that the "
+                    f"information can be inverted before any data; got {leaf}."
+                )
+
+
+def effective_parameters(information: Any, precision: Any, like: PyTree) -> jax.Array:
+    """`d - trace(I_0 I^-1)`: how many parameters the data rather than the prior set."""
+    count = jnp.asarray(trees.size(like), trees.float_dtype(like))
+    if isinstance(precision, (Scalar, Diagonal)):
+        products = optax.tree.mul(
+            ops.diagonal(precision, like), ops.inverse_diagonal(information, like)
+        )
+        held = jnp.sum(trees.ravel(products))
+    else:
+        solve = ops.solver(information)
+        rows = trees.unravel(ops.to_dense(precision, like), like)
+        held = jnp.trace(trees.ravel(jax.vmap(solve)(rows), 1))
+    # a memory that forgets its prior may believe less than the prior did
+    return count - jnp.minimum(held, count)

@@ -1,0 +1,155 @@
+"""A trust region in the space of distributions."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fisherflow_jax._ground import batch as batches
+from fisherflow_jax._ground import trees
+from fisherflow_jax._ground.batch import Batch
+from fisherflow_jax._ground.checks import is_concrete
+from fisherflow_jax._ground.keys import typed_key
+from fisherflow_jax.likelihoods import Likelihood, cholesky_root
+from fisherflow_jax.transforms.preconditioner import sharding
+from fisherflow_jax.transforms.preconditioner.restrict import fill_with_zeros, has_holes
+
+PyTree = Any
+
+
+class ClipByKLState(NamedTuple):
+    """What the last update would have done, and how often there was none."""
+
+    kl: jax.Array  # () of the update as it came in
+    num_unmeasured: jax.Array  # () int32, updates whose divergence was not finite
+
+
+def clip_by_kl(
+    apply_fn: Callable, likelihood: Likelihood, max_kl: float | jax.Array
+) -> optax.GradientTransformationExtraArgs:
+    r"""Shortens updates that would change the predictions by more than `max_kl`.
+
+    .. math:: \mathrm{KL} \approx \frac{1}{2 \sum_i w_i} \sum_i w_i \,
+       \delta z_i^\top A_i\, \delta z_i, \qquad \delta z = J u, \qquad
+       u' = u \min\bigl(1, \sqrt{\mathrm{max\_kl} / \mathrm{KL}}\bigr),
+
+    with `A` the Fisher information of the outputs: the mean divergence of an example's
+    distribution after the update from that before it, to second order. Put it after
+    the learning rate, for it measures the step itself.
+
+    Args:
+      apply_fn: `(params, inputs) -> outputs`, leading axis = examples.
+      likelihood: from `ff.likelihoods`.
+      max_kl: the bound in nats an example, positive.
+
+    Returns:
+      A transformation whose update is `update(updates, state, params, *, batch,
+      key=None, model_params=None, **extra)`; `model_params` as in `ff.scale_by_fisher`,
+      the key only for a likelihood whose root is sampled. An update whose divergence is
+      not finite becomes zero and is counted. Cost: one forward and one tangent pass of
+      the batch.
+
+    Raises:
+      ValueError: for a bound that is not positive; at update, for a missing batch,
+        missing parameters, or holes in them without `model_params`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> apply_fn = lambda params, x: x @ params
+      >>> clip = ff.clip_by_kl(apply_fn, ff.likelihoods.gaussian(), max_kl=0.02)
+      >>> params = jnp.zeros(2)
+      >>> batch = jnp.array([[1.0, 0.0], [0.0, 1.0]]), jnp.zeros(2)
+      >>> updates, state = clip.update(
+      ...     jnp.array([1.0, -1.0]), clip.init(params), params, batch=batch
+      ... )
+      >>> print(updates.round(3), state.kl)  # both means move by one: a KL of one half
+      [ 0.2 -0.2] 0.5
+
+    References:
+      Schulman, Levine, Abbeel, Jordan, Moritz, "Trust region policy optimization",
+      2015.
+    """
+    if jnp.shape(max_kl) != () or (is_concrete(max_kl) and not float(max_kl) > 0):
+        raise ValueError(f"max_kl is one positive number; got {max_kl}.")
+    rooted = cholesky_root(likelihood)
+
+    def init_fn(params: PyTree) -> ClipByKLState:
+        dtype = trees.float_dtype(params)
+        return ClipByKLState(jnp.zeros((), dtype), jnp.zeros((), jnp.int32))
+
+    def update_fn(
+        updates: PyTree,
+        state: ClipByKLState,
+        params: PyTree | None = None,
+        *,
+        batch: Any = None,
+        key: Any = None,
+        model_params: PyTree | None = None,
+        **extra: Any,
+    ) -> tuple[PyTree, ClipByKLState]:
+        del extra
+        model = params if model_params is None else model_params
+        if batch is None or model is None:
+            missing = "batch" if batch is None else "params"
+            raise ValueError(
+                f"clip_by_kl needs {missing}: call update(updates, state, params, "
+                "batch=(inputs, targets))."
+            )
+        if has_holes(model):
+            raise ValueError(
+                "the parameters have holes, which optax.masked and optax.partition "
+                "make: give clip_by_kl the whole tree, "
+                "update(..., model_params=params)."
+            )
+        if rooted.random_root and key is None:
+            raise ValueError(
+                f"{likelihood.name} samples its root: give each update a key."
+            )
+        typed = typed_key(key) if rooted.random_root else None
+
+        def clip(updates, state, model, batch, typed):
+            direction = updates
+            if has_holes(updates):
+                direction = fill_with_zeros(updates, model)
+            kl = _divergence(model, direction, batches.as_batch(batch), typed).astype(
+                state.kl.dtype
+            )
+            finite = jnp.isfinite(kl)
+            factor = jnp.sqrt(max_kl / jnp.maximum(kl, max_kl)).astype(kl.dtype)
+            clipped = jax.tree.map(
+                lambda x: jnp.where(
+                    finite, (x * factor).astype(x.dtype), jnp.zeros_like(x)
+                ),
+                updates,
+            )
+            count = state.num_unmeasured + (~finite).astype(jnp.int32)
+            return clipped, ClipByKLState(jnp.where(finite, kl, state.kl), count)
+
+        arguments = updates, state, model, batch, typed
+        return sharding.in_auto_mode(clip, (updates, state), *arguments)
+
+    def _divergence(
+        params: PyTree, direction: PyTree, batch: Batch, key: jax.Array | None
+    ) -> jax.Array:
+        inputs = batches.unshare(batch.inputs)
+        direction = jax.tree.map(
+            lambda x, like: x.astype(like.dtype), direction, params
+        )
+        outputs, change = jax.jvp(
+            lambda p: apply_fn(p, inputs), (params,), (direction,)
+        )
+        likelihood.check(outputs, None)
+        dtype = trees.wide_dtype(outputs.dtype)
+        outputs, change = outputs.astype(dtype), change.astype(dtype)
+        probes = jnp.zeros(rooted.probe_shape(outputs.shape), dtype)
+        # the root is linear in its probes: its transpose turns the change into L^T dz
+        _, transpose = jax.vjp(lambda x: rooted.root(outputs, x, key), probes)
+        (turned,) = transpose(change)
+        squares = jnp.sum(jnp.square(turned).reshape((turned.shape[0], -1)), axis=1)
+        weights = batch.weights.astype(dtype)
+        return jnp.sum(weights * squares) / (2 * jnp.sum(weights))
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)

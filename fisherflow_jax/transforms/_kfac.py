@@ -1,0 +1,132 @@
+"""K-FAC, ready to use."""
+
+from collections.abc import Callable
+from typing import Any
+
+import optax
+
+from fisherflow_jax import estimators
+from fisherflow_jax.layers import Layers
+from fisherflow_jax.likelihoods import Likelihood
+from fisherflow_jax.memories import exponential
+from fisherflow_jax.structures import kronecker
+from fisherflow_jax.transforms._clip_by_kl import clip_by_kl
+from fisherflow_jax.transforms._natural_gradient import natural_gradient
+from fisherflow_jax.transforms.preconditioner.factored import factored_damping
+
+
+def kfac(
+    learning_rate: optax.ScalarOrSchedule,
+    apply_fn: Callable,
+    likelihood: Likelihood,
+    layers: Layers,
+    *,
+    estimator: Callable[..., estimators.Estimator] = estimators.monte_carlo,
+    damping: Any = 1e-3,
+    decay: float = 0.95,
+    momentum: float | None = 0.9,
+    max_kl: float | None = None,
+    eigenvalue_correction: bool = False,
+    **options: Any,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Natural gradient descent with Kronecker-factored curvature.
+
+    .. math:: \theta_t = \theta_{t-1} - \eta\, m_t, \qquad
+       m_t = \mu\, m_{t-1}
+       + \bigl(A_t + \pi \sqrt\lambda\bigr)^{-1} g_t
+         \bigl(G_t + \sqrt\lambda / \pi\bigr)^{-1}
+
+    with the factors A and G of each linear layer averaged over about `1 / (1 - decay)`
+    batches. It is `ff.natural_gradient` with the structure `kronecker(layers)`, and
+    `ff.clip_by_kl` after it if a bound is given.
+
+    Args:
+      learning_rate: a number or a schedule.
+      apply_fn: `(params, inputs) -> outputs`, leading axis = examples.
+      likelihood: from `ff.likelihoods`; the gradients are those of
+        `ff.negative_log_likelihood(apply_fn, likelihood)`.
+      layers: `ff.layers.find_layers(apply_fn, params, inputs)`, computed once; print it
+        to see how each parameter is treated.
+      estimator: a factory of `ff.estimators` (`functools.partial` for options); sampled
+        labels by default, which need a key.
+      damping: as in `ff.scale_by_fisher`.
+      decay: of the factors' moving average, a batch.
+      momentum: of the multiplied gradients; None: none.
+      max_kl: None, or the largest mean divergence of the predictions that one step may
+        make (nats). Without a bound a learning rate of 0.1 with little damping can
+        diverge; 0.03 is a first choice.
+      eigenvalue_correction: EK-FAC: in the factors' eigenbasis the exact second
+        moments take the place of the product of eigenvalues, and damping is exact.
+      **options: `key`, `period`, `inverse_period`, `spread_inverses`, `weight_decay`,
+        `mask` and `factorise`, as in `ff.natural_gradient` and `ff.scale_by_fisher`.
+        Inverses (or eigenbases) are renewed every 10 steps. Without a correction they
+        are damped factor by factor; with `factorise=ff.transforms.factorise` damping is
+        exact in the eigenbasis.
+
+    Returns:
+      A transformation whose update is `update(updates, state, params, *, batch,
+      key=None)`. Cost of a step: a gradient, the estimator's passes, and the products
+      with the inverses; every `inverse_period` steps the inverses, I^3 + O^3 a layer.
+
+    Raises:
+      ValueError: as `ff.scale_by_fisher`; for layers of another model, and for an
+        estimator that has its model.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> import fisherflow_jax as ff
+      >>> def apply_fn(params, x):
+      ...     return jnp.tanh(x @ params["w"]) @ params["v"]
+      >>> likelihood = ff.likelihoods.categorical()
+      >>> x = jax.random.normal(jax.random.key(0), (64, 4))
+      >>> batch = x, jnp.argmax(x[:, :3], axis=1)
+      >>> keys = jax.random.split(jax.random.key(1))
+      >>> params = {
+      ...     "w": jax.random.normal(keys[0], (4, 8)) / 2,
+      ...     "v": jax.random.normal(keys[1], (8, 3)) / 3,
+      ... }
+      >>> layers = ff.layers.find_layers(apply_fn, params, x)
+      >>> optimizer = ff.kfac(0.3, apply_fn, likelihood, layers, key=2)
+      >>> loss = ff.negative_log_likelihood(apply_fn, likelihood)
+      >>> @jax.jit
+      ... def step(params, state):
+      ...     gradients = jax.grad(loss)(params, batch)
+      ...     updates, state = optimizer.update(gradients, state, params, batch=batch)
+      ...     return optax.apply_updates(params, updates), state
+      >>> state = optimizer.init(params)
+      >>> for _ in range(30):
+      ...     params, state = step(params, state)
+      >>> bool(loss(params, batch) < 0.1)
+      True
+
+    References:
+      Martens, Grosse, "Optimizing neural networks with Kronecker-factored approximate
+      curvature", 2015.
+      George, Laurent, Bouthillier, Ballas, Vincent, "Fast approximate natural gradient
+      descent in a Kronecker-factored eigenbasis", 2018.
+    """
+    if isinstance(estimator, estimators.Estimator):
+        raise ValueError(
+            "estimator is a factory, which kfac gives the model and its layers, such "
+            f"as ff.estimators.exact; got estimators.{estimator.name}(...), which has "
+            "a model."
+        )
+    # optax.inject_hyperparams passes them by the name that they have together
+    options = options.pop("options", {}) | options
+    defaults: dict[str, Any] = {"inverse_period": 10}
+    if not eigenvalue_correction:
+        defaults["factorise"] = factored_damping
+    descent = natural_gradient(
+        learning_rate,
+        estimator(apply_fn, likelihood, kronecker(layers)),
+        memory=exponential(decay),
+        damping=damping,
+        momentum=momentum,
+        eigenvalue_correction=eigenvalue_correction,
+        **(defaults | options),
+    )
+    if max_kl is None:
+        return descent
+    return optax.chain(descent, clip_by_kl(apply_fn, likelihood, max_kl))

@@ -1,0 +1,1 @@
+"""The preconditioner: state, measuring, remembering, factorising, renewing."""

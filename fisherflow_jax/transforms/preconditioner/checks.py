@@ -1,0 +1,226 @@
+"""What a preconditioner accepts: options, trees, batches and keys that fit."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fisherflow_jax._ground import trees
+from fisherflow_jax._ground.checks import is_concrete
+from fisherflow_jax._ground.keys import key_data
+from fisherflow_jax.estimators import Estimator
+from fisherflow_jax.memories import Memory
+from fisherflow_jax.structures import (
+    Block,
+    EigenKronecker,
+    Full,
+    Kronecker,
+    Structure,
+    UnitBlock,
+)
+from fisherflow_jax.structures import _structure as capabilities
+from fisherflow_jax.structures._algebra import layer_vectors
+from fisherflow_jax.transforms.preconditioner.restrict import has_holes
+
+PyTree = Any
+
+_STATIC = (
+    "; within optax.inject_hyperparams name it in static_args, as estimator, memory, "
+    "period, inverse_period, power, factorise and key"
+)
+
+
+def check_options(
+    estimator: Estimator,
+    memory: Memory,
+    damping: Any,
+    period: Any,
+    inverse_period: Any,
+    power: Any,
+    root_damping: Any,
+) -> None:
+    if not isinstance(estimator, Estimator):
+        raise ValueError(
+            "estimator is what a factory of ff.estimators returns, with its model and "
+            f"structure; got {estimator!r}."
+        )
+    if not isinstance(memory, Memory):
+        raise ValueError(f"memory is from ff.memories; got {memory!r}.")
+    if capabilities.ADAPTIVE in memory.needs:
+        raise ValueError(
+            f"{memory.name} tests the estimates of a flow, and a preconditioner has "
+            "none: take stationary, windowed, exponential or random_walk."
+        )
+    for capability, reason in memory.needs.items():
+        estimator.structure.require(capability, reason)
+    for name, value in (("period", period), ("inverse_period", inverse_period)):
+        if name == "inverse_period" and value is None:
+            continue
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(
+                f"{name} is a positive whole number of steps; got {value!r}{_STATIC}."
+            )
+    if not isinstance(power, (int, float)) or not -math.inf < power <= 0:
+        raise ValueError(
+            f"power is a number of at most 0, such as -1; got {power!r}{_STATIC}."
+        )
+    check_not_negative(root_damping, "root_damping")
+    if not callable(damping):
+        check_not_negative(damping, "damping")
+
+
+def check_refreshing(
+    estimator: Estimator,
+    period: int,
+    inverse_period: int | None,
+    spread_inverses: bool,
+    eigenvalue_correction: bool,
+) -> None:
+    for name, value in (
+        ("spread_inverses", spread_inverses),
+        ("eigenvalue_correction", eigenvalue_correction),
+    ):
+        if not isinstance(value, bool):
+            raise ValueError(f"{name} is True or False; got {value!r}{_STATIC}.")
+    stride = period if eigenvalue_correction else 1
+    whole = period if inverse_period is None else inverse_period
+    if eigenvalue_correction:
+        if estimator.rebuild is None:
+            raise ValueError(
+                "eigenvalue_correction=True measures a batch also in the factors' "
+                f"eigenbasis: estimators.{estimator.name} has no rebuild, which gives "
+                "the same estimator in another structure."
+            )
+        if whole % period:
+            raise ValueError(
+                "with eigenvalue_correction=True the basis is renewed where curvature "
+                "is, so that inverse_period is a multiple of period; got "
+                f"inverse_period = {inverse_period} and period = {period}."
+            )
+    if spread_inverses and whole // stride < 2:
+        raise ValueError(
+            "spread_inverses=True spreads the renewals over inverse_period steps, of "
+            f"which there must be several; got inverse_period = {inverse_period} and "
+            f"period = {period}."
+        )
+
+
+# below so many vectors a quadratic form of the estimate has a relative standard
+# deviation of more than sqrt(2 / 32) = 1/4
+FEWEST_VECTORS = 32
+
+
+def check_rank(estimator: Estimator, information: Any) -> None:
+    """Raises where the inverse would follow the noise of a few random vectors."""
+    count = estimator.vectors_a_batch
+    dense = isinstance(information, (Full, Block, UnitBlock))
+    if not dense or count is None or count >= FEWEST_VECTORS:
+        return
+    raise ValueError(
+        f"estimators.{estimator.name} squares {count} random vectors a batch, and the "
+        f"rank of an information in {estimator.structure.name} would be no more: the "
+        f"inverse would follow their noise. Give it at least {FEWEST_VECTORS} (probes "
+        "or samples, times groups) or groups=None, or keep the structure diagonal or "
+        "kronecker."
+    )
+
+
+def check_layers(information: Any, params: PyTree) -> None:
+    """Raises where layers were found in another tree than the parameters are."""
+    if isinstance(information, (Kronecker, EigenKronecker)):
+        layer_vectors.check_like(information.layers, params)
+
+
+def check_not_negative(value: Any, name: str) -> None:
+    if jnp.shape(value) != ():
+        raise ValueError(f"{name} is one number; got shape {jnp.shape(value)}.")
+    if is_concrete(value) and not 0 <= float(value) < math.inf:
+        raise ValueError(f"{name} is finite and not negative; got {value}.")
+
+
+def check_real(params: PyTree) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        # a leaf may be a shape, or a mere placeholder
+        dtype = getattr(leaf, "dtype", jnp.float32)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(
+                "params must be real floating-point arrays; "
+                f"params{jax.tree_util.keystr(path)} has dtype {dtype} (leave it out "
+                "with optax.masked)."
+            )
+
+
+def check_updates(
+    structure: Structure, updates: PyTree, information: Any, params: PyTree | None
+) -> None:
+    """Raises where updates, state and parameters are about different trees."""
+    if params is not None:
+        _check_same(updates, params, "updates and params must be one tree")
+    expected = jax.eval_shape(lambda: structure.isotropic(updates, 0.0))
+    check_layers(expected, updates)
+    _check_same(
+        expected, information, "the state was initialised with another tree than params"
+    )
+
+
+def _check_same(left: PyTree, right: PyTree, rule: str) -> None:
+    leaves = [
+        {
+            jax.tree_util.keystr(path): jnp.shape(leaf)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        }
+        for tree in (left, right)
+    ]
+    if leaves[0] == leaves[1]:
+        return
+    differing = sorted(
+        path
+        for path in leaves[0] | leaves[1]
+        if leaves[0].get(path) != leaves[1].get(path)
+    )
+    first = differing[0]
+    raise ValueError(
+        f"{rule}; at {first} there is {leaves[0].get(first, 'nothing')} in one and "
+        f"{leaves[1].get(first, 'nothing')} in the other."
+    )
+
+
+def parameters_of_model(
+    estimator: Estimator, params: PyTree | None, model_params: PyTree | None
+) -> PyTree:
+    """The whole tree that the model is run with."""
+    if params is None and model_params is None:
+        raise ValueError(
+            f"estimators.{estimator.name} runs the model: call update(updates, state, "
+            "params, batch=batch)."
+        )
+    model = params if model_params is None else model_params
+    if has_holes(model):
+        raise ValueError(
+            "the parameters have holes, which optax.masked and optax.partition make, "
+            f"and estimators.{estimator.name} runs the whole model: give it the whole "
+            "tree, update(updates, state, params, batch=batch, model_params=params)."
+        )
+    return trees.real_arrays(model, "params")
+
+
+def check_batch(estimator: Estimator, batch: Any) -> None:
+    if batch is None:
+        raise ValueError(
+            f"estimators.{estimator.name} needs the batch: call update(updates, state, "
+            "params, batch=(inputs, targets)). Of wrappers that drop extra arguments, "
+            "flax's TrainState.apply_gradients is one, and optax.MultiSteps within "
+            "another transformation a second."
+        )
+
+
+def key_of(estimator: Estimator, key: Any, own_key: jax.Array | None) -> Any:
+    if not estimator.random:
+        return None
+    if key is None and own_key is None:
+        raise ValueError(
+            f"estimators.{estimator.name} draws at random: build scale_by_fisher with "
+            "key=, or give each update a key."
+        )
+    return own_key if key is None else key_data(key)

@@ -1,0 +1,129 @@
+"""Pytrees seen as vectors: their order, their types, prefixes and keys."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+import structure_cases as cases
+from fisherflow_jax._ground import trees
+from fisherflow_jax._ground.keys import key_data, typed_key
+
+VECTOR = cases.tree(np.arange(15.0))
+
+
+def test_the_order_is_that_of_jax():
+    np.testing.assert_array_equal(trees.ravel(VECTOR), ravel_pytree(VECTOR)[0])
+    assert trees.size(VECTOR) == 15
+
+
+@pytest.mark.parametrize("batch", [(), (4,), (2, 3)])
+def test_unravel_is_the_inverse_of_ravel(batch):
+    flat = np.random.default_rng(0).normal(size=(*batch, 15))
+    tree = trees.unravel(jnp.asarray(flat), cases.PARAMS)
+    assert tree["kernel"].shape == (*batch, 3, 2)
+    np.testing.assert_array_equal(trees.ravel(tree, len(batch)), flat)
+
+
+def test_dot_is_the_inner_product():
+    other = cases.tree(np.arange(15.0)[::-1])
+    assert trees.dot(VECTOR, other) == np.arange(15) @ np.arange(15)[::-1]
+    narrow = jax.tree.map(lambda x: x.astype(jnp.bfloat16), VECTOR)
+    assert trees.dot(narrow, narrow).dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "expected"),
+    [
+        ((), "float32"),
+        (("bfloat16",), "float32"),
+        (("float16", "bfloat16"), "float32"),
+        (("float32", "bfloat16"), "float32"),
+        (("float64", "float16"), "float64"),
+    ],
+)
+def test_information_is_kept_in_float32_or_wider(dtypes, expected):
+    assert trees.wide_dtype(*map(jnp.dtype, dtypes)) == jnp.dtype(expected)
+
+
+def test_a_tree_without_leaves_is_the_empty_vector():
+    assert trees.size({}) == 0
+    assert trees.ravel({}).shape == (0,)
+    assert trees.unravel(jnp.zeros(0), {"a": ()}) == {"a": ()}
+    assert trees.dot((), ()) == 0
+    assert trees.widen(()) == ()
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        2.0,
+        {"conv": 2.0, "deep": 2.0, "kernel": 2.0},
+        {"conv": np.full((2, 1, 3), 2.0), "deep": (2.0, 2.0), "kernel": 2.0},
+    ],
+)
+def test_a_prefix_is_filled_in(prefix):
+    filled = trees.broadcast_prefix(prefix, cases.PARAMS, "prior")
+    assert jax.tree.map(np.shape, filled) == jax.tree.map(np.shape, cases.PARAMS)
+    np.testing.assert_array_equal(trees.ravel(filled), np.full(15, 2.0))
+
+
+@pytest.mark.parametrize(
+    ("prefix", "message"),
+    [
+        ({"conv": 1.0}, "prior must be a pytree prefix of the parameters"),
+        ((1.0, 2.0), "prior must be a pytree prefix of the parameters"),
+        (
+            np.ones(3),
+            r"prior must hold numbers .*\(3,\) for a parameter of .*\(2, 1, 3",
+        ),
+    ],
+)
+def test_a_prefix_that_does_not_fit_is_named(prefix, message):
+    with pytest.raises(ValueError, match=message):
+        trees.broadcast_prefix(prefix, cases.PARAMS, "prior")
+
+
+KEY = jax.random.key(7)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [7, np.int32(7), KEY, jax.random.key_data(KEY)],
+    ids=["int", "int32", "typed", "data"],
+)
+def test_a_key_in_any_form_is_the_same_key(key):
+    np.testing.assert_array_equal(key_data(key), jax.random.key_data(KEY))
+    assert typed_key(key) == KEY
+
+
+def test_the_generator_of_a_key_is_kept():
+    key = jax.random.key(7, impl="rbg")
+    drawn = jax.random.normal(typed_key(key))
+    assert drawn == jax.random.normal(key)
+    assert typed_key(key_data(key)) == key
+
+
+def test_a_key_may_be_traced():
+    kept = jax.jit(lambda key: typed_key(key_data(key)))(KEY)
+    assert kept == KEY
+
+
+@pytest.mark.parametrize("key", [1.5, True, np.zeros(2), "seed"])
+def test_what_is_no_key_is_refused(key):
+    with pytest.raises((ValueError, TypeError)):
+        key_data(key)
+
+
+def test_no_key_is_none_and_asked_for_where_it_is_needed():
+    assert key_data(None) is None
+    with pytest.raises(ValueError, match="a key is needed"):
+        typed_key(None)
+
+
+def test_leaves_that_are_not_real_are_named():
+    with pytest.raises(ValueError, match=r"params\['b'\]\[1\] has dtype int"):
+        trees.real_arrays({"a": 1.0, "b": (2.0, 3)}, "params")
+    arrays = trees.real_arrays({"a": 1.0, "b": np.ones(2, np.float16)}, "params")
+    assert arrays["b"].dtype == jnp.float16
