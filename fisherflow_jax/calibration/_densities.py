@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fisherflow_jax._ground.search import bisect
 from fisherflow_jax.likelihoods import Likelihood
 from fisherflow_jax.likelihoods._likelihood import like, widen
 from fisherflow_jax.predictions import Outputs
@@ -27,7 +28,6 @@ _POWER = 3
 _REACH = 6.0
 # The peak of a target this many standard deviations away is still found.
 _FARTHEST = 40.0
-_NUM_HALVINGS = 30
 
 
 class LogDensity(NamedTuple):
@@ -169,23 +169,11 @@ def _peak(
     def slope(z: jax.Array) -> jax.Array:
         return score(z) - (z - mean) / variance
 
-    def crossing(rises: Callable, low: jax.Array, high: jax.Array) -> jax.Array:
-        """Where a slope changes from rising to falling."""
-
-        def halve(_: int, ends: tuple) -> tuple:
-            low, high = ends
-            middle = (low + high) / 2
-            up = rises(middle) > 0
-            return jnp.where(up, middle, low), jnp.where(up, high, middle)
-
-        low, high = jax.lax.fori_loop(0, _NUM_HALVINGS, halve, (low, high))
-        return (low + high) / 2
-
     reach = _FARTHEST * jnp.sqrt(variance)
     # the likelihood's own peak, and one between it and the mean: beside a narrow peak a
     # heavy tail may leave the belief's own, which the other grid sees
-    own = crossing(score, mean - reach, mean + reach)
-    both = crossing(slope, jnp.minimum(mean, own), jnp.maximum(mean, own))
+    own = bisect(score, mean - reach, mean + reach)
+    both = bisect(slope, jnp.minimum(mean, own), jnp.maximum(mean, own))
 
     def height(z: jax.Array) -> jax.Array:
         log_prob = likelihood.log_prob(z, targets)

@@ -1,14 +1,12 @@
 """Prior precisions, and the dispersion, that maximise the marginal likelihood."""
 
-import math
 import warnings
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from fisherflow_jax._ground import trees
+from fisherflow_jax._ground import search, trees
 from fisherflow_jax._ground.checks import holds
 from fisherflow_jax.calibration._densities import CLASSES
 from fisherflow_jax.calibration._determinant import (
@@ -22,11 +20,6 @@ from fisherflow_jax.posteriors._gaussian import check_about
 from fisherflow_jax.structures import _prior as priors
 
 PyTree = Any
-
-_MAX_STEPS = 100
-# A step changes no number by more than a factor of e^2, and none leaves this range.
-_LONGEST_STEP = 2.0
-_FARTHEST = 30.0
 
 
 class PriorSearch(NamedTuple):
@@ -153,7 +146,7 @@ def maximize_marginal_likelihood(
     given = [jnp.asarray(leaf, dtype) for leaf in leaves] + [jnp.ones((), dtype)]
     start = jnp.log(jnp.stack(given if unknown else given[:-1]))
     before = evidence(start)
-    logs, after, converged = _maximise(evidence, start)
+    logs, after, converged = search.maximise(evidence, start)
     if not holds(jnp.isfinite(after)):
         raise ValueError(
             f"the log marginal likelihood is {after}: an information that is not "
@@ -167,50 +160,3 @@ def maximize_marginal_likelihood(
         after,
         converged,
     )
-
-
-def _maximise(
-    function: Callable[[jax.Array], jax.Array], start: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Newton's method with halved steps; curvature of the wrong sign is turned."""
-    eps = float(jnp.finfo(start.dtype).eps)
-    slope, curvature = jax.grad(function), jax.hessian(function)
-
-    def direction(point: jax.Array) -> tuple[jax.Array, jax.Array]:
-        gradient = slope(point)
-        values, basis = jnp.linalg.eigh(curvature(point))
-        sizes = jnp.maximum(jnp.abs(values), math.sqrt(eps))
-        step = basis @ ((basis.T @ gradient) / sizes)
-        longest = jnp.maximum(jnp.max(jnp.abs(step)) / _LONGEST_STEP, 1.0)
-        return step / longest, jnp.sum(step * gradient)
-
-    def halve(carry: tuple) -> tuple:
-        point, step, _, number = carry
-        step = step / 2
-        return point, step, function(bounded(point + step)), number + 1
-
-    def bounded(point: jax.Array) -> jax.Array:
-        return jnp.clip(point, -_FARTHEST, _FARTHEST)
-
-    def advance(carry: tuple) -> tuple:
-        point, value, _, number = carry
-        step, gain = direction(point)
-        tried = function(bounded(point + step))
-
-        def falls(inner: tuple) -> jax.Array:
-            return ~(inner[2] >= value) & (inner[3] < 30)
-
-        first = (point, step, tried, jnp.zeros((), jnp.int32))
-        _, step, tried, _ = jax.lax.while_loop(falls, halve, first)
-        better = tried >= value
-        moved = jnp.where(better, bounded(point + step), point)
-        # the gain that a quadratic promises, against what rounding can show
-        done = (gain <= 4 * eps * (1 + jnp.abs(value))) | ~better
-        return moved, jnp.where(better, tried, value), done, number + 1
-
-    def unfinished(carry: tuple) -> jax.Array:
-        return ~carry[2] & (carry[3] < _MAX_STEPS)
-
-    first = (start, function(start), jnp.zeros((), bool), jnp.zeros((), jnp.int32))
-    point, value, done, _ = jax.lax.while_loop(unfinished, advance, first)
-    return point, value, done

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fisherflow_jax._ground.search import Minimum, minimise
 from fisherflow_jax.calibration import _densities as densities
 from fisherflow_jax.calibration._held_out import HeldOut
-from fisherflow_jax.calibration._search import Minimum, minimise
 from fisherflow_jax.likelihoods import Likelihood
 
 # The search reaches this many powers of e to both sides of where the outputs' variance

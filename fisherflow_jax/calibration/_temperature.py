@@ -1,20 +1,20 @@
 """One temperature for all logits, found on held-out data."""
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from fisherflow_jax import likelihoods
 from fisherflow_jax._ground.checks import holds, is_concrete
+from fisherflow_jax._ground.search import rising_zero
 from fisherflow_jax.likelihoods import Likelihood
 from fisherflow_jax.likelihoods._likelihood import widen
 from fisherflow_jax.metrics import _rows as rows
 
 # The search covers this many powers of e to both sides of the largest logit's size.
 _REACH = 14.0
-_MAX_STEPS = 100
 
 
 class TemperatureScaling(NamedTuple):
@@ -128,32 +128,12 @@ def _search(
         return -rows.mean(values, weights)
 
     slope = jax.grad(loss)
-    sloped = jax.value_and_grad(slope)
     size = jnp.max(jnp.abs(outputs))
     middle = jnp.log(jnp.where(size > 0, size, jnp.ones_like(size)))
     low, high = middle - _REACH, middle + _REACH
     slopes = jnp.stack([slope(low), slope(high)])
-    # Newton's last step squares what is left to go
-    tolerance = float(jnp.finfo(outputs.dtype).eps) ** 0.5
-
-    def unfinished(carry: Any) -> jax.Array:
-        *_, moved, step = carry
-        return (step < _MAX_STEPS) & (moved > tolerance)
-
-    def narrow(carry: Any) -> Any:
-        low, high, point, _, step = carry
-        value, curvature = sloped(point)
-        low = jnp.where(value < 0, point, low)
-        high = jnp.where(value < 0, high, point)
-        newton = point - value / curvature
-        inside = (newton > low) & (newton < high)
-        following = jnp.where(inside, newton, (low + high) / 2)
-        return low, high, following, jnp.abs(following - point), step + 1
-
     zero = jnp.zeros((), outputs.dtype)
-    start = jnp.clip(zero, low, high)
-    carry = (low, high, start, high - low, jnp.zeros((), jnp.int32))
-    *_, point, _, _ = jax.lax.while_loop(unfinished, narrow, carry)
+    point = rising_zero(slope, low, high, jnp.clip(zero, low, high))
     bracketed = (slopes[0] < 0) & (slopes[1] > 0)
     one = jnp.where(bracketed, jnp.ones_like(zero), jnp.nan)
     scaling = TemperatureScaling(jnp.exp(point) * one, loss(zero), loss(point) * one)

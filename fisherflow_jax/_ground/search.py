@@ -1,0 +1,165 @@
+"""Searches: where a function of a few numbers is smallest, largest, or zero."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+Function = Callable[[jax.Array], jax.Array]
+
+_MAX_STEPS = 100
+# A step of `maximise` changes no logarithm by more than 2, and none leaves +-30.
+_LONGEST_STEP = 2.0
+_FARTHEST = 30.0
+
+
+class Minimum(NamedTuple):
+    """Where a function is smallest, and what it is there and elsewhere; each `()`."""
+
+    point: jax.Array
+    value: jax.Array
+    at_low: jax.Array
+    at_high: jax.Array
+    elsewhere: jax.Array  # (k,), at the points asked for
+
+
+def minimise(
+    objective: Function,
+    low: jax.Array,
+    high: jax.Array,
+    elsewhere: jax.Array,
+    *,
+    num_points: int = 81,
+    num_halvings: int = 27,
+) -> Minimum:
+    """The best point of a grid, moved by half a step to the better side, and so on.
+
+    The grid finds the valley where there are several, or a plateau; values that are NaN
+    lose against all others. Never worse than the grid and its two ends. The objective
+    is also evaluated at `elsewhere` `(k,)`, which costs no further copy of it in the
+    compiled program: there are two, however many evaluations.
+    """
+    dtype = low.dtype
+
+    def evaluate(points: jax.Array) -> jax.Array:
+        values = jax.lax.map(objective, points)
+        return jnp.where(jnp.isnan(values), jnp.inf, values)
+
+    places = jnp.linspace(0, 1, num_points, dtype=dtype)
+    grid = low + (high - low) * places
+    values = evaluate(jnp.concatenate([grid, elsewhere.astype(dtype)]))
+    on_grid = values[:num_points]
+    best = jnp.argmin(on_grid)
+    step = (high - low) / jnp.asarray(num_points - 1, dtype)
+
+    def halve(carry: tuple, _: None) -> tuple[tuple, None]:
+        point, value, step = carry
+        step = step / 2
+        sides = jnp.clip(jnp.stack([point - step, point + step]), low, high)
+        points = jnp.append(sides, point)
+        values = jnp.append(evaluate(sides), value)
+        chosen = jnp.argmin(values)
+        # where all are equal, as on a plateau, it stays
+        stays = values[chosen] >= value
+        point = jnp.where(stays, point, points[chosen])
+        return (point, jnp.minimum(value, values[chosen]), step), None
+
+    start = (grid[best], on_grid[best], step)
+    (point, value, _), _ = jax.lax.scan(halve, start, length=num_halvings)
+    return Minimum(point, value, on_grid[0], on_grid[-1], values[num_points:])
+
+
+def bisect(
+    function: Function, low: jax.Array, high: jax.Array, *, num_halvings: int = 30
+) -> jax.Array:
+    """Where an elementwise function falls through zero between two points."""
+
+    def halve(_: int, ends: tuple) -> tuple:
+        low, high = ends
+        middle = (low + high) / 2
+        above = function(middle) > 0
+        return jnp.where(above, middle, low), jnp.where(above, high, middle)
+
+    low, high = jax.lax.fori_loop(0, num_halvings, halve, (low, high))
+    return (low + high) / 2
+
+
+def rising_zero(
+    function: Function, low: jax.Array, high: jax.Array, start: jax.Array
+) -> jax.Array:
+    """Where a function `() -> ()` rises through zero between two points, `()`.
+
+    By Newton's method, and by halves where that leaves the bracket.
+    """
+    slope_of = jax.value_and_grad(function)
+    # Newton's last step squares what is left to go
+    tolerance = float(jnp.finfo(low.dtype).eps) ** 0.5
+
+    def unfinished(carry: tuple) -> jax.Array:
+        *_, moved, step = carry
+        return (step < _MAX_STEPS) & (moved > tolerance)
+
+    def narrow(carry: tuple) -> tuple:
+        low, high, point, _, step = carry
+        value, slope = slope_of(point)
+        low = jnp.where(value < 0, point, low)
+        high = jnp.where(value < 0, high, point)
+        newton = point - value / slope
+        inside = (newton > low) & (newton < high)
+        following = jnp.where(inside, newton, (low + high) / 2)
+        return low, high, following, jnp.abs(following - point), step + 1
+
+    carry = (low, high, start, high - low, jnp.zeros((), jnp.int32))
+    return jax.lax.while_loop(unfinished, narrow, carry)[2]
+
+
+def maximise(
+    function: Function, start: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Where a function of a few logarithms `(k,)` is largest, its value, and whether.
+
+    By Newton's method with halved steps; curvature of the wrong sign is turned.
+    """
+    eps = float(jnp.finfo(start.dtype).eps)
+    slope, curvature = jax.grad(function), jax.hessian(function)
+
+    def direction(point: jax.Array) -> tuple[jax.Array, jax.Array]:
+        gradient = slope(point)
+        values, basis = jnp.linalg.eigh(curvature(point))
+        sizes = jnp.maximum(jnp.abs(values), math.sqrt(eps))
+        step = basis @ ((basis.T @ gradient) / sizes)
+        longest = jnp.maximum(jnp.max(jnp.abs(step)) / _LONGEST_STEP, 1.0)
+        return step / longest, jnp.sum(step * gradient)
+
+    def halve(carry: tuple) -> tuple:
+        point, step, _, number = carry
+        step = step / 2
+        return point, step, function(bounded(point + step)), number + 1
+
+    def bounded(point: jax.Array) -> jax.Array:
+        return jnp.clip(point, -_FARTHEST, _FARTHEST)
+
+    def advance(carry: tuple) -> tuple:
+        point, value, _, number = carry
+        step, gain = direction(point)
+        tried = function(bounded(point + step))
+
+        def falls(inner: tuple) -> jax.Array:
+            return ~(inner[2] >= value) & (inner[3] < 30)
+
+        first = (point, step, tried, jnp.zeros((), jnp.int32))
+        _, step, tried, _ = jax.lax.while_loop(falls, halve, first)
+        better = tried >= value
+        moved = jnp.where(better, bounded(point + step), point)
+        # the gain that a quadratic promises, against what rounding can show
+        done = (gain <= 4 * eps * (1 + jnp.abs(value))) | ~better
+        return moved, jnp.where(better, tried, value), done, number + 1
+
+    def unfinished(carry: tuple) -> jax.Array:
+        return ~carry[2] & (carry[3] < _MAX_STEPS)
+
+    first = (start, function(start), jnp.zeros((), bool), jnp.zeros((), jnp.int32))
+    point, value, done, _ = jax.lax.while_loop(unfinished, advance, first)
+    return point, value, done
