@@ -49,6 +49,92 @@ def real_arrays(tree: PyTree, name: str) -> PyTree:
     return jax.tree.map(jnp.asarray, tree)
 
 
+def parameter_name(path: Any) -> str:
+    """A leaf's name by its path, `layers.0.weight`; `theta` for a tree of one array.
+
+    The same whether or not flax's nnx has wrapped the leaf: `nnx.Optimizer` shows
+    `init` a state of variables, and `update` their values.
+    """
+    is_variable = path and path[-1] == jax.tree_util.GetAttrKey("value")
+    path = path[:-1] if is_variable else path
+    return jax.tree_util.keystr(path, simple=True, separator=".") or "theta"
+
+
+def named_leaves(tree: PyTree) -> list[tuple[str, Any]]:
+    """The leaves with their names, in the order of `jax.tree.leaves`.
+
+    Raises:
+      ValueError: for two leaves of one name, such as of `{"a.b": x, "a": {"b": y}}`.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    named = [(parameter_name(path), leaf) for path, leaf in leaves]
+    names = [name for name, _ in named]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"two parameters have the name {twice!r}: rename one.")
+    return named
+
+
+def chosen(params: PyTree, chosen: Any) -> PyTree:
+    """Which parameters are chosen: a tree like `params` of booleans, some of them true.
+
+    Args:
+      params: all parameters.
+      chosen: a predicate of a parameter's name (`layers.0.weight`); or a list of names,
+        where a name also chooses all that lies under it; or booleans like `params`, or
+        a prefix of them.
+
+    Raises:
+      ValueError: if nothing is chosen, for a name that no parameter has, or for
+        booleans that do not fit; the parameters' names are listed.
+    """
+    names = [name for name, _ in named_leaves(params)]
+
+    def refuse(what: str) -> ValueError:
+        return ValueError(f"{what}; the parameters' names are {names}.")
+
+    if isinstance(chosen, str):
+        chosen = [chosen]
+    if callable(chosen):
+        kept = [bool(chosen(name)) for name in names]
+    elif isinstance(chosen, (list, tuple, set, frozenset)) and all(
+        isinstance(name, str) for name in chosen
+    ):
+        for wanted in chosen:
+            if not any(_lies_under(name, wanted) for name in names):
+                raise refuse(f"chosen: no parameter has the name {wanted!r}")
+        kept = [any(_lies_under(name, wanted) for wanted in chosen) for name in names]
+    else:
+        try:
+            filled = jax.tree.map(
+                lambda keep, part: jax.tree.map(lambda _: keep, part), chosen, params
+            )
+        except ValueError as error:
+            raise refuse(
+                "chosen must be a predicate of a parameter's name, a list of names, or "
+                f"booleans like the parameters or a prefix of them ({error})"
+            ) from error
+        kept = jax.tree.leaves(filled)
+        for keep in kept:
+            if np.shape(keep) or np.asarray(keep).dtype != bool:
+                raise refuse(f"chosen must hold booleans; got {keep!r}")
+    if not any(kept):
+        raise refuse("no parameter is chosen")
+    return jax.tree.unflatten(jax.tree.structure(params), map(bool, kept))
+
+
+def _lies_under(name: str, wanted: str) -> bool:
+    return name == wanted or name.startswith(f"{wanted}.")
+
+
+def all_finite(tree: PyTree) -> jax.Array:
+    """Whether every entry of every leaf is finite, `()` bool."""
+    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
+    # A reduction of the leaves' booleans would be fused anew into every select that
+    # reads it: leaves times leaves. XLA fuses no sort, and false comes first.
+    return jax.lax.sort(jnp.stack([*finite, jnp.array(True)]))[0]
+
+
 def leaf_name(path: Any) -> str:
     """A leaf's path, the same whether or not flax's nnx has wrapped the leaf.
 

@@ -122,6 +122,84 @@ def test_no_key_is_none_and_asked_for_where_it_is_needed():
         typed_key(None)
 
 
+NAMED = {"head": [jnp.zeros(2), jnp.zeros(())], "w": jnp.zeros(3), "none": ()}
+
+
+def test_a_parameter_has_one_name():
+    names = [name for name, _ in trees.named_leaves(NAMED)]
+    assert names == ["head.0", "head.1", "w"]
+    assert trees.named_leaves(jnp.zeros(2))[0][0] == "theta"
+    assert trees.named_leaves({}) == []
+    variable = (jax.tree_util.DictKey("a"), jax.tree_util.GetAttrKey("value"))
+    assert trees.parameter_name(variable) == "a"
+    with pytest.raises(ValueError, match=r"two parameters have the name 'a\.b'"):
+        trees.named_leaves({"a.b": 1.0, "a": {"b": 2.0}})
+
+
+@pytest.mark.parametrize(
+    ("chosen", "expected"),
+    [
+        (lambda name: name.endswith("1"), [False, True, False]),
+        (["head"], [True, True, False]),
+        (("head.1", "w"), [False, True, True]),
+        ("w", [False, False, True]),
+        ({"head": True, "w": False, "none": ()}, [True, True, False]),
+        ({"head": [np.bool_(0), True], "w": False, "none": ()}, [False, True, False]),
+        (True, [True, True, True]),
+    ],
+)
+def test_parameters_are_chosen_in_four_ways(chosen, expected):
+    mask = trees.chosen(NAMED, chosen)
+    assert trees.same_structure(mask, NAMED)
+    assert jax.tree.leaves(mask) == expected
+
+
+def test_what_is_printed_is_accepted():
+    for name, _ in trees.named_leaves(NAMED):
+        assert sum(jax.tree.leaves(trees.chosen(NAMED, [name]))) == 1
+    assert trees.chosen(jnp.zeros(2), ["theta"]) is True
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        (lambda name: False, "no parameter is chosen"),
+        ([], "no parameter is chosen"),
+        (False, "no parameter is chosen"),
+        (["hea"], "no parameter has the name 'hea'"),
+        ({"head": True}, "chosen must be a predicate"),
+        ({"head": 2.0, "w": True, "none": ()}, r"chosen must hold booleans; got 2\.0"),
+    ],
+)
+def test_errors_of_a_choice_list_the_names(chosen, message):
+    with pytest.raises(ValueError, match=f"{message}(.|\n)*names are .*'head.0'"):
+        trees.chosen(NAMED, chosen)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_value_that_is_not_finite_is_seen_wherever_it_stands(value):
+    assert trees.all_finite(NAMED)
+    assert trees.all_finite({})
+    for place in range(3):
+        leaves = jax.tree.leaves(NAMED)
+        leaves[place] = leaves[place] + value
+        assert not jax.jit(trees.all_finite)(leaves)
+    assert trees.all_finite({"places": jnp.arange(3)})
+
+
+def test_a_check_of_many_leaves_is_not_fused_into_every_select():
+    def checked(leaves):
+        sound = trees.all_finite(leaves)
+        return [jnp.where(sound, x * 2, x) for x in leaves]
+
+    def instructions(count):
+        compiled = jax.jit(checked).lower([jnp.ones(3)] * count).compile()
+        return sum(" = " in line for line in compiled.as_text().splitlines())
+
+    # in proportion to the leaves, and not to their square
+    assert instructions(64) < 3 * instructions(32)
+
+
 def test_leaves_that_are_not_real_are_named():
     with pytest.raises(ValueError, match=r"params\['b'\]\[1\] has dtype int"):
         trees.real_arrays({"a": 1.0, "b": (2.0, 3)}, "params")

@@ -1,0 +1,43 @@
+"""Stacks of matrices: one by one on CPU, and a stack of one takes no loop."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fisherflow_jax._ground import linalg
+
+
+def definite(*shape):
+    roots = np.random.default_rng(0).normal(size=(*shape, 4, 4)).astype(np.float32)
+    return jnp.asarray(roots @ np.swapaxes(roots, -1, -2) + np.eye(4, dtype="f"))
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3,), (1, 1), (2, 3), (0,)])
+def test_factors_are_those_of_each_matrix(shape):
+    stack = definite(*shape)
+    factors, (values, columns) = linalg.cholesky(stack), linalg.eigh(stack)
+    assert factors.shape == columns.shape == stack.shape
+    assert values.shape == stack.shape[:-1]
+    for place in np.ndindex(shape):
+        alone = jnp.linalg.cholesky(stack[place], symmetrize_input=False)
+        np.testing.assert_array_equal(factors[place], alone)
+        for ours, theirs in zip(
+            (values[place], columns[place]), jnp.linalg.eigh(stack[place]), strict=True
+        ):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("function", [linalg.cholesky, linalg.eigh])
+def test_a_stack_of_one_takes_no_loop(function):
+    def loops(shape):
+        text = str(jax.make_jaxpr(function)(definite(*shape)))
+        return "scan" in text or "platform_index" in text
+
+    assert not loops((1,))
+    assert loops((2,))
+
+
+def test_products_are_not_rounded_to_fewer_digits():
+    product = jax.make_jaxpr(lambda x: linalg.product("ij,jk", x, x))(definite())
+    assert "HIGHEST" in str(product)
