@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from fisherflow_jax._ground import trees
+from fisherflow_jax._ground.arrays import widen
 from fisherflow_jax._ground.checks import is_concrete
 from fisherflow_jax._ground.keys import typed_key
-from fisherflow_jax.likelihoods._likelihood import widen
 from fisherflow_jax.metrics import _rows as rows
 
 Score = Callable[[jax.Array, Any], jax.Array]

@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fisherflow_jax._ground.arrays import like, widen
 from fisherflow_jax._ground.search import bisect
 from fisherflow_jax.likelihoods import Likelihood
-from fisherflow_jax.likelihoods._likelihood import like, widen
 from fisherflow_jax.predictions import Outputs
 
 CLASSES = ("categorical", "bernoulli")

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from fisherflow_jax import likelihoods
+from fisherflow_jax._ground.arrays import widen
 from fisherflow_jax._ground.checks import holds, is_concrete
 from fisherflow_jax._ground.search import rising_zero
 from fisherflow_jax.likelihoods import Likelihood
-from fisherflow_jax.likelihoods._likelihood import widen
 from fisherflow_jax.metrics import _rows as rows
 
 # The search covers this many powers of e to both sides of the largest logit's size.

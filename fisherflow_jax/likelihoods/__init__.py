@@ -1,11 +1,18 @@
 """Likelihoods: the distribution of targets given the outputs of a model."""
 
+from fisherflow_jax._ground.arrays import widen as widen
 from fisherflow_jax.likelihoods._classification import bernoulli as bernoulli
 from fisherflow_jax.likelihoods._classification import categorical as categorical
 from fisherflow_jax.likelihoods._counts import negative_binomial as negative_binomial
 from fisherflow_jax.likelihoods._counts import poisson as poisson
 from fisherflow_jax.likelihoods._generic import from_log_prob as from_log_prob
+from fisherflow_jax.likelihoods._likelihood import IDENTITY as IDENTITY
+from fisherflow_jax.likelihoods._likelihood import LOG as LOG
+from fisherflow_jax.likelihoods._likelihood import LOGIT as LOGIT
+from fisherflow_jax.likelihoods._likelihood import SOFTMAX as SOFTMAX
 from fisherflow_jax.likelihoods._likelihood import Likelihood as Likelihood
+from fisherflow_jax.likelihoods._likelihood import Root as Root
+from fisherflow_jax.likelihoods._likelihood import Scale as Scale
 from fisherflow_jax.likelihoods._likelihood import root_columns as root_columns
 from fisherflow_jax.likelihoods._location import gaussian as gaussian
 from fisherflow_jax.likelihoods._location import (

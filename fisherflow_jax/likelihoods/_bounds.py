@@ -5,7 +5,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-from fisherflow_jax.likelihoods._likelihood import Root, like, scaled_probes, widen
+from fisherflow_jax._ground.arrays import like, widen
+from fisherflow_jax.likelihoods._likelihood import Root, scaled_probes
 
 
 def _require_rank(k, rank, shape):

@@ -16,7 +16,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fisherflow_jax.likelihoods._likelihood import Root, like, scaled_probes, widen
+from fisherflow_jax._ground.arrays import like, widen
+from fisherflow_jax.likelihoods._likelihood import Root, scaled_probes
 
 
 class _Pivots(NamedTuple):

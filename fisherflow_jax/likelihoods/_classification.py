@@ -1,8 +1,11 @@
 """Likelihoods of classes: categorical (one of C) and bernoulli (yes or no)."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 
+from fisherflow_jax._ground.arrays import like, widen
 from fisherflow_jax.likelihoods import _categorical_roots as categorical_roots
 from fisherflow_jax.likelihoods._checks import (
     check_outputs,
@@ -11,13 +14,23 @@ from fisherflow_jax.likelihoods._checks import (
     shape_and_dtype,
 )
 from fisherflow_jax.likelihoods._likelihood import (
+    LOGIT,
+    SOFTMAX,
     Likelihood,
     cached,
-    like,
     nan_outside,
     scaled_probes,
-    widen,
 )
+
+
+def _probit(log_prob):
+    """By the probit approximation, in logarithms that cannot underflow."""
+
+    def expected_log_prob(mean, variance, covariance, targets):
+        shrink = jax.lax.rsqrt(1 + math.pi / 8 * variance)
+        return log_prob(shrink * widen(mean), targets)
+
+    return expected_log_prob
 
 
 @cached
@@ -141,12 +154,13 @@ def categorical():
         root=root,
         probe_shape=tuple,
         line=line,
-        from_line=jax.nn.sigmoid,
+        scale=SOFTMAX,
         support=support,
         check=check,
         cholesky=categorical_roots.CHOLESKY,
         diagonal_bound=categorical_roots.DIAGONAL_BOUND,
         low_rank=categorical_roots.low_rank,
+        expected_log_prob=_probit(log_prob),
     )
 
 
@@ -225,8 +239,9 @@ def bernoulli():
         root=root,
         probe_shape=tuple,
         line=widen,
-        from_line=jax.nn.sigmoid,
+        scale=LOGIT,
         support=support,
         check=check,
         diagonal=True,
+        expected_log_prob=_probit(log_prob),
     )

@@ -3,14 +3,14 @@
 import jax
 import jax.numpy as jnp
 
+from fisherflow_jax._ground.arrays import like, widen
 from fisherflow_jax.likelihoods._checks import one_output_a_target, require_positive
 from fisherflow_jax.likelihoods._likelihood import (
+    LOG,
     Likelihood,
     cached,
-    like,
     nan_outside,
     scaled_probes,
-    widen,
 )
 from fisherflow_jax.likelihoods._log_gamma import log_beta, stirling_remainder
 
@@ -88,7 +88,7 @@ def poisson():
         root=root,
         probe_shape=tuple,
         line=widen,
-        from_line=jnp.exp,
+        scale=LOG,
         support=_nonnegative,
         check=check,
         diagonal=True,
@@ -177,7 +177,7 @@ def negative_binomial(concentration):
         root=root,
         probe_shape=tuple,
         line=widen,
-        from_line=jnp.exp,
+        scale=LOG,
         support=_nonnegative,
         check=check,
         diagonal=True,

@@ -3,14 +3,9 @@
 import jax
 import jax.numpy as jnp
 
+from fisherflow_jax._ground.arrays import like, widen
 from fisherflow_jax.likelihoods._checks import check_outputs, shape_and_dtype
-from fisherflow_jax.likelihoods._likelihood import (
-    Likelihood,
-    cached,
-    identity,
-    like,
-    widen,
-)
+from fisherflow_jax.likelihoods._likelihood import IDENTITY, Likelihood, cached
 
 
 @cached
@@ -137,7 +132,7 @@ def from_log_prob(log_prob, sample, *, num_samples=16, mean=None, variance=None)
         root=root,
         probe_shape=probe_shape,
         line=given(mean, "mean"),
-        from_line=identity,
+        scale=IDENTITY,
         support=support,
         check=check,
         random_root=True,

@@ -18,6 +18,26 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fisherflow_jax._ground.arrays import like, widen
+
+
+class Scale(NamedTuple):
+    """An unbounded scale of the mean: `mean(outputs) == inverse(line(outputs))`."""
+
+    name: str
+    inverse: Callable  # elementwise
+
+
+def identity(value):
+    return value
+
+
+IDENTITY = Scale("identity", identity)
+LOG = Scale("log", jnp.exp)
+LOGIT = Scale("logit", jax.nn.sigmoid)
+# Of classes on the last axis: the line is each one's log-odds against all others.
+SOFTMAX = Scale("softmax", jax.nn.sigmoid)
+
 
 class Root(NamedTuple):
     """A root of the output Fisher information, or of a bound of it."""
@@ -41,7 +61,7 @@ class Likelihood(NamedTuple):
     root: Callable  # (outputs, probes, key=None) -> L @ probes, shape of the outputs
     probe_shape: Callable  # shape of the outputs -> shape of the probes
     line: Callable  # outputs -> the mean on an unbounded scale, shape of the mean
-    from_line: Callable  # elementwise: mean(outputs) == from_line(line(outputs))
+    scale: Scale  # of the mean: IDENTITY, LOG, LOGIT or SOFTMAX, or one of your own
     support: Callable  # targets -> boolean: is this target possible
     check: Callable  # (outputs, targets) -> None; targets None: the outputs alone
     with_dispersion: Callable | None = None  # dispersion -> Likelihood
@@ -52,6 +72,30 @@ class Likelihood(NamedTuple):
     cholesky: Root | None = None  # with the fewest columns; None: `root` itself
     diagonal_bound: Root | None = None  # of a diagonal upper bound; None: from columns
     low_rank: Callable | None = None  # (k, num_iterations) -> Root of a lower bound
+    expected_log_prob: Callable | None = None
+    """`(mean, variance, covariance, targets) -> log E p(targets | z)`, `(n, ...)`.
+
+    The outputs z are normal, `mean` and `variance` `(n, ..., k)`; the covariance
+    `(n, ..., k, k)` may be None unless `needs_covariance`. None: no closed form.
+    """
+    normal_errors: bool = False  # whether a target is normal, given the outputs
+    with_noise: Callable | None = None
+    """Standard deviation of a target -> Likelihood, of normal errors of one size."""
+
+    @property
+    def is_classes(self):
+        """Whether the expected targets are probabilities."""
+        return self.scale in (LOGIT, SOFTMAX)
+
+    @property
+    def mixes_outputs(self):
+        """Whether `line` is more than the outputs themselves (`line=widen`)."""
+        return self.line is not widen
+
+    @property
+    def needs_covariance(self):
+        """Whether `expected_log_prob` reads the covariance of a target's outputs."""
+        return self.mixes_outputs and not self.is_classes
 
 
 def root_columns(likelihood, outputs, key=None):
@@ -121,30 +165,11 @@ def cached(factory):
     return cached_factory
 
 
-def widen(values):
-    """The values as an array of a floating type of at least 32 bits."""
-    values = jnp.asarray(values)
-    if not jnp.issubdtype(values.dtype, jnp.floating):
-        return values.astype(jnp.result_type(float))
-    if jnp.finfo(values.dtype).bits < 32:
-        return values.astype(jnp.float32)
-    return values
-
-
-def like(values, reference):
-    """The values, a number or an array of any type, in the dtype of the reference."""
-    return jnp.asarray(values).astype(reference.dtype)
-
-
 def nan_outside(possible, values):
     """The values, NaN where the target is impossible."""
     # A product, not a `where`: the gradient must be NaN there too, never a silent zero.
     one = jnp.ones((), values.dtype)
     return values * jnp.where(possible, one, jnp.nan)
-
-
-def identity(value):
-    return value
 
 
 def scaled_probes(outputs, factor, probes):

@@ -5,6 +5,12 @@ import math
 import jax
 import jax.numpy as jnp
 
+from fisherflow_jax._ground.arrays import like, widen
+from fisherflow_jax._ground.quadrature import (
+    log_average,
+    normal_log_density,
+    normal_nodes,
+)
 from fisherflow_jax.likelihoods._bounds import largest_entries
 from fisherflow_jax.likelihoods._checks import (
     check_outputs,
@@ -13,13 +19,11 @@ from fisherflow_jax.likelihoods._checks import (
     require_positive,
 )
 from fisherflow_jax.likelihoods._likelihood import (
+    IDENTITY,
     Likelihood,
     cached,
-    identity,
-    like,
     nan_outside,
     scaled_probes,
-    widen,
 )
 from fisherflow_jax.likelihoods._log_gamma import log_beta
 
@@ -95,6 +99,11 @@ def gaussian(scale=1.0):
         factor = 1 / like(scale, widen(outputs))
         return scaled_probes(outputs, factor, probes)
 
+    def expected_log_prob(mean, spread, covariance, targets):
+        mean = widen(mean)
+        residual = like(targets, mean) - mean
+        return normal_log_density(residual, spread + variance(mean))
+
     return Likelihood(
         name=name,
         log_prob=log_prob,
@@ -104,10 +113,13 @@ def gaussian(scale=1.0):
         root=root,
         probe_shape=tuple,
         line=widen,
-        from_line=identity,
+        scale=IDENTITY,
         support=_finite,
         check=check,
         diagonal=True,
+        expected_log_prob=expected_log_prob,
+        normal_errors=True,
+        with_noise=gaussian,
     )
 
 
@@ -197,12 +209,32 @@ def gaussian_location_scale():
         root=root,
         probe_shape=tuple,
         line=mean,
-        from_line=identity,
+        scale=IDENTITY,
         support=_finite,
         check=check,
         diagonal=True,
         low_rank=largest_entries(root),
+        expected_log_prob=_expected_log_prob,
+        normal_errors=True,
     )
+
+
+def _expected_log_prob(mean, variance, covariance, targets):
+    """Over the location in closed form, over the log-scale by quadrature."""
+    mean = widen(mean)
+    location, log_scale = mean[..., 0], mean[..., 1]
+    spread, cross = covariance[..., 0, 0], covariance[..., 0, 1]
+    std = jnp.sqrt(covariance[..., 1, 1])
+    slope = jnp.where(std > 0, cross / jnp.where(std > 0, std, 1), 0)
+    # of the location, given the log-scale
+    spread = jnp.maximum(spread - jnp.square(slope), 0)
+    targets = like(targets, location)
+
+    def log_prob(x):
+        variance = spread + jnp.exp(2 * (log_scale + x * std))
+        return normal_log_density(targets - location - x * slope, variance)
+
+    return log_average(log_prob, *normal_nodes(mean.dtype))
 
 
 @cached
@@ -281,7 +313,7 @@ def student_t(df, scale):
         root=root,
         probe_shape=tuple,
         line=widen,
-        from_line=identity,
+        scale=IDENTITY,
         support=_finite,
         check=check,
         diagonal=True,

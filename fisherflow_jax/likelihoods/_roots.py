@@ -9,6 +9,8 @@ def _with_root(transform, likelihood, root, **changes):
         changes["with_dispersion"] = lambda dispersion: transform(
             likelihood.with_dispersion(dispersion)
         )
+    if likelihood.with_noise is not None:
+        changes["with_noise"] = lambda std: transform(likelihood.with_noise(std))
     return likelihood._replace(root=root.apply, probe_shape=root.probe_shape, **changes)
 
 

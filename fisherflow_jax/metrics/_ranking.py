@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from fisherflow_jax._ground.arrays import widen
 from fisherflow_jax._ground.checks import is_concrete
-from fisherflow_jax.likelihoods._likelihood import widen
 from fisherflow_jax.metrics import _rows as rows
 
 

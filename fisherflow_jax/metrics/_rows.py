@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fisherflow_jax._ground import trees
+from fisherflow_jax._ground.arrays import widen
 from fisherflow_jax._ground.checks import is_concrete
-from fisherflow_jax.likelihoods._likelihood import widen
 
 # How far probabilities may be from summing to one, in float32 and wider.
 _SUM_TOLERANCE = 1e-3

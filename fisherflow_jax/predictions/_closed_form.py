@@ -16,7 +16,7 @@ from jax.lax import Precision
 
 from fisherflow_jax import layers as layers_of
 from fisherflow_jax._ground import trees
-from fisherflow_jax.likelihoods._likelihood import widen
+from fisherflow_jax._ground.arrays import widen
 from fisherflow_jax.predictions._pulling import (
     Spreads,
     rotated_inputs,

@@ -14,10 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fisherflow_jax import likelihoods
 from fisherflow_jax._ground.keys import key_data, typed_key
-from fisherflow_jax.likelihoods import Likelihood
-from fisherflow_jax.likelihoods._likelihood import widen
+from fisherflow_jax.likelihoods import LOG, SOFTMAX, Likelihood
 from fisherflow_jax.predictions._outputs import Outputs
 
 
@@ -41,21 +39,14 @@ class Link:
         return self.average(outputs, likelihood)
 
 
-def is_shares(likelihood: Likelihood) -> bool:
-    """Whether expected targets are probabilities."""
-    return likelihood.from_line is jax.nn.sigmoid
-
-
 def _is_categorical(likelihood: Likelihood, link: str) -> bool:
-    """Categorical or bernoulli.
+    """Of several classes, or of yes and no.
 
     Raises:
       ValueError: for any other.
     """
-    if likelihood is likelihoods.categorical():
-        return True
-    if likelihood is likelihoods.bernoulli():
-        return False
+    if likelihood.is_classes:
+        return likelihood.scale == SOFTMAX
     raise ValueError(
         f"{link} is a link for class probabilities (categorical, bernoulli); got "
         f"{likelihood.name}. For a gaussian the mean needs no link, for a log mean "
@@ -176,7 +167,7 @@ def output_samples(key: Any, num_samples: int = 256) -> Link:
 
 def _root(outputs: Outputs, likelihood: Likelihood) -> jax.Array:
     """A root of each position's covariance `(n, ..., k, k)`, or of the variances."""
-    if likelihood.line is widen:
+    if not likelihood.mixes_outputs:
         tiny = jnp.finfo(outputs.variance.dtype).tiny
         return jnp.sqrt(jnp.maximum(outputs.variance, tiny))
     covariance = _covariance(outputs, "output_samples")
@@ -313,7 +304,7 @@ def log_normal() -> Link:
 
 
 def _log_normal(outputs: Outputs, likelihood: Likelihood) -> Averaged:
-    if likelihood.from_line is not jnp.exp:
+    if likelihood.scale != LOG or likelihood.mixes_outputs:
         raise ValueError(
             "log_normal() is a link for outputs that are log means (poisson, "
             f"negative_binomial, gamma); got {likelihood.name}."

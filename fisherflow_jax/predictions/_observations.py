@@ -52,7 +52,7 @@ def observation_interval(
       >>> print(lower.round(2), upper.round(2))  # 2 -+ 1.96 sqrt(1 + 1)
       [-0.77] [4.77]
     """
-    if likelihood.name not in ("gaussian", "gaussian_location_scale"):
+    if not likelihood.normal_errors:
         raise ValueError(
             "observation_interval is for normal errors (gaussian, "
             f"gaussian_location_scale); got {likelihood.name}."

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from fisherflow_jax._ground import trees
 from fisherflow_jax.flow._bank import BankState
 from fisherflow_jax.likelihoods import Likelihood
-from fisherflow_jax.likelihoods._likelihood import widen
 from fisherflow_jax.posteriors._intervals import degrees_of_freedom_of, dispersion_of
 from fisherflow_jax.posteriors._quantiles import check_level, two_sided
 from fisherflow_jax.predictions._checks import (
@@ -17,7 +16,7 @@ from fisherflow_jax.predictions._checks import (
     check_likelihood,
     members_of,
 )
-from fisherflow_jax.predictions._links import Averaged, is_shares
+from fisherflow_jax.predictions._links import Averaged
 from fisherflow_jax.predictions._outputs import Outputs, mix, mixture, moments, raw
 from fisherflow_jax.predictions._streaming import Wanted
 
@@ -117,9 +116,7 @@ def predict(
             "a link is a function of (Outputs, likelihood), such as "
             f"ff.predictions.probit(); got {link!r}."
         )
-    needs_covariance = getattr(link, "covariance", False) and (
-        likelihood.line is not widen
-    )
+    needs_covariance = getattr(link, "covariance", False) and likelihood.mixes_outputs
     wanted = Wanted(link is not None, needs_covariance, likelihood)
     parts = _compiled_parts(state, apply_fn, inputs, wanted, robust, chunk_size)
     found = parts.moments
@@ -139,8 +136,8 @@ def predict(
         whole.mean,
         _root(whole.mean_variance),
         _root(whole.mean_variance + whole.noise),
-        likelihood.from_line(whole.line - reach),
-        likelihood.from_line(whole.line + reach),
+        likelihood.scale.inverse(whole.line - reach),
+        likelihood.scale.inverse(whole.line + reach),
     )
 
 
@@ -189,7 +186,7 @@ def _parts(
         found = moments(member, apply_fn, inputs, wanted, robust, chunk_size)
         spread = found.line_variance
         eta = likelihood.line(found.outputs)
-        mean, slope = jax.jvp(likelihood.from_line, (eta,), (jnp.ones_like(eta),))
+        mean, slope = jax.jvp(likelihood.scale.inverse, (eta,), (jnp.ones_like(eta),))
         noise = likelihood.variance(found.outputs)
         own = Moments(eta, spread, mean, jnp.square(slope) * spread, noise)
         all_moments.append(own)
@@ -218,7 +215,7 @@ def _averaged(
             )
     mean, std, noise = averaged
     variance = own.mean_variance if std is None else jnp.square(std)
-    if is_shares(likelihood):
+    if likelihood.is_classes:
         # a share varies no more than a draw of 0 or 1 with its mean
         most = mean * (1 - mean)
         variance = jnp.minimum(variance, most)

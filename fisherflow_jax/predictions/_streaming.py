@@ -7,10 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fisherflow_jax import likelihoods
 from fisherflow_jax._ground import batch as batches
-from fisherflow_jax.likelihoods import Likelihood
-from fisherflow_jax.likelihoods._likelihood import widen
+from fisherflow_jax.likelihoods import SOFTMAX, Likelihood
 from fisherflow_jax.posteriors._intervals import dispersion_of
 from fisherflow_jax.predictions._checks import check_model
 from fisherflow_jax.predictions._closed_form import LastLayer, closed_form
@@ -171,9 +169,9 @@ def _closed(last: LastLayer, wanted: Wanted, at_once: int) -> Spread:
     outputs, likelihood = last.outputs, wanted.line_of
     if likelihood is None:
         line_variance = None
-    elif likelihood.line is widen:
+    elif not likelihood.mixes_outputs:
         line_variance = last.variance()
-    elif likelihood is likelihoods.categorical():
+    elif likelihood.scale == SOFTMAX:
         line_variance = last.log_odds_variance()
     else:
         line_variance = _of_line(likelihood.line, outputs[None], last.rows, at_once)

@@ -6,12 +6,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fisherflow_jax import likelihoods
 from fisherflow_jax._ground import trees
 from fisherflow_jax.flow._bank import BankState
-from fisherflow_jax.likelihoods import Likelihood
+from fisherflow_jax.likelihoods import SOFTMAX, Likelihood
 from fisherflow_jax.posteriors._quantiles import check_level, two_sided
-from fisherflow_jax.predictions._checks import check_inputs
+from fisherflow_jax.predictions._checks import check_inputs, check_likelihood
 from fisherflow_jax.predictions._streaming import Chosen, spread_of_chosen
 
 PyTree = Any
@@ -87,7 +86,8 @@ def top_tokens(
     """
     check_level(level)
     check_inputs(state, inputs, chunk_size)
-    if likelihood is not likelihoods.categorical():
+    check_likelihood(likelihood)
+    if likelihood.scale != SOFTMAX:
         raise ValueError(
             f"top_tokens is for categorical targets; got {likelihood.name}."
         )
@@ -95,7 +95,9 @@ def top_tokens(
         raise ValueError("top_tokens takes one state: ask for each of bank.members.")
     if not isinstance(k, int) or k < 1:
         raise ValueError(f"k is a positive whole number of classes; got {k!r}.")
-    ids, line, variance = _compiled(state, apply_fn, inputs, k, robust, chunk_size)
+    ids, line, variance = _compiled(
+        state, apply_fn, inputs, likelihood, k, robust, chunk_size
+    )
     dtype = trees.wide_dtype(line.dtype, variance.dtype)
     line = line.astype(dtype)
     std = jnp.sqrt(variance.astype(dtype))
@@ -114,12 +116,11 @@ def _top(
     state: Any,
     apply_fn: Callable,
     inputs: PyTree,
+    likelihood: Likelihood,
     k: int,
     robust: bool,
     chunk_size: int | None,
 ) -> Chosen:
-    likelihood = likelihoods.categorical()
-
     def choose(logits: jax.Array) -> jax.Array:
         if k > logits.shape[-1]:
             raise ValueError(f"k = {k} is more than the {logits.shape[-1]} classes.")
@@ -135,4 +136,4 @@ def _top(
 
 
 # compiled once a model and shape, so that a second call compiles nothing
-_compiled = jax.jit(_top, static_argnums=(1, 3, 4, 5))
+_compiled = jax.jit(_top, static_argnums=(1, 3, 4, 5, 6))

@@ -121,7 +121,7 @@ def test_missing_moments_say_what_to_pass():
     np.testing.assert_array_equal(full.mean(outputs), np.exp(outputs))
     np.testing.assert_array_equal(full.variance(outputs), np.exp(outputs))
     np.testing.assert_array_equal(
-        full.from_line(full.line(outputs)), full.mean(outputs)
+        full.scale.inverse(full.line(outputs)), full.mean(outputs)
     )
 
 

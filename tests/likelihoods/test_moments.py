@@ -76,9 +76,9 @@ def test_mean_is_read_back_from_its_line(case):
     outputs = jnp.asarray(case.outputs)
     line, mean = case.likelihood.line(outputs), case.likelihood.mean(outputs)
     assert line.shape == mean.shape
-    np.testing.assert_allclose(case.likelihood.from_line(line), mean, rtol=1e-12)
+    np.testing.assert_allclose(case.likelihood.scale.inverse(line), mean, rtol=1e-12)
     values = np.sort(np.concatenate([np.linspace(-4, 4, 33), np.ravel(line)]))
-    assert np.all(np.diff(case.likelihood.from_line(jnp.asarray(values))) >= 0)
+    assert np.all(np.diff(case.likelihood.scale.inverse(jnp.asarray(values))) >= 0)
 
 
 def test_line_of_a_class_is_its_log_odds():

@@ -21,7 +21,7 @@ def every_quantity(likelihood, outputs, targets, probes):
         likelihood.mean(outputs),
         likelihood.variance(outputs),
         likelihood.line(outputs),
-        likelihood.from_line(likelihood.line(outputs)),
+        likelihood.scale.inverse(likelihood.line(outputs)),
     )
     pulled_back = (
         likelihood.root(outputs, probes),

@@ -303,7 +303,7 @@ def test_one_class_is_certain():
     np.testing.assert_array_equal(CATEGORICAL.mean(outputs), np.ones((2, 1)))
     np.testing.assert_array_equal(CATEGORICAL.variance(outputs), np.zeros((2, 1)))
     line = CATEGORICAL.line(outputs)
-    np.testing.assert_array_equal(CATEGORICAL.from_line(line), np.ones((2, 1)))
+    np.testing.assert_array_equal(CATEGORICAL.scale.inverse(line), np.ones((2, 1)))
     slope = jax.grad(lambda outputs: jnp.sum(CATEGORICAL.line(outputs)))(outputs)
     np.testing.assert_array_equal(slope, np.zeros((2, 1)))
     sample = CATEGORICAL.sample(jax.random.key(0), outputs)

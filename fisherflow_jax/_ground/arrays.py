@@ -1,0 +1,24 @@
+"""Arrays of a floating type wide enough to compute with."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def widen(values: Any) -> jax.Array:
+    """The values as an array of a floating type of at least 32 bits.
+
+    Of a likelihood whose outputs are the mean on an unbounded scale, the `line`.
+    """
+    values = jnp.asarray(values)
+    if not jnp.issubdtype(values.dtype, jnp.floating):
+        return values.astype(jnp.result_type(float))
+    if jnp.finfo(values.dtype).bits < 32:
+        return values.astype(jnp.float32)
+    return values
+
+
+def like(values: Any, reference: jax.Array) -> jax.Array:
+    """The values, a number or an array of any type, in the dtype of the reference."""
+    return jnp.asarray(values).astype(reference.dtype)
