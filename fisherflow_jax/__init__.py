@@ -1,28 +1,52 @@
-"""Fisher information that streams: estimates and how sure they are, in JAX."""
+"""Fisher information that streams: estimates and how sure they are, in JAX.
 
-from fisherflow_jax import calibration as calibration
-from fisherflow_jax import comparison as comparison
-from fisherflow_jax import diagnostics as diagnostics
+A model is the pair of any JAX function, `apply_fn(params, inputs) -> outputs`, and a
+likelihood of targets given outputs. Where to begin:
+
+- To learn from a stream and know how sure one is: `ff.fisher_flow(apply_fn,
+  likelihood)` gives `init` and `update`; `ff.summary`, `ff.confidence_interval` and
+  `ff.predict` read its state.
+- To have error bars on a network that is trained already: `ff.accumulate` an
+  estimator's information over the data, then `ff.posterior`, `ff.calibrate`,
+  `ff.predict`.
+- To train: `ff.kfac`, `ff.natural_gradient`, `ff.adam` are Optax optimisers, and
+  `ff.scale_by_fisher` is the transformation that they are made of.
+
+Choices are called factories: which information (`ff.estimators`), what is kept of it
+(`ff.structures`), how long (`ff.memories`), of which targets (`ff.likelihoods`).
+Whatever the structure, `ff.information` multiplies, solves, samples and adds it.
+
+  >>> import jax.numpy as jnp
+  >>> import fisherflow_jax as ff
+  >>> model = lambda params, x: x * params, ff.likelihoods.gaussian()
+  >>> full, forever = ff.structures.full(), ff.memories.stationary()
+  >>> flow = ff.fisher_flow(*model, structure=full, memory=forever)
+  >>> state, info = flow.update(flow.init(jnp.zeros(())), (jnp.ones(3), jnp.ones(3)))
+  >>> print(state.mean, ff.standard_error(state))
+  0.75 0.5
+
+docs/ has the guide; docs/api.txt lists every public name.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from fisherflow_jax import estimators as estimators
 from fisherflow_jax import information as information
 from fisherflow_jax import layers as layers
 from fisherflow_jax import likelihoods as likelihoods
 from fisherflow_jax import memories as memories
-from fisherflow_jax import metrics as metrics
-from fisherflow_jax import plots as plots
 from fisherflow_jax import predictions as predictions
 from fisherflow_jax import structures as structures
-from fisherflow_jax import testing as testing
 from fisherflow_jax import transforms as transforms
 from fisherflow_jax._ground.batch import Batch as Batch
 from fisherflow_jax._ground.batch import Shared as Shared
+from fisherflow_jax._ground.naming import show
 from fisherflow_jax.accumulation import Accumulation as Accumulation
 from fisherflow_jax.accumulation import Accumulator as Accumulator
 from fisherflow_jax.accumulation import Stacked as Stacked
 from fisherflow_jax.accumulation import accumulate as accumulate
 from fisherflow_jax.accumulation import accumulator as accumulator
-from fisherflow_jax.calibration import Calibration as Calibration
-from fisherflow_jax.calibration import calibrate as calibrate
 from fisherflow_jax.flow import Bank as Bank
 from fisherflow_jax.flow import BankInfo as BankInfo
 from fisherflow_jax.flow import BankState as BankState
@@ -56,3 +80,104 @@ from fisherflow_jax.transforms import get_information as get_information
 from fisherflow_jax.transforms import kfac as kfac
 from fisherflow_jax.transforms import natural_gradient as natural_gradient
 from fisherflow_jax.transforms import scale_by_fisher as scale_by_fisher
+
+if TYPE_CHECKING:
+    from fisherflow_jax import calibration as calibration
+    from fisherflow_jax import comparison as comparison
+    from fisherflow_jax import diagnostics as diagnostics
+    from fisherflow_jax import metrics as metrics
+    from fisherflow_jax import plots as plots
+    from fisherflow_jax import testing as testing
+    from fisherflow_jax.calibration import Calibration as Calibration
+    from fisherflow_jax.calibration import calibrate as calibrate
+
+__version__ = "0.1.0"
+
+# Rooms that a first import does not need, and their names here: loaded on first use.
+_LAZY = {
+    "calibration": ("Calibration", "calibrate"),
+    "comparison": (),
+    "diagnostics": (),
+    "metrics": (),
+    "plots": (),
+    "testing": (),
+}
+
+__all__ = [
+    "Accumulation",
+    "Accumulator",
+    "Bank",
+    "BankInfo",
+    "BankState",
+    "Batch",
+    "Calibration",
+    "Estimate",
+    "FisherFlow",
+    "FlowInfo",
+    "FlowState",
+    "Posterior",
+    "Prediction",
+    "Shared",
+    "Stacked",
+    "Summary",
+    "WaldTest",
+    "accumulate",
+    "accumulator",
+    "adam",
+    "bank",
+    "calibrate",
+    "calibration",
+    "clip_by_kl",
+    "comparison",
+    "confidence_interval",
+    "delta_method",
+    "diagnostics",
+    "estimators",
+    "fisher_flow",
+    "get_information",
+    "information",
+    "kfac",
+    "layers",
+    "likelihoods",
+    "log_density",
+    "memories",
+    "merge",
+    "metrics",
+    "natural_gradient",
+    "negative_log_likelihood",
+    "only",
+    "plots",
+    "posterior",
+    "predict",
+    "predictions",
+    "refine",
+    "sample",
+    "scale_by_fisher",
+    "standard_error",
+    "structures",
+    "summary",
+    "testing",
+    "transforms",
+    "wald_test",
+    "warm_start",
+]
+
+for _room in (likelihoods, memories, predictions, structures, transforms):
+    show(_room.__name__)
+show(__name__)
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+if not TYPE_CHECKING:  # which would take any name for one of the package
+
+    def __getattr__(name: str) -> Any:
+        for room, names in _LAZY.items():
+            if name == room or name in names:
+                module = import_module(f"fisherflow_jax.{room}")
+                found = module if name == room else getattr(module, name)
+                globals()[name] = found
+                return found
+        raise AttributeError(f"module 'fisherflow_jax' has no attribute {name!r}")

@@ -1,5 +1,6 @@
 """Calibration: scale and temperature on held-out data, evidence, conformal sets."""
 
+from fisherflow_jax._ground.naming import show
 from fisherflow_jax.calibration._conformal import Conformal as Conformal
 from fisherflow_jax.calibration._conformal import adaptive as adaptive
 from fisherflow_jax.calibration._conformal import (
@@ -22,3 +23,6 @@ from fisherflow_jax.calibration._temperature import (
 from fisherflow_jax.calibration._temperature import (
     temperature_scaling as temperature_scaling,
 )
+
+Calibration.__module__ = "fisherflow_jax"
+show(__name__)

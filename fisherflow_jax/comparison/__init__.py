@@ -3,6 +3,7 @@
 On the command line: `fisherflow-estimators`, or `python -m fisherflow_jax.comparison`.
 """
 
+from fisherflow_jax._ground.naming import show
 from fisherflow_jax.comparison._comparing import Comparison as Comparison
 from fisherflow_jax.comparison._comparing import compare as compare
 from fisherflow_jax.comparison._comparing import table as table
@@ -13,3 +14,5 @@ from fisherflow_jax.comparison._measurement import save as save
 from fisherflow_jax.comparison._plotting import plot as plot
 from fisherflow_jax.comparison._problem import Problem as Problem
 from fisherflow_jax.comparison._problem import load_problem as load_problem
+
+show(__name__)

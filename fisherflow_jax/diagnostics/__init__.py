@@ -1,5 +1,6 @@
 """How good is a structure here: errors, ratios and dimensions, in one table."""
 
+from fisherflow_jax._ground.naming import show
 from fisherflow_jax.diagnostics._dimensions import (
     effective_parameters as effective_parameters,
 )
@@ -11,3 +12,5 @@ from fisherflow_jax.diagnostics._errors import trace_ratio as trace_ratio
 from fisherflow_jax.diagnostics._table import Row as Row
 from fisherflow_jax.diagnostics._table import Table as Table
 from fisherflow_jax.diagnostics._table import table as table
+
+show(__name__)

@@ -1,5 +1,6 @@
 """Metrics of predictions: plain functions on arrays."""
 
+from fisherflow_jax._ground.naming import show
 from fisherflow_jax.metrics._binning import Binning as Binning
 from fisherflow_jax.metrics._binning import equal_mass as equal_mass
 from fisherflow_jax.metrics._binning import equal_width as equal_width
@@ -31,3 +32,5 @@ from fisherflow_jax.metrics._regression import (
 from fisherflow_jax.metrics._regression import sample_crps as sample_crps
 from fisherflow_jax.metrics._resampling import Bootstrap as Bootstrap
 from fisherflow_jax.metrics._resampling import bootstrap as bootstrap
+
+show(__name__)
