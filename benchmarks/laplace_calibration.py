@@ -51,7 +51,7 @@ class Fitted(NamedTuple):
 
     def calibrate(self, validation: tuple, likelihood: Any) -> ff.Calibration:
         held = self.part.inputs(validation[0]), validation[1]
-        return ff.calibrate(self.state, self.part.apply, held, likelihood)
+        return ff.calibrate(self.state, self.part.apply, likelihood, held)
 
     def outputs(self, state: ff.Posterior, inputs: Any) -> ff.predictions.Outputs:
         rows = self.part.inputs(inputs)
@@ -118,10 +118,10 @@ def _by_evidence(fit: Fitted, train: tuple, inputs: jax.Array) -> jax.Array:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that it is wrong for classes
         search = ff.calibration.maximize_marginal_likelihood(
+            CATEGORICAL,
             fit.part.params,
             fit.information,
             jnp.sum(CATEGORICAL.log_prob(logits, train[1])),
-            CATEGORICAL,
         )
     state = ff.posterior(
         fit.part.params, fit.information, prior_precision=search.prior_precision

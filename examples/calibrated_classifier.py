@@ -81,7 +81,7 @@ def calibrated(network: Network, params: dict, train: tuple, checked: tuple) -> 
     estimator = ff.estimators.exact(model, likelihood, ff.structures.full())
     information = ff.accumulate(estimator, head, [train]).information
     state = ff.posterior(head, information, prior_precision=1.0)
-    return model, ff.calibrate(state, model, checked, likelihood)
+    return model, ff.calibrate(state, model, likelihood, checked)
 
 
 def report(name: str, probabilities: jax.Array, labels: jax.Array) -> None:

@@ -200,7 +200,7 @@ def problem() -> comparison.Problem:
         (data.words[i : i + BATCH_SIZE], data.labels[i : i + BATCH_SIZE])
         for i in range(0, NUM_FISHER_BATCHES * BATCH_SIZE, BATCH_SIZE)
     ]
-    return comparison.Problem(apply_fn, train(), batches, likelihood)
+    return comparison.Problem(apply_fn, likelihood, train(), batches)
 
 
 # ---- estimators
@@ -232,8 +232,8 @@ def main() -> None:
         flush=True,
     )
     task = problem()
-    truth = comparison.estimate(task, ff.estimators.exact)
-    others = [comparison.estimate(task, run, **options) for run, options in RUNS]
+    truth = comparison.estimate(ff.estimators.exact, task)
+    others = [comparison.estimate(run, task, **options) for run, options in RUNS]
     folder = Path("estimates")
     folder.mkdir(exist_ok=True)
     for measurement in (truth, *others):

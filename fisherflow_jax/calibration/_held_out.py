@@ -38,8 +38,8 @@ class HeldOut(NamedTuple):
 def held_out(
     state: Any,
     apply_fn: Callable,
-    validation: Any,
     likelihood: Likelihood,
+    validation: Any,
     *,
     covariance: Callable[[tuple, tuple], bool],
     chunk_size: int | None,

@@ -33,10 +33,10 @@ class PriorSearch(NamedTuple):
 
 
 def maximize_marginal_likelihood(
+    likelihood: Likelihood,
     mean: PyTree,
     information: Any,
     log_likelihood: Any,
-    likelihood: Likelihood,
     *,
     prior_precision: PyTree = 1.0,
     prior_mean: PyTree | None = None,
@@ -57,14 +57,14 @@ def maximize_marginal_likelihood(
     `ff.calibrate`. For regression it works with the full structure.
 
     Args:
+      likelihood: of the data. `ff.likelihoods.gaussian(scale=None)` and
+        `gamma(shape=None)` have an unknown dispersion.
       mean: the estimate.
       information: F, without the prior, a sum over the observations; of unit dispersion
         where the dispersion is unknown.
       log_likelihood: `log p(D | mean)`, a number; where the dispersion is unknown, a
         function of it, such as
         `lambda phi: likelihood.with_dispersion(phi).log_prob(outputs, targets).sum()`.
-      likelihood: of the data. `ff.likelihoods.gaussian(scale=None)` and
-        `gamma(shape=None)` have an unknown dispersion.
       prior_precision: where to start: a positive number, or a pytree prefix of numbers,
         each of which is found for its own parameters; on a Kronecker information one
         number a layer, the same for kernel and bias.
@@ -89,10 +89,10 @@ def maximize_marginal_likelihood(
       >>> import jax.numpy as jnp
       >>> import fisherflow_jax as ff
       >>> found = ff.calibration.maximize_marginal_likelihood(
+      ...     ff.likelihoods.gaussian(),
       ...     jnp.array([2.0, 0.0]),
       ...     ff.structures.Diagonal(jnp.array([1e6, 1e6])),
       ...     0.0,
-      ...     ff.likelihoods.gaussian(),
       ... )
       >>> print(found.prior_precision.round(3))  # 2 / 2^2, as the data are many
       0.5

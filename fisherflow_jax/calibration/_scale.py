@@ -33,10 +33,10 @@ class Calibration(NamedTuple):
 
 
 def calibrate(
-    posterior: Any,
+    state: Any,
     apply_fn: Callable,
-    validation: Any,
     likelihood: Likelihood,
+    validation: Any,
     *,
     link: Callable | None = None,
     search_noise: bool = True,
@@ -61,13 +61,13 @@ def calibrate(
     by cubature at twice as many points as outputs.
 
     Args:
-      posterior: anything with `.mean` and `.information`, such as `ff.posterior(...)`
-        or a flow's state.
+      state: anything with `.mean` and `.information`, such as `ff.posterior(...)` or a
+        flow's state.
       apply_fn: `(params, inputs) -> outputs`.
-      validation: a batch `(inputs, targets)` or `(inputs, targets, weights)` that the
-        posterior was not made of, a list or loader of batches, or `ff.Stacked`. About a
-        hundred examples suffice.
       likelihood: from `ff.likelihoods`.
+      validation: a batch `(inputs, targets)` or `(inputs, targets, weights)` that the
+        state was not made of, a list or loader of batches, or `ff.Stacked`. About a
+        hundred examples suffice.
       link: `ff.predictions.probit()` (None) or another of the links there, for classes.
       search_noise: False keeps a known noise of `ff.likelihoods.gaussian(scale)`.
       chunk_size: examples at a time in the linearised pass; None: its own choice.
@@ -94,7 +94,7 @@ def calibrate(
       >>> state = ff.posterior(jnp.array([1.0]), information, prior_precision=1.0)
       >>> x = jnp.array([[0.0], [0.0], [2.0], [2.0]])
       >>> y = jnp.array([0.1, -0.1, 3.0, 1.0])
-      >>> found = ff.calibrate(state, lambda p, x: x @ p, (x, y), likelihood)
+      >>> found = ff.calibrate(state, lambda p, x: x @ p, likelihood, (x, y))
       >>> print(
       ...     found.noise.round(2), found.scale.round(2)
       ... )  # variance 0.01, 0.01 + 0.99
@@ -107,7 +107,7 @@ def calibrate(
       Ritter, Botev, Barber, "A scalable Laplace approximation for neural networks",
       2018.
     """
-    if isinstance(posterior, BankState):
+    if isinstance(state, BankState):
         raise TypeError(
             "a bank's members have a covariance each: calibrate one of state.members."
         )
@@ -124,14 +124,14 @@ def calibrate(
         return densities.by_link(link, likelihood)
 
     held = held_out(
-        posterior,
+        state,
         apply_fn,
-        validation,
         likelihood,
+        validation,
         covariance=lambda *shapes: density(*shapes).needs_covariance,
         chunk_size=chunk_size,
     )
-    dispersion = dispersion_of(posterior)
+    dispersion = dispersion_of(state)
     value = density(held.outputs.mean.shape, held.targets.shape).value
     with_dispersion = likelihood.with_dispersion
     start = jnp.ones((), held.weights.dtype) if dispersion is None else dispersion
@@ -149,7 +149,7 @@ def calibrate(
         if likelihood.name == "gaussian":
             noise = jnp.sqrt(likelihood.variance(held.outputs.mean).ravel()[0])
     return Calibration(
-        _rescaled(posterior, found.scale, dispersion),
+        _rescaled(state, found.scale, dispersion),
         calibrated,
         found.scale,
         noise,
@@ -173,12 +173,10 @@ def _check_noise(dispersion: jax.Array) -> None:
         )
 
 
-def _rescaled(
-    posterior: Any, scale: jax.Array, dispersion: jax.Array | None
-) -> Posterior:
-    dtype = trees.float_dtype(posterior.mean)
+def _rescaled(state: Any, scale: jax.Array, dispersion: jax.Array | None) -> Posterior:
+    dtype = trees.float_dtype(state.mean)
     scale = scale.astype(dtype)
     factor = scale if dispersion is None else scale * dispersion.astype(dtype)
-    information = ops.scale(ops.plain(posterior.information), 1 / factor)
-    before = getattr(posterior, "temperature", jnp.ones((), dtype))
-    return Posterior(posterior.mean, information, before * scale)
+    information = ops.scale(ops.plain(state.information), 1 / factor)
+    before = getattr(state, "temperature", jnp.ones((), dtype))
+    return Posterior(state.mean, information, before * scale)

@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line; the exit status is 2 for one that cannot be run.
 
     Example:
-      >>> from fisherflow_jax.comparison.command import main
+      >>> from fisherflow_jax.comparison._command import main
       >>> main(["compare", "nowhere.npz"])  # and says on standard error what is wrong
       2
     """
@@ -54,8 +54,8 @@ def _parser() -> argparse.ArgumentParser:
     one = commands.add_parser("estimate", help="run estimators, one file for each")
     one.add_argument(
         "problem",
-        help="module:function or file.py:function; it returns apply_fn, params, "
-        "batches and likelihood",
+        help="module:function or file.py:function; it returns apply_fn, "
+        "likelihood, params and batches",
     )
     one.add_argument(
         "--estimators",
@@ -120,7 +120,7 @@ def _estimate(options: argparse.Namespace) -> int:
     for name, factory, taken in chosen:
         used = {key: value for key, value in given.items() if key in taken}
         measured = _refuse(
-            estimate, problem, factory, name=name, seed=options.seed, **used
+            estimate, factory, problem, name=name, seed=options.seed, **used
         )
         file = options.output / f"{measured.stem}.npz"
         _refuse(save, file, measured)

@@ -75,7 +75,7 @@ def layer_of(path: str) -> str:
     """The path without its last part.
 
     Example:
-      >>> from fisherflow_jax.comparison.comparing import layer_of
+      >>> from fisherflow_jax.comparison._comparing import layer_of
       >>> layer_of("block_0/attention/query/kernel"), layer_of("w")
       ('block_0/attention/query', 'w')
     """

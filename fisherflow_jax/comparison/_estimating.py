@@ -53,8 +53,8 @@ def find_estimator(name: str) -> tuple[Callable, tuple[str, ...]]:
 
 
 def estimate(
+    estimator: Any,
     problem: Problem,
-    factory: Any,
     *,
     name: str | None = None,
     seed: int = 0,
@@ -67,8 +67,8 @@ def estimate(
     seconds of the run are those of reading the batches and of estimating.
 
     Args:
+      estimator: one of `ff.estimators`, such as `ff.estimators.hutchinson`.
       problem: an `ff.comparison.Problem`, or a tuple or dict of its parts.
-      factory: an estimator of `ff.estimators`, such as `ff.estimators.hutchinson`.
       name: how to call it; None: by its own name.
       seed: of the draws, for estimators that draw.
       progress: a progress bar, as in `ff.accumulate`.
@@ -90,11 +90,11 @@ def estimate(
       >>> from fisherflow_jax import comparison
       >>> problem = comparison.Problem(
       ...     apply_fn=lambda params, x: x @ params["w"],
+      ...     likelihood=ff.likelihoods.categorical(),
       ...     params={"w": jnp.zeros((2, 3))},
       ...     batches=[(jnp.ones((4, 2)), None), (jnp.ones((3, 2)), None)],
-      ...     likelihood=ff.likelihoods.categorical(),
       ... )
-      >>> truth = comparison.estimate(problem, ff.estimators.exact)
+      >>> truth = comparison.estimate(ff.estimators.exact, problem)
       >>> print(truth.average["w"].round(3)[0])  # p (1 - p)
       [0.222 0.222 0.222]
       >>> truth.settings["num_examples"], truth.settings["passes"]
@@ -102,14 +102,14 @@ def estimate(
     """
     problem = as_problem(problem)
     loader = loader_of(problem)
-    if isinstance(factory, functools.partial):  # so that its options are told
-        factory, options = factory.func, {**factory.keywords, **options}
-    estimator = factory(problem.apply_fn, problem.likelihood, diagonal(), **options)
-    key = seed if estimator.random else None
+    if isinstance(estimator, functools.partial):  # so that its options are told
+        estimator, options = estimator.func, {**estimator.keywords, **options}
+    bound = estimator(problem.apply_fn, problem.likelihood, diagonal(), **options)
+    key = seed if bound.random else None
 
     def run(batches: Any, progress: bool | None) -> tuple[Any, float]:
         began = time.perf_counter()
-        state = accumulate(estimator, problem.params, batches, key, progress=progress)
+        state = accumulate(bound, problem.params, batches, key, progress=progress)
         jax.block_until_ready(state)
         return state, time.perf_counter() - began
 
@@ -126,15 +126,15 @@ def estimate(
         )
     share = seconds / int(state.num_batches)
     settings = {
-        "name": name or estimator.name,
+        "name": name or bound.name,
         "options": {key: _readable(value) for key, value in options.items()},
-        "seed": seed if estimator.random else None,
+        "seed": seed if bound.random else None,
         "seconds": seconds,
         "compile_seconds": max(first_seconds - share, 0.0),
         "num_examples": float(state.count),
         "num_batches": int(state.num_batches),
         "num_skipped": int(state.num_skipped),
-        "passes": _backward_passes(problem, estimator.name, options, first),
+        "passes": _backward_passes(problem, bound.name, options, first),
         "device": jax.devices()[0].device_kind,
     }
     information = jax.tree.map(np.asarray, state.information.entries)

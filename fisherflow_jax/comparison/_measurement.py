@@ -50,7 +50,7 @@ def by_path(tree: PyTree) -> dict[str, np.ndarray]:
 
     Example:
       >>> import numpy as np
-      >>> from fisherflow_jax.comparison.measurement import by_path
+      >>> from fisherflow_jax.comparison._measurement import by_path
       >>> list(by_path({"head": {"bias": np.zeros(2)}, "body": [np.ones(3)]}))
       ['body/0', 'head/bias']
     """

@@ -18,9 +18,9 @@ class Problem(NamedTuple):
     """A model at its parameters, and the data over which information is summed."""
 
     apply_fn: Callable  # (params, inputs) -> outputs
+    likelihood: Likelihood
     params: PyTree
     batches: Any  # a list or loader of batches that can be read again, or ff.Stacked
-    likelihood: Likelihood
 
 
 def as_problem(value: Any) -> Problem:
@@ -32,13 +32,13 @@ def as_problem(value: Any) -> Problem:
 
     Example:
       >>> from fisherflow_jax import likelihoods
-      >>> from fisherflow_jax.comparison.problem import as_problem
+      >>> from fisherflow_jax.comparison._problem import as_problem
       >>> problem = as_problem(
       ...     {
       ...         "apply_fn": lambda params, x: x @ params,
+      ...         "likelihood": likelihoods.poisson(),
       ...         "params": [0.0],
       ...         "batches": [([[1.0]], None)],
-      ...         "likelihood": likelihoods.poisson(),
       ...     }
       ... )
       >>> problem.likelihood.name
@@ -91,7 +91,7 @@ def find_function(place: str) -> Callable:
       ValueError: if there is no such file, module or function.
 
     Example:
-      >>> from fisherflow_jax.comparison.problem import find_function
+      >>> from fisherflow_jax.comparison._problem import find_function
       >>> find_function("math:hypot")(3.0, 4.0)
       5.0
     """

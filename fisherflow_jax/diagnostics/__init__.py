@@ -6,7 +6,7 @@ from fisherflow_jax.diagnostics._dimensions import (
 )
 from fisherflow_jax.diagnostics._dimensions import effective_rank as effective_rank
 from fisherflow_jax.diagnostics._eigenvalues import eigenvalues as eigenvalues
-from fisherflow_jax.diagnostics._errors import Measurement as Measurement
+from fisherflow_jax.diagnostics._errors import RelativeError as RelativeError
 from fisherflow_jax.diagnostics._errors import relative_error as relative_error
 from fisherflow_jax.diagnostics._errors import trace_ratio as trace_ratio
 from fisherflow_jax.diagnostics._table import Row as Row

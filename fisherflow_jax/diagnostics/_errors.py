@@ -9,9 +9,8 @@ import jax.numpy as jnp
 
 from fisherflow_jax import estimators, structures
 from fisherflow_jax import information as ops
-from fisherflow_jax._ground import batch as batches
 from fisherflow_jax._ground import trees
-from fisherflow_jax._ground.batch import Batch
+from fisherflow_jax._ground.batch import Batch, is_finite, unshare
 from fisherflow_jax._ground.checks import holds
 from fisherflow_jax._ground.keys import typed_key
 from fisherflow_jax.accumulation._loading import each_batch
@@ -22,8 +21,8 @@ from fisherflow_jax.likelihoods import Likelihood
 PyTree = Any
 
 
-class Measurement(NamedTuple):
-    """A number and how far chance may have moved it, each `()`."""
+class RelativeError(NamedTuple):
+    """What an information misses, and how far chance may have moved it, each `()`."""
 
     value: jax.Array
     standard_error: jax.Array
@@ -34,11 +33,11 @@ def relative_error(
     apply_fn: Callable,
     likelihood: Likelihood,
     params: PyTree,
-    data: Any,
+    batches: Any,
     key: Any,
     *,
     num_probes: int = 32,
-) -> Measurement:
+) -> RelativeError:
     r"""The relative error of an information against the exact one, in Frobenius norm.
 
     .. math:: \frac{\|S - F\|_F}{\|F\|_F}, \qquad
@@ -53,13 +52,13 @@ def relative_error(
       apply_fn: `(params, inputs) -> outputs`.
       likelihood: from `ff.likelihoods`.
       params: where the information was taken.
-      data: a batch, a list or loader of batches, or `ff.Stacked`.
+      batches: a batch, a list or loader of batches, or `ff.Stacked`.
       key: an int or a key, for the probes.
       num_probes: their number, at least 2.
 
     Returns:
-      A `Measurement(value, standard_error)`. Cost: two passes of the model a batch and
-      probe. Memory: the probes and their products, `2 num_probes d`.
+      A `RelativeError(value, standard_error)`. Cost: two passes of the model a batch
+      and probe. Memory: the probes and their products, `2 num_probes d`.
 
     Raises:
       ValueError: for fewer than two probes, no data, or an information about another
@@ -70,12 +69,12 @@ def relative_error(
       >>> import fisherflow_jax as ff
       >>> apply_fn = lambda params, x: x @ params
       >>> likelihood, params = ff.likelihoods.gaussian(), jnp.zeros(2)
-      >>> data = jnp.array([[1.0, 1.0], [1.0, -1.0], [2.0, 2.0]]), None
+      >>> batch = jnp.array([[1.0, 1.0], [1.0, -1.0], [2.0, 2.0]]), None
       >>> information = ff.estimators.exact(
       ...     apply_fn, likelihood, ff.structures.diagonal()
-      ... )(params, data)
+      ... )(params, batch)
       >>> error = ff.diagnostics.relative_error(
-      ...     information, apply_fn, likelihood, params, data, key=0
+      ...     information, apply_fn, likelihood, params, batch, key=0
       ... )
       >>> print(error.value.round(3))  # [[6, 4], [4, 6]] without its 4s: sqrt(32 / 104)
       0.555
@@ -86,7 +85,7 @@ def relative_error(
     """
     params = trees.real_arrays(params, "params")
     probes = probes_for(params, key, num_probes)
-    products = exact_products(apply_fn, likelihood, params, data, probes, key)
+    products = exact_products(apply_fn, likelihood, params, batches, probes, key)
     return error_of(information, params, probes, products)
 
 
@@ -108,18 +107,18 @@ def exact_products(
     apply_fn: Callable,
     likelihood: Likelihood,
     params: PyTree,
-    data: Any,
+    batches: Any,
     probes: PyTree,
     key: Any,
 ) -> PyTree:
-    """The exact information times each probe, summed over the data."""
+    """The exact information times each probe, summed over the batches."""
     total = jax.tree.map(jnp.zeros_like, probes)
-    for number, batch in enumerate(each_batch(data)):
+    for number, batch in enumerate(each_batch(batches)):
         likelihood.check(
-            jax.eval_shape(apply_fn, params, batches.unshare(batch.inputs)),
+            jax.eval_shape(apply_fn, params, unshare(batch.inputs)),
             batch.targets,
         )
-        if not holds(batches.is_finite(batch)):
+        if not holds(is_finite(batch)):
             raise ValueError(
                 f"batch {number} holds a NaN or an infinite value in a row of positive "
                 "weight."
@@ -148,7 +147,7 @@ def _add_products(
 
 def error_of(
     information: Any, params: PyTree, probes: PyTree, products: PyTree
-) -> Measurement:
+) -> RelativeError:
     """The relative error from probes and their exact products."""
     entries = jax.eval_shape(lambda i: ops.diagonal(i, params), information)
     shapes = [jax.tree.map(jnp.shape, tree) for tree in (entries, params)]
@@ -163,7 +162,7 @@ def error_of(
 @jax.jit
 def _error(
     information: Any, params: PyTree, probes: PyTree, products: PyTree
-) -> Measurement:
+) -> RelativeError:
     def squares(probe: PyTree, product: PyTree) -> tuple[jax.Array, jax.Array]:
         kept = trees.ravel(ops.matvec(information, probe))
         exact = trees.ravel(product).astype(kept.dtype)
@@ -179,14 +178,14 @@ def _error(
     error = jnp.sqrt(variance) / jnp.where(value > 0, 2 * value, jnp.inf)
     if count == trees.size(params):
         error = jnp.zeros_like(error)  # a basis leaves nothing to chance
-    return Measurement(value, error)
+    return RelativeError(value, error)
 
 
 def trace_ratio(
     apply_fn: Callable,
     likelihood: Likelihood,
     params: PyTree,
-    data: Any,
+    batches: Any,
     key: Any = None,
     *,
     reference: Callable[..., Any] = estimators.exact,
@@ -204,7 +203,7 @@ def trace_ratio(
       apply_fn: `(params, inputs) -> outputs`.
       likelihood: from `ff.likelihoods`.
       params: where to look.
-      data: a batch with targets, a list of batches, or `ff.Stacked`; no generator,
+      batches: a batch with targets, a list of batches, or `ff.Stacked`; no generator,
         since it is read twice.
       key: for a reference that draws.
       reference: a factory of `ff.estimators` for the denominator: `exact`, or
@@ -219,13 +218,13 @@ def trace_ratio(
     Example:
       >>> import jax.numpy as jnp
       >>> import fisherflow_jax as ff
-      >>> data = jnp.ones((4, 1)), jnp.array([0.5, -0.5, 0.5, -0.5])
+      >>> batch = jnp.ones((4, 1)), jnp.array([0.5, -0.5, 0.5, -0.5])
       >>> print(
       ...     ff.diagnostics.trace_ratio(
       ...         lambda params, x: x @ params,
       ...         ff.likelihoods.gaussian(),
       ...         jnp.zeros(1),
-      ...         data,
+      ...         batch,
       ...     )
       ... )
       0.25
@@ -234,9 +233,9 @@ def trace_ratio(
       Kunstner, Balles, Hennig, "Limitations of the empirical Fisher approximation for
       natural gradient descent", 2019.
     """
-    if hasattr(data, "__next__"):
+    if hasattr(batches, "__next__"):
         raise ValueError("the data are read twice: give a list of batches.")
-    several = list(each_batch(data)) if isinstance(data, tuple) else data
+    several = list(each_batch(batches)) if isinstance(batches, tuple) else batches
     traces = []
     for factory, draws in ((estimators.empirical, None), (reference, key)):
         estimator = _estimator(factory, apply_fn, likelihood)

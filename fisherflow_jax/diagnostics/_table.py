@@ -70,7 +70,7 @@ def table(
     apply_fn: Callable,
     likelihood: Likelihood,
     params: PyTree,
-    data: Any,
+    batches: Any,
     key: Any,
     *,
     prior_precision: Any = 1.0,
@@ -88,8 +88,8 @@ def table(
       apply_fn: `(params, inputs) -> outputs`.
       likelihood: from `ff.likelihoods`.
       params: where the informations were taken.
-      data: a batch, a list of batches, or `ff.Stacked`; no generator, since it is read
-        more than once.
+      batches: a batch, a list of batches, or `ff.Stacked`; no generator, since it
+        is read more than once.
       key: an int or a key, for the probes.
       prior_precision: for the effective parameters; on a Kronecker information one
         number a layer.
@@ -107,15 +107,15 @@ def table(
       >>> import fisherflow_jax as ff
       >>> apply_fn = lambda params, x: x @ params
       >>> likelihood, params = ff.likelihoods.gaussian(), jnp.zeros(2)
-      >>> data = jnp.array([[1.0, 1.0], [1.0, -1.0], [2.0, 2.0]]), jnp.zeros(3)
+      >>> batch = jnp.array([[1.0, 1.0], [1.0, -1.0], [2.0, 2.0]]), jnp.zeros(3)
       >>> kinds = {"diagonal": ff.structures.diagonal(), "full": ff.structures.full()}
       >>> informations = {
-      ...     name: ff.estimators.exact(apply_fn, likelihood, kind)(params, data)
+      ...     name: ff.estimators.exact(apply_fn, likelihood, kind)(params, batch)
       ...     for name, kind in kinds.items()
       ... }
       >>> print(
       ...     ff.diagnostics.table(
-      ...         informations, apply_fn, likelihood, params, data, key=0
+      ...         informations, apply_fn, likelihood, params, batch, key=0
       ...     )
       ... )
                 numbers  trace  error      ±  eff. params  eff. rank
@@ -125,11 +125,11 @@ def table(
     """
     if not informations:
         raise ValueError("informations is empty: there is nothing to compare.")
-    if hasattr(data, "__next__"):
+    if hasattr(batches, "__next__"):
         raise ValueError("the data are read more than once: give a list of batches.")
     params = trees.real_arrays(params, "params")
     probes = probes_for(params, key, num_probes)
-    products = exact_products(apply_fn, likelihood, params, data, probes, key)
+    products = exact_products(apply_fn, likelihood, params, batches, probes, key)
     rows = []
     for name, information in informations.items():
         error = error_of(information, params, probes, products)
@@ -145,11 +145,11 @@ def table(
             )
         )
     share = None
-    if _has_targets(data):
-        share = float(trace_ratio(apply_fn, likelihood, params, data, key))
+    if _has_targets(batches):
+        share = float(trace_ratio(apply_fn, likelihood, params, batches, key))
     return Table(tuple(rows), trees.size(params), share)
 
 
-def _has_targets(data: Any) -> bool:
-    first = data if isinstance(data, tuple) else next(iter(data))
+def _has_targets(batches: Any) -> bool:
+    first = batches if isinstance(batches, tuple) else next(iter(batches))
     return first[1] is not None

@@ -94,7 +94,7 @@ def calibrated(seed: int, labels: jax.Array) -> tuple[ff.Calibration, jax.Array]
     """By validation examples with these labels, and the test probabilities then."""
     params, data = trained(seed)
     inputs = [features(params, images) for images, _ in data]
-    found = ff.calibrate(posterior(seed), last_layer, (inputs[1], labels), CATEGORICAL)
+    found = ff.calibrate(posterior(seed), last_layer, CATEGORICAL, (inputs[1], labels))
     outputs = ff.predictions.linearized_outputs(found.posterior, last_layer, inputs[2])
     return found, ff.predictions.probit()(outputs, CATEGORICAL).mean
 

@@ -121,10 +121,10 @@ def evidence(name, mean, logs, unknown):
 def test_a_prior_a_group_and_the_noise(name):
     mean, _ = solved(np.full(8, 0.7), 0.5)
     found = maximize_marginal_likelihood(
+        ff.likelihoods.gaussian(scale=None),
         mean,
         information(name),
         lambda dispersion: fit_of(mean, jnp.sqrt(dispersion)),
-        ff.likelihoods.gaussian(scale=None),
         prior_precision={"b": 1.0, "w": 1.0},
     )
     best = optimize.minimize(lambda x: -evidence(name, mean, x, True), np.zeros(3))
@@ -141,7 +141,7 @@ def test_one_number(name):
     mean, _ = solved(np.full(8, 0.7), 0.5)
     scaled = ff.information.scale(information(name), 4.0)
     found = maximize_marginal_likelihood(
-        mean, scaled, fit_of(mean, 0.5), ff.likelihoods.gaussian(scale=0.5)
+        ff.likelihoods.gaussian(scale=0.5), mean, scaled, fit_of(mean, 0.5)
     )
     best = optimize.minimize_scalar(
         lambda x: -evidence(name, mean, np.array([x, x]), False), bracket=(-1, 1)
@@ -154,7 +154,7 @@ def test_one_number(name):
 def test_parameters_at_the_prior_mean():
     mean = jnp.zeros(3)
     flat = ff.structures.Diagonal(jnp.ones(3))
-    found = maximize_marginal_likelihood(mean, flat, 0.0, ff.likelihoods.gaussian())
+    found = maximize_marginal_likelihood(ff.likelihoods.gaussian(), mean, flat, 0.0)
     assert found.prior_precision > 1e6 and np.isfinite(found.after)
     shifted = log_marginal_likelihood(mean + 2, flat, 0.0, 1.0, prior_mean=mean + 2)
     np.testing.assert_allclose(shifted, -1.5 * np.log(2))
@@ -165,8 +165,8 @@ def test_float32():
     mean, _ = solved(np.full(8, 0.7), 0.5)
     fit, data = fit_of(mean, 1.0), information("full")
     found = maximize_marginal_likelihood(
-        *jax.tree.map(lambda x: x.astype(jnp.float32), (mean, data, fit)),
         ff.likelihoods.gaussian(),
+        *jax.tree.map(lambda x: x.astype(jnp.float32), (mean, data, fit)),
     )
     assert found.after.dtype == jnp.float32
     values = np.linalg.eigvalsh(ff.information.to_dense(data))
@@ -185,7 +185,7 @@ def test_classes_are_warned_of():
     flat = ff.structures.Diagonal(jnp.ones(2))
     with pytest.warns(UserWarning, match=r"held-out data with ff\.calibrate") as seen:
         maximize_marginal_likelihood(
-            jnp.ones(2), flat, 0.0, ff.likelihoods.categorical()
+            ff.likelihoods.categorical(), jnp.ones(2), flat, 0.0
         )
     assert len(seen) == 1
 
@@ -211,7 +211,7 @@ def test_bad_input(arguments, text):
         log_marginal_likelihood(jnp.ones(2), data, fit, prior)
     with pytest.raises(ValueError, match=text):
         maximize_marginal_likelihood(
-            jnp.ones(2), data, fit, ff.likelihoods.gaussian(), prior_precision=prior
+            ff.likelihoods.gaussian(), jnp.ones(2), data, fit, prior_precision=prior
         )
 
 
@@ -228,8 +228,8 @@ def test_kernel_and_bias_share_a_number():
 def test_an_unknown_dispersion_needs_a_function():
     likelihood = ff.likelihoods.gaussian(scale=None)
     with pytest.raises(ValueError, match="log_likelihood is then a function of it"):
-        maximize_marginal_likelihood(jnp.ones(2), FLAT, -3.0, likelihood)
+        maximize_marginal_likelihood(likelihood, jnp.ones(2), FLAT, -3.0)
     with pytest.raises(ValueError, match="got arrays of shapes"):
         maximize_marginal_likelihood(
-            jnp.ones(2), FLAT, 0.0, likelihood, prior_precision=jnp.ones(2)
+            likelihood, jnp.ones(2), FLAT, 0.0, prior_precision=jnp.ones(2)
         )

@@ -66,7 +66,7 @@ def probit_loss(mean, variance, labels, scale):
 def calibrated():
     with jax.numpy_dtype_promotion("strict"):
         state, x, y = classes()
-        return ff.calibrate(state, classifier, (x, y), ff.likelihoods.categorical())
+        return ff.calibrate(state, classifier, ff.likelihoods.categorical(), (x, y))
 
 
 def test_classes(calibrated):
@@ -92,7 +92,7 @@ def test_the_posterior_is_the_same_but_for_its_scale(calibrated):
     np.testing.assert_allclose(outputs.variance, expected, rtol=1e-8)
     np.testing.assert_allclose(calibrated.posterior.temperature, calibrated.scale)
     again = ff.calibrate(
-        calibrated.posterior, classifier, (x, y), ff.likelihoods.categorical()
+        calibrated.posterior, classifier, ff.likelihoods.categorical(), (x, y)
     )
     np.testing.assert_allclose(again.scale, 1.0, rtol=1e-5)
     np.testing.assert_allclose(again.before, calibrated.after, rtol=1e-12)
@@ -111,14 +111,14 @@ def test_batches_padding_and_multiplicities(calibrated):
     )
     loader = ((x[i : i + 20], y[i : i + 20]) for i in (0, 20))
     for data in (loader, stacked):
-        found = ff.calibrate(state, classifier, data, likelihood)
+        found = ff.calibrate(state, classifier, likelihood, data)
         np.testing.assert_allclose(found.scale, calibrated.scale, rtol=1e-6)
         np.testing.assert_allclose(found.after, calibrated.after, rtol=1e-12)
     # some twice, some once, some not at all
     weights = jnp.repeat(jnp.array([2.0, 1.0, 0.0]), jnp.array([8, 24, 8]))
     rows = np.r_[0:8, 0:8, 8:32]
-    found = ff.calibrate(state, classifier, (x, y, weights), likelihood)
-    expected = ff.calibrate(state, classifier, (x[rows], y[rows]), likelihood)
+    found = ff.calibrate(state, classifier, likelihood, (x, y, weights))
+    expected = ff.calibrate(state, classifier, likelihood, (x[rows], y[rows]))
     np.testing.assert_allclose(found.scale, expected.scale, rtol=1e-6)
     np.testing.assert_allclose(found.after, expected.after, rtol=1e-12)
 
@@ -132,7 +132,7 @@ def test_jit_and_float32(calibrated):
             (state, x, y),
         )
         found = jax.jit(
-            lambda state, x, y: ff.calibrate(state, classifier, (x, y), likelihood)[2:]
+            lambda state, x, y: ff.calibrate(state, classifier, likelihood, (x, y))[2:]
         )(state, x, y)
         scale, _, _, after, _, _ = found
         assert scale.dtype == after.dtype == jnp.float32
@@ -144,30 +144,30 @@ def test_links(calibrated):
     state, x, y = classes()
     likelihood = ff.likelihoods.categorical()
     probit = ff.calibrate(
-        state, classifier, (x, y), likelihood, link=ff.predictions.probit()
+        state, classifier, likelihood, (x, y), link=ff.predictions.probit()
     )
     np.testing.assert_allclose(probit.scale, calibrated.scale, rtol=1e-5)
     np.testing.assert_allclose(probit.after, calibrated.after, rtol=1e-10)
     link = ff.predictions.output_samples(jax.random.key(0), 50)
-    sampled = ff.calibrate(state, classifier, (x, y), likelihood, link=link)
+    sampled = ff.calibrate(state, classifier, likelihood, (x, y), link=link)
     assert 0.3 < sampled.scale / calibrated.scale < 3
     assert abs(sampled.after - calibrated.after) < 0.05
     with pytest.raises(ValueError, match="link makes probabilities of classes"):
         gaussian = ff.likelihoods.gaussian()
-        ff.calibrate(state, one_logit, (x, x[:, 0]), gaussian, link=link)
+        ff.calibrate(state, one_logit, gaussian, (x, x[:, 0]), link=link)
 
 
 def test_the_mean_alone_is_best():
     state, x, _ = classes()
     right = classifier(state.mean, x)[..., 0] > 0
     likelihood = ff.likelihoods.bernoulli()
-    found = ff.calibrate(state, one_logit, (x, right), likelihood)
+    found = ff.calibrate(state, one_logit, likelihood, (x, right))
     assert found.boundary == -1 and found.scale < 1e-6
     np.testing.assert_allclose(found.after, found.mean_only, rtol=1e-6)
     assert found.after < found.before
     # what is believed is still a posterior
     assert np.isfinite(ff.log_density(found.posterior, state.mean))
-    wrong = ff.calibrate(state, one_logit, (x, ~right), likelihood)
+    wrong = ff.calibrate(state, one_logit, likelihood, (x, ~right))
     assert wrong.boundary == 1 and wrong.scale > 1e6
     np.testing.assert_allclose(wrong.after, np.log(2), rtol=1e-3)
 
@@ -193,7 +193,7 @@ def test_never_worse_than_what_was_given_nor_than_the_mean_alone():
     @jax.vmap
     def run(mean, entries, x, y):
         state = ff.Posterior(mean, ff.structures.Diagonal(entries), jnp.ones(()))
-        found = ff.calibrate(state, linear, (x, y), ff.likelihoods.categorical())
+        found = ff.calibrate(state, linear, ff.likelihoods.categorical(), (x, y))
         return found._replace(posterior=None, likelihood=None)
 
     found = run(*many_problems())
@@ -218,7 +218,7 @@ def test_a_scale_that_the_search_misses_is_kept():
         return ff.predictions.Averaged(chance)
 
     likelihood = ff.likelihoods.bernoulli()
-    found = ff.calibrate(state, one_logit, (x, jnp.ones(40)), likelihood, link=peaked)
+    found = ff.calibrate(state, one_logit, likelihood, (x, jnp.ones(40)), link=peaked)
     np.testing.assert_allclose(found.after, -np.log(0.8), rtol=1e-9)
     assert found.scale == 1 and found.after == found.before
 
@@ -230,7 +230,7 @@ def test_never_worse_with_noise():
     @jax.vmap
     def run(mean, entries, x, y):
         state = ff.Posterior(mean, ff.structures.Diagonal(entries), jnp.ones(()))
-        found = ff.calibrate(state, linear, (x, y), ff.likelihoods.gaussian(0.3))
+        found = ff.calibrate(state, linear, ff.likelihoods.gaussian(0.3), (x, y))
         return found._replace(posterior=None, likelihood=None)
 
     means, entries, x, labels = many_problems()
@@ -270,7 +270,7 @@ def test_scale_and_noise_together():
 
     best = optimize.minimize(loss, [0.0, 0.0], method="BFGS", options={"gtol": 1e-9})
     likelihood = ff.likelihoods.gaussian(scale=2.0)
-    found = ff.calibrate(state, linear, (x, y), likelihood)
+    found = ff.calibrate(state, linear, likelihood, (x, y))
     np.testing.assert_allclose(
         jnp.log(jnp.stack([found.scale, found.noise])), best.x, atol=1e-4
     )
@@ -288,7 +288,7 @@ def test_a_known_noise_is_kept():
     state, x, y = regression()
     mean, variance = moments(state, linear, x)
     likelihood = ff.likelihoods.gaussian(scale=0.2)
-    found = ff.calibrate(state, linear, (x, y), likelihood, search_noise=False)
+    found = ff.calibrate(state, linear, likelihood, (x, y), search_noise=False)
     assert found.likelihood is likelihood
     np.testing.assert_allclose(found.noise, 0.2)
 
@@ -304,9 +304,9 @@ def test_a_known_noise_is_kept():
 def test_units_do_not_matter():
     state, x, y = regression()
     likelihood = ff.likelihoods.gaussian(scale=None)
-    found = ff.calibrate(state, linear, (x, y), likelihood)
+    found = ff.calibrate(state, linear, likelihood, (x, y))
     large = state._replace(mean=1e4 * state.mean)
-    other = ff.calibrate(large, linear, (x, 1e4 * y), likelihood)
+    other = ff.calibrate(large, linear, likelihood, (x, 1e4 * y))
     np.testing.assert_allclose(other.noise, 1e4 * found.noise, rtol=1e-5)
     np.testing.assert_allclose(other.scale, 1e8 * found.scale, rtol=1e-4)
 
@@ -322,7 +322,7 @@ def test_a_flow_of_unknown_dispersion():
         prior_precision=1e-3,
     )
     state, _ = jax.jit(flow.update)(flow.init(jnp.zeros(4)), (x[:20], y[:20]))
-    found = ff.calibrate(state, linear, (x[20:], y[20:]), likelihood)
+    found = ff.calibrate(state, linear, likelihood, (x[20:], y[20:]))
     before = ff.predictions.linearized_outputs(state, linear, x[20:])
     after = ff.predictions.linearized_outputs(found.posterior, linear, x[20:])
     np.testing.assert_allclose(after.variance, found.scale * before.variance)
@@ -335,7 +335,7 @@ def test_counts():
     state, x, _ = regression()
     y = jnp.asarray(np.random.default_rng(2).poisson(3, 54).astype(float))
     state = ff.Posterior(0.3 * state.mean, state.information, state.temperature)
-    found = ff.calibrate(state, linear, (x, y), ff.likelihoods.poisson())
+    found = ff.calibrate(state, linear, ff.likelihoods.poisson(), (x, y))
     mean, variance = moments(state, linear, x)
 
     def loss(scale, rows):
@@ -368,7 +368,7 @@ def test_gamma_of_unknown_shape():
     rng = np.random.default_rng(3)
     line = mean + np.sqrt(0.5 * variance) * rng.normal(size=54)
     y = jnp.asarray(np.exp(line) * rng.gamma(9.0, 1 / 9.0, size=54))
-    found = ff.calibrate(state, linear, (x, y), ff.likelihoods.gamma(shape=None))
+    found = ff.calibrate(state, linear, ff.likelihoods.gamma(shape=None), (x, y))
     nodes = np.linspace(-8, 8, 801)
     weights = np.exp(-(nodes**2) / 2)
 

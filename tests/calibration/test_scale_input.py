@@ -34,19 +34,19 @@ def apply_fn(params, x):
 )
 def test_data(data, text):
     with pytest.raises(ValueError, match=text):
-        ff.calibrate(STATE, apply_fn, data, ff.likelihoods.categorical())
+        ff.calibrate(STATE, apply_fn, ff.likelihoods.categorical(), data)
 
 
 def test_outputs_that_are_not_finite():
     singular = STATE._replace(information=ff.structures.Diagonal(jnp.zeros((2, 3))))
     with pytest.raises(ValueError, match="not finite"):
-        ff.calibrate(singular, apply_fn, (X, LABELS), ff.likelihoods.categorical())
+        ff.calibrate(singular, apply_fn, ff.likelihoods.categorical(), (X, LABELS))
 
 
 def test_no_noise():
     targets = apply_fn(STATE.mean, X)
     with pytest.raises(ValueError, match="predicts every validation target exactly"):
-        ff.calibrate(STATE, apply_fn, (X, targets), ff.likelihoods.gaussian())
+        ff.calibrate(STATE, apply_fn, ff.likelihoods.gaussian(), (X, targets))
 
 
 def test_a_bank():
@@ -63,7 +63,7 @@ def test_a_bank():
     )
     state = bank.init(STATE.mean)
     with pytest.raises(TypeError, match=r"one of state\.members"):
-        ff.calibrate(state, apply_fn, (X, LABELS), ff.likelihoods.categorical())
+        ff.calibrate(state, apply_fn, ff.likelihoods.categorical(), (X, LABELS))
 
 
 def test_a_batch_of_padding_alone():
@@ -74,7 +74,7 @@ def test_a_batch_of_padding_alone():
 
     likelihood, rows = ff.likelihoods.categorical(), X / 2
     padding = (rows, LABELS, jnp.zeros(6))
-    alone = ff.calibrate(STATE, singular, (rows, LABELS), likelihood)
-    found = ff.calibrate(STATE, singular, [(rows, LABELS), padding], likelihood)
+    alone = ff.calibrate(STATE, singular, likelihood, (rows, LABELS))
+    found = ff.calibrate(STATE, singular, likelihood, [(rows, LABELS), padding])
     assert abs(found.after - alone.after) < 1e-12
     assert abs(found.scale / alone.scale - 1) < 1e-6

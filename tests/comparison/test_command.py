@@ -22,9 +22,9 @@ import neighbour
 def problem():
     return (
         lambda params, x: x @ params["w"],
+        ff.likelihoods.categorical(),
         {"w": neighbour.weights()},
         [(np.arange(8.0).reshape(4, 2), np.array([0, 1, 2, 0]))] * 2,
-        ff.likelihoods.categorical(),
     )
 
 def nothing():

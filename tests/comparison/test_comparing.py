@@ -16,13 +16,13 @@ from fisherflow_jax.accumulation import Stacked
 MODEL = NAMED["categorical"]
 X, Y = MODEL.batch
 PROBLEM = comparison.Problem(
-    MODEL.apply_fn, MODEL.params, [(X[:4], Y[:4]), (X[4:], Y[4:])], MODEL.likelihood
+    MODEL.apply_fn, MODEL.likelihood, MODEL.params, [(X[:4], Y[:4]), (X[4:], Y[4:])]
 )
 
 
 @functools.cache
 def measured(name="exact", **options):
-    return comparison.estimate(PROBLEM, getattr(ff.estimators, name), **options)
+    return comparison.estimate(getattr(ff.estimators, name), PROBLEM, **options)
 
 
 def made(name="made", count=1.0, seconds=None, **leaves):
@@ -60,7 +60,7 @@ def test_the_seed_and_the_options_reach_the_estimator():
 
 
 def test_the_options_of_a_partial_are_told():
-    rank1 = comparison.estimate(PROBLEM, ff.estimators.hutchinson_rank1, num_probes=3)
+    rank1 = comparison.estimate(ff.estimators.hutchinson_rank1, PROBLEM, num_probes=3)
     assert rank1.label == "hutchinson_rankk(k=1,num_probes=3)"
     assert rank1.settings["passes"] == 3
 
@@ -71,7 +71,7 @@ def test_stacked_batches_tuples_and_dicts_are_problems_too():
     parts = PROBLEM._replace(batches=stack)
     expected = np.diag(fisher("categorical", np.bincount(rows)))
     for problem in (tuple(parts), parts._asdict()):
-        found = comparison.estimate(problem, ff.estimators.exact)
+        found = comparison.estimate(ff.estimators.exact, problem)
         flat = np.concatenate([leaf.ravel() for leaf in found.information.values()])
         np.testing.assert_allclose(flat, expected, rtol=1e-9)
 
@@ -89,16 +89,16 @@ def test_stacked_batches_tuples_and_dicts_are_problems_too():
 )
 def test_problems_that_are_none(change, match):
     with pytest.raises(ValueError, match=match):
-        comparison.estimate(PROBLEM._replace(**change), ff.estimators.exact)
+        comparison.estimate(ff.estimators.exact, PROBLEM._replace(**change))
 
 
 def test_results_of_a_function_that_are_no_problems():
     with pytest.raises(ValueError, match="got tuple of length 3"):
-        comparison.estimate(PROBLEM[:3], ff.estimators.exact)
+        comparison.estimate(ff.estimators.exact, PROBLEM[:3])
     with pytest.raises(ValueError, match="got list"):
-        comparison.estimate([*PROBLEM], ff.estimators.exact)
+        comparison.estimate(ff.estimators.exact, [*PROBLEM])
     with pytest.raises(ValueError, match=r"has the parts .* got params"):
-        comparison.estimate({"params": 1}, ff.estimators.exact)
+        comparison.estimate(ff.estimators.exact, {"params": 1})
 
 
 # ---- files
@@ -177,10 +177,10 @@ def test_a_truth_of_zeros_has_no_relative_error():
 
 def test_bounds_lie_on_their_sides():
     root = ff.likelihoods.diagonal_root
-    upper = comparison.estimate(PROBLEM, ff.estimators.exact, root=root)
+    upper = comparison.estimate(ff.estimators.exact, PROBLEM, root=root)
     lower = comparison.estimate(
-        PROBLEM,
         ff.estimators.exact,
+        PROBLEM,
         root=functools.partial(ff.likelihoods.rank_root, k=1),
     )
     _, above, below = comparison.compare(measured(), [upper, lower])
