@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from fisherflow_jax._ground.arrays import like, widen
+from fisherflow_jax._ground.choices import choice
 from fisherflow_jax.likelihoods import _categorical_roots as categorical_roots
 from fisherflow_jax.likelihoods._checks import (
     check_outputs,
@@ -17,7 +18,6 @@ from fisherflow_jax.likelihoods._likelihood import (
     LOGIT,
     SOFTMAX,
     Likelihood,
-    cached,
     nan_outside,
     scaled_probes,
 )
@@ -33,7 +33,7 @@ def _probit(log_prob):
     return expected_log_prob
 
 
-@cached
+@choice
 def categorical():
     r"""One of C classes, given logits.
 
@@ -164,7 +164,7 @@ def categorical():
     )
 
 
-@cached
+@choice
 def bernoulli():
     r"""Yes or no, given a logit.
 

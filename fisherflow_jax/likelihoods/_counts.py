@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 
 from fisherflow_jax._ground.arrays import like, widen
+from fisherflow_jax._ground.choices import choice
 from fisherflow_jax.likelihoods._checks import one_output_a_target, require_positive
 from fisherflow_jax.likelihoods._likelihood import (
     LOG,
     Likelihood,
-    cached,
     nan_outside,
     scaled_probes,
 )
@@ -24,7 +24,7 @@ def _mean(outputs):
     return jnp.exp(widen(outputs))
 
 
-@cached
+@choice
 def poisson():
     r"""A count, given the log of its rate.
 
@@ -95,7 +95,7 @@ def poisson():
     )
 
 
-@cached
+@choice
 def negative_binomial(concentration):
     r"""A count more variable than Poisson, given the log of its mean.
 

@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 
 from fisherflow_jax._ground.arrays import like, widen
+from fisherflow_jax._ground.choices import choice
 from fisherflow_jax.likelihoods._checks import check_outputs, shape_and_dtype
-from fisherflow_jax.likelihoods._likelihood import IDENTITY, Likelihood, cached
+from fisherflow_jax.likelihoods._likelihood import IDENTITY, Likelihood
 
 
-@cached
+@choice
 def from_log_prob(log_prob, sample, *, num_samples=16, mean=None, variance=None):
     r"""Any likelihood that can be evaluated and sampled.
 

@@ -9,8 +9,6 @@ Half-precision outputs are computed with in float32. What is read as a number
 pulled back through the model (the cotangents of `root`) has the outputs' own dtype.
 """
 
-import functools
-import inspect
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -136,33 +134,6 @@ def root_columns(likelihood, outputs, key=None):
         return likelihood.root(outputs, jnp.broadcast_to(direction, shape), key)
 
     return jax.vmap(column)(basis)
-
-
-def cached(factory):
-    """Makes equal calls of a factory return the same object.
-
-    A compiled function that takes a likelihood as a static argument is then compiled
-    once. Arguments that cannot be hashed (arrays, tracers) build a fresh object.
-    """
-    signature = inspect.signature(factory)
-
-    # Bounded, so that closures given to `from_log_prob` are let go in the end.
-    @functools.lru_cache(maxsize=256)
-    def build(args, options):
-        return factory(*args, **dict(options))
-
-    @functools.wraps(factory)
-    def cached_factory(*args, **kwargs):
-        bound = signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        arguments = (bound.args, tuple(bound.kwargs.items()))
-        try:
-            hash(arguments)
-        except TypeError:
-            return factory(*bound.args, **bound.kwargs)
-        return build(*arguments)
-
-    return cached_factory
 
 
 def nan_outside(possible, values):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from fisherflow_jax._ground.arrays import like, widen
+from fisherflow_jax._ground.choices import choice
 from fisherflow_jax._ground.quadrature import (
     log_average,
     normal_log_density,
@@ -21,7 +22,6 @@ from fisherflow_jax.likelihoods._checks import (
 from fisherflow_jax.likelihoods._likelihood import (
     IDENTITY,
     Likelihood,
-    cached,
     nan_outside,
     scaled_probes,
 )
@@ -32,7 +32,7 @@ def _finite(targets):
     return jnp.isfinite(jnp.asarray(targets))
 
 
-@cached
+@choice
 def gaussian(scale=1.0):
     r"""A real target with a normal error.
 
@@ -129,7 +129,7 @@ def _squared_error(outputs, targets):
     return (like(targets, location) - location) ** 2
 
 
-@cached
+@choice
 def gaussian_location_scale():
     r"""A real target with a normal error whose size is predicted too.
 
@@ -237,7 +237,7 @@ def _expected_log_prob(mean, variance, covariance, targets):
     return log_average(log_prob, *normal_nodes(mean.dtype))
 
 
-@cached
+@choice
 def student_t(df, scale):
     r"""A real target with heavy-tailed errors: outliers pull little.
 

@@ -1,7 +1,7 @@
 """The same likelihood with another root: of fewer columns, or of a bound."""
 
+from fisherflow_jax._ground.choices import choice
 from fisherflow_jax.likelihoods._bounds import diagonal_of_columns, rank_of_columns
-from fisherflow_jax.likelihoods._likelihood import cached
 
 
 def _with_root(transform, likelihood, root, **changes):
@@ -14,7 +14,7 @@ def _with_root(transform, likelihood, root, **changes):
     return likelihood._replace(root=root.apply, probe_shape=root.probe_shape, **changes)
 
 
-@cached
+@choice
 def cholesky_root(likelihood):
     r"""The likelihood with the root of its output Fisher that has the fewest columns.
 
@@ -64,7 +64,7 @@ def cholesky_root(likelihood):
     return _with_root(cholesky_root, likelihood, likelihood.cholesky, cholesky=None)
 
 
-@cached
+@choice
 def diagonal_root(likelihood):
     r"""The likelihood with the root of a diagonal upper bound of its output Fisher.
 
@@ -184,7 +184,7 @@ def _require_whole(name, value, least):
         )
 
 
-@cached
+@choice
 def _rank_root(likelihood, k, num_iterations):
     if likelihood.low_rank is not None:
         bound = likelihood.low_rank(k, num_iterations)

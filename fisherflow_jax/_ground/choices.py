@@ -1,0 +1,195 @@
+"""Choices: equal calls of a factory are one object, and equal recipes one program."""
+
+import dataclasses
+import functools
+import hashlib
+import inspect
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import jax
+import numpy as np
+
+Result = TypeVar("Result")
+Parameters = ParamSpec("Parameters")
+
+
+def choice(factory: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Makes equal calls of a factory return the same object.
+
+    Arrays, also within dicts, lists and tuples, are equal by shape, dtype and bytes. A
+    tracer, or an argument without a hash, makes a fresh object. The 256 choices used
+    last are kept, with what they close over: a factory that takes a model is no choice.
+    """
+    signature = inspect.signature(factory)
+
+    @functools.lru_cache(maxsize=256)
+    def build(call: Compared) -> tuple[Result, list[type]]:
+        args, options = _copied(call.value)
+        # a choice first made within a trace must not keep that trace's arrays
+        with jax.ensure_compile_time_eval():
+            return factory(*args, **options), call.kinds
+
+    @functools.wraps(factory)
+    def chosen(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        call = Compared((bound.args, bound.kwargs))
+        try:
+            hash(call)
+        except TypeError:
+            return factory(*args, **kwargs)
+        result, kinds = build(call)
+        if kinds != call.kinds:  # 2 and 2.0 are equal: one of them may be refused
+            factory(*args, **kwargs)
+        return result
+
+    return chosen
+
+
+class Compared:
+    """A value, equal to another as arguments of choices are."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    @functools.cached_property
+    def key(self) -> Any:
+        return comparable(self.value)
+
+    @functools.cached_property
+    def kinds(self) -> list[type]:
+        return [type(leaf) for leaf in jax.tree.leaves(self.value)]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Compared) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+
+def comparable(value: Any) -> Any:
+    """What stands for a value where values are compared: it has a hash.
+
+    Raises:
+      TypeError: for a tracer, and for what has no hash.
+    """
+    if isinstance(value, jax.core.Tracer):
+        raise TypeError("a traced value is equal to no other")
+    if isinstance(value, (np.ndarray, jax.Array)):
+        kind: tuple = (np.shape(value), value.dtype)
+        if isinstance(value, jax.Array):
+            if not value.is_fully_addressable:
+                raise TypeError("an array of other processes cannot be compared")
+            kind = (*kind, value.sharding, value.weak_type)
+        content = np.asarray(value)  # a TypeError for typed keys
+        return kind, hashlib.sha256(content.tobytes()).digest()
+    if isinstance(value, dict):
+        return dict, frozenset((k, comparable(v)) for k, v in value.items())
+    if isinstance(value, (list, tuple)):
+        return type(value), tuple(map(comparable, value))
+    if isinstance(value, functools.partial):
+        parts = value.func, value.args, value.keywords
+        return functools.partial, comparable(parts)
+    hash(value)
+    return type(value) if isinstance(value, bool) else None, value
+
+
+def _copied(tree: Any) -> Any:
+    """The tree with arrays of its own, so that a choice stays what it was made as."""
+    leaves, treedef = jax.tree.flatten(tree, is_leaf=lambda x: x is None)
+    own = [x.copy() if isinstance(x, np.ndarray) else x for x in leaves]
+    return jax.tree.unflatten(treedef, own)
+
+
+class _ByIdentity:
+    """A function without a hash, equal to itself alone."""
+
+    def __init__(self, function: Callable) -> None:
+        self.function = function
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return repr(self.function)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _ByIdentity) and self.function is other.function
+
+    def __hash__(self) -> int:
+        return id(self.function)
+
+
+def hashable(function: Callable) -> Callable:
+    """A function as a part of a recipe: itself, or compared by identity."""
+    try:
+        hash(function)
+    except TypeError:
+        return _ByIdentity(function)
+    return function
+
+
+@functools.lru_cache(maxsize=32)
+def _first(recipe: Result) -> Result:
+    return recipe
+
+
+def shared(recipe: Result) -> Result:
+    """The recipe, a frozen dataclass, or an equal one of the 32 used last.
+
+    Each owns what is compiled of it: it goes when the recipe does.
+    """
+    try:
+        return recipe if _holds_tracer(recipe, set()) else _first(recipe)
+    except TypeError:  # a part has no hash
+        return recipe
+
+
+def compiled(recipe: Any, function: Callable, **options: Any) -> Callable:
+    """`function(recipe, ...)` without its first argument, compiled once a recipe.
+
+    A recipe that holds a traced number, if only in what its functions close over, is
+    shared with no other, and inlined in the trace that the number belongs to. `options`
+    are those of `jax.jit`.
+    """
+    own = vars(recipe).setdefault("_compiled", {})
+    if function not in own:
+        call, traced = functools.partial(function, recipe), _holds_tracer(recipe, set())
+        own[function] = jax.jit(call, inline=traced, **options)
+    return own[function]
+
+
+def _holds_tracer(value: Any, seen: set[int]) -> bool:
+    """Whether a tracer is in a value, its fields, or what its functions close over."""
+    if isinstance(value, jax.core.Tracer):
+        return True
+    if id(value) in seen:
+        return False
+    seen.add(id(value))
+    parts: Any = ()
+    if isinstance(value, dict):
+        parts = value.values()
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        parts = value
+    elif isinstance(value, functools.partial):
+        parts = value.func, value.args, value.keywords
+    elif isinstance(value, Compared):
+        parts = (value.value,)
+    elif isinstance(value, _ByIdentity):
+        parts = (value.function,)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        parts = [getattr(value, field.name) for field in dataclasses.fields(value)]
+    elif inspect.ismethod(value):
+        parts = value.__self__, value.__func__
+    elif inspect.isfunction(value):
+        cells = value.__closure__ or ()
+        parts = [value.__defaults__, *(_content(cell) for cell in cells)]
+    return any(_holds_tracer(part, seen) for part in parts)
+
+
+def _content(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not yet assigned
+        return None
