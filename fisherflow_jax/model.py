@@ -1,10 +1,11 @@
-"""The log-likelihood of a batch, and the mean loss that matches it."""
+"""A model: traced once a shape, its log-likelihood, its loss, and parts of it."""
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import jaxpr_as_fun
 
 from fisherflow_jax._ground import batch as batches
 from fisherflow_jax._ground import sharding as meshes
@@ -13,6 +14,65 @@ from fisherflow_jax._ground.batch import Batch
 from fisherflow_jax.likelihoods import Likelihood
 
 PyTree = Any
+
+
+class Once:
+    """An `apply_fn` that is traced once a shape. Made by `once`."""
+
+    def __init__(self, function: Callable) -> None:
+        self.function = function
+        self.traced: dict[Any, tuple[Callable, Any]] = {}
+
+    def __call__(self, params: PyTree, inputs: PyTree) -> Any:
+        leaves = jax.tree.leaves((params, inputs))
+        treedef: Any = jax.tree.structure((params, inputs))
+        held = tuple(None if _is_array(x) else _Held(x) for x in leaves)
+        arrays = [x for x in leaves if _is_array(x)]
+        mesh = jax.sharding.get_abstract_mesh()
+        key = treedef, held, mesh, tuple(map(jax.typeof, arrays))
+        if key not in self.traced:
+
+            def flat(*arrays: Any) -> Any:
+                rest = iter(arrays)
+                filled = [next(rest) if x is None else x.value for x in held]
+                return self.function(*treedef.unflatten(filled))
+
+            jaxpr, outputs = jax.make_jaxpr(flat, return_shape=True)(*arrays)
+            self.traced[key] = jaxpr_as_fun(jaxpr), jax.tree.structure(outputs)
+        run, output_tree = self.traced[key]
+        return output_tree.unflatten(run(*arrays))
+
+
+class _Held:
+    """What is no array, a flag among shared inputs: part of the program."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Held) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+
+def once(apply_fn: Callable) -> Callable:
+    """`apply_fn`, whose Python runs once a shape; its equations are those of each call.
+
+    For one update, whose search, scores and curvature call the model again and again.
+    It keeps what was traced, tracers that `apply_fn` closes over among it: make it anew
+    for each update, within the trace of the update.
+    """
+    return apply_fn if isinstance(apply_fn, Once) else Once(apply_fn)
+
+
+def plain(apply_fn: Any) -> Any:
+    """The function that was given to `once`, or what never was."""
+    return apply_fn.function if isinstance(apply_fn, Once) else apply_fn
+
+
+def _is_array(leaf: Any) -> bool:
+    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
 
 
 def weighted_sum(

@@ -16,7 +16,7 @@ PyTree = Any
 
 
 # not a NamedTuple: jax.jit(estimator) needs an object that takes a weak reference
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Estimator:
     """`estimator(params, batch, key=None)` -> information, a sum over the batch."""
 
@@ -33,7 +33,22 @@ class Estimator:
     vectors_a_batch: int | None = None
     """The rank that one batch adds, where it does not grow with the examples."""
     rebuild: Callable[[Structure], "Estimator"] | None = None
-    """The same estimator in another structure."""
+    """The same estimator in another structure; what is bound needs none."""
+    bound: tuple[Any, ...] | None = None
+    """`(choice, apply_fn, likelihood, structure)`: what equal estimators share."""
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Estimator) or self.bound is None:
+            return self is other
+        return self.bound == other.bound
+
+    def __hash__(self) -> int:
+        return hash(self.bound and (self.bound[0], id(self.bound[1]))) or id(self)
+
+    def __repr__(self) -> str:
+        if self.bound is None:
+            return f"estimators.{self.name}"
+        return f"{self.bound[0]!r} in {self.structure.name}"
 
     def __call__(self, params: PyTree, batch: Any, key: Any = None) -> Any:
         if self.random and key is None:
@@ -67,6 +82,9 @@ class Estimator:
           >>> diagonal(jnp.zeros(2), (jnp.array([[1.0, 2.0]]), None))
           Diagonal(entries=Array([1., 4.], dtype=float32))
         """
+        if self.bound is not None:
+            choice, apply_fn, likelihood, _ = self.bound
+            return choice.bind(apply_fn, likelihood, structure)
         if self.rebuild is None:
             raise ValueError(
                 f"estimators.{self.name} was built for {self.structure.name} alone: "

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from fisherflow_jax.estimators._choice import choosable
 from fisherflow_jax.estimators._estimator import Estimator
 from fisherflow_jax.estimators._pulling import pulled
 from fisherflow_jax.likelihoods import Likelihood, cholesky_root, root_columns
@@ -17,10 +18,11 @@ def _columns(
     return root_columns(likelihood, outputs, key)
 
 
+@choosable
 def exact(
-    apply_fn: Callable,
-    likelihood: Likelihood,
-    structure: Structure,
+    apply_fn: Callable | None = None,
+    likelihood: Likelihood | None = None,
+    structure: Structure | None = None,
     *,
     root: Callable[[Likelihood], Likelihood] = cholesky_root,
     chunk_size: int | None = None,
@@ -77,6 +79,7 @@ def exact(
       Amari, "Natural gradient works efficiently in learning", 1998.
       Martens, "New insights and perspectives on the natural gradient method", 2020.
     """
+    assert likelihood is not None
     rooted = root(likelihood)
     return pulled(
         "exact",

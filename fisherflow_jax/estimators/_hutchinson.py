@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from fisherflow_jax._ground import trees
+from fisherflow_jax.estimators._choice import choosable
 from fisherflow_jax.estimators._estimator import Estimator
 from fisherflow_jax.estimators._probes import rademacher
 from fisherflow_jax.estimators._pulling import pulled
@@ -42,9 +43,9 @@ def _probed(probe: Probe, num_probes: int) -> Callable:
 
 def _random_root(
     name: str,
-    apply_fn: Callable,
-    likelihood: Likelihood,
-    structure: Structure,
+    apply_fn: Any,
+    likelihood: Any,
+    structure: Any,
     *,
     num_probes: int = 1,
     groups: int | None = 1,
@@ -68,10 +69,11 @@ def _random_root(
     )
 
 
+@choosable
 def hutchinson(
-    apply_fn: Callable,
-    likelihood: Likelihood,
-    structure: Structure,
+    apply_fn: Callable | None = None,
+    likelihood: Likelihood | None = None,
+    structure: Structure | None = None,
     *,
     num_probes: int = 1,
     groups: int | None = 1,
@@ -159,7 +161,7 @@ def hutchinson(
     return _random_root(
         "hutchinson",
         apply_fn,
-        likelihood if root is None else root(likelihood),
+        likelihood if root is None or likelihood is None else root(likelihood),
         structure,
         num_probes=num_probes,
         groups=groups,
@@ -172,11 +174,17 @@ def hutchinson(
 hutchinson_sqrt = hutchinson
 
 
+@choosable
 def hutchinson_dg(
-    apply_fn: Callable,
-    likelihood: Likelihood,
-    structure: Structure,
-    **options: Any,
+    apply_fn: Callable | None = None,
+    likelihood: Likelihood | None = None,
+    structure: Structure | None = None,
+    *,
+    num_probes: int = 1,
+    groups: int | None = 1,
+    probe: Probe = rademacher,
+    chunk_size: int | None = None,
+    fast_squares: bool = True,
 ) -> Estimator:
     r"""An upper bound of the Fisher information, from one random backward pass.
 
@@ -193,8 +201,7 @@ def hutchinson_dg(
       apply_fn: `(params, inputs) -> outputs`, leading axis = examples.
       likelihood: from `ff.likelihoods`.
       structure: from `ff.structures`.
-      **options: `num_probes`, `groups`, `probe`, `chunk_size` and `fast_squares`, as in
-        `hutchinson`.
+      num_probes, groups, probe, chunk_size, fast_squares: as in `hutchinson`.
 
     Returns:
       An `Estimator` that needs a key. Cost and variance as for `hutchinson`, with the
@@ -219,18 +226,33 @@ def hutchinson_dg(
       Sun, "Deterministic Bounds and Random Estimates of Metric Tensors on
       Neuromanifolds", 2026.
     """
-    bound = diagonal_root(likelihood)
-    return _random_root("hutchinson_dg", apply_fn, bound, structure, **options)
+    assert likelihood is not None
+    return _random_root(
+        "hutchinson_dg",
+        apply_fn,
+        diagonal_root(likelihood),
+        structure,
+        num_probes=num_probes,
+        groups=groups,
+        probe=probe,
+        chunk_size=chunk_size,
+        fast_squares=fast_squares,
+    )
 
 
+@choosable
 def hutchinson_rankk(
-    apply_fn: Callable,
-    likelihood: Likelihood,
-    structure: Structure,
+    apply_fn: Callable | None = None,
+    likelihood: Likelihood | None = None,
+    structure: Structure | None = None,
     *,
     k: int = 2,
     num_iterations: int | None = None,
-    **options: Any,
+    num_probes: int = 1,
+    groups: int | None = 1,
+    probe: Probe = rademacher,
+    chunk_size: int | None = None,
+    fast_squares: bool = True,
 ) -> Estimator:
     r"""A lower bound of the Fisher information, from one random backward pass.
 
@@ -249,8 +271,7 @@ def hutchinson_rankk(
       structure: from `ff.structures`.
       k: the rank kept for each target, below the number of classes.
       num_iterations: None: the closed form; a whole number: subspace iteration.
-      **options: `num_probes`, `groups`, `probe`, `chunk_size` and `fast_squares`, as in
-        `hutchinson`.
+      num_probes, groups, probe, chunk_size, fast_squares: as in `hutchinson`.
 
     Returns:
       An `Estimator` that needs a key. Cost: that of `hutchinson`, and O(C k) a target
@@ -279,8 +300,18 @@ def hutchinson_rankk(
       Tanabe, Sagae, "An exact Cholesky decomposition and the generalized inverse of the
       variance-covariance matrix of the multinomial distribution", 1992.
     """
-    bound = rank_root(likelihood, k, num_iterations)
-    return _random_root("hutchinson_rankk", apply_fn, bound, structure, **options)
+    assert likelihood is not None
+    return _random_root(
+        "hutchinson_rankk",
+        apply_fn,
+        rank_root(likelihood, k, num_iterations),
+        structure,
+        num_probes=num_probes,
+        groups=groups,
+        probe=probe,
+        chunk_size=chunk_size,
+        fast_squares=fast_squares,
+    )
 
 
 hutchinson_rank1 = functools.partial(hutchinson_rankk, k=1)

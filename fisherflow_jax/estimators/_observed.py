@@ -7,6 +7,7 @@ import jax
 
 from fisherflow_jax._ground import trees
 from fisherflow_jax._ground.batch import Batch, num_examples, zero_if_missing
+from fisherflow_jax.estimators._choice import choosable
 from fisherflow_jax.estimators._chunking import check_chunk_size, sum_informations
 from fisherflow_jax.estimators._estimator import Estimator
 from fisherflow_jax.estimators._pulling import check_outputs
@@ -18,10 +19,11 @@ from fisherflow_jax.structures._structure import OBSERVED
 PyTree = Any
 
 
+@choosable
 def observed(
-    apply_fn: Callable,
-    likelihood: Likelihood,
-    structure: Structure,
+    apply_fn: Callable | None = None,
+    likelihood: Likelihood | None = None,
+    structure: Structure | None = None,
     *,
     chunk_size: int | None = None,
 ) -> Estimator:
@@ -64,6 +66,7 @@ def observed(
       observed versus expected Fisher information", 1978.
     """
     check_chunk_size(chunk_size)
+    assert apply_fn is not None and likelihood is not None and structure is not None
     structure.require(
         OBSERVED, "a Hessian is not a sum of squares, which is all it can hold."
     )
@@ -90,7 +93,4 @@ def observed(
         structure,
         not_a_curvature="minus the Hessian need not be positive semi-definite; "
         "estimators.exact is its expectation",
-        rebuild=lambda other: observed(
-            apply_fn, likelihood, other, chunk_size=chunk_size
-        ),
     )

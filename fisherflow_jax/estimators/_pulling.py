@@ -33,9 +33,9 @@ Rule = Callable[[Likelihood, jax.Array, Any, jax.Array | None], jax.Array]
 def pulled(
     name: str,
     rule: Rule,
-    apply_fn: Callable,
-    likelihood: Likelihood,
-    structure: Structure,
+    apply_fn: Any,
+    likelihood: Any,
+    structure: Any,
     *,
     groups: int | None = None,
     chunk_size: int | None = None,
@@ -48,7 +48,6 @@ def pulled(
 
     `num_columns` are the cotangents of an example, where they are squared by groups.
     """
-    _check_model(name, apply_fn, likelihood, structure)
     chunking.check_chunk_size(chunk_size)
     if groups is not None and (not isinstance(groups, int) or groups < 1):
         raise ValueError(
@@ -130,21 +129,6 @@ def pulled(
             path = f"{path} ({structure.name} reduces whole vectors)"
         return tapping.table_of_one_path(params, path)
 
-    def rebuild(structure: Structure) -> Estimator:
-        return pulled(
-            name,
-            rule,
-            apply_fn,
-            likelihood,
-            structure,
-            groups=groups,
-            chunk_size=chunk_size,
-            fast_squares=fast_squares,
-            random=random,
-            needs_targets=needs_targets,
-            num_columns=num_columns,
-        )
-
     return Estimator(
         name,
         compute,
@@ -152,29 +136,7 @@ def pulled(
         random or batched is not None,
         describe_paths=paths,
         vectors_a_batch=None if groups is None else groups * num_columns,
-        rebuild=rebuild,
     )
-
-
-def _check_model(name: str, apply_fn: Any, likelihood: Any, structure: Any) -> None:
-    for value, sound, what in (
-        (apply_fn, callable(apply_fn), "apply_fn is a function of (params, inputs)"),
-        (
-            likelihood,
-            isinstance(likelihood, Likelihood),
-            "likelihood is from ff.likelihoods, such as ff.likelihoods.categorical()",
-        ),
-        (
-            structure,
-            isinstance(structure, Structure),
-            "structure is from ff.structures, such as ff.structures.diagonal()",
-        ),
-    ):
-        if not sound:
-            raise ValueError(
-                f"estimators.{name}(apply_fn, likelihood, structure): {what}; got "
-                f"{value!r}."
-            )
 
 
 def check_outputs(

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fisherflow_jax.estimators._choice import choosable
 from fisherflow_jax.estimators._estimator import Estimator
 from fisherflow_jax.estimators._probes import rademacher
 from fisherflow_jax.estimators._pulling import pulled
@@ -46,10 +47,11 @@ def _sampled_scores(num_samples: int) -> Callable:
     return rule
 
 
+@choosable
 def empirical(
-    apply_fn: Callable,
-    likelihood: Likelihood,
-    structure: Structure,
+    apply_fn: Callable | None = None,
+    likelihood: Likelihood | None = None,
+    structure: Structure | None = None,
     *,
     groups: int | None = None,
     chunk_size: int | None = None,
@@ -121,10 +123,11 @@ def empirical(
     )
 
 
+@choosable
 def monte_carlo(
-    apply_fn: Callable,
-    likelihood: Likelihood,
-    structure: Structure,
+    apply_fn: Callable | None = None,
+    likelihood: Likelihood | None = None,
+    structure: Structure | None = None,
     *,
     num_samples: int = 1,
     groups: int | None = None,

@@ -1,11 +1,13 @@
 """The square of a batch's mean gradient: Adam's second moment."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
 from fisherflow_jax._ground.batch import Batch, zero_if_missing
+from fisherflow_jax.estimators._choice import choosable
 from fisherflow_jax.estimators._estimator import Estimator
 from fisherflow_jax.estimators._pulling import check_outputs
 from fisherflow_jax.likelihoods import Likelihood
@@ -15,6 +17,7 @@ from fisherflow_jax.structures import Structure
 PyTree = Any
 
 
+@functools.partial(choosable, needs_model=False)
 def squared_gradient(
     apply_fn: Callable | None = None,
     likelihood: Likelihood | None = None,
@@ -75,5 +78,4 @@ def squared_gradient(
         structure,
         not_a_curvature="the square of a mean gradient is not a sum over observations",
         from_gradient=from_gradient,
-        rebuild=lambda other: squared_gradient(apply_fn, likelihood, other),
     )
