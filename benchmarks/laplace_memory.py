@@ -116,8 +116,8 @@ def wide_last_layer(structure: str) -> tuple[float, float]:
         return ff.predict(
             state,
             model,
-            features,
             laplace_methods.CATEGORICAL,
+            features,
             link=ff.predictions.probit(),
         )
 

@@ -101,8 +101,8 @@ def main() -> None:
     prediction = ff.predict(
         calibration.posterior,
         model,
-        test[0],
         likelihood,
+        test[0],
         level=0.9,
         link=ff.predictions.probit(),
     )

@@ -47,7 +47,7 @@ def observation_interval(
       >>> state = ff.posterior(jnp.array(2.0), information, prior_precision=1e-6)
       >>> likelihood = ff.likelihoods.gaussian(scale=1.0)
       >>> x = jnp.ones(1)
-      >>> prediction = ff.predict(state, lambda p, x: p * x, x, likelihood)
+      >>> prediction = ff.predict(state, lambda p, x: p * x, likelihood, x)
       >>> lower, upper = ff.predictions.observation_interval(prediction, likelihood)
       >>> print(lower.round(2), upper.round(2))  # 2 -+ 1.96 sqrt(1 + 1)
       [-0.77] [4.77]

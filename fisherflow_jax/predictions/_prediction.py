@@ -36,8 +36,8 @@ class Prediction(NamedTuple):
 def predict(
     state: Any,
     apply_fn: Callable,
-    inputs: PyTree,
     likelihood: Likelihood,
+    inputs: PyTree,
     *,
     level: float = 0.95,
     robust: bool = False,
@@ -62,8 +62,8 @@ def predict(
     Args:
       state: anything with `.mean` and `.information`, or a bank's state.
       apply_fn: `(params, inputs) -> outputs`.
-      inputs: leading axis n; parts in `ff.Shared` are passed whole.
       likelihood: the flow's, from `ff.likelihoods`.
+      inputs: leading axis n; parts in `ff.Shared` are passed whole.
       level: of the interval of the mean, in (0, 1).
       robust: with the sandwich variance.
       chunk_size: examples at a time; None: as many as keep 16 MiB.
@@ -98,7 +98,7 @@ def predict(
       ...     prior_precision=4.0,
       ... )
       >>> state = flow.init(jnp.array(0.0))
-      >>> prediction = ff.predict(state, apply_fn, jnp.array([1.0]), likelihood)
+      >>> prediction = ff.predict(state, apply_fn, likelihood, jnp.array([1.0]))
       >>> print(prediction.mean, prediction.std)  # std(eta) = 1 / 2, slope 1 / 4
       [0.5] [0.125]
       >>> print(prediction.lower.round(3), prediction.upper.round(3))

@@ -29,8 +29,8 @@ class TopTokens(NamedTuple):
 def top_tokens(
     state: Any,
     apply_fn: Callable,
-    inputs: PyTree,
     likelihood: Likelihood,
+    inputs: PyTree,
     k: int,
     *,
     level: float = 0.95,
@@ -50,8 +50,8 @@ def top_tokens(
     Args:
       state: anything with `.mean` and `.information`.
       apply_fn: `(params, inputs) -> logits (n, ..., V)`, such as `(n, T, V)`.
+      likelihood: `ff.likelihoods.categorical()`, with any root.
       inputs: leading axis n, such as token ids `(n, T)`.
-      likelihood: `ff.likelihoods.categorical()`.
       k: how many classes, at most V.
       level: of the interval of the probability, in (0, 1).
       robust: with the sandwich variance.
@@ -74,8 +74,8 @@ def top_tokens(
       >>> top = ff.predictions.top_tokens(
       ...     state,
       ...     lambda params, ids: params[ids],
-      ...     jnp.array([[0, 2]]),
       ...     ff.likelihoods.categorical(),
+      ...     jnp.array([[0, 2]]),
       ...     k=2,
       ... )
       >>> print(top.ids)
@@ -96,7 +96,7 @@ def top_tokens(
     if not isinstance(k, int) or k < 1:
         raise ValueError(f"k is a positive whole number of classes; got {k!r}.")
     ids, line, variance = _compiled(
-        state, apply_fn, inputs, likelihood, k, robust, chunk_size
+        state, apply_fn, likelihood, inputs, k, robust, chunk_size
     )
     dtype = trees.wide_dtype(line.dtype, variance.dtype)
     line = line.astype(dtype)
@@ -115,8 +115,8 @@ def top_tokens(
 def _top(
     state: Any,
     apply_fn: Callable,
-    inputs: PyTree,
     likelihood: Likelihood,
+    inputs: PyTree,
     k: int,
     robust: bool,
     chunk_size: int | None,
@@ -136,4 +136,4 @@ def _top(
 
 
 # compiled once a model and shape, so that a second call compiles nothing
-_compiled = jax.jit(_top, static_argnums=(1, 3, 4, 5, 6))
+_compiled = jax.jit(_top, static_argnums=(1, 2, 4, 5, 6))

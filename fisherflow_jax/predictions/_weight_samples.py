@@ -27,8 +27,8 @@ class WeightSamples(NamedTuple):
 def weight_samples(
     state: Any,
     apply_fn: Callable,
-    inputs: PyTree,
     likelihood: Likelihood,
+    inputs: PyTree,
     key: Any,
     num_samples: int,
 ) -> WeightSamples:
@@ -47,8 +47,8 @@ def weight_samples(
     Args:
       state: anything with `.mean` and `.information`, or a bank's state.
       apply_fn: `(params, inputs) -> outputs`.
-      inputs: leading axis n; parts in `ff.Shared` are passed whole.
       likelihood: the flow's, from `ff.likelihoods`.
+      inputs: leading axis n; parts in `ff.Shared` are passed whole.
       key: an int, a key, or key data.
       num_samples: S, at least 2.
 
@@ -65,9 +65,8 @@ def weight_samples(
       >>> import fisherflow_jax as ff
       >>> information = ff.structures.Scalar(jnp.array(3.0))
       >>> state = ff.posterior(jnp.array(1.0), information, prior_precision=1.0)
-      >>> likelihood = ff.likelihoods.gaussian()
-      >>> model, x = lambda p, x: p * x, jnp.ones(1)
-      >>> drawn = ff.predictions.weight_samples(state, model, x, likelihood, 0, 4096)
+      >>> model = (lambda p, x: p * x), ff.likelihoods.gaussian()
+      >>> drawn = ff.predictions.weight_samples(state, *model, jnp.ones(1), 0, 4096)
       >>> print(drawn.std.round(1))  # 1 / sqrt(4)
       [0.5]
 

@@ -118,7 +118,7 @@ def test_settings_and_arguments_stay_as_they_were():
     )
     state = ff.posterior(params, information, prior_precision=1.0)
     ff.sample(state, jax.random.key(0))
-    ff.predict(state, logits, X, CATEGORICAL)
+    ff.predict(state, logits, CATEGORICAL, X)
     assert dict(jax.config.values) == settings
     np.testing.assert_array_equal(params, PARAMS)
     np.testing.assert_array_equal(batch[0], X)

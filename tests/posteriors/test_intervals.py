@@ -30,7 +30,7 @@ def asks(state):
         "summary": lambda **o: ff.summary(state, **o),
         "delta_method": lambda **o: ff.delta_method(state, lambda p: p["conv"], **o),
         "wald_test": lambda **o: ff.wald_test(state, lambda p: p["conv"], **o),
-        "predict": lambda **o: ff.predict(state, apply_fn, inputs, likelihood, **o),
+        "predict": lambda **o: ff.predict(state, apply_fn, likelihood, inputs, **o),
     }
 
 

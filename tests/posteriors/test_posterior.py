@@ -84,7 +84,7 @@ def test_linear_gaussian_posteriors_are_ridge_regression():
         apply_fn, ff.likelihoods.gaussian(), STRUCTURES["full"]
     )
     state = ff.posterior(mean, estimator(mean, (x, None)), prior_precision=TAU)
-    prediction = ff.predict(state, apply_fn, x[:4], ff.likelihoods.gaussian())
+    prediction = ff.predict(state, apply_fn, ff.likelihoods.gaussian(), x[:4])
     expected = np.sqrt(np.einsum("ni,ij,nj->n", x[:4], np.linalg.inv(normal), x[:4]))
     np.testing.assert_allclose(prediction.std, expected, **EXACT)
     draws = ff.sample(state, key=0, shape=(5,))

@@ -158,8 +158,8 @@ def test_predictions(fit, name, robust):
     result = ff.predict(
         case.state,
         lambda params, inputs: inputs @ params,
-        x,
         case.likelihood,
+        x,
         robust=robust,
         level=0.9,
     )

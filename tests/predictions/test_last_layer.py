@@ -72,7 +72,7 @@ def test_many_classes_in_closed_form(structure):
     def found(posterior):
         return (
             ff.predictions.linearized_outputs(posterior, apply_fn, x, covariance=True),
-            ff.predict(posterior, apply_fn, x, CATEGORICAL),
+            ff.predict(posterior, apply_fn, CATEGORICAL, x),
         )
 
     outputs, prediction = found(posterior)
@@ -127,6 +127,6 @@ def test_no_array_of_classes_squared():
     )
     link = ff.predictions.probit()
     program = jax.make_jaxpr(
-        lambda posterior: ff.predict(posterior, apply_fn, X, CATEGORICAL, link=link)
+        lambda posterior: ff.predict(posterior, apply_fn, CATEGORICAL, X, link=link)
     )(posterior)
     assert largest(program.jaxpr) <= 4 * classes

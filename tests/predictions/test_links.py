@@ -155,7 +155,7 @@ MODEL = MODELS["mlp"]
 def predictions(state):
     """Without a link, and with each."""
     return [
-        ff.predict(state, MODEL.apply_fn, MODEL.inputs, CATEGORICAL, link=link)
+        ff.predict(state, MODEL.apply_fn, CATEGORICAL, MODEL.inputs, link=link)
         for link in (None, *LINKS)
     ]
 
@@ -202,7 +202,7 @@ def test_banks_mix_what_links_average():
     link = LINKS[0]
     found = jax.jit(
         lambda bank: ff.predict(
-            bank, MODEL.apply_fn, MODEL.inputs, CATEGORICAL, link=link
+            bank, MODEL.apply_fn, CATEGORICAL, MODEL.inputs, link=link
         )
     )(bank)
     means = [predictions(one)[1].mean for one in bank.members]

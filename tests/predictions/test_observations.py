@@ -24,7 +24,7 @@ def two_heads(params, x):
 
 def test_known_noise():
     likelihood = ff.likelihoods.gaussian(scale=0.7)
-    found = ff.predict(POSTERIOR, location, LINEAR.inputs, likelihood)
+    found = ff.predict(POSTERIOR, location, likelihood, LINEAR.inputs)
     np.testing.assert_allclose(
         found.observation_std, np.sqrt(found.std**2 + 0.49), rtol=1e-12
     )
@@ -36,9 +36,9 @@ def test_known_noise():
 def test_noise_found_afterwards():
     unknown = ff.likelihoods.gaussian(scale=None)
     known = unknown.with_dispersion(jnp.asarray(0.49))
-    found = ff.predict(POSTERIOR, location, LINEAR.inputs, known)
+    found = ff.predict(POSTERIOR, location, known, LINEAR.inputs)
     wanted = ff.predict(
-        POSTERIOR, location, LINEAR.inputs, ff.likelihoods.gaussian(scale=0.7)
+        POSTERIOR, location, ff.likelihoods.gaussian(scale=0.7), LINEAR.inputs
     )
     for value, expected in zip(found, wanted, strict=True):
         np.testing.assert_allclose(value, expected, rtol=1e-12)
@@ -57,7 +57,7 @@ def test_noise_that_the_state_estimates(belief):
         degrees_of_freedom=jnp.asarray(2.0),
         count=jnp.asarray(6.0),
     )
-    found = ff.predict(state, lambda p, x: x @ p, LINEAR.inputs, likelihood)
+    found = ff.predict(state, lambda p, x: x @ p, likelihood, LINEAR.inputs)
     interval = ff.predictions.observation_interval(found, likelihood, state=state)
     # the textbook's prediction interval of least squares, two degrees of freedom
     leverage = np.einsum("ni,ij,nj->n", design, np.linalg.inv(gram), design)
@@ -69,7 +69,7 @@ def test_noise_that_the_state_estimates(belief):
 def test_noise_of_each_input():
     """Noise at the mean of the log-std head, and averaged over it by draws."""
     likelihood = ff.likelihoods.gaussian_location_scale()
-    found = ff.predict(POSTERIOR, two_heads, LINEAR.inputs, likelihood)
+    found = ff.predict(POSTERIOR, two_heads, likelihood, LINEAR.inputs)
     outputs = ff.predictions.linearized_outputs(
         POSTERIOR, two_heads, LINEAR.inputs, covariance=True
     )
@@ -79,8 +79,8 @@ def test_noise_of_each_input():
     drawn = ff.predict(
         POSTERIOR,
         two_heads,
-        LINEAR.inputs,
         likelihood,
+        LINEAR.inputs,
         link=ff.predictions.output_samples(0, 20_000),
     )
     # E exp(2 s) of a normal s: the head's own uncertainty makes the noise larger
@@ -91,7 +91,7 @@ def test_noise_of_each_input():
 
 def test_only_normal_errors_have_such_intervals():
     likelihood = ff.likelihoods.poisson()
-    found = ff.predict(POSTERIOR, location, LINEAR.inputs, likelihood)
+    found = ff.predict(POSTERIOR, location, likelihood, LINEAR.inputs)
     with pytest.raises(ValueError, match=r"normal errors.*got poisson"):
         ff.predictions.observation_interval(found, likelihood)
 
@@ -100,10 +100,10 @@ def test_drawn_parameters_of_a_linear_model_are_its_linearisation():
     likelihood, count = ff.likelihoods.gaussian(scale=0.5), 4000
     drawn = jax.jit(
         lambda state: ff.predictions.weight_samples(
-            state, LINEAR.apply_fn, LINEAR.inputs, likelihood, 0, count
+            state, LINEAR.apply_fn, likelihood, LINEAR.inputs, 0, count
         )
     )(POSTERIOR)
-    found = ff.predict(POSTERIOR, LINEAR.apply_fn, LINEAR.inputs, likelihood)
+    found = ff.predict(POSTERIOR, LINEAR.apply_fn, likelihood, LINEAR.inputs)
     assert np.all(np.abs(drawn.mean - found.mean) < 5 * found.std / np.sqrt(count))
     np.testing.assert_allclose(drawn.std, found.std, rtol=0.06)
     np.testing.assert_allclose(drawn.observation_std, found.observation_std, rtol=0.06)
@@ -121,7 +121,7 @@ def test_drawn_parameters_of_a_network_collapse():
     posterior = ff.Posterior(
         params, ff.structures.Scalar(jnp.asarray(0.05)), jnp.asarray(1.0)
     )
-    arguments = posterior, apply_fn, jnp.asarray(x), ff.likelihoods.bernoulli()
+    arguments = posterior, apply_fn, ff.likelihoods.bernoulli(), jnp.asarray(x)
     linearised = ff.predict(*arguments)
     hidden = np.tanh(5 * x @ np.asarray(params["w"]))
     classes = hidden.sum(1) > 0
@@ -135,5 +135,5 @@ def test_drawn_parameters_of_a_network_collapse():
 def test_bad_input():
     with pytest.raises(ValueError, match="above 1; got 0"):
         ff.predictions.weight_samples(
-            POSTERIOR, location, LINEAR.inputs, ff.likelihoods.gaussian(), 0, 0
+            POSTERIOR, location, ff.likelihoods.gaussian(), LINEAR.inputs, 0, 0
         )

@@ -167,7 +167,7 @@ ROBUST = [c for c in STRUCTURES if c.name in ("block-names", "full")]
 
 @functools.partial(jax.jit, static_argnames=("case", "robust", "chunk_size"))
 def predict(state, inputs, *, case=MULTI, **options):
-    return ff.predict(state, case.apply_fn, inputs, case.likelihood, **options)
+    return ff.predict(state, case.apply_fn, case.likelihood, inputs, **options)
 
 
 @functools.partial(jax.jit, static_argnames="case")

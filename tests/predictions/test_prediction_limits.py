@@ -38,7 +38,7 @@ def test_bank_by_hand(belief):
     bank = ff.BankState(members, jnp.log(weights))
     x = np.array([-1.0, 0.5, 3.0])
     likelihood = ff.likelihoods.gamma(shape=None)
-    result = ff.predict(bank, lambda params, x: x * params, x, likelihood)
+    result = ff.predict(bank, lambda params, x: x * params, likelihood, x)
     etas = x[:, None] * means
     eta = etas @ weights
     within = dispersions * (x[:, None] * spreads) ** 2
@@ -68,7 +68,7 @@ def test_the_mean_of_disagreeing_members_is_a_distribution(belief):
     bank = ff.BankState(members, jnp.log(jnp.array([0.5, 0.5])))
     likelihood = ff.likelihoods.categorical()
     result = ff.predict(
-        bank, lambda p, x: p * x, jnp.array([[1.0, 0.0, -1.0]]), likelihood
+        bank, lambda p, x: p * x, likelihood, jnp.array([[1.0, 0.0, -1.0]])
     )
     np.testing.assert_allclose(jnp.sum(result.mean), 1.0, rtol=1e-12)
     np.testing.assert_allclose(result.mean[0], [0.5, 0.0, 0.5], atol=1e-3)
@@ -106,7 +106,7 @@ def test_never_all_examples_times_all_parameters(belief, structure):
     poisson = ff.likelihoods.poisson()
 
     def function(state, x):
-        return ff.predict(state, apply_fn, x, poisson, chunk_size=chunk)
+        return ff.predict(state, apply_fn, poisson, x, chunk_size=chunk)
 
     closed = jax.make_jaxpr(function)(state, jnp.ones(rows))
     sizes = [aval.size for aval in arrays_of(closed.jaxpr) if hasattr(aval, "size")]
@@ -131,7 +131,7 @@ def test_saturated_logits_in_float32(belief, name):
         return jnp.stack([logit, jnp.zeros_like(logit), -logit], 1)
 
     result = jax.jit(
-        lambda state, x: ff.predict(state, apply_fn, x, getattr(ff.likelihoods, name)())
+        lambda state, x: ff.predict(state, apply_fn, getattr(ff.likelihoods, name)(), x)
     )(state, scales)
     for field in result:
         assert field.dtype == jnp.float32
@@ -154,28 +154,28 @@ def test_half_precision_models_predict_in_float32(belief, dtype):
         return (x * params).astype(dtype)
 
     x = jnp.array([0.5, -1.0], jnp.float32)
-    result = ff.predict(state, apply_fn, x, ff.likelihoods.bernoulli())
+    result = ff.predict(state, apply_fn, ff.likelihoods.bernoulli(), x)
     assert {field.dtype for field in result} == {jnp.dtype("float32")}
     p = special.expit(np.asarray(x))
     np.testing.assert_allclose(result.std, p * (1 - p) * np.abs(x) / 2, rtol=1e-2)
 
 
 def test_an_infinite_variance_stays_infinite(state):
-    result = ff.predict(state, linear, INPUTS, ff.likelihoods.student_t(2.0, 1.0))
+    result = ff.predict(state, linear, ff.likelihoods.student_t(2.0, 1.0), INPUTS)
     assert np.all(np.isinf(result.observation_std)) and np.all(np.isfinite(result.std))
 
 
 def test_an_unknown_dispersion_that_the_state_does_not_estimate(state):
     unknown = ff.likelihoods.gaussian(scale=None)
     with pytest.raises(ValueError, match="dispersion of gaussian is unknown"):
-        ff.predict(state, linear, INPUTS, unknown)
-    ff.predict(state, linear, INPUTS, unknown.with_dispersion(2.0))
+        ff.predict(state, linear, unknown, INPUTS)
+    ff.predict(state, linear, unknown.with_dispersion(2.0), INPUTS)
 
 
 def test_a_likelihood_without_a_mean(state):
     bare = ff.likelihoods.from_log_prob(lambda z, y: -((z - y) ** 2), lambda k, z: z)
     with pytest.raises(ValueError, match="no mean was given"):
-        ff.predict(state, linear, INPUTS, bare)
+        ff.predict(state, linear, bare, INPUTS)
 
 
 @pytest.mark.parametrize(
@@ -189,12 +189,12 @@ def test_a_likelihood_without_a_mean(state):
 )
 def test_wrong_inputs(state, inputs, message):
     with pytest.raises(ValueError, match=message):
-        ff.predict(state, linear, inputs, ff.likelihoods.poisson())
+        ff.predict(state, linear, ff.likelihoods.poisson(), inputs)
 
 
 @pytest.mark.parametrize("chunk_size", [0, -1, 2.5])
 def test_wrong_chunk_size(state, chunk_size):
     with pytest.raises(ValueError, match="chunk_size"):
         ff.predict(
-            state, linear, INPUTS, ff.likelihoods.poisson(), chunk_size=chunk_size
+            state, linear, ff.likelihoods.poisson(), INPUTS, chunk_size=chunk_size
         )

@@ -18,7 +18,7 @@ MODEL = MODELS["tokens"]
 def test_against_the_jacobian_of_the_log_odds():
     posterior = cases.state("tokens", "kronecker")
     found = ff.predictions.top_tokens(
-        posterior, MODEL.apply_fn, MODEL.inputs, CATEGORICAL, 2, level=0.9
+        posterior, MODEL.apply_fn, CATEGORICAL, MODEL.inputs, 2, level=0.9
     )
     flat, unravel = ravel_pytree(MODEL.params)
 
@@ -40,13 +40,15 @@ def test_against_the_jacobian_of_the_log_odds():
 
 def test_bad_input():
     posterior = cases.state("tokens", "diagonal")
-    arguments = posterior, MODEL.apply_fn, MODEL.inputs
+    arguments = posterior, MODEL.apply_fn, CATEGORICAL, MODEL.inputs
     with pytest.raises(ValueError, match="k = 6 is more than the 5 classes"):
-        ff.predictions.top_tokens(*arguments, CATEGORICAL, 6)
+        ff.predictions.top_tokens(*arguments, 6)
     with pytest.raises(ValueError, match="positive whole number of classes; got 0"):
-        ff.predictions.top_tokens(*arguments, CATEGORICAL, 0)
+        ff.predictions.top_tokens(*arguments, 0)
     with pytest.raises(ValueError, match="categorical targets; got poisson"):
-        ff.predictions.top_tokens(*arguments, ff.likelihoods.poisson(), 1)
+        ff.predictions.top_tokens(
+            *arguments[:2], ff.likelihoods.poisson(), MODEL.inputs, 1
+        )
     bank = ff.BankState((posterior,), jnp.zeros(1))
     with pytest.raises(ValueError, match="takes one state"):
-        ff.predictions.top_tokens(bank, *arguments[1:], CATEGORICAL, 1)
+        ff.predictions.top_tokens(bank, *arguments[1:], 1)

@@ -15,7 +15,7 @@ CATEGORICAL = ff.likelihoods.categorical()
 
 
 def predict(state, inputs=MODEL.inputs, **options):
-    return ff.predict(state, MODEL.apply_fn, inputs, CATEGORICAL, **options)
+    return ff.predict(state, MODEL.apply_fn, CATEGORICAL, inputs, **options)
 
 
 def test_vmap_over_inputs():
@@ -85,7 +85,7 @@ def test_no_jacobian_of_all_parameters(structure):
         ),
     }[structure]
     state = ff.Posterior(params, made.isotropic(params, 1.0), jnp.ones(()))
-    program = jax.make_jaxpr(lambda state: ff.predict(state, apply_fn, x, CATEGORICAL))(
+    program = jax.make_jaxpr(lambda state: ff.predict(state, apply_fn, CATEGORICAL, x))(
         state
     )
     # what returns to the layers, 20 outputs at once: 8 examples, 40 + 20 units

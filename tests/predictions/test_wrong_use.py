@@ -17,7 +17,7 @@ def posterior():
 
 
 def predict(state, apply_fn=MODEL.apply_fn, likelihood=CATEGORICAL, **options):
-    return ff.predict(state, apply_fn, MODEL.inputs, likelihood, **options)
+    return ff.predict(state, apply_fn, likelihood, MODEL.inputs, **options)
 
 
 def test_something_that_is_no_state(posterior):

@@ -183,10 +183,10 @@ LINKS = {
 def test_every_link_predicts_classes_that_every_metric_takes(link):
     labels = np.arange(COUNT) % 4
     state = classifier("full")
-    prediction = ff.predict(state, line, X, CATEGORICAL, link=LINKS[link])
+    prediction = ff.predict(state, line, CATEGORICAL, X, link=LINKS[link])
     np.testing.assert_allclose(np.sum(prediction.mean, -1), 1.0, rtol=1e-9)
     # an input's probabilities are its own, whoever else is in the batch
-    alone = ff.predict(state, line, X[3:4], CATEGORICAL, link=LINKS[link])
+    alone = ff.predict(state, line, CATEGORICAL, X[3:4], link=LINKS[link])
     np.testing.assert_allclose(alone.mean[0], prediction.mean[3], rtol=1e-9)
     for metric in (
         ff.metrics.accuracy,
@@ -205,7 +205,7 @@ def test_a_covariance_is_no_constant_of_a_compiled_prediction():
     mean = jnp.zeros(size)
     state = ff.posterior(mean, ff.structures.Full(jnp.eye(size)), prior_precision=1.0)
     inputs = jnp.ones((2, size))
-    jaxpr = jax.make_jaxpr(lambda s, x: ff.predict(s, line, x, GAUSSIAN))(state, inputs)
+    jaxpr = jax.make_jaxpr(lambda s, x: ff.predict(s, line, GAUSSIAN, x))(state, inputs)
     largest = max((np.size(c) for c in jaxpr.consts), default=0)
     assert largest < size**2
 
