@@ -18,6 +18,10 @@ from fisherflow_jax.structures._kronecker import Kronecker as Kronecker
 from fisherflow_jax.structures._kronecker import kronecker as kronecker
 from fisherflow_jax.structures._low_rank import LowRank as LowRank
 from fisherflow_jax.structures._low_rank import low_rank as low_rank
+from fisherflow_jax.structures._moving_kronecker import LayerBases as LayerBases
+from fisherflow_jax.structures._moving_kronecker import (
+    MovingKronecker as MovingKronecker,
+)
 from fisherflow_jax.structures._scalar import Scalar as Scalar
 from fisherflow_jax.structures._scalar import scalar as scalar
 from fisherflow_jax.structures._structure import Structure as Structure

@@ -164,7 +164,13 @@ def _groups(partition: Partition) -> Structure:
         return dense.with_matrices(zeros, blocks)
 
     return Structure(
-        "block(partition)", reduce, isotropic, _SUPPORTS, from_matvec, from_full
+        "block(partition)",
+        reduce,
+        isotropic,
+        _SUPPORTS,
+        from_matvec,
+        from_full,
+        dense=True,
     )
 
 
@@ -268,7 +274,9 @@ def _units() -> Structure:
         blocks = [matrix[p[..., :, None], p[..., None, :]] for p in dense.places(zeros)]
         return dense.with_matrices(zeros, blocks)
 
-    return Structure("block()", reduce, isotropic, _SUPPORTS, from_matvec, from_full)
+    return Structure(
+        "block()", reduce, isotropic, _SUPPORTS, from_matvec, from_full, dense=True
+    )
 
 
 @dense.matrices.register

@@ -52,7 +52,10 @@ def diagonal(layers: Layers | None = None) -> Structure:
 
     def isotropic(params: PyTree, value: jax.typing.ArrayLike) -> Diagonal:
         dtype = trees.float_dtype(params)
-        return Diagonal(jax.tree.map(lambda x: jnp.full(x.shape, value, dtype), params))
+        # laid out over devices as the parameters are
+        return Diagonal(
+            jax.tree.map(lambda x: jnp.full_like(x, value, dtype), params)
+        )
 
     return Structure(
         "diagonal()",
@@ -71,6 +74,7 @@ def diagonal(layers: Layers | None = None) -> Structure:
         from_full=lambda full: Diagonal(ops.diagonal(full)),
         takes_outer_products=True,
         layers=layers,
+        elementwise=True,
     )
 
 

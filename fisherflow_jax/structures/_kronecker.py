@@ -11,6 +11,7 @@ from fisherflow_jax import information as ops
 from fisherflow_jax._ground import trees
 from fisherflow_jax.layers import Layers
 from fisherflow_jax.structures import _eigen_kronecker as eigen_kronecker
+from fisherflow_jax.structures import _moving_kronecker as moving_kronecker
 from fisherflow_jax.structures._algebra import eigen as eigenbasis
 from fisherflow_jax.structures._algebra import layer_products, layer_vectors
 from fisherflow_jax.structures._algebra.eigen import Basis, Spectrum
@@ -135,6 +136,7 @@ def kronecker(
 
     def isotropic(params: PyTree, value: jax.typing.ArrayLike) -> Kronecker:
         # from the table alone: wrappers of Optax build states on trees with holes
+        layer_vectors.check_like(layers, params)
         dtype = trees.float_dtype(params)
         value = jnp.asarray(value, dtype)
 
@@ -161,6 +163,7 @@ def kronecker(
         isotropic,
         takes_outer_products=True,
         layers=layers,
+        correction=moving_kronecker.begin,
     )
 
 

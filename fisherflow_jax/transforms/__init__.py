@@ -1,5 +1,7 @@
 """Optax gradient transformations that know the Fisher information."""
 
+from fisherflow_jax.structures import LayerBases as LayerBases
+from fisherflow_jax.structures import MovingKronecker as MovingKronecker
 from fisherflow_jax.transforms._adam import adam as adam
 from fisherflow_jax.transforms._adapt_damping import (
     AdaptDampingState as AdaptDampingState,
@@ -16,10 +18,6 @@ from fisherflow_jax.transforms._natural_gradient import (
 )
 from fisherflow_jax.transforms._scale_by_fisher import (
     scale_by_fisher as scale_by_fisher,
-)
-from fisherflow_jax.transforms.preconditioner.correct import LayerBases as LayerBases
-from fisherflow_jax.transforms.preconditioner.correct import (
-    MovingKronecker as MovingKronecker,
 )
 from fisherflow_jax.transforms.preconditioner.factored import (
     factored_damping as factored_damping,

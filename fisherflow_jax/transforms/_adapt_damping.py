@@ -9,12 +9,12 @@ import optax
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import trees
+from fisherflow_jax._ground.sharding import in_auto_mode
 from fisherflow_jax.transforms._get_information import (
     believed,
     fisher_state,
     is_fisher_state,
 )
-from fisherflow_jax.transforms.preconditioner import sharding
 from fisherflow_jax.transforms.preconditioner.checks import check_not_negative
 from fisherflow_jax.transforms.preconditioner.restrict import fill_with_zeros, has_holes
 from fisherflow_jax.transforms.preconditioner.state import ScaleByFisherState
@@ -173,7 +173,7 @@ def adapt_damping(
 
         data = model, batch, value, state.reduction_ratio
         like = found.damping, state.reduction_ratio
-        damping, ratio = sharding.in_auto_mode(
+        damping, ratio = in_auto_mode(
             compare, like, updates, steps, found, stepped, *data
         )
         return steps, AdaptDampingState(_with_damping(after, damping), ratio)

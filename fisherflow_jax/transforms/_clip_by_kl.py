@@ -9,11 +9,11 @@ import optax
 
 from fisherflow_jax._ground import batch as batches
 from fisherflow_jax._ground import trees
+from fisherflow_jax._ground.sharding import in_auto_mode
 from fisherflow_jax._ground.batch import Batch
 from fisherflow_jax._ground.checks import is_concrete
 from fisherflow_jax._ground.keys import typed_key
 from fisherflow_jax.likelihoods import Likelihood, cholesky_root
-from fisherflow_jax.transforms.preconditioner import sharding
 from fisherflow_jax.transforms.preconditioner.restrict import fill_with_zeros, has_holes
 
 PyTree = Any
@@ -129,7 +129,7 @@ def clip_by_kl(
             return clipped, ClipByKLState(jnp.where(finite, kl, state.kl), count)
 
         arguments = updates, state, model, batch, typed
-        return sharding.in_auto_mode(clip, (updates, state), *arguments)
+        return in_auto_mode(clip, (updates, state), *arguments)
 
     def _divergence(
         params: PyTree, direction: PyTree, batch: Batch, key: jax.Array | None

@@ -8,11 +8,7 @@ import numpy as np
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground.checks import is_concrete
-from fisherflow_jax.transforms.preconditioner.correct import (
-    LayerBases,
-    MovingKronecker,
-    corrected,
-)
+from fisherflow_jax.structures import LayerBases
 from fisherflow_jax.transforms.preconditioner.state import (
     ScaleByFisherState,
     SecondMoment,
@@ -101,9 +97,9 @@ def fisher_state(opt_state: Any) -> ScaleByFisherState:
 
 def believed(state: ScaleByFisherState) -> Any:
     """What is remembered as an information with all operations."""
-    if isinstance(state.information, MovingKronecker):
-        assert isinstance(state.factorisation, LayerBases)
-        return corrected(state.information, state.factorisation)
+    bases = state.factorisation
+    if isinstance(bases, LayerBases):
+        return bases.corrected(state.information)
     return state.information
 
 

@@ -7,7 +7,7 @@ import optax
 from fisherflow_jax.estimators import Estimator
 from fisherflow_jax.memories import Memory, exponential
 from fisherflow_jax.transforms._scale_by_fisher import scale_by_fisher
-from fisherflow_jax.transforms.preconditioner.damping import Damping
+from fisherflow_jax.transforms.preconditioner.state import Damping
 
 PyTree = Any
 

@@ -1,41 +1,22 @@
 """An Optax transformation that multiplies gradients by a power of the information."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import optax
 
-from fisherflow_jax._ground import batch as batches
-from fisherflow_jax._ground import trees
 from fisherflow_jax._ground.keys import key_data
 from fisherflow_jax.estimators import Estimator
 from fisherflow_jax.memories import Memory
-from fisherflow_jax.memories._memory import Site
-from fisherflow_jax.transforms.preconditioner import checks, sharding
-from fisherflow_jax.transforms.preconditioner import correct as correction
-from fisherflow_jax.transforms.preconditioner import factorise as preconditioning
-from fisherflow_jax.transforms.preconditioner import renew as spreading
-from fisherflow_jax.transforms.preconditioner.damping import (
-    Damping,
-    at_present,
-    at_start,
+from fisherflow_jax.transforms.preconditioner.checks import check_recipe
+from fisherflow_jax.transforms.preconditioner.factorise import (
+    factorise as exact_factorise,
 )
-from fisherflow_jax.transforms.preconditioner.measure import take_batch
-from fisherflow_jax.transforms.preconditioner.remember import (
-    Remembered,
-    all_finite,
-    mean_information,
-    select,
-)
-from fisherflow_jax.transforms.preconditioner.state import (
-    ScaleByFisherState,
-    as_kept,
-    information_of,
-)
+from fisherflow_jax.transforms.preconditioner.state import Damping, Recipe
+from fisherflow_jax.transforms.preconditioner.step import init, update
 
-PyTree = Any
+_IDENTITY = optax.identity()
 
 
 def scale_by_fisher(
@@ -141,161 +122,23 @@ def scale_by_fisher(
       George, Laurent, Bouthillier, Ballas, Vincent, "Fast approximate natural gradient
       descent in a Kronecker-factored eigenbasis", 2018.
     """
-    checks.check_options(
-        estimator, memory, damping, period, inverse_period, power, root_damping
+    recipe = Recipe(
+        estimator=estimator,
+        memory=memory,
+        damping=damping,
+        period=period,
+        inverse_period=inverse_period,
+        staggered=spread_inverses,
+        corrected=eigenvalue_correction,
+        momentum=optax.with_extra_args_support(momentum or _IDENTITY),
+        power=power,
+        root_damping=root_damping,
+        factorise=factorise or exact_factorise,
     )
-    checks.check_refreshing(
-        estimator, period, inverse_period, spread_inverses, eigenvalue_correction
-    )
+    check_recipe(recipe)
     if key is not None and not estimator.random:
         raise ValueError(f"estimators.{estimator.name} draws nothing; it takes no key.")
-    structure = estimator.structure
-    inner = optax.with_extra_args_support(momentum or optax.identity())
-    own_key = key_data(key)
-
-    def init_fn(params: PyTree) -> ScaleByFisherState:
-        checks.check_real(params)
-        nothing = structure.isotropic(params, 0.0)
-        checks.check_layers(nothing, params)
-        checks.check_rank(estimator, nothing)
-        nothing = sharding.zeros_like_parameters(nothing, params)
-        bases = None
-        if eigenvalue_correction:
-            nothing, bases = correction.begin(nothing)
-        zero = jnp.zeros((), trees.float_dtype(params))
-        count = jnp.zeros((), jnp.int32)
-        site = Site(nothing, None, None, zero, None, None)
-        made = jax.eval_shape(_factorise, nothing, bases, zero)
-        if spread_inverses:
-            spreading.parts(bases if eigenvalue_correction else made)
-        kept: Any = bases
-        if not eigenvalue_correction and _period_of(made) > 1:
-            kept = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), made)
-        state = ScaleByFisherState(
-            step=count,
-            information=as_kept(nothing, estimator.not_a_curvature),
-            observations=zero,
-            num_batches=count,
-            damping=at_start(damping, count).astype(zero.dtype),
-            memory=memory.init(site),
-            factorisation=kept,
-            momentum=inner.init(params),
-            num_skipped=count,
-            key=own_key,
-        )
-        return sharding.settled(state)
-
-    def _factorise(information: Any, bases: Any, damping: jax.Array) -> Any:
-        if eigenvalue_correction:
-            information = correction.corrected(information, bases)
-        made = factorise or preconditioning.factorise
-        return made(information, damping, power, root_damping)
-
-    def _period_of(factorisation: Any) -> int:
-        if inverse_period is not None:
-            return inverse_period
-        return 1 if preconditioning.is_elementwise(factorisation) else period
-
-    def update_fn(
-        updates: PyTree,
-        state: ScaleByFisherState,
-        params: PyTree | None = None,
-        *,
-        batch: Any = None,
-        key: Any = None,
-        model_params: PyTree | None = None,
-        **extra: Any,
-    ) -> tuple[PyTree, ScaleByFisherState]:
-        kept = correction.uncorrected(information_of(state))
-        checks.check_updates(structure, updates, kept, params)
-        model = None
-        if estimator.from_gradient is None:
-            model = checks.parameters_of_model(estimator, params, model_params)
-            checks.check_batch(estimator, batch)
-            key = checks.key_of(estimator, key, state.key)
-        else:
-            batch = key = None
-
-        def advance(updates, state, params, batch, key, model):
-            batch = None if batch is None else batches.as_batch(batch)
-            return _advance(updates, state, params, batch, key, model, extra)
-
-        arguments = updates, state, params, batch, key, model
-        return sharding.in_auto_mode(advance, (updates, state), *arguments)
-
-    def _advance(updates, state, params, batch, key, model, extra):
-        damping_now = at_present(damping, state)
-        sound = all_finite(updates) & (damping_now >= 0)
-        (remembered, bases), refreshed = _curvature(
-            updates, state, batch, key, model, sound
-        )
-        sound = sound & refreshed
-
-        def make() -> Any:
-            # of each step without a factorisation the mean would be a waste
-            mean = mean_information(memory, remembered)
-            return _factorise(mean, bases, damping_now)
-
-        kept = bases if eigenvalue_correction else state.factorisation
-        if kept is None or eigenvalue_correction:
-            factorisation = make()
-        else:
-            kept, finite = spreading.renew(
-                kept, make, sound, state.step, _period_of(kept), spread_inverses
-            )
-            factorisation, sound = kept, sound & finite
-
-        moved, moments = inner.update(updates, state.momentum, params, **extra)
-        scaled = preconditioning.apply(factorisation, moved)
-        sound = sound & all_finite(scaled)
-        result = jax.tree.map(
-            lambda x, g: jnp.where(sound, x.astype(g.dtype), jnp.zeros_like(g)),
-            scaled,
-            updates,
-        )
-        after = ScaleByFisherState(
-            step=state.step + sound.astype(jnp.int32),
-            information=as_kept(remembered.information, estimator.not_a_curvature),
-            observations=remembered.observations,
-            num_batches=remembered.num_batches,
-            damping=jnp.where(damping_now >= 0, damping_now, state.damping),
-            memory=remembered.memory,
-            factorisation=kept,
-            momentum=select(sound, moments, state.momentum),
-            num_skipped=state.num_skipped + (~sound).astype(jnp.int32),
-            key=state.key,
-        )
-        return result, after
-
-    def _curvature(
-        updates: PyTree,
-        state: ScaleByFisherState,
-        batch: batches.Batch | None,
-        key: jax.Array | None,
-        model: PyTree,
-        sound: jax.Array,
-    ) -> tuple[tuple[Remembered, Any], jax.Array]:
-        """What is remembered after the batch and in which bases; whether finite."""
-        remembered = Remembered(
-            information_of(state), state.observations, state.num_batches, state.memory
-        )
-        bases = state.factorisation if eigenvalue_correction else None
-        before = remembered, bases
-
-        def refresh() -> tuple[tuple[Remembered, Any], jax.Array]:
-            turns = None
-            if eigenvalue_correction:
-                turns = spreading.turns(
-                    bases, state.step, inverse_period or period, period, spread_inverses
-                )
-            data = updates, turns, batch, key, model, state.step
-            after = take_batch(estimator, memory, before, *data)
-            finite = sound & all_finite((after[0].information, after[1]))
-            return select(finite, after, before), finite
-
-        if period == 1:
-            return refresh()
-        due = sound & (state.step % period == 0)
-        return jax.lax.cond(due, refresh, lambda: (before, sound))
-
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return optax.GradientTransformationExtraArgs(
+        functools.partial(init, recipe, key_data(key)),
+        functools.partial(update, recipe),
+    )

@@ -11,17 +11,9 @@ from fisherflow_jax._ground.checks import is_concrete
 from fisherflow_jax._ground.keys import key_data
 from fisherflow_jax.estimators import Estimator
 from fisherflow_jax.memories import Memory
-from fisherflow_jax.structures import (
-    Block,
-    EigenKronecker,
-    Full,
-    Kronecker,
-    Structure,
-    UnitBlock,
-)
 from fisherflow_jax.structures import _structure as capabilities
-from fisherflow_jax.structures._algebra import layer_vectors
 from fisherflow_jax.transforms.preconditioner.restrict import has_holes
+from fisherflow_jax.transforms.preconditioner.state import Recipe
 
 PyTree = Any
 
@@ -31,15 +23,9 @@ _STATIC = (
 )
 
 
-def check_options(
-    estimator: Estimator,
-    memory: Memory,
-    damping: Any,
-    period: Any,
-    inverse_period: Any,
-    power: Any,
-    root_damping: Any,
-) -> None:
+def check_recipe(recipe: Recipe) -> None:
+    """Raises where the choices of a preconditioner are out of range, or do not fit."""
+    estimator, memory = recipe.estimator, recipe.memory
     if not isinstance(estimator, Estimator):
         raise ValueError(
             "estimator is what a factory of ff.estimators returns, with its model and "
@@ -54,55 +40,52 @@ def check_options(
         )
     for capability, reason in memory.needs.items():
         estimator.structure.require(capability, reason)
-    for name, value in (("period", period), ("inverse_period", inverse_period)):
-        if name == "inverse_period" and value is None:
-            continue
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(
-                f"{name} is a positive whole number of steps; got {value!r}{_STATIC}."
-            )
+    _check_steps(recipe.period, "period")
+    if recipe.inverse_period is not None:
+        _check_steps(recipe.inverse_period, "inverse_period")
+    power = recipe.power
     if not isinstance(power, (int, float)) or not -math.inf < power <= 0:
         raise ValueError(
             f"power is a number of at most 0, such as -1; got {power!r}{_STATIC}."
         )
-    check_not_negative(root_damping, "root_damping")
-    if not callable(damping):
-        check_not_negative(damping, "damping")
+    check_not_negative(recipe.root_damping, "root_damping")
+    if not callable(recipe.damping):
+        check_not_negative(recipe.damping, "damping")
+    _check_renewals(recipe)
 
 
-def check_refreshing(
-    estimator: Estimator,
-    period: int,
-    inverse_period: int | None,
-    spread_inverses: bool,
-    eigenvalue_correction: bool,
-) -> None:
+def _check_steps(value: Any, name: str) -> None:
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(
+            f"{name} is a positive whole number of steps; got {value!r}{_STATIC}."
+        )
+
+
+def _check_renewals(recipe: Recipe) -> None:
     for name, value in (
-        ("spread_inverses", spread_inverses),
-        ("eigenvalue_correction", eigenvalue_correction),
+        ("spread_inverses", recipe.staggered),
+        ("eigenvalue_correction", recipe.corrected),
     ):
         if not isinstance(value, bool):
             raise ValueError(f"{name} is True or False; got {value!r}{_STATIC}.")
-    stride = period if eigenvalue_correction else 1
-    whole = period if inverse_period is None else inverse_period
-    if eigenvalue_correction:
-        if estimator.rebuild is None:
+    whole, stride = recipe.renewals
+    given = f"inverse_period = {recipe.inverse_period} and period = {recipe.period}."
+    if recipe.corrected:
+        if recipe.estimator.rebuild is None:
             raise ValueError(
                 "eigenvalue_correction=True measures a batch also in the factors' "
-                f"eigenbasis: estimators.{estimator.name} has no rebuild, which gives "
-                "the same estimator in another structure."
+                f"eigenbasis: estimators.{recipe.estimator.name} has no rebuild, which "
+                "gives the same estimator in another structure."
             )
-        if whole % period:
+        if whole % stride:
             raise ValueError(
                 "with eigenvalue_correction=True the basis is renewed where curvature "
-                "is, so that inverse_period is a multiple of period; got "
-                f"inverse_period = {inverse_period} and period = {period}."
+                f"is, so that inverse_period is a multiple of period; got {given}"
             )
-    if spread_inverses and whole // stride < 2:
+    if recipe.staggered and whole // stride < 2:
         raise ValueError(
-            "spread_inverses=True spreads the renewals over inverse_period steps, of "
-            f"which there must be several; got inverse_period = {inverse_period} and "
-            f"period = {period}."
+            "spread_inverses=True staggers the renewals over inverse_period steps, of "
+            f"which there must be several; got {given}"
         )
 
 
@@ -111,11 +94,10 @@ def check_refreshing(
 FEWEST_VECTORS = 32
 
 
-def check_rank(estimator: Estimator, information: Any) -> None:
+def check_rank(estimator: Estimator) -> None:
     """Raises where the inverse would follow the noise of a few random vectors."""
     count = estimator.vectors_a_batch
-    dense = isinstance(information, (Full, Block, UnitBlock))
-    if not dense or count is None or count >= FEWEST_VECTORS:
+    if count is None or count >= FEWEST_VECTORS or not estimator.structure.dense:
         return
     raise ValueError(
         f"estimators.{estimator.name} squares {count} random vectors a batch, and the "
@@ -124,12 +106,6 @@ def check_rank(estimator: Estimator, information: Any) -> None:
         "or samples, times groups) or groups=None, or keep the structure diagonal or "
         "kronecker."
     )
-
-
-def check_layers(information: Any, params: PyTree) -> None:
-    """Raises where layers were found in another tree than the parameters are."""
-    if isinstance(information, (Kronecker, EigenKronecker)):
-        layer_vectors.check_like(information.layers, params)
 
 
 def check_not_negative(value: Any, name: str) -> None:
@@ -151,20 +127,8 @@ def check_real(params: PyTree) -> None:
             )
 
 
-def check_updates(
-    structure: Structure, updates: PyTree, information: Any, params: PyTree | None
-) -> None:
-    """Raises where updates, state and parameters are about different trees."""
-    if params is not None:
-        _check_same(updates, params, "updates and params must be one tree")
-    expected = jax.eval_shape(lambda: structure.isotropic(updates, 0.0))
-    check_layers(expected, updates)
-    _check_same(
-        expected, information, "the state was initialised with another tree than params"
-    )
-
-
-def _check_same(left: PyTree, right: PyTree, rule: str) -> None:
+def check_same(left: PyTree, right: PyTree, rule: str) -> None:
+    """Raises where two trees have other leaves or shapes, by the first that differs."""
     leaves = [
         {
             jax.tree_util.keystr(path): jnp.shape(leaf)

@@ -1,19 +1,82 @@
-"""The information of a batch, as an estimator measures it within an update."""
+"""The information of a batch, what is remembered of it, and the mean that comes of it."""
 
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import optax
 
+from fisherflow_jax import information as ops
 from fisherflow_jax._ground import batch as batches
+from fisherflow_jax._ground import trees
 from fisherflow_jax._ground.batch import Batch
 from fisherflow_jax._ground.keys import typed_key
 from fisherflow_jax.estimators import Estimator
 from fisherflow_jax.memories import Memory
-from fisherflow_jax.transforms.preconditioner import correct as correction
-from fisherflow_jax.transforms.preconditioner.remember import Remembered, take_in
+from fisherflow_jax.memories._memory import Belief, Prior, Site, include
+from fisherflow_jax.transforms.preconditioner import renew
 from fisherflow_jax.transforms.preconditioner.restrict import has_holes, restrict
+from fisherflow_jax.transforms.preconditioner.state import Curvature, Recipe
 
 PyTree = Any
+
+_NO_PRIOR = Prior(None, None)
+
+
+def refreshed(
+    recipe: Recipe,
+    before: Curvature,
+    updates: PyTree,
+    batch: Batch | None,
+    key: jax.Array | None,
+    model: PyTree,
+    step: jax.Array,
+    sound: jax.Array,
+) -> tuple[Curvature, jax.Array]:
+    """The curvature after a step, and whether all was finite: then it changes."""
+
+    def take() -> tuple[Curvature, jax.Array]:
+        after = _take_batch(recipe, before, updates, batch, key, model, step)
+        finite = sound & trees.all_finite((after.information, after.bases))
+        return optax.tree.where(finite, after, before), finite
+
+    if recipe.period == 1:
+        return take()
+    due = sound & (step % recipe.period == 0)
+    return jax.lax.cond(due, take, lambda: (before, sound))
+
+
+def _take_batch(
+    recipe: Recipe,
+    before: Curvature,
+    updates: PyTree,
+    batch: Batch | None,
+    key: jax.Array | None,
+    model: PyTree,
+    step: jax.Array,
+) -> Curvature:
+    def measured(estimator: Estimator) -> Any:
+        return measure(estimator, updates, batch, key, model, step)
+
+    weight = None
+    if batch is not None:
+        weight = batches.num_observations(batch, each_target=False)
+        weight = weight.astype(before.observations.dtype)
+    information, bases = measured(recipe.estimator), before.bases
+    if bases is None:
+        return take_in(recipe.memory, before, information, weight, updates)
+    # The squares need the basis, and the basis the factors: a batch is measured twice.
+    assert weight is not None
+    ahead = take_in(recipe.memory, before, bases.site(information), weight, updates)
+    groups = renew.turns(bases, step, *recipe.renewals, recipe.staggered)
+    # without an observation nothing is decomposed, and all stays to the last bit
+    groups = [(due & (weight > 0), names) for due, names in groups]
+    kept = before.information, before.memory
+    (past, storage), bases = bases.moved(kept, ahead.information, groups)
+    before = before._replace(information=past, memory=storage, bases=bases)
+    squares = measured(recipe.estimator.with_structure(bases.structure(information)))
+    moments = bases.site(information, squares)
+    return take_in(recipe.memory, before, moments, weight, updates)
 
 
 def measure(
@@ -36,30 +99,65 @@ def measure(
     return restrict(information, updates) if has_holes(updates) else information
 
 
-def take_batch(
-    estimator: Estimator,
-    memory: Memory,
-    before: tuple[Remembered, Any],
-    updates: PyTree,
-    turns: correction.Groups | None,
-    batch: Batch | None,
-    key: jax.Array | None,
-    model: PyTree,
-    step: jax.Array,
-) -> tuple[Remembered, Any]:
-    """What is remembered after the batch, and the bases where there are such."""
-    remembered, bases = before
-
-    def measured(estimator: Estimator) -> Any:
-        return measure(estimator, updates, batch, key, model, step)
-
-    weight = None
-    if batch is not None:
-        weight = batches.num_observations(batch, each_target=False)
-        weight = weight.astype(remembered.observations.dtype)
-    if turns is None:
-        return take_in(memory, remembered, measured(estimator), weight, updates), bases
-    assert weight is not None
-    return correction.refresh(
-        memory, remembered, bases, estimator, measured, weight, updates, turns
+def site(information: Any, weight: jax.Array) -> Site:
+    return Site(
+        curvature=information,
+        shift=None,
+        spread=None,
+        weight=weight,
+        growth=None,
+        residual_at_origin=None,
     )
+
+
+def take_in(
+    memory: Memory,
+    before: Curvature,
+    information: Any,
+    weight: jax.Array | None,
+    like: PyTree,
+) -> Curvature:
+    """What is remembered after a batch's information, of `weight` observations.
+
+    `weight=None` is one observation, known to be there. `like` is a tree with the
+    parameters' shapes.
+    """
+    belief = Belief(
+        mean=like,
+        information=before.information,
+        meat=None,
+        count=before.observations,
+        residual=None,
+    )
+    belief = memory.predict(before.memory, belief, _NO_PRIOR)
+    one, average = jnp.ones_like(before.observations), memory.average
+    if average is None:
+        site_weight = one if weight is None else weight
+    else:
+        site_weight = one * average.gain
+        share: Any = average.gain
+        if weight is not None:
+            share = share / jnp.where(weight > 0, weight, one)
+        information = ops.scale(information, share)
+    added = site(information, site_weight)
+    belief = include(belief, added, like)
+    storage, belief, _ = memory.remember(before.memory, belief, added, _NO_PRIOR)
+    after = Curvature(
+        information=belief.information,
+        observations=belief.count,
+        num_batches=before.num_batches + 1,
+        memory=storage,
+        bases=before.bases,
+    )
+    if average is None or weight is None:
+        return after
+    # a mean stays what it is when a batch has no observation
+    return optax.tree.where(weight > 0, after, before)
+
+
+def mean_information(recipe: Recipe, curvature: Curvature) -> Any:
+    """The mean information of an observation; not finite before the first."""
+    information, average = curvature.information, recipe.memory.average
+    if average is not None and recipe.estimator.structure.elementwise:
+        return average.debias(information, curvature.num_batches)
+    return ops.scale(information, 1 / curvature.observations)

@@ -10,17 +10,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
+from fisherflow_jax._ground import trees
 from fisherflow_jax.structures import Block, UnitBlock
 from fisherflow_jax.structures._block import Grouped
-from fisherflow_jax.transforms.preconditioner.correct import LayerBases
+from fisherflow_jax.structures import LayerBases
 from fisherflow_jax.transforms.preconditioner.factored import LayerInverses
 from fisherflow_jax.transforms.preconditioner.factorise import (
     CholeskyFactors,
     Eigenbasis,
     LayerEigenbases,
 )
-from fisherflow_jax.transforms.preconditioner.remember import all_finite, select
 
 Parts = list[tuple[str, int]]  # of each leaf: its part, and d^3 of its matrices
 
@@ -88,13 +89,13 @@ def balanced(costs: dict[str, int], num_groups: int) -> list[list[str]]:
 
 
 def turns(
-    factorisation: Any, step: jax.Array, period: int, stride: int, spread: bool
+    factorisation: Any, step: jax.Array, period: int, stride: int, staggered: bool
 ) -> list[tuple[jax.Array, list[str]]]:
     """`(whether it is its turn, names of its parts)` for each group, once a `period`.
 
     Turns are `stride` steps apart, or a multiple of it. At step 0 it is everyone's.
     """
-    if not spread:
+    if not staggered:
         names = [name for name, _ in parts(factorisation)]
         return [(step % period == 0, list(dict.fromkeys(names)))]
     costs: dict[str, int] = {}
@@ -117,11 +118,11 @@ def renew(
     allowed: jax.Array,
     step: jax.Array,
     period: int,
-    spread: bool,
+    staggered: bool,
 ) -> tuple[Any, jax.Array]:
     """The factorisation to use, and whether all that was due could be made."""
     leaves, treedef = jax.tree.flatten(kept)
-    if not spread:
+    if not staggered:
         groups = [(step % period == 0, list(range(len(leaves))))]
     else:
         names = [name for name, _ in parts(kept)]
@@ -138,8 +139,8 @@ def renew(
             made = jax.tree.leaves(make())
             # the compiler drops what the other groups would need
             fresh = [made[i] for i in members]
-            finite = all_finite(fresh)
-            return select(finite, fresh, old), finite
+            finite = trees.all_finite(fresh)
+            return optax.tree.where(finite, fresh, old), finite
 
         fresh, finite = jax.lax.cond(
             allowed & turn, anew, lambda old=old: (old, jnp.array(True))

@@ -1,23 +1,69 @@
-"""What a preconditioner keeps from step to step."""
+"""What is chosen of a preconditioner, and what it keeps from step to step."""
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import optax
+
+from fisherflow_jax._ground.sharding import has_explicit_axes
+from fisherflow_jax.estimators import Estimator
+from fisherflow_jax.memories import Memory
+
+PyTree = Any
+Damping = jax.typing.ArrayLike | Callable[[jax.Array], jax.typing.ArrayLike]
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """The choices of `ff.scale_by_fisher`; recipes of equal choices are equal."""
+
+    estimator: Estimator
+    memory: Memory
+    damping: Damping
+    period: int
+    inverse_period: int | None
+    staggered: bool
+    """Whether parts of a factorisation are renewed by turns."""
+    corrected: bool
+    """Whether eigenvalues are corrected."""
+    momentum: optax.GradientTransformationExtraArgs
+    power: float
+    root_damping: jax.typing.ArrayLike
+    factorise: Callable[..., Any]
+
+    @property
+    def renewals(self) -> tuple[int, int]:
+        """Steps between two renewals of everything, and between two turns."""
+        stride = self.period if self.corrected else 1
+        return self.inverse_period or self.period, stride
 
 
 class ScaleByFisherState(NamedTuple):
     """The information that a training run accumulates."""
 
-    step: jax.Array  # () int32, updates that were not skipped
-    information: Any  # a sum, or Optax's moving average; or a SecondMoment
-    observations: jax.Array  # () summed weights in it: their quotient is a mean
-    num_batches: jax.Array  # () int32, batches in it
-    damping: jax.Array  # ()
-    memory: Any  # the memory's storage
-    factorisation: Any | None  # None: made anew at each step; or the LayerBases
-    momentum: Any  # state of the inner transformation
-    num_skipped: jax.Array  # () int32, updates refused for a non-finite value
-    key: jax.Array | None  # key data, None if nothing is drawn from it
+    step: jax.Array
+    """`()` int32, updates that were not skipped."""
+    information: Any
+    """A sum, or Optax's moving average; or a `SecondMoment`."""
+    observations: jax.Array
+    """`()`, the weights summed in it: their quotient is a mean."""
+    num_batches: jax.Array
+    """`()` int32, batches in it."""
+    damping: jax.Array
+    """`()`, what a wrapper may change."""
+    memory: Any
+    """The memory's storage."""
+    factorisation: Any | None
+    """None: made anew at each step; or the bases of corrected eigenvalues."""
+    momentum: Any
+    """State of the inner transformation."""
+    num_skipped: jax.Array
+    """`()` int32, updates refused for a non-finite value."""
+    key: jax.Array | None
+    """Key data; None if nothing is drawn from it."""
 
 
 class SecondMoment(NamedTuple):
@@ -26,12 +72,59 @@ class SecondMoment(NamedTuple):
     squares: Any  # in an information's structure
 
 
-def as_kept(information: Any, not_a_curvature: str | None) -> Any:
-    """An information, or what must not be taken for one."""
-    return SecondMoment(information) if not_a_curvature else information
+class Curvature(NamedTuple):
+    """The part of a state that batches change."""
+
+    information: Any  # a sum, or a moving average that starts at zero
+    observations: jax.Array  # () summed weights in it
+    num_batches: jax.Array  # () int32
+    memory: Any  # the memory's storage
+    bases: Any | None  # in which corrected eigenvalues are kept
 
 
-def information_of(state: ScaleByFisherState) -> Any:
-    """What is remembered, whether it is an information or not."""
+def curvature_of(recipe: Recipe, state: ScaleByFisherState) -> Curvature:
     kept = state.information
-    return kept.squares if isinstance(kept, SecondMoment) else kept
+    return Curvature(
+        information=kept.squares if isinstance(kept, SecondMoment) else kept,
+        observations=state.observations,
+        num_batches=state.num_batches,
+        memory=state.memory,
+        bases=state.factorisation if recipe.corrected else None,
+    )
+
+
+def kept_information(recipe: Recipe, information: Any) -> Any:
+    """An information, or what must not be taken for one."""
+    if recipe.estimator.not_a_curvature:
+        return SecondMoment(information)
+    return information
+
+
+def damping_at_start(recipe: Recipe, step: jax.Array) -> jax.Array:
+    damping = recipe.damping
+    return jnp.asarray(damping(step) if callable(damping) else damping)
+
+
+def damping_at_present(recipe: Recipe, state: ScaleByFisherState) -> jax.Array:
+    """A number is where the state started; schedules and arrays are asked again."""
+    value: Any = state.damping
+    if callable(recipe.damping):
+        value = recipe.damping(state.step)
+    elif not isinstance(recipe.damping, (int, float)):
+        value = recipe.damping
+    # a wrapper may have put a Python number into the state
+    return jnp.asarray(value).astype(state.observations.dtype)
+
+
+def settled(state: Any) -> Any:
+    """Copies of the arrays, laid out as an update will return them.
+
+    No two share a buffer, so that a state may be donated to a compiled update; and what
+    was made outside of the mesh, as a key, compiles no second update.
+    """
+    state = jax.tree.map(jnp.copy, state)
+    if not has_explicit_axes():
+        return state
+    return jax.tree.map(
+        lambda x: jax.sharding.reshard(x, jax.typeof(x).sharding), state
+    )

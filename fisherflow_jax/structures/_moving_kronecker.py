@@ -1,0 +1,194 @@
+"""Eigenvalue correction where the eigenbasis moves, as within an optimiser.
+
+The factors are remembered as ever. Beside them a memory keeps second moments: the
+squares of examples' vectors in the eigenbasis that the factors had when they were last
+decomposed.
+
+When the basis moves, what is remembered is re-expressed in the new one. The diagonal
+there of the remembered operator would be too large where eigenvalues are small, since
+what the old basis left out off its diagonal is what cancels there. The same is done to
+the factors' product, whose eigenvalues are known in both bases, and the ratio of what
+should be found to what is found corrects the second moments, scaled to their old trace.
+Where a layer is Kronecker-factored that is exact, and positive everywhere. To start
+again from the factors' eigenvalues would forget the correction at each move.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.lax import Precision
+
+from fisherflow_jax import information as ops
+from fisherflow_jax.structures import _eigen_kronecker as eigen_kronecker
+from fisherflow_jax.structures._algebra import eigen as eigenbasis
+from fisherflow_jax.structures._eigen_kronecker import Columns, EigenKronecker
+from fisherflow_jax.structures._structure import Structure
+
+PyTree = Any
+Groups = list[tuple[jax.Array, list[str]]]  # (whether it is due, names of its layers)
+
+
+class MovingKronecker(NamedTuple):
+    """Kronecker factors, and second moments in an eigenbasis that is kept elsewhere."""
+
+    factors: Any  # a Kronecker
+    second_moments: dict[str, jax.Array]  # of each layer (K, I, O)
+
+
+class LayerBases(NamedTuple):
+    """The eigenbasis of each layer, until it is next decomposed."""
+
+    input_bases: Columns
+    output_bases: Columns
+
+    def site(self, factors: Any, squares: Any = None) -> MovingKronecker:
+        """What a batch adds: its factors, and its squares in these bases (or none)."""
+        if squares is not None:
+            return MovingKronecker(factors, squares.eigenvalues)
+        return _without_moments(factors)
+
+    def structure(self, factors: Any) -> Structure:
+        """That of the squares in these bases."""
+        return eigen_kronecker.in_bases(factors.layers, *self)
+
+    def corrected(self, information: MovingKronecker) -> EigenKronecker:
+        """The information that factors, second moments and bases make."""
+        factors = information.factors
+        return EigenKronecker(
+            eigenvalues=information.second_moments,
+            input_bases=self.input_bases,
+            output_bases=self.output_bases,
+            shifts=factors.shifts,
+            other_entries=factors.other_entries,
+            num_observations=factors.num_observations,
+            layers=factors.layers,
+        )
+
+    def moved(
+        self, kept: PyTree, ahead: MovingKronecker, groups: Groups
+    ) -> tuple[PyTree, "LayerBases"]:
+        """The bases of `ahead`'s factors where due, and what is kept as seen from them.
+
+        `kept` may hold stacks of informations, as a memory's window does: second
+        moments of any rank.
+        """
+        nodes, treedef = jax.tree.flatten(kept, is_leaf=_is_moving)
+        inputs, outputs = dict(self.input_bases), dict(self.output_bases)
+        factors, places = ahead.factors, [*map(_is_moving, nodes)]
+        moments = {
+            name: [x.second_moments[name] for x in nodes if _is_moving(x)]
+            for name in inputs
+        }
+        for due, names in groups:
+            old = {name: (inputs[name], outputs[name], moments[name]) for name in names}
+
+            def move(old=old):
+                return {
+                    name: _move_layer(
+                        factors.input_factors[name],
+                        factors.output_factors[name],
+                        *layer,
+                    )
+                    for name, layer in old.items()
+                }
+
+            moved = jax.lax.cond(due, move, lambda old=old: old)
+            for name, (left, right, seen) in moved.items():
+                inputs[name], outputs[name], moments[name] = left, right, seen
+        for index, place in enumerate(i for i, moving in enumerate(places) if moving):
+            seen = {name: moments[name][index] for name in inputs}
+            nodes[place] = nodes[place]._replace(second_moments=seen)
+        return jax.tree.unflatten(treedef, nodes), LayerBases(inputs, outputs)
+
+
+def begin(factors: Any) -> tuple[MovingKronecker, LayerBases]:
+    """Nothing remembered, and bases of zeros, which the first update replaces."""
+
+    def zeros(side: dict[str, jax.Array]) -> Columns:
+        return {
+            name: jnp.zeros_like(x) if x.ndim == 3 else None for name, x in side.items()
+        }
+
+    bases = LayerBases(zeros(factors.input_factors), zeros(factors.output_factors))
+    return _without_moments(factors), bases
+
+
+def _without_moments(factors: Any) -> MovingKronecker:
+    outputs = factors.output_factors
+    moments = {
+        name: jnp.zeros((*x.shape[:2], outputs[name].shape[1]), x.dtype)
+        for name, x in factors.input_factors.items()
+    }
+    return MovingKronecker(factors, moments)
+
+
+def _is_moving(node: Any) -> bool:
+    return isinstance(node, MovingKronecker)
+
+
+@ops.add_to.register
+def _(left: MovingKronecker, right: Any) -> Any:
+    if not isinstance(right, MovingKronecker):
+        return NotImplemented
+    return jax.tree.map(jnp.add, left, right)
+
+
+@ops.scale.register
+def _(information: MovingKronecker, factor: jax.typing.ArrayLike) -> MovingKronecker:
+    factor = jnp.asarray(factor, information.factors.num_observations.dtype)
+    return jax.tree.map(lambda x: x * factor, information)
+
+
+@ops.total.register
+def _(stacked: MovingKronecker, weights: jax.Array) -> MovingKronecker:
+    return jax.tree.map(lambda x: jnp.tensordot(weights.astype(x.dtype), x, 1), stacked)
+
+
+def _move_layer(
+    input_factor: jax.Array,
+    output_factor: jax.Array,
+    old_inputs: jax.Array | None,
+    old_outputs: jax.Array | None,
+    moments: list[jax.Array],
+) -> tuple[jax.Array | None, jax.Array | None, list[jax.Array]]:
+    """One layer's new bases, and its second moments as seen from them."""
+    inputs, input_overlap, input_ratio = _side(input_factor, old_inputs)
+    outputs, output_overlap, output_ratio = _side(output_factor, old_outputs)
+    ratio = input_ratio[:, :, None] * output_ratio[:, None, :]
+
+    def see(values: jax.Array) -> jax.Array:
+        seen = eigen_kronecker.turned(values, input_overlap, output_overlap)
+        seen = seen * ratio.reshape((1,) * (seen.ndim - 3) + ratio.shape)
+        total, now = (jnp.sum(x, axis=(-2, -1), keepdims=True) for x in (values, seen))
+        return seen * _quotient(total, now)
+
+    return inputs, outputs, [see(values) for values in moments]
+
+
+def _side(
+    factor: jax.Array, old: jax.Array | None
+) -> tuple[jax.Array | None, jax.Array | None, jax.Array]:
+    """A factor's new basis, its overlap with the old, and how turning errs on it.
+
+    `(K, D)`: the factor's eigenvalues over what is found of them by taking its diagonal
+    in the old basis and turning that, which spreads large values over small ones.
+    """
+    values, columns = eigenbasis.decompose(factor)
+    if columns is None:
+        return None, None, jnp.ones_like(values)
+    assert old is not None
+    overlap = eigen_kronecker.overlap(columns, old)
+    assert overlap is not None
+    along = jnp.einsum("kij,kjl->kil", factor, old, precision=Precision.HIGHEST)
+    turned_diagonal = jnp.einsum(
+        "kjl,kl->kj", overlap, jnp.sum(old * along, axis=1), precision=Precision.HIGHEST
+    )
+    return columns, overlap, _quotient(values, turned_diagonal)
+
+
+def _quotient(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
+    """One where there is nothing to divide by."""
+    there = denominator > 0
+    one = jnp.ones_like(denominator)
+    return jnp.where(there, numerator / jnp.where(there, denominator, one), one)

@@ -1,0 +1,178 @@
+"""A preconditioner's state and its one step, as functions of the recipe."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fisherflow_jax._ground import batch as batches
+from fisherflow_jax._ground import trees
+from fisherflow_jax._ground.batch import Batch
+from fisherflow_jax._ground.sharding import in_auto_mode
+from fisherflow_jax.transforms.preconditioner import checks, renew
+from fisherflow_jax.transforms.preconditioner.factorise import apply, is_elementwise
+from fisherflow_jax.transforms.preconditioner.measure import mean_information, refreshed, site
+from fisherflow_jax.transforms.preconditioner.state import (
+    Curvature,
+    Recipe,
+    ScaleByFisherState,
+    curvature_of,
+    damping_at_present,
+    damping_at_start,
+    kept_information,
+    settled,
+)
+
+PyTree = Any
+
+
+def init(recipe: Recipe, key: jax.Array | None, params: PyTree) -> ScaleByFisherState:
+    """The state before the first batch; `params` may be shapes."""
+    checks.check_real(params)
+    checks.check_rank(recipe.estimator)
+    nothing, bases = _nothing(recipe, params)
+    zero = jnp.zeros((), trees.float_dtype(params))
+    count = jnp.zeros((), jnp.int32)
+    made = jax.eval_shape(lambda: _factorised(recipe, nothing, bases, zero))
+    if recipe.staggered:
+        renew.parts(made if bases is None else bases)
+    kept: Any = bases
+    if bases is None and _renewal_period(recipe, made) > 1:
+        kept = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), made)
+    state = ScaleByFisherState(
+        step=count,
+        information=kept_information(recipe, nothing),
+        observations=zero,
+        num_batches=count,
+        damping=damping_at_start(recipe, count).astype(zero.dtype),
+        memory=recipe.memory.init(site(nothing, zero)),
+        factorisation=kept,
+        momentum=recipe.momentum.init(params),
+        num_skipped=count,
+        key=key,
+    )
+    return settled(state)
+
+
+def _nothing(recipe: Recipe, like: PyTree) -> tuple[Any, Any]:
+    """An information of zeros, and the bases in which eigenvalues are corrected."""
+    structure = recipe.estimator.structure
+    nothing = structure.isotropic(like, 0.0)
+    if not recipe.corrected:
+        return nothing, None
+    if structure.correction is None:
+        raise ValueError(
+            "eigenvalue_correction=True corrects the structure kronecker(layers); the "
+            f"estimator's informations are of type {type(nothing).__name__}."
+        )
+    return structure.correction(nothing)
+
+
+def _factorised(recipe: Recipe, mean: Any, bases: Any, damping: jax.Array) -> Any:
+    if bases is not None:
+        mean = bases.corrected(mean)
+    return recipe.factorise(mean, damping, recipe.power, recipe.root_damping)
+
+
+def _renewal_period(recipe: Recipe, factorisation: Any) -> int:
+    if recipe.inverse_period is not None:
+        return recipe.inverse_period
+    return 1 if is_elementwise(factorisation) else recipe.period
+
+
+def update(
+    recipe: Recipe,
+    updates: PyTree,
+    state: ScaleByFisherState,
+    params: PyTree | None = None,
+    *,
+    batch: Any = None,
+    key: Any = None,
+    model_params: PyTree | None = None,
+    **extra: Any,
+) -> tuple[PyTree, ScaleByFisherState]:
+    """What is given is checked, and the step made."""
+    estimator, model = recipe.estimator, None
+    if params is not None:
+        checks.check_same(updates, params, "updates and params must be one tree")
+    expected = jax.eval_shape(lambda: _nothing(recipe, updates)[0])
+    kept = curvature_of(recipe, state).information
+    checks.check_same(
+        expected, kept, "the state was initialised with another tree than params"
+    )
+    if estimator.from_gradient is None:
+        model = checks.parameters_of_model(estimator, params, model_params)
+        checks.check_batch(estimator, batch)
+        key = checks.key_of(estimator, key, state.key)
+    else:
+        batch = key = None
+
+    def run(updates, state, params, batch, key, model):
+        batch = None if batch is None else batches.as_batch(batch)
+        return _advance(recipe, updates, state, params, batch, key, model, extra)
+
+    arguments = updates, state, params, batch, key, model
+    return in_auto_mode(run, (updates, state), *arguments)
+
+
+def _advance(
+    recipe: Recipe,
+    updates: PyTree,
+    state: ScaleByFisherState,
+    params: PyTree | None,
+    batch: Batch | None,
+    key: jax.Array | None,
+    model: PyTree,
+    extra: dict[str, Any],
+) -> tuple[PyTree, ScaleByFisherState]:
+    damping = damping_at_present(recipe, state)
+    sound = trees.all_finite(updates) & (damping >= 0)
+    before = curvature_of(recipe, state)
+    curvature, sound = refreshed(
+        recipe, before, updates, batch, key, model, state.step, sound
+    )
+    factorisation, kept, sound = _renewed(recipe, curvature, state, damping, sound)
+    moved, moments = recipe.momentum.update(updates, state.momentum, params, **extra)
+    scaled = apply(factorisation, moved)
+    sound = sound & trees.all_finite(scaled)
+    result = jax.tree.map(
+        lambda x, g: jnp.where(sound, x.astype(g.dtype), jnp.zeros_like(g)),
+        scaled,
+        updates,
+    )
+    after = ScaleByFisherState(
+        step=state.step + sound.astype(jnp.int32),
+        information=kept_information(recipe, curvature.information),
+        observations=curvature.observations,
+        num_batches=curvature.num_batches,
+        damping=jnp.where(damping >= 0, damping, state.damping),
+        memory=curvature.memory,
+        factorisation=kept,
+        momentum=optax.tree.where(sound, moments, state.momentum),
+        num_skipped=state.num_skipped + (~sound).astype(jnp.int32),
+        key=state.key,
+    )
+    return result, after
+
+
+def _renewed(
+    recipe: Recipe,
+    curvature: Curvature,
+    state: ScaleByFisherState,
+    damping: jax.Array,
+    sound: jax.Array,
+) -> tuple[Any, Any, jax.Array]:
+    """The factorisation to use, what is kept, and whether all is sound so far."""
+
+    def make() -> Any:
+        # of each step without a factorisation the mean would be a waste
+        mean = mean_information(recipe, curvature)
+        return _factorised(recipe, mean, curvature.bases, damping)
+
+    kept = state.factorisation
+    if kept is None or curvature.bases is not None:
+        return make(), curvature.bases, sound
+    period = _renewal_period(recipe, kept)
+    kept, finite = renew.renew(kept, make, sound, state.step, period, recipe.staggered)
+    return kept, kept, sound & finite
