@@ -53,9 +53,7 @@ def diagonal(layers: Layers | None = None) -> Structure:
     def isotropic(params: PyTree, value: jax.typing.ArrayLike) -> Diagonal:
         dtype = trees.float_dtype(params)
         # laid out over devices as the parameters are
-        return Diagonal(
-            jax.tree.map(lambda x: jnp.full_like(x, value, dtype), params)
-        )
+        return Diagonal(jax.tree.map(lambda x: jnp.full_like(x, value, dtype), params))
 
     return Structure(
         "diagonal()",

@@ -10,7 +10,7 @@ import pytest
 
 import fisherflow_jax as ff
 from fisherflow_jax.transforms import scale_by_fisher
-from fisherflow_jax.transforms.preconditioner import correct as correction
+from fisherflow_jax.structures import _moving_kronecker as correction
 
 EXACT = {"rtol": 1e-8, "atol": 1e-10}
 LIKELIHOOD = ff.likelihoods.categorical()
@@ -258,7 +258,7 @@ def test_what_is_kronecker_factored_moves_without_error():
         for u, f in zip(old, (left, right), strict=True)
     ]
     exactly = along[0][:, :, None] * along[1][:, None, :]
-    moved = jax.jit(correction._moved)
+    moved = jax.jit(correction._move_layer)
     inputs, outputs, (seen, stack) = moved(
         *map(jnp.asarray, (left, right, *old)),
         [jnp.asarray(exactly), jnp.asarray(np.stack([exactly, 2 * exactly]))],

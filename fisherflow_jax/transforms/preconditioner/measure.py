@@ -1,4 +1,4 @@
-"""The information of a batch, what is remembered of it, and the mean that comes of it."""
+"""The information of a batch, what is remembered of it, and the mean of that."""
 
 from typing import Any
 

@@ -13,9 +13,8 @@ import jax.numpy as jnp
 import optax
 
 from fisherflow_jax._ground import trees
-from fisherflow_jax.structures import Block, UnitBlock
+from fisherflow_jax.structures import Block, LayerBases, UnitBlock
 from fisherflow_jax.structures._block import Grouped
-from fisherflow_jax.structures import LayerBases
 from fisherflow_jax.transforms.preconditioner.factored import LayerInverses
 from fisherflow_jax.transforms.preconditioner.factorise import (
     CholeskyFactors,

@@ -12,7 +12,11 @@ from fisherflow_jax._ground.batch import Batch
 from fisherflow_jax._ground.sharding import in_auto_mode
 from fisherflow_jax.transforms.preconditioner import checks, renew
 from fisherflow_jax.transforms.preconditioner.factorise import apply, is_elementwise
-from fisherflow_jax.transforms.preconditioner.measure import mean_information, refreshed, site
+from fisherflow_jax.transforms.preconditioner.measure import (
+    mean_information,
+    refreshed,
+    site,
+)
 from fisherflow_jax.transforms.preconditioner.state import (
     Curvature,
     Recipe,
