@@ -9,8 +9,8 @@ import optax
 import pytest
 
 import fisherflow_jax as ff
-from fisherflow_jax.transforms import scale_by_fisher
 from fisherflow_jax.structures import _moving_kronecker as correction
+from fisherflow_jax.transforms import scale_by_fisher
 
 EXACT = {"rtol": 1e-8, "atol": 1e-10}
 LIKELIHOOD = ff.likelihoods.categorical()
