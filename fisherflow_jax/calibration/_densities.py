@@ -2,30 +2,25 @@ r"""The log-probability of a target, averaged over a normal belief about the out
 
 .. math:: \log \int p(y \mid z) \, \mathcal N(z; m, s V) \, dz
 
-in closed form where there is one, by quadrature where each target has one output, and
-by cubature elsewhere.
+as the likelihood knows it, by quadrature where each target has one output, and by
+cubature elsewhere.
 """
 
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from fisherflow_jax._ground.arrays import like, widen
+from fisherflow_jax._ground.quadrature import NUM_NODES, REACH, log_average
 from fisherflow_jax._ground.search import bisect
-from fisherflow_jax.likelihoods import Likelihood
+from fisherflow_jax.likelihoods import SOFTMAX, Likelihood
 from fisherflow_jax.predictions import Outputs
 
-CLASSES = ("categorical", "bernoulli")
-
-# A trapezoid over a normal is exact to rounding for what is smooth on its step.
-_NUM_NODES = 97
 _POWER = 3
-_REACH = 6.0
 # The peak of a target this many standard deviations away is still found.
 _FARTHEST = 40.0
 
@@ -41,13 +36,9 @@ class LogDensity(NamedTuple):
 def log_density_of(
     likelihood: Likelihood, shape: tuple[int, ...], target_shape: tuple[int, ...]
 ) -> LogDensity:
-    """The family's own, by its name; the others' by the shapes of what they take."""
-    if likelihood.name in CLASSES:
-        return LogDensity(_probit)
-    if likelihood.name == "gaussian":
-        return LogDensity(_gaussian)
-    if likelihood.name == "gaussian_location_scale":
-        return LogDensity(_location_scale, needs_covariance=True)
+    """The likelihood's own, or by the shapes of what it takes."""
+    if likelihood.expected_log_prob is not None:
+        return LogDensity(_closed_form, likelihood.needs_covariance)
     if shape == target_shape:
         return LogDensity(_quadrature)
     return LogDensity(_cubature, needs_covariance=True)
@@ -55,7 +46,7 @@ def log_density_of(
 
 def by_link(link: Callable, likelihood: Likelihood) -> LogDensity:
     """That of the class probabilities which a link makes of the outputs."""
-    several = likelihood.name == "categorical"
+    several = likelihood.scale == SOFTMAX
     return LogDensity(ByLink(link), several and getattr(link, "covariance", False))
 
 
@@ -72,47 +63,20 @@ class ByLink:
         # a probability that underflows is improbable, not impossible
         least = jnp.finfo(probabilities.dtype).tiny
         log_p = jnp.log(jnp.maximum(probabilities, least))
-        if likelihood.name == "categorical":
+        if likelihood.scale == SOFTMAX:
             return likelihood.log_prob(log_p, targets)
         rest = jnp.log(jnp.maximum(1 - probabilities, least))
         share = like(targets, log_p)
         return share * log_p + (1 - share) * rest
 
 
-def _probit(likelihood: Likelihood, outputs: Outputs, targets: jax.Array) -> jax.Array:
-    """The probit link's probabilities, in logarithms that cannot underflow."""
-    shrink = jax.lax.rsqrt(1 + math.pi / 8 * outputs.variance)
-    return likelihood.log_prob(shrink * widen(outputs.mean), targets)
-
-
-def _gaussian(
+def _closed_form(
     likelihood: Likelihood, outputs: Outputs, targets: jax.Array
 ) -> jax.Array:
-    mean = widen(outputs.mean)
-    variance = outputs.variance + likelihood.variance(mean)
-    return log_normal(like(targets, mean) - mean, variance)
-
-
-def _nodes(dtype: Any) -> tuple[jax.Array, jax.Array]:
-    """Standard normal nodes, and the logarithms of their weights."""
-    nodes = np.linspace(-_REACH, _REACH, _NUM_NODES)
-    logs = -np.square(nodes) / 2
-    logs = logs - np.log(np.sum(np.exp(logs)))
-    return jnp.asarray(nodes, dtype), jnp.asarray(logs, dtype)
-
-
-def _averaged(
-    log_prob: Callable[[jax.Array], jax.Array], points: jax.Array, logs: jax.Array
-) -> jax.Array:
-    """`log sum_k exp(logs_k) p(points_k)`, a point at a time."""
-
-    def add(carry: jax.Array, part: tuple) -> tuple[jax.Array, None]:
-        point, log_weight = part
-        return jnp.logaddexp(carry, log_weight + log_prob(point)), None
-
-    start = jax.eval_shape(log_prob, points[0])
-    nothing = jnp.full(start.shape, -jnp.inf, start.dtype)
-    return jax.lax.scan(add, nothing, (points, logs))[0]
+    assert likelihood.expected_log_prob is not None
+    return likelihood.expected_log_prob(
+        outputs.mean, outputs.variance, outputs.covariance, targets
+    )
 
 
 def _quadrature(
@@ -131,9 +95,9 @@ def _quadrature(
     variance = jnp.maximum(variance, float(jnp.finfo(dtype).eps) ** 2)
     std = jnp.sqrt(variance)
     center, width = _peak(likelihood, mean, variance, targets)
-    end = jnp.arcsinh(2 * _REACH * std / width)
-    nodes = jnp.linspace(-1, 1, _NUM_NODES, dtype=dtype)
-    log_step = math.log(2 / (_NUM_NODES - 1))
+    end = jnp.arcsinh(2 * REACH * std / width)
+    nodes = jnp.linspace(-1, 1, NUM_NODES, dtype=dtype)
+    log_step = math.log(2 / (NUM_NODES - 1))
 
     def log_belief(z: jax.Array) -> jax.Array:
         square = jnp.square((z - mean) / std)
@@ -147,14 +111,14 @@ def _quadrature(
         return likelihood.log_prob(z, targets) + log_belief(z) + share
 
     def of_belief(x: jax.Array) -> jax.Array:
-        return value(mean + _REACH * x * std, -1) + jnp.log(_REACH * std)
+        return value(mean + REACH * x * std, -1) + jnp.log(REACH * std)
 
     def of_peak(x: jax.Array) -> jax.Array:
         z = center + width * jnp.sinh(x * end)
         return value(z, 1) + jnp.log(end * width * jnp.cosh(x * end))
 
     steps = jnp.full_like(nodes, log_step)
-    parts = [_averaged(part, nodes, steps) for part in (of_belief, of_peak)]
+    parts = [log_average(part, nodes, steps) for part in (of_belief, of_peak)]
     return jnp.logaddexp(*parts)
 
 
@@ -184,29 +148,6 @@ def _peak(
     return center, jax.lax.rsqrt(jnp.maximum(curvature, 0) + 1 / variance)
 
 
-def _location_scale(
-    likelihood: Likelihood, outputs: Outputs, targets: jax.Array
-) -> jax.Array:
-    """Over the location in closed form, over the log-scale by quadrature."""
-    del likelihood
-    mean, covariance = widen(outputs.mean), outputs.covariance
-    assert covariance is not None
-    location, log_scale = mean[..., 0], mean[..., 1]
-    spread, cross = covariance[..., 0, 0], covariance[..., 0, 1]
-    std = jnp.sqrt(covariance[..., 1, 1])
-    slope = jnp.where(std > 0, cross / jnp.where(std > 0, std, 1), 0)
-    # of the location, given the log-scale
-    spread = jnp.maximum(spread - jnp.square(slope), 0)
-    targets = like(targets, location)
-    nodes, logs = _nodes(mean.dtype)
-
-    def log_prob(x: jax.Array) -> jax.Array:
-        variance = spread + jnp.exp(2 * (log_scale + x * std))
-        return log_normal(targets - location - x * slope, variance)
-
-    return _averaged(log_prob, nodes, logs)
-
-
 def _cubature(
     likelihood: Likelihood, outputs: Outputs, targets: jax.Array
 ) -> jax.Array:
@@ -219,13 +160,7 @@ def _cubature(
     columns = math.sqrt(size) * jnp.moveaxis(root, -1, 0)
     steps = jnp.concatenate([columns, -columns])
     logs = jnp.full((2 * size,), -math.log(2 * size), mean.dtype)
-    return _averaged(lambda x: likelihood.log_prob(mean + x, targets), steps, logs)
-
-
-def log_normal(residual: jax.Array, variance: jax.Array) -> jax.Array:
-    """The log-density of a normal error."""
-    square = jnp.square(residual) / variance
-    return -0.5 * (square + jnp.log(variance) + math.log(2 * math.pi))
+    return log_average(lambda x: likelihood.log_prob(mean + x, targets), steps, logs)
 
 
 def scaled(outputs: Outputs, factor: jax.Array) -> Outputs:

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 
 from fisherflow_jax._ground import search, trees
 from fisherflow_jax._ground.checks import holds
-from fisherflow_jax.calibration._densities import CLASSES
 from fisherflow_jax.calibration._determinant import (
     check_layers,
     determinant,
@@ -102,7 +101,7 @@ def maximize_marginal_likelihood(
       Immer, Bauer, Fortuin, Raetsch, Khan, "Scalable marginal likelihood estimation for
       model selection in deep learning", 2021.
     """
-    if likelihood.name in CLASSES:
+    if likelihood.is_classes:
         warnings.warn(
             f"maximising the marginal likelihood of a {likelihood.name} model chooses "
             "priors that make its predictions too unsure: set the scale on held-out "

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 
 from fisherflow_jax import information as ops
-from fisherflow_jax import likelihoods
 from fisherflow_jax._ground import trees
 from fisherflow_jax._ground.checks import holds, is_concrete
 from fisherflow_jax.calibration import _densities as densities
@@ -111,8 +110,7 @@ def calibrate(
         raise TypeError(
             "a bank's members have a covariance each: calibrate one of state.members."
         )
-    classes = likelihood.name in densities.CLASSES
-    if link is not None and not classes:
+    if link is not None and not likelihood.is_classes:
         raise ValueError(
             "a link makes probabilities of classes, which likelihood "
             f"{likelihood.name} does not have; leave it out."
@@ -136,17 +134,18 @@ def calibrate(
     with_dispersion = likelihood.with_dispersion
     start = jnp.ones((), held.weights.dtype) if dispersion is None else dispersion
     noise = None
-    if likelihood.name == "gaussian" and (search_noise or with_dispersion):
+    with_noise = likelihood.with_noise
+    if with_noise is not None and (search_noise or with_dispersion):
         found = scale_search.with_noise(held, likelihood, start)
         _check_noise(found.dispersion)
         noise = jnp.sqrt(found.dispersion)
-        calibrated = likelihoods.gaussian(_number(noise))
+        calibrated = with_noise(_number(noise))
     elif with_dispersion is not None:
         found = scale_search.with_dispersion(held, likelihood, value, start)
         calibrated = with_dispersion(_number(found.dispersion))
     else:
         found, calibrated = scale_search.alone(held, likelihood, value), likelihood
-        if likelihood.name == "gaussian":
+        if with_noise is not None:
             noise = jnp.sqrt(likelihood.variance(held.outputs.mean).ravel()[0])
     return Calibration(
         _rescaled(state, found.scale, dispersion),

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fisherflow_jax._ground.quadrature import normal_log_density
 from fisherflow_jax._ground.search import Minimum, minimise
 from fisherflow_jax.calibration import _densities as densities
 from fisherflow_jax.calibration._held_out import HeldOut
@@ -37,7 +38,7 @@ def _range(held: HeldOut, likelihood: Likelihood | None) -> tuple:
     without a likelihood it is one.
     """
     variance = held.outputs.variance
-    if likelihood is not None and _has_resolution(likelihood):
+    if likelihood is not None and likelihood.diagonal and not likelihood.is_classes:
         mean = held.outputs.mean
         factor = likelihood.root(mean, jnp.ones(likelihood.probe_shape(mean.shape)))
         variance = variance * jnp.square(factor.astype(variance.dtype))
@@ -48,10 +49,6 @@ def _range(held: HeldOut, likelihood: Likelihood | None) -> tuple:
     # the largest, not the typical: at the low end the mean alone must be what is left
     least = -jnp.max(jnp.where(positive & rows, log, -middle))
     return jnp.minimum(middle, least) - _REACH, middle + _REACH
-
-
-def _has_resolution(likelihood: Likelihood) -> bool:
-    return likelihood.diagonal and likelihood.name not in densities.CLASSES
 
 
 def _chosen(
@@ -122,7 +119,7 @@ def with_noise(held: HeldOut, likelihood: Likelihood, start: jax.Array) -> Found
     nowhere = jnp.full_like(low, -jnp.inf)
     found = minimise(loss, low, high, jnp.stack([start_ratio, nowhere]))
     at_start, mean_only = found.elsewhere
-    before = -held.mean(densities.log_normal(residual, variance + given))
+    before = -held.mean(normal_log_density(residual, variance + given))
     point, after, boundary, keep = _chosen(
         found, low, high, start_ratio, at_start, before
     )
