@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fisherflow_jax._ground import trees
+from fisherflow_jax._ground import counted, trees
 from fisherflow_jax._ground.arrays import widen
 from fisherflow_jax._ground.checks import is_concrete
+from fisherflow_jax._ground.counted import Mask
 from fisherflow_jax._ground.keys import typed_key
-from fisherflow_jax.metrics import _rows as rows
 
 Score = Callable[[jax.Array, Any], jax.Array]
 
@@ -90,7 +90,7 @@ def conformal_sets(score: Score | None = None) -> Conformal:
         *,
         level: float,
         key: Any = None,
-        mask: jax.Array | None = None,
+        mask: Mask = None,
     ) -> jax.Array:
         _check_one_target(labels)
         if jnp.ndim(probabilities) != 2:
@@ -98,14 +98,14 @@ def conformal_sets(score: Score | None = None) -> Conformal:
                 "probabilities must be (n, C), those of two classes too; got shape "
                 f"{jnp.shape(probabilities)}."
             )
-        table, labels, weights, _ = rows.classified(probabilities, labels, mask)
+        table, labels, weights, _ = counted.classified(probabilities, labels, mask)
         scores = jnp.take_along_axis(score(table, key), labels[:, None], -1)[:, 0]
         return _quantile(scores, weights, level)
 
     def predict(
         threshold: jax.Array, probabilities: jax.Array, *, key: Any = None
     ) -> jax.Array:
-        scores = score(rows.distributions(probabilities), key)
+        scores = score(counted.distributions(probabilities), key)
         return scores <= jnp.asarray(threshold).astype(scores.dtype)
 
     return Conformal(fit, predict)
@@ -157,10 +157,10 @@ def conformal_intervals() -> Conformal:
         targets: jax.Array,
         *,
         level: float,
-        mask: jax.Array | None = None,
+        mask: Mask = None,
     ) -> jax.Array:
         _check_one_target(targets)
-        (mean, std, targets), weights = rows.gaussian(mean, std, targets, mask)
+        (mean, std, targets), weights = counted.gaussian(mean, std, targets, mask)
         return _quantile(jnp.abs(targets - mean) / std, weights, level)
 
     def predict(

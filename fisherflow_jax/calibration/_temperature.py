@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from fisherflow_jax import likelihoods
+from fisherflow_jax._ground import counted
 from fisherflow_jax._ground.arrays import widen
 from fisherflow_jax._ground.checks import holds, is_concrete
+from fisherflow_jax._ground.counted import Mask
 from fisherflow_jax._ground.search import rising_zero
 from fisherflow_jax.likelihoods import Likelihood
-from fisherflow_jax.metrics import _rows as rows
 
 # The search covers this many powers of e to both sides of the largest logit's size.
 _REACH = 14.0
@@ -30,7 +31,7 @@ def temperature_scaling(
     labels: jax.Array,
     *,
     likelihood: Likelihood | None = None,
-    mask: jax.Array | None = None,
+    mask: Mask = None,
 ) -> TemperatureScaling:
     r"""The temperature at which logits predict held-out labels best.
 
@@ -75,7 +76,7 @@ def temperature_scaling(
     likelihood = likelihoods.categorical() if likelihood is None else likelihood
     outputs, labels = widen(logits), jnp.asarray(labels)
     likelihood.check(outputs, labels)
-    used = rows.counted(mask, labels.shape)
+    used = counted.used_rows(mask, labels.shape)
     outputs, labels = _blanked(outputs, labels, used)
     if not holds(jnp.isfinite(outputs)):
         raise ValueError("logits must be finite; got a NaN or an infinite one.")
@@ -121,11 +122,11 @@ def _search(
     outputs: jax.Array, labels: jax.Array, used: jax.Array, likelihood: Likelihood
 ) -> tuple[TemperatureScaling, jax.Array]:
     """The result, and the loss's slopes at the cold and the hot end."""
-    weights = rows.weights_of(used, jnp.ones_like(used), outputs.dtype)
+    weights = counted.weights_of(used, jnp.ones_like(used), outputs.dtype)
 
     def loss(log_temperature: jax.Array) -> jax.Array:
         values = likelihood.log_prob(outputs * jnp.exp(-log_temperature), labels)
-        return -rows.mean(values, weights)
+        return -counted.mean(values, weights)
 
     slope = jax.grad(loss)
     size = jnp.max(jnp.abs(outputs))

@@ -1,10 +1,10 @@
 """Metrics of predictions: plain functions on arrays."""
 
 from fisherflow_jax._ground.naming import show
-from fisherflow_jax.metrics._binning import Binning as Binning
-from fisherflow_jax.metrics._binning import equal_mass as equal_mass
-from fisherflow_jax.metrics._binning import equal_width as equal_width
+from fisherflow_jax.metrics._calibration import Binning as Binning
 from fisherflow_jax.metrics._calibration import ReliabilityCurve as ReliabilityCurve
+from fisherflow_jax.metrics._calibration import equal_mass as equal_mass
+from fisherflow_jax.metrics._calibration import equal_width as equal_width
 from fisherflow_jax.metrics._calibration import (
     expected_calibration_error as expected_calibration_error,
 )
@@ -13,6 +13,7 @@ from fisherflow_jax.metrics._calibration import (
 )
 from fisherflow_jax.metrics._calibration import reliability_curve as reliability_curve
 from fisherflow_jax.metrics._classification import accuracy as accuracy
+from fisherflow_jax.metrics._classification import auroc as auroc
 from fisherflow_jax.metrics._classification import brier as brier
 from fisherflow_jax.metrics._classification import confidence as confidence
 from fisherflow_jax.metrics._classification import entropy as entropy
@@ -24,7 +25,6 @@ from fisherflow_jax.metrics._intervals import interval_score as interval_score
 from fisherflow_jax.metrics._intervals import interval_width as interval_width
 from fisherflow_jax.metrics._intervals import set_coverage as set_coverage
 from fisherflow_jax.metrics._intervals import set_size as set_size
-from fisherflow_jax.metrics._ranking import auroc as auroc
 from fisherflow_jax.metrics._regression import gaussian_crps as gaussian_crps
 from fisherflow_jax.metrics._regression import (
     gaussian_negative_log_likelihood as gaussian_negative_log_likelihood,

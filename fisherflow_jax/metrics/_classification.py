@@ -1,13 +1,15 @@
-"""How good predicted classes are: accuracy and proper scores."""
+"""How good predicted classes are: accuracy, proper scores, and how scores rank."""
 
 import jax
 import jax.numpy as jnp
 
-from fisherflow_jax.metrics import _rows as rows
+from fisherflow_jax._ground import counted
+from fisherflow_jax._ground.checks import is_concrete
+from fisherflow_jax._ground.counted import Mask
 
 
 def accuracy(
-    probabilities: jax.Array, labels: jax.Array, *, mask: jax.Array | None = None
+    probabilities: jax.Array, labels: jax.Array, *, mask: Mask = None
 ) -> jax.Array:
     r"""The share of labels that are the most probable class.
 
@@ -36,13 +38,13 @@ def accuracy(
       >>> print(metrics.accuracy(p, jnp.array([0, 1, 1])).round(3))
       0.667
     """
-    table, labels, weights, _ = rows.classified(probabilities, labels, mask)
+    table, labels, weights, _ = counted.classified(probabilities, labels, mask)
     correct = jnp.argmax(table, -1).astype(labels.dtype) == labels
-    return rows.mean(correct.astype(table.dtype), weights)
+    return counted.mean(correct.astype(table.dtype), weights)
 
 
 def negative_log_likelihood(
-    probabilities: jax.Array, labels: jax.Array, *, mask: jax.Array | None = None
+    probabilities: jax.Array, labels: jax.Array, *, mask: Mask = None
 ) -> jax.Array:
     r"""The mean negative log-probability of the labels, in nats.
 
@@ -72,13 +74,13 @@ def negative_log_likelihood(
     References:
       Good, "Rational decisions", 1952.
     """
-    table, labels, weights, _ = rows.classified(probabilities, labels, mask)
+    table, labels, weights, _ = counted.classified(probabilities, labels, mask)
     chosen = jnp.take_along_axis(table, labels[:, None], -1)[:, 0]
-    return rows.mean(-jnp.log(chosen), weights)
+    return counted.mean(-jnp.log(chosen), weights)
 
 
 def brier(
-    probabilities: jax.Array, labels: jax.Array, *, mask: jax.Array | None = None
+    probabilities: jax.Array, labels: jax.Array, *, mask: Mask = None
 ) -> jax.Array:
     r"""The mean squared error of the probabilities.
 
@@ -111,10 +113,10 @@ def brier(
     References:
       Brier, "Verification of forecasts expressed in terms of probability", 1950.
     """
-    table, labels, weights, single = rows.classified(probabilities, labels, mask)
+    table, labels, weights, single = counted.classified(probabilities, labels, mask)
     target = jax.nn.one_hot(labels, table.shape[-1], dtype=table.dtype)
     squares = jnp.square(table - target)
-    return rows.mean(squares[:, 1] if single else jnp.sum(squares, -1), weights)
+    return counted.mean(squares[:, 1] if single else jnp.sum(squares, -1), weights)
 
 
 def entropy(probabilities: jax.Array) -> jax.Array:
@@ -141,7 +143,7 @@ def entropy(probabilities: jax.Array) -> jax.Array:
     References:
       Shannon, "A mathematical theory of communication", 1948.
     """
-    return jnp.sum(jax.scipy.special.entr(rows.distributions(probabilities)), -1)
+    return jnp.sum(jax.scipy.special.entr(counted.distributions(probabilities)), -1)
 
 
 def confidence(probabilities: jax.Array) -> jax.Array:
@@ -166,4 +168,70 @@ def confidence(probabilities: jax.Array) -> jax.Array:
       Hendrycks, Gimpel, "A baseline for detecting misclassified and out-of-distribution
       examples in neural networks", 2017.
     """
-    return jnp.max(rows.distributions(probabilities), -1)
+    return jnp.max(counted.distributions(probabilities), -1)
+
+
+def auroc(scores: jax.Array, positive: jax.Array, *, mask: Mask = None) -> jax.Array:
+    r"""The area under the receiver operating characteristic.
+
+    .. math:: P(s_+ > s_-) + \tfrac 12 P(s_+ = s_-)
+
+    over pairs of a positive and a negative example: the Mann-Whitney statistic with
+    midranks for ties. To detect what is out of distribution, score by `entropy` (or
+    minus `confidence`) and call positive what is out of it.
+
+    Args:
+      scores: `(n, ...)`, higher for what is thought positive; may be infinite.
+      positive: `(n, ...)` bool.
+      mask: `(n, ...)`, or `(n,)` for whole examples; False is padding and is not read.
+
+    Returns:
+      A number from 0 to 1, one half for a score that knows nothing. Cost: a sort.
+
+    Raises:
+      ValueError: for shapes that differ, a `positive` that is not boolean, nothing to
+        count, and (where the values are at hand; under jit the result is NaN) a NaN
+        score or only one kind of examples.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from fisherflow_jax import metrics
+      >>> inside = metrics.entropy(jnp.array([[0.9, 0.1], [0.3, 0.7]]))
+      >>> outside = metrics.entropy(jnp.array([[0.6, 0.4], [0.7, 0.3]]))
+      >>> scores = jnp.concatenate([inside, outside])
+      >>> print(metrics.auroc(scores, jnp.array([False, False, True, True])))
+      0.875
+
+    References:
+      Hanley, McNeil, "The meaning and use of the area under a receiver operating
+      characteristic (ROC) curve", 1982.
+    """
+    positive = jnp.asarray(positive)
+    if positive.dtype != bool or positive.shape != jnp.shape(scores):
+        raise ValueError(
+            f"positive must be boolean and have the scores' shape {jnp.shape(scores)}; "
+            f"got {positive.dtype} of shape {positive.shape}."
+        )
+    (scores,), weights = counted.measured(
+        positive.shape, mask, infinite=True, scores=scores
+    )
+    used, positive = weights != 0, positive.reshape(-1)
+    above, below = used & positive, used & ~positive
+    num_above = jnp.sum(above, dtype=jnp.int32)
+    num_below = jnp.sum(below, dtype=jnp.int32)
+    if is_concrete((num_above, num_below)) and 0 in (num_above, num_below):
+        raise ValueError(
+            "auroc compares positive with negative examples; got "
+            f"{int(num_above)} positive and {int(num_below)} negative."
+        )
+    order = jnp.argsort(scores)
+    ordered = scores[order]
+    # whole numbers: float32 cannot count beyond 2^24
+    running = jnp.cumsum(below[order], dtype=jnp.int32)
+    running = jnp.concatenate([jnp.zeros((1,), jnp.int32), running])
+    lower = running[jnp.searchsorted(ordered, scores, side="left")]
+    upto = running[jnp.searchsorted(ordered, scores, side="right")]
+    beaten = (lower.astype(scores.dtype) + upto.astype(scores.dtype)) / 2
+    share = beaten / num_below.astype(scores.dtype)
+    # a NaN among the negatives is in no weight of the mean over the positives
+    return counted.mean(share, above.astype(share.dtype)) + 0 * jnp.sum(weights)

@@ -3,15 +3,12 @@
 import jax
 import jax.numpy as jnp
 
-from fisherflow_jax.metrics import _rows as rows
+from fisherflow_jax._ground import checks, counted
+from fisherflow_jax._ground.counted import Mask
 
 
 def interval_coverage(
-    lower: jax.Array,
-    upper: jax.Array,
-    targets: jax.Array,
-    *,
-    mask: jax.Array | None = None,
+    lower: jax.Array, upper: jax.Array, targets: jax.Array, *, mask: Mask = None
 ) -> jax.Array:
     r"""The share of targets within their interval, ends included.
 
@@ -39,11 +36,11 @@ def interval_coverage(
     """
     (lower, upper, targets), weights = _ends(lower, upper, mask, targets=targets)
     inside = (lower <= targets) & (targets <= upper)
-    return rows.mean(inside.astype(lower.dtype), weights)
+    return counted.mean(inside.astype(lower.dtype), weights)
 
 
 def interval_width(
-    lower: jax.Array, upper: jax.Array, *, mask: jax.Array | None = None
+    lower: jax.Array, upper: jax.Array, *, mask: Mask = None
 ) -> jax.Array:
     r"""The mean width of intervals, in the targets' unit.
 
@@ -68,7 +65,7 @@ def interval_width(
     """
     (lower, upper), weights = _ends(lower, upper, mask)
     # both ends infinite, of one sign: an empty interval
-    return rows.mean(jnp.where(upper == lower, 0.0, upper - lower), weights)
+    return counted.mean(jnp.where(upper == lower, 0.0, upper - lower), weights)
 
 
 def interval_score(
@@ -77,7 +74,7 @@ def interval_score(
     targets: jax.Array,
     *,
     level: float,
-    mask: jax.Array | None = None,
+    mask: Mask = None,
 ) -> jax.Array:
     r"""The mean width, and a penalty for each target left out: a proper score.
 
@@ -110,16 +107,13 @@ def interval_score(
       Gneiting, Raftery, "Strictly proper scoring rules, prediction, and estimation",
       2007.
     """
-    if not isinstance(level, jax.core.Tracer) and not 0 < level < 1:
-        raise ValueError(f"level must be in (0, 1); got {level}.")
+    checks.fraction(level, "level")
     (lower, upper, targets), weights = _ends(lower, upper, mask, targets=targets)
     outside = jnp.maximum(lower - targets, 0.0) + jnp.maximum(targets - upper, 0.0)
-    return rows.mean(upper - lower + outside * (2 / (1 - level)), weights)
+    return counted.mean(upper - lower + outside * (2 / (1 - level)), weights)
 
 
-def set_coverage(
-    sets: jax.Array, labels: jax.Array, *, mask: jax.Array | None = None
-) -> jax.Array:
+def set_coverage(sets: jax.Array, labels: jax.Array, *, mask: Mask = None) -> jax.Array:
     """The share of labels that are in their set of classes.
 
     Args:
@@ -148,15 +142,15 @@ def set_coverage(
             f"sets of shape {sets.shape} and labels of shape {labels.shape} do not go "
             "together: sets are (n, ..., C) for labels (n, ...)."
         )
-    used = rows.counted(mask, labels.shape).reshape(-1)
+    used = counted.used_rows(mask, labels.shape).reshape(-1)
     count = sets.shape[-1]
-    places, right = rows.classes(labels, used, count)
+    places, right = counted.classes(labels, used, count)
     held = jnp.take_along_axis(sets.reshape((-1, count)), places[:, None], -1)[:, 0]
     dtype = jnp.result_type(float)
-    return rows.mean(held.astype(dtype), rows.weights_of(used, right, dtype))
+    return counted.mean(held.astype(dtype), counted.weights_of(used, right, dtype))
 
 
-def set_size(sets: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
+def set_size(sets: jax.Array, *, mask: Mask = None) -> jax.Array:
     """The mean number of classes in a set.
 
     Args:
@@ -177,8 +171,8 @@ def set_size(sets: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
       1.5
     """
     sets = _sets(sets)
-    used = rows.counted(mask, sets.shape[:-1]).astype(jnp.result_type(float))
-    return rows.mean(jnp.sum(sets, -1).astype(used.dtype), used)
+    used = counted.used_rows(mask, sets.shape[:-1]).astype(jnp.result_type(float))
+    return counted.mean(jnp.sum(sets, -1).astype(used.dtype), used)
 
 
 def _sets(sets: jax.Array) -> jax.Array:
@@ -191,17 +185,12 @@ def _sets(sets: jax.Array) -> jax.Array:
     return sets
 
 
-def _ends(lower, upper, mask, **targets) -> rows.Measured:
+def _ends(lower, upper, mask, **targets) -> counted.Measured:
     shape = jnp.shape(next(iter(targets.values()), lower))
-    for name, array in (("lower", lower), ("upper", upper)):
-        if jnp.shape(array) != shape:
-            raise ValueError(
-                f"{name} must have the targets' shape {shape}; got {jnp.shape(array)}."
-            )
-    columns, weights = rows.measured(
+    columns, weights = counted.measured(
         shape, mask, infinite=True, lower=lower, upper=upper, **targets
     )
     ordered = columns[0] <= columns[1]
     pairs = jnp.stack(columns[:2], -1)
-    rows.refuse(True, ordered, pairs, "lower must not be above upper")
-    return rows.Measured(columns, jnp.where(ordered, weights, jnp.nan))
+    counted.refuse(True, ordered, pairs, "lower must not be above upper")
+    return counted.Measured(columns, jnp.where(ordered, weights, jnp.nan))

@@ -6,15 +6,12 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import ndtr
 
-from fisherflow_jax.metrics import _rows as rows
+from fisherflow_jax._ground import counted
+from fisherflow_jax._ground.counted import Mask
 
 
 def gaussian_negative_log_likelihood(
-    mean: jax.Array,
-    std: jax.Array,
-    targets: jax.Array,
-    *,
-    mask: jax.Array | None = None,
+    mean: jax.Array, std: jax.Array, targets: jax.Array, *, mask: Mask = None
 ) -> jax.Array:
     r"""The mean negative log-density of the targets, in nats.
 
@@ -46,18 +43,14 @@ def gaussian_negative_log_likelihood(
     References:
       Good, "Rational decisions", 1952.
     """
-    (mean, std, targets), weights = rows.gaussian(mean, std, targets, mask)
+    (mean, std, targets), weights = counted.gaussian(mean, std, targets, mask)
     z = (targets - mean) / std
     half_log_two_pi = 0.5 * math.log(2 * math.pi)
-    return rows.mean(0.5 * z * z + jnp.log(std) + half_log_two_pi, weights)
+    return counted.mean(0.5 * z * z + jnp.log(std) + half_log_two_pi, weights)
 
 
 def gaussian_crps(
-    mean: jax.Array,
-    std: jax.Array,
-    targets: jax.Array,
-    *,
-    mask: jax.Array | None = None,
+    mean: jax.Array, std: jax.Array, targets: jax.Array, *, mask: Mask = None
 ) -> jax.Array:
     r"""The mean continuous ranked probability score of normal predictions.
 
@@ -90,20 +83,16 @@ def gaussian_crps(
       Gneiting, Raftery, "Strictly proper scoring rules, prediction, and estimation",
       2007.
     """
-    (mean, std, targets), weights = rows.gaussian(mean, std, targets, mask)
+    (mean, std, targets), weights = counted.gaussian(mean, std, targets, mask)
     z = jnp.abs(targets - mean) / std
     density = jnp.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
     # 1 - 2 Phi(-z) keeps the digits that 2 Phi(z) - 1 would lose in the tail
     score = z * (1 - 2 * ndtr(-z)) + 2 * density - 1 / math.sqrt(math.pi)
-    return rows.mean(std * score, weights)
+    return counted.mean(std * score, weights)
 
 
 def sample_crps(
-    samples: jax.Array,
-    targets: jax.Array,
-    *,
-    fair: bool = True,
-    mask: jax.Array | None = None,
+    samples: jax.Array, targets: jax.Array, *, fair: bool = True, mask: Mask = None
 ) -> jax.Array:
     r"""The mean continuous ranked probability score of predictions given by samples.
 
@@ -151,12 +140,12 @@ def sample_crps(
             f"samples must be (k, *targets' shape {targets.shape}) with k at least "
             f"{least}; got shape {samples.shape}."
         )
-    (samples, targets), weights = rows.measured(
-        targets.shape, mask, samples=samples, targets=targets
+    (samples, targets), weights = counted.measured(
+        targets.shape, mask, stacked="samples", samples=samples, targets=targets
     )
     # about the target, where float32 has its digits
     errors = jnp.sort(samples - targets[None], axis=0)
     ranks = jnp.arange(1 - count, count, 2).astype(errors.dtype)
     pairs = count * (count - 1) if fair else count * count
     spread = jnp.sum(ranks[:, None] * errors, 0) / pairs
-    return rows.mean(jnp.mean(jnp.abs(errors), 0) - spread, weights)
+    return counted.mean(jnp.mean(jnp.abs(errors), 0) - spread, weights)

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fisherflow_jax._ground import checks, counted
+from fisherflow_jax._ground.counted import Mask
 from fisherflow_jax._ground.keys import typed_key
-from fisherflow_jax.metrics import _rows as rows
 
 
 class Bootstrap(NamedTuple):
@@ -25,7 +26,7 @@ def bootstrap(
     key: Any,
     level: float = 0.9,
     num_resamples: int = 200,
-    mask: jax.Array | None = None,
+    mask: Mask = None,
     batch_size: int = 25,
 ) -> Bootstrap:
     r"""A metric with a band for the examples it happened to be measured on.
@@ -76,12 +77,8 @@ def bootstrap(
       Efron, "Bootstrap methods: another look at the jackknife", 1979.
       Davison, Hinkley, "Bootstrap methods and their application", 1997.
     """
-    if not 0 < level < 1:
-        raise ValueError(f"level must be in (0, 1); got {level}.")
-    if not isinstance(num_resamples, int) or num_resamples < 2:
-        raise ValueError(
-            f"num_resamples must be a whole number, at least 2; got {num_resamples!r}."
-        )
+    checks.fraction(level, "level")
+    checks.whole(num_resamples, "num_resamples", least=2)
     arrays = tuple(jnp.asarray(x) for x in arrays)
     counts = {x.shape[0] if x.ndim else 0 for x in arrays}
     if len(counts) != 1 or 0 in counts:
@@ -93,7 +90,7 @@ def bootstrap(
     value = metric(*arrays, mask=mask)
     whole = None if mask is None else jnp.asarray(mask)
     shape = (count,) if whole is None else (count, *whole.shape[1:])
-    used = rows.counted(whole, shape)
+    used = counted.used_rows(whole, shape)
     examples = jnp.any(used.reshape((count, -1)), -1)
     first = jnp.argsort(~examples)  # stable: the examples that count, then the padding
     number = jnp.sum(examples, dtype=jnp.int32)

@@ -1,4 +1,4 @@
-"""What a metric counts: arrays checked, flattened, and their padding blanked.
+"""What a score counts: arrays checked, flattened, and their padding blanked.
 
 Values that cannot be (a label beyond the classes, a NaN) raise where they are at hand.
 Under jit their row gets the weight NaN, so that every number made of it is NaN.
@@ -15,6 +15,8 @@ import numpy as np
 from fisherflow_jax._ground import trees
 from fisherflow_jax._ground.arrays import widen
 from fisherflow_jax._ground.checks import is_concrete
+
+Mask = jax.Array | None  # True counts; None: all
 
 # How far probabilities may be from summing to one, in float32 and wider.
 _SUM_TOLERANCE = 1e-3
@@ -42,7 +44,7 @@ def mean(values: jax.Array, weights: jax.Array) -> jax.Array:
     return jnp.sum(values * weights) / jnp.sum(weights)
 
 
-def counted(mask: Any, shape: tuple[int, ...]) -> jax.Array:
+def used_rows(mask: Any, shape: tuple[int, ...]) -> jax.Array:
     """The mask in full `(*shape)`, bool.
 
     Raises:
@@ -82,7 +84,7 @@ def classified(probabilities: Any, labels: Any, mask: Any = None) -> Classified:
     """
     probabilities, labels = jnp.asarray(probabilities), jnp.asarray(labels)
     one_probability = _is_one_probability(probabilities.shape, labels.shape)
-    used = counted(mask, labels.shape).reshape(-1)
+    used = used_rows(mask, labels.shape).reshape(-1)
     table, possible = _distributions(probabilities, used, one_probability)
     labels, right = classes(labels, used, table.shape[-1])
     weights = weights_of(used, possible & right, table.dtype)
@@ -108,23 +110,28 @@ def distributions(probabilities: Any) -> jax.Array:
             "probabilities must be (n, ..., C) with at least two classes; got shape "
             f"{probabilities.shape}."
         )
-    used = counted(None, probabilities.shape[:-1]).reshape(-1)
+    used = used_rows(None, probabilities.shape[:-1]).reshape(-1)
     table, possible = _distributions(probabilities, used, False)
     weights = weights_of(used, possible, table.dtype)
     return (table * weights[:, None]).reshape(probabilities.shape)
 
 
 def measured(
-    shape: tuple[int, ...], mask: Any, *, infinite: bool = False, **arrays: Any
+    shape: tuple[int, ...],
+    mask: Any,
+    *,
+    infinite: bool = False,
+    stacked: str | None = None,
+    **arrays: Any,
 ) -> Measured:
-    """Arrays `(k..., *shape)` of numbers, checked and named by their keywords."""
-    used = counted(mask, shape).reshape(-1)
+    """Arrays of numbers, named by their keywords: `shape`, `(k, *shape)` if stacked."""
+    used = used_rows(mask, shape).reshape(-1)
     parts = {name: widen(array) for name, array in arrays.items()}
     dtype = trees.wide_dtype(*(x.dtype for x in parts.values()))
     columns, possible = [], jnp.ones_like(used)
     for name, array in parts.items():
-        leading = array.ndim - len(shape)
-        if leading < 0 or array.shape[leading:] != shape or 0 in array.shape:
+        leading = int(name == stacked)
+        if array.shape[leading:] != shape:
             raise ValueError(
                 f"{name} must have the targets' shape {shape}; got {array.shape}."
             )
@@ -139,14 +146,9 @@ def measured(
 
 def gaussian(mean: Any, std: Any, targets: Any, mask: Any = None) -> Measured:
     """Normal predictions `(mean, std, targets)`, each `(n, ...)`, checked."""
-    shape = jnp.shape(targets)
-    for name, array in (("mean", mean), ("std", std)):
-        if jnp.shape(array) != shape:
-            raise ValueError(
-                f"{name} must have the targets' shape {shape}; got {jnp.shape(array)}."
-            )
-    columns, weights = measured(shape, mask, mean=mean, std=std, targets=targets)
-    mean, std, targets = columns
+    (mean, std, targets), weights = measured(
+        jnp.shape(targets), mask, mean=mean, std=std, targets=targets
+    )
     positive = std > 0
     refuse(True, positive, std, "std must be positive")
     weights = jnp.where(positive, weights, jnp.nan)
