@@ -1,0 +1,93 @@
+"""Writes docs/api.txt, every public name with its arguments: `python docs/api.py`."""
+
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import fisherflow_jax as ff
+
+PAGE = Path(__file__).with_name("api.txt")
+TIERS = {
+    "stable": "To optimise, to infer, to say how sure: the names that are promised.",
+    "settling": "Tools around these; what changes is said in the changelog.",
+    "research": "May change or go without a word.",
+}
+# The tier of each room that is not stable.
+ROOMS = {"comparison": "settling", "diagnostics": "settling", "testing": "settling"}
+
+
+class Shown:
+    """A default as one writes it: functions by their names, without addresses."""
+
+    def __init__(self, value: Any):
+        self.value = value
+
+    def __repr__(self) -> str:
+        if inspect.isroutine(self.value) or isinstance(self.value, type):
+            return self.value.__name__
+        text = " ".join(repr(self.value).split())
+        named = re.sub(r"<function (?:[\w<>]+\.)*(\w+) at 0x\w+>", r"\1", text)
+        return re.sub(r"<PjitFunction of (\w+)>", r"\1", named)
+
+
+def arguments(value: Any) -> str:
+    """`(first, *, option=default)` of what is called."""
+    parameters = [
+        parameter.replace(
+            annotation=parameter.empty,
+            default=parameter.empty
+            if parameter.default is parameter.empty
+            else Shown(parameter.default),
+        )
+        for name, parameter in inspect.signature(value).parameters.items()
+        if name != "self"
+    ]
+    return str(inspect.Signature(parameters))
+
+
+def described(name: str, value: Any) -> Iterator[str]:
+    """The lines of one name: its own, and those of a class's public methods."""
+    if not callable(value):
+        yield f"{name} = {Shown(value)!r}"
+        return
+    yield name + arguments(value)
+    if isinstance(value, type):
+        for method, function in vars(value).items():
+            if inspect.isfunction(function) and not method.startswith("_"):
+                yield f"{name}.{method}{arguments(function)}"
+
+
+def exported(room: ModuleType) -> list[str]:
+    """The names that a room's source imports as themselves, `X as X`."""
+    return sorted(set(re.findall(r"\b(\w+) as \1\b", inspect.getsource(room))))
+
+
+def page() -> str:
+    """The text of docs/api.txt."""
+    lines: dict[str, list[str]] = {tier: [] for tier in TIERS}
+    public = {name: getattr(ff, name) for name in ff.__all__}
+    rooms = {n: value for n, value in public.items() if isinstance(value, ModuleType)}
+    for name in public.keys() - rooms.keys():
+        lines["stable"] += described(f"ff.{name}", public[name])
+    lines["stable"].sort()
+    for room, module in rooms.items():
+        tier = lines[ROOMS.get(room, "stable")]
+        tier += ["", f"ff.{room}: {(module.__doc__ or '').splitlines()[0]}"]
+        for name in exported(module):
+            value = getattr(module, name)
+            if public.get(name) is value:
+                tier.append(f"ff.{room}.{name} is ff.{name}")
+            else:
+                tier += described(f"ff.{room}.{name}", value)
+    text = "The public names of fisherflow_jax (ff); written by `python docs/api.py`.\n"
+    for tier, meaning in TIERS.items():
+        entries = "\n".join(lines[tier]).strip() or "(none yet)"
+        text += f"\n\n== {tier}\n{meaning}\n\n{entries}\n"
+    return text
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
