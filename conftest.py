@@ -2,6 +2,8 @@
 
 import os
 import re
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -10,6 +12,33 @@ import pytest
 # Four devices let sharding be tested without an accelerator.
 if "JAX_PLATFORMS" not in os.environ:
     jax.config.update("jax_platforms", "cpu")
+
+# The suite compiles thousands of small programs and runs most of them once: it takes
+# half the time if the compiler tries less hard. Whoever sets XLA_FLAGS decides alone.
+QUICK_COMPILER = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+    "--xla_cpu_use_fusion_emitters=false"
+)
+
+
+def takes_quick_compiler() -> bool:
+    """Whether this XLA knows the flags: one that does not ends the process."""
+    environment = {**os.environ, "XLA_FLAGS": QUICK_COMPILER, "JAX_PLATFORMS": "cpu"}
+    program = [sys.executable, "-c", "import jax; jax.devices()"]
+    done = subprocess.run(program, env=environment, capture_output=True, check=False)
+    return done.returncode == 0
+
+
+# Parallel workers find the flags in the environment and need not ask again.
+if jax.config.jax_platforms == "cpu" and "XLA_FLAGS" not in os.environ:
+    os.environ["XLA_FLAGS"] = QUICK_COMPILER if takes_quick_compiler() else ""
+
+# Compiled programs outlive the run in the folder that this variable names.
+if cache := os.environ.get("FISHERFLOW_TEST_CACHE"):
+    jax.config.update("jax_compilation_cache_dir", cache)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     jax.config.update("jax_num_cpu_devices", 4)
 
