@@ -63,14 +63,6 @@ def solve(
 
 
 @functools.singledispatch
-def sample(
-    information: Information, key: jax.Array, like: PyTree | None = None
-) -> PyTree:
-    """A draw of `N(0, I^-1)`, a pytree like the parameters."""
-    raise _unsupported("sample", information)
-
-
-@functools.singledispatch
 def logdet(information: Information, like: PyTree | None = None) -> jax.Array:
     """The log-determinant `log |I|`, a number."""
     raise _unsupported("logdet", information)

@@ -8,11 +8,13 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import keystr
 
+from fisherflow_jax import information as ops
 from fisherflow_jax._ground import trees
+from fisherflow_jax._ground.holes import punch, shown_leaves
 from fisherflow_jax.structures import _structure as structure
 from fisherflow_jax.structures._algebra import dense
 from fisherflow_jax.structures._algebra.basis import map_basis
-from fisherflow_jax.structures._full import Full
+from fisherflow_jax.structures._full import Full, places_shown
 from fisherflow_jax.structures._structure import Structure
 
 PyTree = Any
@@ -222,6 +224,32 @@ def _(information: Block, parts: list) -> PyTree:
     return jax.tree.unflatten(treedef, leaves)
 
 
+@dense.block_parts.register
+def _(information: Block) -> list[tuple[str, int]]:
+    members, rows, _ = _members(information)
+    found: list[Any] = [None] * len(rows)
+    for name, group in members.items():
+        for index in group:
+            found[index] = name, rows[index].size * rows[index].shape[0]
+    return found
+
+
+@ops.restrict.register
+def _(information: Block, shown: PyTree, like: PyTree | None = None) -> Block:
+    groups = information.groups
+    members, rows, _ = _members(information)
+    flags = shown_leaves(groups, shown)
+    positions = {
+        name: places_shown([rows[i] for i in group], [flags[i] for i in group])
+        for name, group in members.items()
+    }
+
+    def cut(node: Grouped) -> Grouped:
+        return Grouped({name: x[positions[name]] for name, x in node.rows.items()})
+
+    return Block(jax.tree.map(cut, punch(groups, shown), is_leaf=_is_grouped))
+
+
 # ---- output units of each leaf
 
 
@@ -313,3 +341,14 @@ def _(information: UnitBlock, parts: list) -> PyTree:
     leaves, treedef = jax.tree.flatten(information.units)
     shaped = [p.T.reshape(x.shape[1:]) for p, x in zip(parts, leaves, strict=True)]
     return jax.tree.unflatten(treedef, shaped)
+
+
+@dense.block_parts.register
+def _(information: UnitBlock) -> list[tuple[str, int]]:
+    leaves = enumerate(jax.tree.leaves(information.units))
+    return [(str(index), rows.size * rows.shape[0]) for index, rows in leaves]
+
+
+@ops.restrict.register
+def _(information: UnitBlock, shown: PyTree, like: PyTree | None = None) -> UnitBlock:
+    return UnitBlock(punch(information.units, shown))

@@ -70,6 +70,11 @@ def _(stacked: Compensated, weights: jax.Array) -> Compensated:
     return Compensated(*(ops.total(part, weights) for part in stacked))
 
 
+@ops.restrict.register
+def _(information: Compensated, shown: PyTree, like: PyTree | None = None):
+    return Compensated(*(ops.restrict(part, shown, like) for part in information))
+
+
 @ops.conform.register
 def _(template: Compensated, information: Any) -> Compensated:
     if isinstance(information, Compensated):
@@ -87,6 +92,11 @@ def _(information: Compensated, meat: Any) -> Any:
     return ops.sandwich(information.value, ops.plain(meat))
 
 
+@ops.check_prior.register
+def _(information: Compensated, prior: PyTree, like: PyTree) -> None:
+    ops.check_prior(information.value, prior, like)
+
+
 @ops.plain.register
 def _(information: Compensated) -> Any:
     return information.value
@@ -102,9 +112,14 @@ def _on_value(operation: Any) -> None:
 
 
 for _operation in (
+    ops.facts,
     ops.matvec,
     ops.solver,
     ops.sample,
+    ops.spectral,
+    ops.eigenvalues,
+    ops.whitener,
+    ops.factorise,
     ops.logdet,
     ops.trace,
     ops.diagonal,

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import trees
+from fisherflow_jax._ground.holes import punch
 from fisherflow_jax.layers import Layers
 from fisherflow_jax.structures import _structure as structure
 from fisherflow_jax.structures._algebra.basis import diagonal_of
@@ -91,10 +92,19 @@ def _(information: Diagonal, damping: jax.typing.ArrayLike = 0.0):
     return lambda v: _map(lambda a, x: x.astype(a.dtype) / a, damped, v).entries
 
 
-@ops.sample.register
-def _(information: Diagonal, key: jax.Array, like: PyTree | None = None) -> PyTree:
-    draw = trees.standard_normal(key, information.entries)
-    return _map(lambda a, z: z / jnp.sqrt(a), information, draw).entries
+@ops.facts.register
+def _(information: Diagonal) -> ops.Facts:
+    return ops.Facts(elementwise=True)
+
+
+@ops.spectral.register
+def _(information: Diagonal, like: PyTree | None = None) -> ops.Spectral:
+    return ops.Spectral(information.entries, ops.Parameters())
+
+
+@ops.restrict.register
+def _(information: Diagonal, shown: PyTree, like: PyTree | None = None) -> Diagonal:
+    return Diagonal(punch(information.entries, shown))
 
 
 @ops.logdet.register

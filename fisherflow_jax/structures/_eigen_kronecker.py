@@ -12,7 +12,7 @@ from fisherflow_jax._ground import trees
 from fisherflow_jax.layers import Layers
 from fisherflow_jax.structures._algebra import eigen as eigenbasis
 from fisherflow_jax.structures._algebra import layer_products, layer_vectors
-from fisherflow_jax.structures._algebra.eigen import Basis, Spectrum
+from fisherflow_jax.structures._algebra.eigen import Sides
 from fisherflow_jax.structures._algebra.kronecker_factors import with_bias
 from fisherflow_jax.structures._algebra.outer_products import OuterProducts
 from fisherflow_jax.structures._structure import Structure
@@ -126,16 +126,10 @@ def _squares_in(
     return values
 
 
-@eigenbasis.spectra.register
-def _(information: EigenKronecker) -> dict[str, Spectrum]:
-    return {
-        name: Spectrum(
-            values + information.shifts[name],
-            Basis(information.input_bases[name]),
-            Basis(information.output_bases[name]),
-        )
-        for name, values in information.eigenvalues.items()
-    }
+@eigenbasis.spectrum.register
+def _(information: EigenKronecker, name: str) -> tuple[jax.Array, Sides]:
+    sides = Sides(information.input_bases[name], information.output_bases[name])
+    return information.eigenvalues[name] + information.shifts[name], sides
 
 
 eigenbasis.register(EigenKronecker)

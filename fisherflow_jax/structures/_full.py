@@ -1,12 +1,15 @@
 """The whole matrix."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import trees
+from fisherflow_jax._ground.holes import punch, shown_leaves
 from fisherflow_jax.structures import _structure as structure
 from fisherflow_jax.structures._algebra import dense, gram
 from fisherflow_jax.structures._algebra.basis import map_basis
@@ -118,3 +121,29 @@ def _template(information: Full) -> PyTree:
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), information.rows
     )
+
+
+def places_shown(columns: list[jax.Array], is_shown: list[bool]) -> np.ndarray:
+    """Positions of the shown leaves in a matrix whose columns are `(d, *leaf)`."""
+    flags = [
+        np.full(math.prod(x.shape[1:]), flag)
+        for x, flag in zip(columns, is_shown, strict=True)
+    ]
+    return np.flatnonzero(np.concatenate([np.zeros(0, bool), *flags])).astype(np.int32)
+
+
+@ops.restrict.register
+def _(information: Full, shown: PyTree, like: PyTree | None = None) -> Full:
+    rows = information.rows
+    positions = places_shown(jax.tree.leaves(rows), shown_leaves(rows, shown))
+    return Full(jax.tree.map(lambda x: x[positions], punch(rows, shown)))
+
+
+@ops.restrict.register(object)
+def _restrict_dense(
+    information: Any, shown: PyTree, like: PyTree | None = None
+) -> Full:
+    """For a structure without its own: rows and columns of its matrix."""
+    matrix = ops.dense_matrix(information, like, "a restriction")
+    like = jax.eval_shape(ops.diagonal, information) if like is None else like
+    return ops.restrict(from_matrix(matrix, like), shown)

@@ -14,7 +14,7 @@ from fisherflow_jax.structures import _eigen_kronecker as eigen_kronecker
 from fisherflow_jax.structures import _moving_kronecker as moving_kronecker
 from fisherflow_jax.structures._algebra import eigen as eigenbasis
 from fisherflow_jax.structures._algebra import layer_products, layer_vectors
-from fisherflow_jax.structures._algebra.eigen import Basis, Spectrum
+from fisherflow_jax.structures._algebra.eigen import Sides
 from fisherflow_jax.structures._algebra.kronecker_factors import (
     Sharing,
     expand,
@@ -189,16 +189,12 @@ def _share(information: Kronecker) -> jax.Array:
     return jnp.where(count > 0, 1 / jnp.where(count > 0, count, 1), 0)
 
 
-@eigenbasis.spectra.register
-def _(information: Kronecker) -> dict[str, Spectrum]:
-    share, found = _share(information), {}
-    for name, factor in information.input_factors.items():
-        inputs, input_basis = eigenbasis.decompose(factor)
-        outputs, output_basis = eigenbasis.decompose(information.output_factors[name])
-        values = share * inputs[:, :, None] * outputs[:, None, :]
-        shift = information.shifts[name]
-        found[name] = Spectrum(values + shift, Basis(input_basis), Basis(output_basis))
-    return found
+@eigenbasis.spectrum.register
+def _(information: Kronecker, name: str) -> tuple[jax.Array, Sides]:
+    inputs, input_basis = eigenbasis.decompose(information.input_factors[name])
+    outputs, output_basis = eigenbasis.decompose(information.output_factors[name])
+    values = _share(information) * inputs[:, :, None] * outputs[:, None, :]
+    return values + information.shifts[name], Sides(input_basis, output_basis)
 
 
 eigenbasis.register(Kronecker)
@@ -227,7 +223,7 @@ def _(information: Kronecker, vector: PyTree) -> PyTree:
         products[name] = share * product + information.shifts[name] * matrix
     entries = information.other_entries
     scaled = {name: entries[name] * value for name, value in others.items()}
-    return layer_vectors.join(layers, products, scaled, vector)
+    return layer_vectors.join(layers, products | scaled, vector)
 
 
 def _diagonals(information: Kronecker) -> dict[str, jax.Array]:
@@ -257,7 +253,5 @@ def _(information: Kronecker, like: PyTree | None = None) -> jax.Array:
 @ops.diagonal.register
 def _(information: Kronecker, like: PyTree | None = None) -> PyTree:
     like = eigenbasis.template(information, like)
-    entries = information.other_entries
-    return layer_vectors.join(
-        information.layers, _diagonals(information), entries, like
-    )
+    parts = _diagonals(information) | information.other_entries
+    return layer_vectors.join(information.layers, parts, like)

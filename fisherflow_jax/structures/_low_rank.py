@@ -5,10 +5,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.linalg import cho_solve
 
 from fisherflow_jax import information as ops
-from fisherflow_jax._ground import trees
+from fisherflow_jax._ground import linalg, trees
+from fisherflow_jax._ground.checks import is_concrete
+from fisherflow_jax._ground.holes import punch
 from fisherflow_jax.structures._diagonal import Diagonal
 from fisherflow_jax.structures._full import Full, from_matrix
 from fisherflow_jax.structures._scalar import Scalar
@@ -145,17 +148,54 @@ def _(information: LowRank, damping: jax.typing.ArrayLike = 0.0):
     return solve
 
 
-@ops.sample.register
-def _(information: LowRank, key: jax.Array, like: PyTree | None = None) -> PyTree:
-    base, whitened, _ = _whitened(information)
-    draw = trees.ravel(trees.standard_normal(key, information.base))
-    # (1 + W^T W)^-1/2 z through the small Gram matrix, stable at zero eigenvalues
-    values, basis = jnp.linalg.eigh(whitened @ whitened.T)
+@ops.whitener.register
+def _(
+    information: LowRank,
+    damping: jax.typing.ArrayLike = 0.0,
+    like: PyTree | None = None,
+) -> ops.Whitener:
+    whole = _whole(information)
+    if whole is not None:
+        return ops.whitener(whole, damping)
+    base, factors = _flat(information)
+    scales = jnp.sqrt(base + damping)
+    whitened = factors / scales[None]
+    # (1 + W^T W)^-1/2 through the small Gram matrix, stable at zero eigenvalues
+    values, basis = jnp.linalg.eigh(linalg.product("ri,si->rs", whitened, whitened))
     root = jnp.sqrt(1 + jnp.maximum(values, 0.0))
     weights = -1 / (root * (1 + root))
-    coefficients = basis @ (weights * (basis.T @ (whitened @ draw)))
-    rotated = draw + whitened.T @ coefficients
-    return trees.unravel(rotated / jnp.sqrt(base), information.base)
+
+    def turn(flat: jax.Array) -> jax.Array:
+        """A vector `(d,)` times the symmetric root."""
+        inner = linalg.product("i,ri->r", flat, whitened) @ basis
+        back = (inner * weights) @ basis.T
+        return flat + linalg.product("r,ri->i", back, whitened)
+
+    def laid_out(vector: PyTree) -> jax.Array:
+        return trees.ravel(vector).astype(base.dtype)
+
+    return ops.Whitener(
+        jax.vmap(lambda vector: turn(laid_out(vector) / scales)),
+        lambda draw: trees.unravel(turn(draw) / scales, information.base),
+        laid_out,
+    )
+
+
+@ops.eigenvalues.register
+def _(information: LowRank, like: PyTree | None = None) -> list[jax.Array]:
+    base, factors = _flat(information)
+    rank, count = factors.shape
+    if not is_concrete(base) or np.any(base != base[0]) or rank > ops.LARGEST_DENSE:
+        return ops.eigenvalues.dispatch(object)(information, like)
+    # those of the small Gram matrix, or, of few parameters, as many as there are
+    gram = jnp.linalg.eigvalsh(factors @ factors.T)[::-1][:count]
+    rest = jnp.zeros((count - gram.size,), gram.dtype)
+    return [base[0] + jnp.concatenate([jnp.maximum(gram, 0), rest])]
+
+
+@ops.restrict.register
+def _(information: LowRank, shown: PyTree, like: PyTree | None = None) -> LowRank:
+    return LowRank(punch(information.base, shown), punch(information.factors, shown))
 
 
 @ops.logdet.register

@@ -99,11 +99,19 @@ def _(information: Scalar, damping: jax.typing.ArrayLike = 0.0):
     return lambda v: jax.tree.map(lambda x: x.astype(value.dtype) / value, v)
 
 
-@ops.sample.register
-def _(information: Scalar, key: jax.Array, like: PyTree | None = None) -> PyTree:
-    draw = trees.standard_normal(key, _like(like))
-    root = jnp.sqrt(information.value)
-    return jax.tree.map(lambda z: z.astype(root.dtype) / root, draw)
+@ops.facts.register
+def _(information: Scalar) -> ops.Facts:
+    return ops.Facts(elementwise=True)
+
+
+@ops.spectral.register
+def _(information: Scalar, like: PyTree | None = None) -> ops.Spectral:
+    return ops.Spectral(information.value, ops.Parameters())
+
+
+@ops.restrict.register
+def _(information: Scalar, shown: PyTree, like: PyTree | None = None) -> Scalar:
+    return information
 
 
 @ops.logdet.register

@@ -3,6 +3,11 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+
+from fisherflow_jax import information as ops
+from fisherflow_jax._ground import trees
 from fisherflow_jax.layers import Layers
 
 # what a structure may be able to do beyond being added, scaled and solved
@@ -47,3 +52,18 @@ class Structure(NamedTuple):
             raise ValueError(
                 f"structure {self.name} does not go with {capability}: {why}"
             )
+
+    def restrict(self, information: Any, shown: Any, like: Any = None) -> Any:
+        """`ff.information.restrict`, kept in this structure.
+
+        Where the information's type has no restriction of its own, what the structure
+        keeps of the dense matrix: `from_full`, or else `reduce` of a root's rows.
+        """
+        part = ops.restrict(information, shown, like)
+        if type(part) is type(information):
+            return part
+        if self.from_full is not None:
+            return self.from_full(part)
+        root, like = ops.spectral(part).map(jnp.sqrt), ops.diagonal(part)
+        units = jnp.eye(trees.size(like), dtype=trees.float_dtype(like))
+        return self.reduce(jax.vmap(root.times)(trees.unravel(units, like)))

@@ -147,7 +147,7 @@ def test_vectors_as_matrices_and_back_bit_for_bit():
     }
     assert others == {}
     np.testing.assert_array_equal(matrices["['w']"][0, -1], vector["b"])
-    back = layer_vectors.join(layers, matrices, others, vector)
+    back = layer_vectors.join(layers, matrices | others, vector)
     jax.tree.map(np.testing.assert_array_equal, back, vector)
 
 

@@ -6,7 +6,7 @@ axes batch blocks of one size. Everything else is written here once.
 """
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ import numpy as np
 from jax.scipy.linalg import cho_solve, solve_triangular
 
 from fisherflow_jax import information as ops
-from fisherflow_jax._ground import trees
+from fisherflow_jax._ground import linalg, trees
 from fisherflow_jax.structures._diagonal import Diagonal
 from fisherflow_jax.structures._scalar import Scalar
 
@@ -46,6 +46,14 @@ def unpack(information: Any, parts: list[jax.Array]) -> PyTree:
     raise TypeError(f"{type(information).__name__} is not made of dense blocks.")
 
 
+@functools.singledispatch
+def block_parts(information: Any) -> list[tuple[str, int]]:
+    """The name of each leaf's block, and what an inverse of it costs."""
+    raise ops.nothing_to_spread(
+        f"a {type(information).__name__} information, which has one matrix,"
+    )
+
+
 def cast(vector: PyTree, information: Any) -> PyTree:
     """A floating vector in the information's type; whole numbers (places) stay."""
     dtype = trees.float_dtype(information)
@@ -74,23 +82,6 @@ def _diagonal_entries(matrix: jax.Array) -> jax.Array:
     return matrix.reshape((*matrix.shape[:-2], size * size))[..., :: size + 1]
 
 
-def _cholesky(matrices: jax.Array) -> jax.Array:
-    """Cholesky factors of `(..., k, k)`."""
-
-    def whole(m: jax.Array) -> jax.Array:
-        return jnp.linalg.cholesky(m, symmetrize_input=False)
-
-    if matrices.ndim == 2:
-        return whole(matrices)
-    flat = matrices.reshape((-1, *matrices.shape[-2:]))
-    # jaxlib 0.10 hands the matrices of a stack to the pool of threads that waits for
-    # them: as many stacks at once as threads, and none ever ends. One by one is safe.
-    factors = jax.lax.platform_dependent(
-        flat, cpu=lambda m: jax.lax.map(whole, m), default=whole
-    )
-    return factors.reshape(matrices.shape)
-
-
 def factorise(matrix: jax.Array, damping: Any = 0.0) -> tuple[jax.Array, jax.Array]:
     """Cholesky factor of `D^-1/2 (M + damping) D^-1/2`, and `D^1/2 (..., k)`."""
     if not (isinstance(damping, (int, float)) and damping == 0):
@@ -98,7 +89,7 @@ def factorise(matrix: jax.Array, damping: Any = 0.0) -> tuple[jax.Array, jax.Arr
     diagonal = _diagonal_entries(matrix)
     scales = jnp.where(diagonal > 0, jnp.sqrt(diagonal), 1.0)
     equilibrated = matrix / (scales[..., :, None] * scales[..., None, :])
-    return _cholesky(equilibrated), scales
+    return linalg.cholesky(equilibrated), scales
 
 
 def _vector_solve(factor: jax.Array, scales: jax.Array, vector: jax.Array) -> jax.Array:
@@ -136,16 +127,100 @@ def _solver(information: Any, damping: jax.typing.ArrayLike = 0.0):
     return solve
 
 
-def _sample(information: Any, key: jax.Array, like: PyTree | None = None) -> PyTree:
+class CholeskyFactors(NamedTuple):
+    """Cholesky factors of the equilibrated blocks, and the scales."""
+
+    factors: Any  # laid out as the information
+    scales: PyTree  # like the parameters
+
+    def divide(self, vector: PyTree) -> PyTree:
+        """`(I + damping 1)^-1 v`."""
+        layout = self.factors
+        parts = zip(
+            matrices(layout),
+            pack(layout, self.scales),
+            pack(layout, vector),
+            strict=True,
+        )
+        return unpack(layout, [_vector_solve(*part) for part in parts])
+
+
+def _factorise(information: Any, damping: jax.Array) -> CholeskyFactors:
+    blocks = matrices(information)
+    if not jax.tree.leaves(information):
+        # optax.tree.map_params builds states on a tree without leaves
+        return CholeskyFactors(information, unpack(information, blocks))
+    pairs = [factorise(block, damping) for block in blocks]
+    return CholeskyFactors(
+        with_matrices(information, [factor for factor, _ in pairs]),
+        unpack(information, [scales for _, scales in pairs]),
+    )
+
+
+class BlockColumns(NamedTuple):
+    """Eigenvectors of each block; coordinates are like the parameters."""
+
+    columns: Any  # laid out as the information
+
+    def into(self, vector: PyTree) -> PyTree:
+        return self._turn("...ij,...i->...j", vector)
+
+    def out_of(self, coordinates: PyTree, like: PyTree) -> PyTree:
+        return self._turn("...ij,...j->...i", coordinates)
+
+    def _turn(self, spec: str, vector: PyTree) -> PyTree:
+        parts = zip(matrices(self.columns), pack(self.columns, vector), strict=True)
+        return unpack(self.columns, [jnp.einsum(spec, *part) for part in parts])
+
+    def laid_out(self, vector: PyTree) -> PyTree:
+        return vector
+
+    def parts(self, values: PyTree) -> list[tuple[str, int]]:
+        found = block_parts(self.columns)
+        return [*((name, 0) for name, _ in found), *found]
+
+
+def _spectral(information: Any, like: PyTree | None = None) -> ops.Spectral:
     del like
-    template = jax.eval_shape(_diagonal, information)
-    draws = pack(information, trees.standard_normal(key, template))
-    parts = []
-    for matrix, draw in zip(matrices(information), draws, strict=True):
-        factor, scales = factorise(matrix)
-        root = solve_triangular(factor, draw[..., None], trans="T", lower=True)
-        parts.append(root[..., 0] / scales)
-    return unpack(information, parts)
+    blocks = matrices(information)
+    if not jax.tree.leaves(information):
+        return ops.Spectral(unpack(information, blocks), BlockColumns(information))
+    values, columns = zip(*map(linalg.eigh, blocks), strict=True)
+    # rounding brings the smallest eigenvalues of a singular matrix below zero
+    values = unpack(information, [jnp.maximum(x, 0) for x in values])
+    return ops.Spectral(values, BlockColumns(with_matrices(information, list(columns))))
+
+
+def _eigenvalues(information: Any, like: PyTree | None = None) -> list[jax.Array]:
+    del like
+    return [linalg.eigh(block)[0] for block in matrices(information)]
+
+
+def _whitener(
+    information: Any, damping: jax.typing.ArrayLike = 0.0, like: PyTree | None = None
+) -> ops.Whitener:
+    """The inverse Cholesky factor of each block; coordinates are packed."""
+    del like
+    factors = [factorise(m, damping) for m in matrices(information)]
+
+    def rows(stack: PyTree) -> list[jax.Array]:
+        halves = []
+        packed = jax.vmap(lambda v: pack(information, v))(stack)
+        for (factor, scales), part in zip(factors, packed, strict=True):
+            # the vectors as columns of one right-hand side: (..., k, R)
+            columns = jnp.moveaxis(part, 0, -1) / scales[..., None]
+            half = solve_triangular(factor, columns, lower=True)
+            halves.append(jnp.moveaxis(half, -1, 0))
+        return halves
+
+    def color(draws: list[jax.Array]) -> PyTree:
+        parts = []
+        for (factor, scales), draw in zip(factors, draws, strict=True):
+            root = solve_triangular(factor, draw[..., None], trans="T", lower=True)
+            parts.append(root[..., 0] / scales)
+        return unpack(information, parts)
+
+    return ops.Whitener(rows, color, functools.partial(pack, information))
 
 
 def _logdet(information: Any, like: PyTree | None = None) -> jax.Array:
@@ -271,11 +346,21 @@ def _propagate(information: Any, noise: Any, transition: Any | None = None) -> A
     return with_matrices(information, moved)
 
 
+@ops.parts.register
+def _(factors: CholeskyFactors) -> list[tuple[str, int]]:
+    found = block_parts(factors.factors)
+    return [*found, *((name, 0) for name, _ in found)]
+
+
 def register(kind: type) -> None:
     """Gives a type of dense blocks all operations of `ff.information`."""
     ops.matvec.register(kind, _matvec)
     ops.solver.register(kind, _solver)
-    ops.sample.register(kind, _sample)
+    ops.facts.register(kind, lambda information: ops.Facts(dense=True))
+    ops.spectral.register(kind, _spectral)
+    ops.eigenvalues.register(kind, _eigenvalues)
+    ops.whitener.register(kind, _whitener)
+    ops.factorise.register(kind, _factorise)
     ops.logdet.register(kind, _logdet)
     ops.trace.register(kind, _trace)
     ops.diagonal.register(kind, _diagonal)

@@ -1,18 +1,21 @@
 """Operators that are diagonal in a Kronecker-factored eigenbasis.
 
-A structure says, by `spectra`, the eigenvalues and the two bases of each layer;
+A structure says, by `spectrum`, the eigenvalues and the two bases of a layer;
 everything else is written here once.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.lax import Precision
+import numpy as np
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import trees
+from fisherflow_jax._ground.linalg import eigh, product
+from fisherflow_jax.layers import Layers
 from fisherflow_jax.structures._algebra import layer_vectors
 from fisherflow_jax.structures._diagonal import Diagonal
 from fisherflow_jax.structures._scalar import Scalar
@@ -20,79 +23,81 @@ from fisherflow_jax.structures._scalar import Scalar
 PyTree = Any
 
 
-class Basis(NamedTuple):
-    """Orthonormal columns `(K, D, D)`; None: the identity."""
+class Sides(NamedTuple):
+    """Orthonormal columns `(K, D, D)` of a layer's two sides; None: the identity."""
 
-    columns: jax.Array | None
-
-
-class Spectrum(NamedTuple):
-    """Eigenvalues of one layer, and the bases of its two sides."""
-
-    values: jax.Array  # (K, I, O)
-    inputs: Basis
-    outputs: Basis
+    inputs: jax.Array | None
+    outputs: jax.Array | None
 
     def into(self, matrix: jax.Array) -> jax.Array:
         """A matrix `(K, I, O)` in coordinates of the eigenbasis."""
-        if self.inputs.columns is not None:
-            matrix = jnp.einsum(
-                "kij,kio->kjo", self.inputs.columns, matrix, precision=Precision.HIGHEST
-            )
-        if self.outputs.columns is not None:
-            matrix = jnp.einsum(
-                "kio,kop->kip",
-                matrix,
-                self.outputs.columns,
-                precision=Precision.HIGHEST,
-            )
+        if self.inputs is not None:
+            matrix = matrix.astype(self.inputs.dtype)
+            matrix = product("kij,kio->kjo", self.inputs, matrix)
+        if self.outputs is not None:
+            matrix = matrix.astype(self.outputs.dtype)
+            matrix = product("kio,kop->kip", matrix, self.outputs)
         return matrix
 
     def out_of(self, matrix: jax.Array) -> jax.Array:
         """The inverse of `into`."""
-        return _turn(matrix, self.inputs.columns, self.outputs.columns)
+        if self.inputs is not None:
+            matrix = product("kij,kjo->kio", self.inputs, matrix)
+        if self.outputs is not None:
+            matrix = product("kip,kop->kio", matrix, self.outputs)
+        return matrix
 
     def diagonal_of(self, values: jax.Array) -> jax.Array:
         """The diagonal, in the parameters' own basis, of an operator with `values`."""
-        squares = [
-            None if basis.columns is None else jnp.square(basis.columns)
-            for basis in (self.inputs, self.outputs)
-        ]
-        return _turn(values, *squares)
+        return jax.tree.map(jnp.square, self).out_of(values)
 
 
-def _turn(
-    matrix: jax.Array, inputs: jax.Array | None, outputs: jax.Array | None
-) -> jax.Array:
-    if inputs is not None:
-        matrix = jnp.einsum("kij,kjo->kio", inputs, matrix, precision=Precision.HIGHEST)
-    if outputs is not None:
-        matrix = jnp.einsum(
-            "kip,kop->kio", matrix, outputs, precision=Precision.HIGHEST
-        )
-    return matrix
+class KernelBases(NamedTuple):
+    """The eigenbasis of each layer, and the parameters' own for other leaves.
+
+    Coordinates are matrices `(K, I, O)` by the kernel's name, and the other leaves.
+    """
+
+    sides: dict[str, Sides]
+    layers: Layers  # static
+
+    def laid_out(self, vector: PyTree) -> dict[str, jax.Array]:
+        matrices, others = layer_vectors.split(self.layers, vector)
+        return matrices | others
+
+    def into(self, vector: PyTree) -> dict[str, jax.Array]:
+        laid_out = self.laid_out(vector)
+        for name in self.sides.keys() & laid_out.keys():
+            laid_out[name] = self.sides[name].into(laid_out[name])
+        return laid_out
+
+    def out_of(self, coordinates: dict[str, jax.Array], like: PyTree) -> PyTree:
+        leaves = dict(coordinates)
+        for name in self.sides.keys() & leaves.keys():
+            leaves[name] = self.sides[name].out_of(leaves[name])
+        return layer_vectors.join(self.layers, leaves, like)
+
+    def parts(self, values: PyTree) -> list[tuple[str, int]]:
+        return parts_by_layer((values, self.sides))
+
+
+def parts_by_layer(factors: Any) -> list[tuple[str, int]]:
+    """The layer of each leaf in dicts of layers, and d^3 of matrices."""
+    found = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(factors):
+        name = next(key.key for key in path if hasattr(key, "key"))
+        square = leaf.ndim == 3 and leaf.shape[1] == leaf.shape[2]
+        found.append((name, leaf.size * leaf.shape[-1] if square else 0))
+    return found
 
 
 def decompose(factor: jax.Array) -> tuple[jax.Array, jax.Array | None]:
     """Eigenvalues `(K, D)` and columns `(K, D, D)` of a factor, or of a diagonal."""
     if factor.ndim == 2:
         return factor, None
-
-    def one_by_one(stack: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return jax.lax.map(lambda m: tuple(jnp.linalg.eigh(m)), stack)
-
-    # jaxlib 0.10 may wait for ever when several stacks are decomposed at once on CPU
-    values, columns = jax.lax.platform_dependent(
-        factor, cpu=one_by_one, default=lambda stack: tuple(jnp.linalg.eigh(stack))
-    )
+    values, columns = eigh(factor)
     # rounding brings the smallest eigenvalues of a singular factor below zero
     return jnp.maximum(values, 0), columns
-
-
-@functools.singledispatch
-def spectra(information: Any) -> dict[str, Spectrum]:
-    """The spectrum of each layer."""
-    raise TypeError(f"{type(information).__name__} has no Kronecker eigenbasis.")
 
 
 def _dtype(information: Any) -> Any:
@@ -108,65 +113,48 @@ def template(information: Any, like: PyTree | None) -> PyTree:
     return jax.tree.unflatten(layers.tree, shapes)
 
 
-def _from_values(
-    information: Any, like: PyTree | None, of_spectrum: Any, of_entries: Any
-) -> PyTree:
-    """A tree from functions of each spectrum and of each other leaf's entries."""
-    like = template(information, like)
-    found, entries = _shown(information, like)
-    matrices = {name: of_spectrum(name, spectrum) for name, spectrum in found.items()}
-    others = {name: of_entries(name, x) for name, x in entries.items()}
-    return layer_vectors.join(information.layers, matrices, others, like)
+@functools.singledispatch
+def spectrum(information: Any, name: str) -> tuple[jax.Array, Sides]:
+    """The eigenvalues `(K, I, O)` of a layer, and the bases of its two sides."""
+    raise TypeError(f"{type(information).__name__} has no Kronecker eigenbasis.")
 
 
-def _matvec(information: Any, vector: PyTree) -> PyTree:
-    layers = information.layers
-    matrices, others = layer_vectors.split(layers, vector, _dtype(information))
-    found = spectra(information)
-    products = {
-        name: found[name].out_of(found[name].values * found[name].into(matrix))
-        for name, matrix in matrices.items()
+# until every room asks `ops.spectral`
+
+
+class Basis(NamedTuple):
+    columns: jax.Array | None
+
+
+class Spectrum(NamedTuple):
+    values: jax.Array
+    inputs: Basis
+    outputs: Basis
+
+    def into(self, matrix: jax.Array) -> jax.Array:
+        return Sides(self.inputs.columns, self.outputs.columns).into(matrix)
+
+    def out_of(self, matrix: jax.Array) -> jax.Array:
+        return Sides(self.inputs.columns, self.outputs.columns).out_of(matrix)
+
+
+def spectra(information: Any) -> dict[str, Spectrum]:
+    found = {name: spectrum(information, name) for name in information.shifts}
+    return {
+        name: Spectrum(values, Basis(sides.inputs), Basis(sides.outputs))
+        for name, (values, sides) in found.items()
     }
+
+
+def _spectral(information: Any, like: PyTree | None = None) -> ops.Spectral:
+    names = names_shown(information, like)
+    values, sides = {}, {}
+    for name in information.shifts:
+        if name in names:
+            values[name], sides[name] = spectrum(information, name)
     entries = information.other_entries
-    scaled = {name: entries[name] * value for name, value in others.items()}
-    return layer_vectors.join(layers, products, scaled, vector)
-
-
-def _solver(information: Any, damping: jax.typing.ArrayLike = 0.0):
-    found, layers = spectra(information), information.layers
-    damping = jnp.asarray(damping, _dtype(information))
-
-    def solve(vector: PyTree) -> PyTree:
-        matrices, others = layer_vectors.split(layers, vector, _dtype(information))
-        solved = {
-            name: found[name].out_of(
-                found[name].into(matrix) / (found[name].values + damping)
-            )
-            for name, matrix in matrices.items()
-        }
-        entries = information.other_entries
-        rest = {name: x / (entries[name] + damping) for name, x in others.items()}
-        return layer_vectors.join(layers, solved, rest, vector)
-
-    return solve
-
-
-def _sample(information: Any, key: jax.Array, like: PyTree | None = None) -> PyTree:
-    like = template(information, like)
-    dtype = _dtype(information)
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), like)
-    draw = trees.standard_normal(key, shapes)
-    matrices, others = layer_vectors.split(
-        information.layers, draw, _dtype(information)
-    )
-    return _from_values(
-        information,
-        like,
-        lambda name, spectrum: spectrum.out_of(
-            matrices[name] / jnp.sqrt(spectrum.values)
-        ),
-        lambda name, entries: others[name] / jnp.sqrt(entries),
-    )
+    values |= {name: x for name, x in entries.items() if name in names}
+    return ops.Spectral(values, KernelBases(sides, information.layers))
 
 
 def names_shown(information: Any, like: PyTree | None) -> set[str]:
@@ -176,47 +164,45 @@ def names_shown(information: Any, like: PyTree | None) -> set[str]:
     return set(layer_vectors.named(like))
 
 
-def _shown(
-    information: Any, like: PyTree | None
-) -> tuple[dict[str, Spectrum], dict[str, jax.Array]]:
-    """The spectra and the other entries of the leaves of `like`."""
-    names = names_shown(information, like)
-    found = {name: x for name, x in spectra(information).items() if name in names}
-    entries = information.other_entries
-    return found, {name: x for name, x in entries.items() if name in names}
+def _matvec(information: Any, vector: PyTree) -> PyTree:
+    return _spectral(information).times(vector)
 
 
-def _all_values(information: Any, like: PyTree | None) -> list[jax.Array]:
-    found, entries = _shown(information, like)
-    return [spectrum.values for spectrum in found.values()] + list(entries.values())
+def _solver(information: Any, damping: jax.typing.ArrayLike = 0.0):
+    damping = jnp.asarray(damping, _dtype(information))
+    return _spectral(information).map(lambda x: x + damping).divide
 
 
-def _logdet(information: Any, like: PyTree | None = None) -> jax.Array:
-    logs = [jnp.sum(jnp.log(values)) for values in _all_values(information, like)]
-    return sum(logs, start=jnp.zeros((), _dtype(information)))
-
-
-def _trace(information: Any, like: PyTree | None = None) -> jax.Array:
-    sums = [jnp.sum(values) for values in _all_values(information, like)]
+def _sum(function: Callable, information: Any, like: PyTree | None) -> jax.Array:
+    sums = [jnp.sum(function(x)) for x in _spectral(information, like).values.values()]
     return sum(sums, start=jnp.zeros((), _dtype(information)))
 
 
+def _logdet(information: Any, like: PyTree | None = None) -> jax.Array:
+    return _sum(jnp.log, information, like)
+
+
+def _trace(information: Any, like: PyTree | None = None) -> jax.Array:
+    return _sum(lambda x: x, information, like)
+
+
+def _diagonal_of(found: ops.Spectral, like: PyTree) -> PyTree:
+    sides = found.basis.sides
+    entries = {
+        name: sides[name].diagonal_of(x) if name in sides else x
+        for name, x in found.values.items()
+    }
+    return layer_vectors.join(found.basis.layers, entries, like)
+
+
 def _diagonal(information: Any, like: PyTree | None = None) -> PyTree:
-    return _from_values(
-        information,
-        like,
-        lambda name, spectrum: spectrum.diagonal_of(spectrum.values),
-        lambda name, entries: entries,
-    )
+    like = template(information, like)
+    return _diagonal_of(_spectral(information, like), like)
 
 
 def _inverse_diagonal(information: Any, like: PyTree | None = None) -> PyTree:
-    return _from_values(
-        information,
-        like,
-        lambda name, spectrum: spectrum.diagonal_of(1 / spectrum.values),
-        lambda name, entries: 1 / entries,
-    )
+    like = template(information, like)
+    return _diagonal_of(_spectral(information, like).map(lambda x: 1 / x), like)
 
 
 def _to_dense(information: Any, like: PyTree | None = None) -> jax.Array:
@@ -283,11 +269,51 @@ def _total(stacked: Any, weights: jax.Array) -> Any:
     return jax.tree.map(lambda x: jnp.tensordot(weights, x, 1), stacked)
 
 
+def _restrict(information: Any, shown: PyTree, like: PyTree | None = None) -> Any:
+    return information  # layers by name fit a tree with holes
+
+
+def _check_like(information: Any, params: PyTree) -> None:
+    layer_vectors.check_like(information.layers, params)
+
+
+def _check_prior(information: Any, prior: PyTree, like: PyTree) -> None:
+    layers = information.layers
+    leaves, treedef = jax.tree.flatten(prior)
+    numbers = jax.tree.unflatten(treedef, list(range(len(leaves))))
+    groups = layer_vectors.named(
+        jax.tree.map(
+            lambda number, part: jax.tree.map(lambda _: number, part), numbers, like
+        )
+    )
+    for layer in layers.layers:
+        kernel = layers.names[layer.kernel]
+        bias = None if layer.bias is None else layers.names[layer.bias]
+        ends = [groups[kernel]] + ([] if bias is None else [groups[bias]])
+        values = [leaves[end] for end in ends]
+        if any(isinstance(value, jax.core.Tracer) for value in values):
+            same = len(set(ends)) == 1 and jnp.ndim(values[0]) == 0
+        else:
+            entries = np.concatenate([np.ravel(value) for value in values])
+            same = bool(np.all(entries == entries[0]))
+        if not same:
+            raise ValueError(
+                "on a Kronecker information the prior has one number a layer, the same "
+                f"for kernel and bias; {kernel}"
+                + ("" if bias is None else f" and {bias}")
+                + f" got {values}."
+            )
+
+
 def register(kind: type) -> None:
-    """Gives a type with `spectra` all operations of `ff.information`."""
+    """Gives a type with `spectrum` all operations of `ff.information`."""
     ops.matvec.register(kind, _matvec)
     ops.solver.register(kind, _solver)
-    ops.sample.register(kind, _sample)
+    ops.facts.register(kind, lambda information: ops.Facts(layers=information.layers))
+    ops.spectral.register(kind, _spectral)
+    ops.restrict.register(kind, _restrict)
+    ops.check_prior.register(kind, _check_prior)
+    ops.check_like.register(kind, _check_like)
     ops.logdet.register(kind, _logdet)
     ops.trace.register(kind, _trace)
     ops.diagonal.register(kind, _diagonal)

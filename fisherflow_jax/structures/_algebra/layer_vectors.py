@@ -18,12 +18,12 @@ def named(tree: PyTree) -> dict[str, Any]:
 
 
 def split(
-    layers: Layers, tree: PyTree, dtype: Any
+    layers: Layers, tree: PyTree, dtype: Any = None
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
     """`(K, I, O)` for each layer, a merged bias as its last row; and other leaves.
 
     A leaf that is missing from the tree (a hole that another transformation fills) is
-    left out with its layer.
+    left out with its layer. Without a dtype a matrix has the common one of its leaves.
     """
     leaves = named(tree)
     unknown = sorted(set(leaves) - set(layers.names))
@@ -41,34 +41,32 @@ def split(
             continue
         if not all(present):
             raise ValueError(f"kernel and bias {parts} of one layer go together.")
-        matrix = layer.kernel_layout.from_leaf(leaves[name].astype(dtype))
+        common = dtype or trees.float_dtype([leaves[part] for part in parts])
+        matrix = layer.kernel_layout.from_leaf(leaves[name].astype(common))
         if layer.bias_layout is not None:
-            row = layer.bias_layout.from_leaf(leaves[parts[1]].astype(dtype))
+            row = layer.bias_layout.from_leaf(leaves[parts[1]].astype(common))
             matrix = jnp.concatenate([matrix, row[:, None]], axis=1)
         matrices[name] = matrix
     others = {
-        layers.names[leaf]: leaves[layers.names[leaf]].astype(dtype)
+        layers.names[leaf]: leaves[layers.names[leaf]].astype(
+            dtype or leaves[layers.names[leaf]].dtype
+        )
         for leaf, _ in layers.fallback
         if layers.names[leaf] in leaves
     }
     return matrices, others
 
 
-def join(
-    layers: Layers,
-    matrices: dict[str, jax.Array],
-    others: dict[str, jax.Array],
-    like: PyTree,
-) -> PyTree:
-    """The inverse of `split`: a tree like `like`."""
-    leaves = dict(others)
+def join(layers: Layers, parts: dict[str, jax.Array], like: PyTree) -> PyTree:
+    """The inverse of `split`, of matrices and other leaves: a tree like `like`."""
+    leaves = dict(parts)
     for layer in layers.layers:
         name = layers.names[layer.kernel]
-        if name in matrices:
-            kernel = matrices[name][:, : layer.num_inputs]
+        if name in parts:
+            kernel = parts[name][:, : layer.num_inputs]
             leaves[name] = layer.kernel_layout.to_leaf(kernel)
             if layer.bias is not None and layer.bias_layout is not None:
-                row = layer.bias_layout.to_leaf(matrices[name][:, -1])
+                row = layer.bias_layout.to_leaf(parts[name][:, -1])
                 leaves[layers.names[layer.bias]] = row
     unknown = sorted(set(named(like)) - set(leaves))
     if unknown:

@@ -105,7 +105,7 @@ def _(factorisation: LayerInverses, vector: PyTree) -> PyTree:
         turned = _times(factorisation.output_inverses[name], turned)
         solved[name] = jnp.swapaxes(turned, 1, 2)
     rest = {name: x / factorisation.plain_divisors[name] for name, x in others.items()}
-    return layer_vectors.join(layers, solved, rest, vector)
+    return layer_vectors.join(layers, solved | rest, vector)
 
 
 def _times(inverse: jax.Array, matrix: jax.Array) -> jax.Array:

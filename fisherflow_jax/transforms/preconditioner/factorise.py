@@ -284,4 +284,4 @@ def _(factorisation: LayerEigenbases, vector: PyTree) -> PyTree:
         for name, matrix in matrices.items()
     }
     rest = {name: x / factorisation.other_divisors[name] for name, x in others.items()}
-    return layer_vectors.join(layers, solved, rest, vector)
+    return layer_vectors.join(layers, solved | rest, vector)
