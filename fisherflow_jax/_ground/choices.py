@@ -97,9 +97,16 @@ def comparable(value: Any) -> Any:
 
 def _copied(tree: Any) -> Any:
     """The tree with arrays of its own, so that a choice stays what it was made as."""
-    leaves, treedef = jax.tree.flatten(tree, is_leaf=lambda x: x is None)
+    leaves, treedef = jax.tree.flatten(tree, is_leaf=_is_fixed)
     own = [x.copy() if isinstance(x, np.ndarray) else x for x in leaves]
     return jax.tree.unflatten(treedef, own)
+
+
+def _is_fixed(node: Any) -> bool:
+    """None, and named tuples without arrays, such as likelihoods: the same objects."""
+    if not hasattr(node, "_fields"):
+        return node is None
+    return not any(isinstance(x, np.ndarray) for x in jax.tree.leaves(node))
 
 
 class _ByIdentity:

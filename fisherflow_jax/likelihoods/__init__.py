@@ -3,8 +3,6 @@
 from fisherflow_jax._ground.arrays import widen as widen
 from fisherflow_jax.likelihoods._classification import bernoulli as bernoulli
 from fisherflow_jax.likelihoods._classification import categorical as categorical
-from fisherflow_jax.likelihoods._counts import negative_binomial as negative_binomial
-from fisherflow_jax.likelihoods._counts import poisson as poisson
 from fisherflow_jax.likelihoods._generic import from_log_prob as from_log_prob
 from fisherflow_jax.likelihoods._likelihood import IDENTITY as IDENTITY
 from fisherflow_jax.likelihoods._likelihood import LOG as LOG
@@ -19,7 +17,9 @@ from fisherflow_jax.likelihoods._location import (
     gaussian_location_scale as gaussian_location_scale,
 )
 from fisherflow_jax.likelihoods._location import student_t as student_t
-from fisherflow_jax.likelihoods._positive import gamma as gamma
+from fisherflow_jax.likelihoods._log_mean import gamma as gamma
+from fisherflow_jax.likelihoods._log_mean import negative_binomial as negative_binomial
+from fisherflow_jax.likelihoods._log_mean import poisson as poisson
 from fisherflow_jax.likelihoods._roots import cholesky_root as cholesky_root
 from fisherflow_jax.likelihoods._roots import diagonal_root as diagonal_root
 from fisherflow_jax.likelihoods._roots import rank_root as rank_root

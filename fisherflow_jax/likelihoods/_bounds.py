@@ -1,15 +1,23 @@
 """Bounds of the information of any likelihood, from its root alone."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from fisherflow_jax._ground.arrays import like, widen
-from fisherflow_jax.likelihoods._likelihood import Root, scaled_probes
+from fisherflow_jax.likelihoods._likelihood import (
+    Likelihood,
+    Root,
+    Shape,
+    scaled_probes,
+)
 
 
-def _require_rank(k, rank, shape):
+def _require_rank(k: int, rank: int, shape: Shape) -> None:
     if k > rank:
         raise ValueError(
             f"rank_root: k = {k}, but the information of one target has at most rank "
@@ -18,17 +26,17 @@ def _require_rank(k, rank, shape):
         )
 
 
-def largest_entries(root):
+def largest_entries(root: Callable) -> Callable:
     """Of a diagonal root with one target on the last axis: its k largest entries."""
 
-    def low_rank(k, num_iterations):
+    def low_rank(k: int, num_iterations: int | None) -> Root:
         del num_iterations  # no k columns capture more than these
 
-        def probe_shape(shape):
+        def probe_shape(shape: Shape) -> Shape:
             _require_rank(k, shape[-1], shape)
             return (*shape[:-1], k)
 
-        def apply(outputs, probes, key=None):
+        def apply(outputs: ArrayLike, probes: Any, key: Any = None) -> jax.Array:
             probe_shape(jnp.shape(outputs))
             wide = widen(outputs)
             factor = root(wide, jnp.ones_like(wide), key)
@@ -44,7 +52,9 @@ def largest_entries(root):
     return low_rank
 
 
-def _column_of(likelihood, outputs, key):
+def _column_of(
+    likelihood: Likelihood, outputs: jax.Array, key: Any
+) -> tuple[int, Callable]:
     """The number of columns of the root, and the function of their index."""
     shape = likelihood.probe_shape(outputs.shape)
     count = math.prod(shape[1:])
@@ -54,14 +64,14 @@ def _column_of(likelihood, outputs, key):
         jnp.zeros(shape, outputs.dtype),
     )
 
-    def column(index):
+    def column(index: jax.Array) -> jax.Array:
         direction = jax.nn.one_hot(index, count, dtype=outputs.dtype)
         return linear(jnp.broadcast_to(direction.reshape(1, *shape[1:]), shape))
 
     return count, column
 
 
-def diagonal_of_columns(likelihood):
+def diagonal_of_columns(likelihood: Likelihood) -> Root:
     r"""The root of a diagonal upper bound of the sum of a root's squared columns.
 
     For every column s, :math:`s s^\top \preceq \operatorname{diag}(|s_i| \sum_j
@@ -69,12 +79,12 @@ def diagonal_of_columns(likelihood):
     outputs of the example that the column touches. One column is held at a time.
     """
 
-    def apply(outputs, probes, key=None):
+    def apply(outputs: ArrayLike, probes: Any, key: Any = None) -> jax.Array:
         wide = widen(outputs)
         count, column = _column_of(likelihood, wide, key)
         axes = tuple(range(1, wide.ndim))
 
-        def add(index, total):
+        def add(index: Any, total: jax.Array) -> jax.Array:
             sizes = jnp.abs(column(index))
             return total + sizes * jnp.sum(sizes, axes, keepdims=True)
 
@@ -84,7 +94,7 @@ def diagonal_of_columns(likelihood):
     return Root(apply, tuple)
 
 
-def rank_of_columns(likelihood, k):
+def rank_of_columns(likelihood: Likelihood, k: int) -> Root:
     """The root of a lower bound: k pivoted Cholesky columns of a root's squares.
 
     The last axis of the probes holds the columns of one target; the axes between it and
@@ -92,13 +102,13 @@ def rank_of_columns(likelihood, k):
     All columns are held: as many copies of the outputs as an example has probes.
     """
 
-    def probe_shape(shape):
+    def probe_shape(shape: Shape) -> Shape:
         own = likelihood.probe_shape(shape)
         columns = own[-1] if len(own) > 1 else 1
         _require_rank(k, min(columns, math.prod(shape[1:])), shape)
         return (own[0], *own[1:-1], k)
 
-    def apply(outputs, probes, key=None):
+    def apply(outputs: ArrayLike, probes: Any, key: Any = None) -> jax.Array:
         examples, *targets, _ = probe_shape(jnp.shape(outputs))
         num_targets = math.prod(targets)
         wide = widen(outputs)
@@ -108,7 +118,7 @@ def rank_of_columns(likelihood, k):
         columns = columns.reshape(num_targets, count // num_targets, examples, -1)
         probes = like(probes, wide).reshape(examples, num_targets, k)
 
-        def add(j, carry):
+        def add(j: Any, carry: tuple) -> tuple:
             columns, total = carry
             sizes = jnp.sum(columns**2, 1)
             pivot = jnp.argmax(sizes, -1)[:, None, :, None]

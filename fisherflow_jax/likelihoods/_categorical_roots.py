@@ -11,13 +11,15 @@ of the complement of q, and of a lower bound of A for every part of one. The piv
 Cholesky factor is one of these, in closed form. No C x C matrix is formed.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from fisherflow_jax._ground.arrays import like, widen
-from fisherflow_jax.likelihoods._likelihood import Root, scaled_probes
+from fisherflow_jax.likelihoods._likelihood import Root, Shape, scaled_probes
 
 
 class _Pivots(NamedTuple):
@@ -31,7 +33,7 @@ class _Pivots(NamedTuple):
     below: jax.Array  # (..., k): L_ij = -p_i below_j for the classes after pivot j
 
 
-def _pivots(outputs, k):
+def _pivots(outputs: ArrayLike, k: int) -> _Pivots:
     log_p = jax.nn.log_softmax(widen(outputs))
     p, root_p = jnp.exp(log_p), jnp.exp(0.5 * log_p)
     largest, classes = jax.lax.top_k(p, k)
@@ -55,7 +57,7 @@ def _pivots(outputs, k):
     return _Pivots(p, root_p, position, classes, share, below)
 
 
-def _apply_cholesky(k, outputs, probes):
+def _apply_cholesky(k: int, outputs: ArrayLike, probes: Any) -> jax.Array:
     """The first k columns of the pivoted Cholesky factor, times the probes."""
     pivots = _pivots(outputs, k)
     probes = like(probes, pivots.p)
@@ -75,22 +77,22 @@ def _apply_cholesky(k, outputs, probes):
     return cotangents.astype(jnp.asarray(outputs).dtype)
 
 
-def _fewest_columns(shape):
+def _fewest_columns(shape: Shape) -> int:
     return max(shape[-1] - 1, 1)
 
 
-def _cholesky(outputs, probes, key=None):
+def _cholesky(outputs: ArrayLike, probes: Any, key: Any = None) -> jax.Array:
     return _apply_cholesky(_fewest_columns(jnp.shape(outputs)), outputs, probes)
 
 
-def _cholesky_probe_shape(shape):
+def _cholesky_probe_shape(shape: Shape) -> Shape:
     return (*shape[:-1], _fewest_columns(shape))
 
 
 CHOLESKY = Root(_cholesky, _cholesky_probe_shape)
 
 
-def _diagonal_bound(outputs, probes, key=None):
+def _diagonal_bound(outputs: ArrayLike, probes: Any, key: Any = None) -> jax.Array:
     root_p = jnp.exp(0.5 * jax.nn.log_softmax(widen(outputs)))
     return scaled_probes(outputs, root_p, probes)
 
@@ -98,10 +100,10 @@ def _diagonal_bound(outputs, probes, key=None):
 DIAGONAL_BOUND = Root(_diagonal_bound, tuple)
 
 
-def low_rank(k, num_iterations):
+def low_rank(k: int, num_iterations: int | None) -> Root:
     """k columns: of the Cholesky factor, or after that many subspace iterations."""
 
-    def probe_shape(shape):
+    def probe_shape(shape: Shape) -> Shape:
         if k >= shape[-1]:
             raise ValueError(
                 f"rank_root: k = {k} for C = {shape[-1]} classes (outputs of shape "
@@ -110,7 +112,7 @@ def low_rank(k, num_iterations):
             )
         return (*shape[:-1], k)
 
-    def apply(outputs, probes, key=None):
+    def apply(outputs: ArrayLike, probes: Any, key: Any = None) -> jax.Array:
         probe_shape(jnp.shape(outputs))
         if num_iterations is None:
             return _apply_cholesky(k, outputs, probes)
@@ -121,7 +123,9 @@ def low_rank(k, num_iterations):
     return Root(apply, probe_shape)
 
 
-def _subspace(outputs, k, num_iterations):
+def _subspace(
+    outputs: ArrayLike, k: int, num_iterations: int
+) -> tuple[jax.Array, jax.Array]:
     r"""sqrt(p), and k orthonormal vectors orthogonal to it, `(k, ..., C)`.
 
     Those of the pivoted Cholesky factor, and then that many steps of subspace iteration
@@ -134,7 +138,7 @@ def _subspace(outputs, k, num_iterations):
     likeliest = pivots.position == 0
     root_of_largest = jnp.sum(jnp.where(likeliest, root_p, 0), -1, keepdims=True)
 
-    def column(j, share, below):
+    def column(j: jax.Array, share: jax.Array, below: jax.Array) -> jax.Array:
         after = jnp.where(pivots.position > j, -root_p * below[..., None], 0)
         return jnp.where(pivots.position == j, share[..., None], after)
 
@@ -142,18 +146,18 @@ def _subspace(outputs, k, num_iterations):
     first = (jnp.moveaxis(values, -1, 0) for values in (pivots.share, pivots.below))
     basis = jax.vmap(column)(places, *first)
 
-    def orthogonal_to_root_p(vector):
+    def orthogonal_to_root_p(vector: jax.Array) -> jax.Array:
         # The likeliest class follows from the others. Subtracting the projection would
         # leave rounding errors where they are small, on a prediction almost certain.
         others = jnp.where(likeliest, 0, vector)
         balance = -jnp.sum(root_p * others, -1, keepdims=True) / root_of_largest
         return jnp.where(likeliest, balance, others)
 
-    def multiply(vector):
+    def multiply(vector: jax.Array) -> jax.Array:
         projection = jnp.sum(root_p * p * vector, -1, keepdims=True)
         return p * vector - root_p * projection
 
-    def step(_, basis):
+    def step(_: Any, basis: jax.Array) -> jax.Array:
         # between iterations the span is all that matters: one pass keeps it
         return _orthonormal(jax.vmap(multiply)(basis), orthogonal_to_root_p, passes=1)
 
@@ -165,14 +169,14 @@ def _subspace(outputs, k, num_iterations):
 _WRITTEN_OUT = 8
 
 
-def _orthonormal(vectors, constrain, passes=2):
+def _orthonormal(vectors: jax.Array, constrain: Callable, passes: int) -> jax.Array:
     """Gram-Schmidt over the first axis; vectors that vanish become zero.
 
     Sums of products, not matrix products: accelerators round the factors of those, and
     vectors that are not orthonormal would break the bound.
     """
 
-    def add(j, basis):
+    def add(j: Any, basis: jax.Array) -> jax.Array:
         vector = _unit(constrain(vectors[j]))
         for _ in range(passes):
             overlaps = jnp.sum(basis * vector[None], -1, keepdims=True)
@@ -188,7 +192,7 @@ def _orthonormal(vectors, constrain, passes=2):
     return basis
 
 
-def _unit(vector):
+def _unit(vector: jax.Array) -> jax.Array:
     # Scaled first: the squares of tiny entries would underflow. A constant, since the
     # unit vector does not depend on the scale.
     size = jax.lax.stop_gradient(jnp.max(jnp.abs(vector), -1, keepdims=True))

@@ -1,18 +1,22 @@
 """Static facts about outputs, targets and parameters that raise while tracing."""
 
-import jax
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 
+from fisherflow_jax._ground.checks import positive
+from fisherflow_jax.likelihoods._likelihood import Shape
 
-def shape_and_dtype(value):
+
+def shape_and_dtype(value: Any) -> tuple[Shape, Any]:
     """Of an array, a tracer, a ShapeDtypeStruct or a Python number."""
     if not (hasattr(value, "shape") and hasattr(value, "dtype")):
         value = np.asarray(value)
     return tuple(value.shape), value.dtype
 
 
-def check_outputs(name, outputs):
+def check_outputs(name: str, outputs: Any) -> Shape:
     """Raises unless the outputs are floating point; returns their shape."""
     shape, dtype = shape_and_dtype(outputs)
     if not jnp.issubdtype(dtype, jnp.floating):
@@ -23,7 +27,9 @@ def check_outputs(name, outputs):
     return shape
 
 
-def check_targets(name, shape, expected, targets, rule):
+def check_targets(
+    name: str, shape: Shape, expected: Shape, targets: Any, rule: str
+) -> None:
     """Raises unless the targets are real and have the expected shape."""
     target_shape, dtype = shape_and_dtype(targets)
     if jnp.issubdtype(dtype, jnp.complexfloating):
@@ -44,28 +50,11 @@ def check_targets(name, shape, expected, targets, rule):
     )
 
 
-def one_output_a_target(name):
-    """The check of a likelihood whose every target has one output of its own."""
-
-    def check(outputs, targets):
-        shape = check_outputs(name, outputs)
-        if targets is not None:
-            rule = "targets must have the shape of the outputs"
-            check_targets(name, shape, shape, targets, rule)
-
-    return check
-
-
-def require_positive(name, parameter, value):
+def require_positive(name: str, parameter: str, value: Any) -> None:
     """Raises unless the parameter is one number, positive when its value is known."""
     shape, _ = shape_and_dtype(value)
     if shape != ():
         raise ValueError(
             f"{name}: {parameter} must be one number, got an array of shape {shape}."
         )
-    if isinstance(value, jax.core.Tracer):
-        return
-    if not (np.isfinite(value) and value > 0):
-        raise ValueError(
-            f"{name}: {parameter} must be positive and finite, got {value}."
-        )
+    positive(value, f"{name}: {parameter}")

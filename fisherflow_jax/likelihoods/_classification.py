@@ -1,40 +1,44 @@
 """Likelihoods of classes: categorical (one of C) and bernoulli (yes or no)."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from fisherflow_jax._ground.arrays import like, widen
-from fisherflow_jax._ground.choices import choice
 from fisherflow_jax.likelihoods import _categorical_roots as categorical_roots
 from fisherflow_jax.likelihoods._checks import (
     check_outputs,
     check_targets,
-    one_output_a_target,
     shape_and_dtype,
 )
 from fisherflow_jax.likelihoods._likelihood import (
     LOGIT,
     SOFTMAX,
     Likelihood,
+    family,
     nan_outside,
-    scaled_probes,
 )
+from fisherflow_jax.likelihoods._one_output import one_output
 
 
-def _probit(log_prob):
+def _probit(log_prob: Callable) -> Callable:
     """By the probit approximation, in logarithms that cannot underflow."""
 
-    def expected_log_prob(mean, variance, covariance, targets):
+    def expected_log_prob(
+        mean: jax.Array, variance: jax.Array, covariance: Any, targets: ArrayLike
+    ) -> jax.Array:
         shrink = jax.lax.rsqrt(1 + math.pi / 8 * variance)
         return log_prob(shrink * widen(mean), targets)
 
     return expected_log_prob
 
 
-@choice
-def categorical():
+@family
+def categorical() -> Likelihood:
     r"""One of C classes, given logits.
 
     .. math::
@@ -75,7 +79,7 @@ def categorical():
     """
     name = "categorical"
 
-    def check(outputs, targets):
+    def check(outputs: Any, targets: Any) -> None:
         shape = check_outputs(name, outputs)
         if len(shape) == 0 or shape[-1] < 1:
             raise ValueError(
@@ -94,7 +98,7 @@ def categorical():
         rule = "targets must have the shape of the outputs without the axis of classes"
         check_targets(name, shape, shape[:-1], targets, rule)
 
-    def log_prob(outputs, targets):
+    def log_prob(outputs: ArrayLike, targets: ArrayLike) -> jax.Array:
         check(outputs, targets)
         log_p = jax.nn.log_softmax(widen(outputs))
         classes = jnp.asarray(targets)
@@ -106,10 +110,10 @@ def categorical():
         index = jnp.clip(classes, 0, num_classes - 1)[..., None]
         return nan_outside(possible, jnp.take_along_axis(log_p, index, -1)[..., 0])
 
-    def mean(outputs):
+    def mean(outputs: ArrayLike) -> jax.Array:
         return jax.nn.softmax(widen(outputs))
 
-    def line(outputs):
+    def line(outputs: ArrayLike) -> jax.Array:
         logits = widen(outputs)
         if logits.shape[-1] == 1:
             # A constant: the limit below would have a NaN gradient.
@@ -127,23 +131,20 @@ def categorical():
         p = jnp.exp(jnp.where(largest, -jnp.inf, log_p))
         return jnp.where(largest, logits - others, log_p - jnp.log1p(-p))
 
-    def variance(outputs):
+    def variance(outputs: ArrayLike) -> jax.Array:
         log_odds = line(outputs)
         return jax.nn.sigmoid(log_odds) * jax.nn.sigmoid(-log_odds)
 
-    def sample(key, outputs):
+    def sample(key: jax.Array, outputs: ArrayLike) -> jax.Array:
         return jax.random.categorical(key, widen(outputs))
 
-    def root(outputs, probes, key=None):
+    def root(outputs: ArrayLike, probes: Any, key: Any = None) -> jax.Array:
         # exp(log p / 2) stays finite, with finite derivatives, where p underflows.
         root_p = jnp.exp(0.5 * jax.nn.log_softmax(widen(outputs)))
         probes = like(probes, root_p)
         projection = jnp.sum(root_p * probes, -1, keepdims=True)
         cotangents = root_p * (probes - root_p * projection)
         return cotangents.astype(jnp.asarray(outputs).dtype)
-
-    def support(targets):
-        return jnp.asarray(targets) >= 0
 
     return Likelihood(
         name=name,
@@ -155,7 +156,7 @@ def categorical():
         probe_shape=tuple,
         line=line,
         scale=SOFTMAX,
-        support=support,
+        support=lambda targets: jnp.asarray(targets) >= 0,
         check=check,
         cholesky=categorical_roots.CHOLESKY,
         diagonal_bound=categorical_roots.DIAGONAL_BOUND,
@@ -164,8 +165,8 @@ def categorical():
     )
 
 
-@choice
-def bernoulli():
+@family
+def bernoulli() -> Likelihood:
     r"""Yes or no, given a logit.
 
     .. math::
@@ -196,52 +197,33 @@ def bernoulli():
     References:
       P. McCullagh and J. A. Nelder, "Generalized Linear Models", 1989.
     """
-    name = "bernoulli"
-    check = one_output_a_target(name)
 
-    def support(targets):
+    def support(targets: ArrayLike) -> jax.Array:
         targets = jnp.asarray(targets)
         if targets.dtype == bool:
             return jnp.ones(targets.shape, bool)
         return (targets >= 0) & (targets <= 1)
 
-    def log_prob(outputs, targets):
-        check(outputs, targets)
-        logits = widen(outputs)
-        share = like(targets, logits)
+    def log_prob(logits: jax.Array, share: jax.Array) -> jax.Array:
         value = share * jax.nn.log_sigmoid(logits)
-        value = value + (1 - share) * jax.nn.log_sigmoid(-logits)
-        return nan_outside(support(targets), value)
+        return value + (1 - share) * jax.nn.log_sigmoid(-logits)
 
-    def mean(outputs):
-        return jax.nn.sigmoid(widen(outputs))
+    def sample(key: jax.Array, logits: jax.Array) -> jax.Array:
+        draws = jax.random.bernoulli(key, jax.nn.sigmoid(logits))
+        return draws.astype(logits.dtype)
 
-    def variance(outputs):
-        logits = widen(outputs)
-        return jax.nn.sigmoid(logits) * jax.nn.sigmoid(-logits)
-
-    def sample(key, outputs):
-        p = mean(outputs)
-        return jax.random.bernoulli(key, p).astype(p.dtype)
-
-    def root(outputs, probes, key=None):
+    def root(logits: jax.Array) -> jax.Array:
         # sqrt(p (1 - p)), of full precision and differentiable at every logit.
-        distance = jnp.abs(widen(outputs))
-        factor = jnp.exp(-0.5 * distance) / (1 + jnp.exp(-distance))
-        return scaled_probes(outputs, factor, probes)
+        distance = jnp.abs(logits)
+        return jnp.exp(-0.5 * distance) / (1 + jnp.exp(-distance))
 
-    return Likelihood(
-        name=name,
+    built = one_output(
+        "bernoulli",
+        LOGIT,
+        support=support,
         log_prob=log_prob,
-        mean=mean,
-        variance=variance,
+        variance=lambda logits: jax.nn.sigmoid(logits) * jax.nn.sigmoid(-logits),
         sample=sample,
         root=root,
-        probe_shape=tuple,
-        line=widen,
-        scale=LOGIT,
-        support=support,
-        check=check,
-        diagonal=True,
-        expected_log_prob=_probit(log_prob),
     )
+    return built._replace(expected_log_prob=_probit(built.log_prob))

@@ -1,16 +1,27 @@
 """A likelihood from a log-probability and a sampler, with a root of sampled scores."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from fisherflow_jax._ground.arrays import like, widen
-from fisherflow_jax._ground.choices import choice
+from fisherflow_jax._ground.checks import whole
 from fisherflow_jax.likelihoods._checks import check_outputs, shape_and_dtype
-from fisherflow_jax.likelihoods._likelihood import IDENTITY, Likelihood
+from fisherflow_jax.likelihoods._likelihood import IDENTITY, Likelihood, Shape, family
 
 
-@choice
-def from_log_prob(log_prob, sample, *, num_samples=16, mean=None, variance=None):
+@family
+def from_log_prob(
+    log_prob: Callable,
+    sample: Callable,
+    *,
+    num_samples: int = 16,
+    mean: Callable | None = None,
+    variance: Callable | None = None,
+) -> Likelihood:
     r"""Any likelihood that can be evaluated and sampled.
 
     The root of the output Fisher information is random: with m targets drawn from the
@@ -65,10 +76,9 @@ def from_log_prob(log_prob, sample, *, num_samples=16, mean=None, variance=None)
       Approximation for Natural Gradient Descent", 2019.
     """
     name = "from_log_prob"
-    if num_samples < 1:
-        raise ValueError(f"{name}: num_samples must be at least 1, got {num_samples}.")
+    whole(num_samples, f"{name}: num_samples", of="targets")
 
-    def check(outputs, targets):
+    def check(outputs: Any, targets: Any) -> None:
         shape = check_outputs(name, outputs)
         if targets is None:
             return
@@ -79,20 +89,20 @@ def from_log_prob(log_prob, sample, *, num_samples=16, mean=None, variance=None)
                 f"{target_shape}; their leading axes (the examples) must agree."
             )
 
-    def wide_log_prob(outputs, targets):
+    def wide_log_prob(outputs: ArrayLike, targets: Any) -> jax.Array:
         return log_prob(widen(outputs), targets)
 
-    def wide_sample(key, outputs):
+    def wide_sample(key: jax.Array, outputs: ArrayLike) -> Any:
         return sample(key, widen(outputs))
 
-    def probe_shape(shape):
-        def log_prob_of_sample(outputs):
+    def probe_shape(shape: Shape) -> Shape:
+        def log_prob_of_sample(outputs: jax.Array) -> jax.Array:
             return log_prob(outputs, sample(jax.random.key(0), outputs))
 
         outputs = jax.ShapeDtypeStruct(tuple(shape), jnp.result_type(float))
         return (*jax.eval_shape(log_prob_of_sample, outputs).shape, num_samples)
 
-    def root(outputs, probes, key=None):
+    def root(outputs: ArrayLike, probes: Any, key: Any = None) -> jax.Array:
         if key is None:
             raise ValueError(
                 f"{name}: root draws targets, so it needs a key: "
@@ -109,14 +119,14 @@ def from_log_prob(log_prob, sample, *, num_samples=16, mean=None, variance=None)
         (cotangents,) = pull_back(weights)
         return cotangents.astype(jnp.asarray(outputs).dtype)
 
-    def support(targets):
+    def support(targets: Any) -> jax.Array:
         return jnp.ones(shape_and_dtype(targets)[0], bool)
 
-    def given(function, argument):
+    def given(function: Callable | None, argument: str) -> Callable:
         if function is not None:
             return lambda outputs: function(widen(outputs))
 
-        def missing(outputs):
+        def missing(outputs: Any) -> jax.Array:
             raise ValueError(
                 f"{name}: no {argument} was given, and none can be found from a "
                 f"log-probability: pass from_log_prob(..., {argument}=...)."

@@ -9,14 +9,21 @@ Half-precision outputs are computed with in float32. What is read as a number
 pulled back through the model (the cotangents of `root`) has the outputs' own dtype.
 """
 
+import functools
+import inspect
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, ParamSpec
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from fisherflow_jax._ground.arrays import like, widen
+from fisherflow_jax._ground.choices import choice
+
+Parameters = ParamSpec("Parameters")
+Shape = tuple[int, ...]
 
 
 class Scale(NamedTuple):
@@ -26,11 +33,11 @@ class Scale(NamedTuple):
     inverse: Callable  # elementwise
 
 
-def identity(value):
+def _identity(value: jax.Array) -> jax.Array:
     return value
 
 
-IDENTITY = Scale("identity", identity)
+IDENTITY = Scale("identity", _identity)
 LOG = Scale("log", jnp.exp)
 LOGIT = Scale("logit", jax.nn.sigmoid)
 # Of classes on the last axis: the line is each one's log-odds against all others.
@@ -45,58 +52,109 @@ class Root(NamedTuple):
 
 
 class Likelihood(NamedTuple):
-    """The distribution of targets given a model's outputs, as functions of the outputs.
+    r"""The distribution of targets given a model's outputs, as functions of these.
 
     With an unknown dispersion (`with_dispersion` is not None), `log_prob`, `variance`,
-    `sample` and `root` are those of unit dispersion.
+    `sample` and `root` are those of unit dispersion. With another root
+    (`_replace(root=...)`) it is still the same likelihood.
+
+    Attributes:
+      name: what errors call it.
+      log_prob: `(outputs, targets) -> (n, ...)`; impossible targets give NaN.
+      mean: `outputs -> expected target`.
+      variance: `outputs -> variance of a target`, of the shape of the mean.
+      sample: `(key, outputs) -> targets`.
+      root: `(outputs, probes, key=None) -> L @ probes`, of the shape of the outputs,
+        with :math:`L L^\top` their Fisher information.
+      probe_shape: shape of the outputs -> shape of the probes.
+      line: `outputs -> the mean on an unbounded scale`, of the shape of the mean;
+        `ff.likelihoods.widen` where that is the outputs themselves.
+      scale: that scale: `IDENTITY`, `LOG`, `LOGIT`, `SOFTMAX`, or one of your own.
+      support: `targets -> bool`: is this target possible.
+      check: `(outputs, targets)`, or `(outputs, None)`: raises for wrong shapes.
+      with_dispersion: `dispersion -> Likelihood`; None: the dispersion is known.
+      pearson: `(outputs, targets) ->` :math:`(y - \mu)^2 / V(\mu)`.
+      log_unit_variance: `targets ->` :math:`\log V(y)`.
+      random_root: whether `root` needs a key.
+      diagonal: whether L is diagonal, each output with its own probe.
+      cholesky: the `Root` with the fewest columns; None: `root` itself.
+      diagonal_bound: the `Root` of a diagonal upper bound; None: from the columns.
+      low_rank: `(k, num_iterations) ->` the `Root` of a lower bound.
+      expected_log_prob: `(mean, variance, covariance, targets) ->`
+        :math:`\log \mathrm{E}\, p(y \mid z)`, `(n, ...)`, for normal outputs z. Mean
+        and variance are `(n, ..., k)`; the covariance `(n, ..., k, k)` may be None
+        unless `needs_covariance`. None: no closed form.
+      normal_errors: whether a target is normal, given the outputs.
+      with_noise: `standard deviation of a target -> Likelihood`, where errors are
+        normal and of one size.
+      call: how it was made, for printing.
     """
 
     name: str
-    log_prob: Callable  # (outputs, targets) -> (n, ...); impossible targets give NaN
-    mean: Callable  # outputs -> expected target
-    variance: Callable  # outputs -> variance of a target, shape of the mean
-    sample: Callable  # (key, outputs) -> targets
-    root: Callable  # (outputs, probes, key=None) -> L @ probes, shape of the outputs
-    probe_shape: Callable  # shape of the outputs -> shape of the probes
-    line: Callable  # outputs -> the mean on an unbounded scale, shape of the mean
-    scale: Scale  # of the mean: IDENTITY, LOG, LOGIT or SOFTMAX, or one of your own
-    support: Callable  # targets -> boolean: is this target possible
-    check: Callable  # (outputs, targets) -> None; targets None: the outputs alone
-    with_dispersion: Callable | None = None  # dispersion -> Likelihood
-    pearson: Callable | None = None  # (outputs, targets) -> (y - mu)^2 / V(mu)
-    log_unit_variance: Callable | None = None  # targets -> log V(y)
-    random_root: bool = False  # whether `root` needs a key
-    diagonal: bool = False  # whether L is diagonal, each output with its own probe
-    cholesky: Root | None = None  # with the fewest columns; None: `root` itself
-    diagonal_bound: Root | None = None  # of a diagonal upper bound; None: from columns
-    low_rank: Callable | None = None  # (k, num_iterations) -> Root of a lower bound
+    log_prob: Callable
+    mean: Callable
+    variance: Callable
+    sample: Callable
+    root: Callable
+    probe_shape: Callable
+    line: Callable
+    scale: Scale
+    support: Callable
+    check: Callable
+    with_dispersion: Callable | None = None
+    pearson: Callable | None = None
+    log_unit_variance: Callable | None = None
+    random_root: bool = False
+    diagonal: bool = False
+    cholesky: Root | None = None
+    diagonal_bound: Root | None = None
+    low_rank: Callable | None = None
     expected_log_prob: Callable | None = None
-    """`(mean, variance, covariance, targets) -> log E p(targets | z)`, `(n, ...)`.
-
-    The outputs z are normal, `mean` and `variance` `(n, ..., k)`; the covariance
-    `(n, ..., k, k)` may be None unless `needs_covariance`. None: no closed form.
-    """
-    normal_errors: bool = False  # whether a target is normal, given the outputs
+    normal_errors: bool = False
     with_noise: Callable | None = None
-    """Standard deviation of a target -> Likelihood, of normal errors of one size."""
+    call: str = ""
 
     @property
-    def is_classes(self):
+    def is_classes(self) -> bool:
         """Whether the expected targets are probabilities."""
         return self.scale in (LOGIT, SOFTMAX)
 
     @property
-    def mixes_outputs(self):
+    def mixes_outputs(self) -> bool:
         """Whether `line` is more than the outputs themselves (`line=widen`)."""
         return self.line is not widen
 
     @property
-    def needs_covariance(self):
+    def needs_covariance(self) -> bool:
         """Whether `expected_log_prob` reads the covariance of a target's outputs."""
         return self.mixes_outputs and not self.is_classes
 
+    def __repr__(self) -> str:
+        return self.call or self.name
 
-def root_columns(likelihood, outputs, key=None):
+
+def family(
+    factory: Callable[Parameters, Likelihood],
+) -> Callable[Parameters, Likelihood]:
+    """Makes equal calls of a factory the same object, which prints as its call."""
+    signature = inspect.signature(factory)
+
+    @choice
+    @functools.wraps(factory)
+    def made(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Likelihood:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        options = bound.arguments.items()
+        shown = [f"{key}={getattr(x, '__name__', repr(x))}" for key, x in options]
+        call = f"{factory.__name__}({', '.join(shown)})"
+        return factory(*args, **kwargs)._replace(call=call)
+
+    return made
+
+
+def root_columns(
+    likelihood: Likelihood, outputs: ArrayLike, key: jax.Array | None = None
+) -> jax.Array:
     r"""The columns of the root of the output Fisher information, for every example.
 
     With :math:`L_x` the root at example :math:`x`, column :math:`r` is
@@ -130,19 +188,19 @@ def root_columns(likelihood, outputs, key=None):
     dtype = widen(outputs).dtype
     basis = jnp.eye(num_columns, dtype=dtype).reshape(num_columns, 1, *shape[1:])
 
-    def column(direction):
+    def column(direction: jax.Array) -> jax.Array:
         return likelihood.root(outputs, jnp.broadcast_to(direction, shape), key)
 
     return jax.vmap(column)(basis)
 
 
-def nan_outside(possible, values):
+def nan_outside(possible: jax.Array, values: jax.Array) -> jax.Array:
     """The values, NaN where the target is impossible."""
     # A product, not a `where`: the gradient must be NaN there too, never a silent zero.
     one = jnp.ones((), values.dtype)
     return values * jnp.where(possible, one, jnp.nan)
 
 
-def scaled_probes(outputs, factor, probes):
+def scaled_probes(outputs: ArrayLike, factor: jax.Array, probes: Any) -> jax.Array:
     """Applies a diagonal root: factor (in float32 or wider) times the probes."""
     return (factor * like(probes, factor)).astype(jnp.asarray(outputs).dtype)

@@ -1,12 +1,13 @@
 """Likelihoods of real targets given a location: gaussian, with its scale, student_t."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from fisherflow_jax._ground.arrays import like, widen
-from fisherflow_jax._ground.choices import choice
 from fisherflow_jax._ground.quadrature import (
     log_average,
     normal_log_density,
@@ -16,24 +17,25 @@ from fisherflow_jax.likelihoods._bounds import largest_entries
 from fisherflow_jax.likelihoods._checks import (
     check_outputs,
     check_targets,
-    one_output_a_target,
     require_positive,
 )
 from fisherflow_jax.likelihoods._likelihood import (
     IDENTITY,
     Likelihood,
+    family,
     nan_outside,
     scaled_probes,
 )
 from fisherflow_jax.likelihoods._log_gamma import log_beta
+from fisherflow_jax.likelihoods._one_output import of_outputs_and_targets, one_output
 
 
-def _finite(targets):
+def _finite(targets: ArrayLike) -> jax.Array:
     return jnp.isfinite(jnp.asarray(targets))
 
 
-@choice
-def gaussian(scale=1.0):
+@family
+def gaussian(scale: ArrayLike | None = 1.0) -> Likelihood:
     r"""A real target with a normal error.
 
     .. math::
@@ -72,65 +74,43 @@ def gaussian(scale=1.0):
     if scale is None:
         return gaussian(1.0)._replace(
             with_dispersion=lambda dispersion: gaussian(jnp.sqrt(dispersion)),
-            pearson=_squared_error,
+            pearson=of_outputs_and_targets(name, lambda z, y: (y - z) ** 2),
             log_unit_variance=lambda targets: jnp.zeros_like(widen(targets)),
         )
     require_positive(name, "scale", scale)
-    check = one_output_a_target(name)
 
-    def log_prob(outputs, targets):
-        check(outputs, targets)
-        location = widen(outputs)
-        value = jax.scipy.stats.norm.logpdf(
-            like(targets, location), location, like(scale, location)
-        )
-        return nan_outside(_finite(targets), value)
-
-    def variance(outputs):
-        location = widen(outputs)
+    def variance(location: jax.Array) -> jax.Array:
         return jnp.full_like(location, like(scale, location) ** 2)
 
-    def sample(key, outputs):
-        location = widen(outputs)
+    def log_prob(location: jax.Array, targets: jax.Array) -> jax.Array:
+        return jax.scipy.stats.norm.logpdf(targets, location, like(scale, location))
+
+    def sample(key: jax.Array, location: jax.Array) -> jax.Array:
         noise = jax.random.normal(key, location.shape, location.dtype)
         return location + like(scale, location) * noise
 
-    def root(outputs, probes, key=None):
-        factor = 1 / like(scale, widen(outputs))
-        return scaled_probes(outputs, factor, probes)
-
-    def expected_log_prob(mean, spread, covariance, targets):
+    def expected_log_prob(
+        mean: jax.Array, spread: jax.Array, covariance: Any, targets: ArrayLike
+    ) -> jax.Array:
         mean = widen(mean)
-        residual = like(targets, mean) - mean
-        return normal_log_density(residual, spread + variance(mean))
+        return normal_log_density(like(targets, mean) - mean, spread + variance(mean))
 
-    return Likelihood(
-        name=name,
+    return one_output(
+        name,
+        IDENTITY,
+        support=_finite,
         log_prob=log_prob,
-        mean=widen,
         variance=variance,
         sample=sample,
-        root=root,
-        probe_shape=tuple,
-        line=widen,
-        scale=IDENTITY,
-        support=_finite,
-        check=check,
-        diagonal=True,
+        root=lambda location: 1 / like(scale, location),
         expected_log_prob=expected_log_prob,
         normal_errors=True,
         with_noise=gaussian,
     )
 
 
-def _squared_error(outputs, targets):
-    one_output_a_target("gaussian")(outputs, targets)
-    location = widen(outputs)
-    return (like(targets, location) - location) ** 2
-
-
-@choice
-def gaussian_location_scale():
+@family
+def gaussian_location_scale() -> Likelihood:
     r"""A real target with a normal error whose size is predicted too.
 
     .. math::
@@ -162,7 +142,7 @@ def gaussian_location_scale():
     """
     name = "gaussian_location_scale"
 
-    def check(outputs, targets):
+    def check(outputs: Any, targets: Any) -> None:
         shape = check_outputs(name, outputs)
         if len(shape) == 0 or shape[-1] != 2:
             raise ValueError(
@@ -173,30 +153,30 @@ def gaussian_location_scale():
             rule = "targets must have the shape of the outputs without the last axis"
             check_targets(name, shape, shape[:-1], targets, rule)
 
-    def location_and_log_scale(outputs):
-        outputs = widen(outputs)
-        return outputs[..., 0], outputs[..., 1]
+    def both(outputs: ArrayLike) -> tuple[jax.Array, jax.Array]:
+        wide = widen(outputs)
+        return wide[..., 0], wide[..., 1]
 
-    def log_prob(outputs, targets):
+    def log_prob(outputs: ArrayLike, targets: ArrayLike) -> jax.Array:
         check(outputs, targets)
-        location, log_scale = location_and_log_scale(outputs)
+        location, log_scale = both(outputs)
         residual = (like(targets, location) - location) * jnp.exp(-log_scale)
         value = -0.5 * residual**2 - log_scale - 0.5 * math.log(2 * math.pi)
         return nan_outside(_finite(targets), value)
 
-    def mean(outputs):
-        return location_and_log_scale(outputs)[0]
+    def mean(outputs: ArrayLike) -> jax.Array:
+        return both(outputs)[0]
 
-    def variance(outputs):
-        return jnp.exp(2 * location_and_log_scale(outputs)[1])
+    def variance(outputs: ArrayLike) -> jax.Array:
+        return jnp.exp(2 * both(outputs)[1])
 
-    def sample(key, outputs):
-        location, log_scale = location_and_log_scale(outputs)
+    def sample(key: jax.Array, outputs: ArrayLike) -> jax.Array:
+        location, log_scale = both(outputs)
         noise = jax.random.normal(key, location.shape, location.dtype)
         return location + jnp.exp(log_scale) * noise
 
-    def root(outputs, probes, key=None):
-        precision = jnp.exp(-location_and_log_scale(outputs)[1])
+    def root(outputs: ArrayLike, probes: Any, key: Any = None) -> jax.Array:
+        precision = jnp.exp(-both(outputs)[1])
         factor = jnp.stack([precision, jnp.full_like(precision, math.sqrt(2))], -1)
         return scaled_probes(outputs, factor, probes)
 
@@ -214,12 +194,14 @@ def gaussian_location_scale():
         check=check,
         diagonal=True,
         low_rank=largest_entries(root),
-        expected_log_prob=_expected_log_prob,
+        expected_log_prob=_over_both,
         normal_errors=True,
     )
 
 
-def _expected_log_prob(mean, variance, covariance, targets):
+def _over_both(
+    mean: jax.Array, variance: jax.Array, covariance: jax.Array, targets: ArrayLike
+) -> jax.Array:
     """Over the location in closed form, over the log-scale by quadrature."""
     mean = widen(mean)
     location, log_scale = mean[..., 0], mean[..., 1]
@@ -228,17 +210,17 @@ def _expected_log_prob(mean, variance, covariance, targets):
     slope = jnp.where(std > 0, cross / jnp.where(std > 0, std, 1), 0)
     # of the location, given the log-scale
     spread = jnp.maximum(spread - jnp.square(slope), 0)
-    targets = like(targets, location)
+    residual = like(targets, location) - location
 
-    def log_prob(x):
+    def log_prob(x: jax.Array) -> jax.Array:
         variance = spread + jnp.exp(2 * (log_scale + x * std))
-        return normal_log_density(targets - location - x * slope, variance)
+        return normal_log_density(residual - x * slope, variance)
 
     return log_average(log_prob, *normal_nodes(mean.dtype))
 
 
-@choice
-def student_t(df, scale):
+@family
+def student_t(df: ArrayLike, scale: ArrayLike) -> Likelihood:
     r"""A real target with heavy-tailed errors: outliers pull little.
 
     .. math::
@@ -277,44 +259,36 @@ def student_t(df, scale):
     name = "student_t"
     require_positive(name, "df", df)
     require_positive(name, "scale", scale)
-    check = one_output_a_target(name)
 
-    def log_prob(outputs, targets):
-        check(outputs, targets)
-        location = widen(outputs)
-        nu, s = like(df, location), like(scale, location)
-        residual = (like(targets, location) - location) / s
+    def both(location: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return like(df, location), like(scale, location)
+
+    def log_prob(location: jax.Array, targets: jax.Array) -> jax.Array:
+        nu, s = both(location)
+        residual = (targets - location) / s
         normaliser = log_beta(0.5 * nu, 0.5) + 0.5 * jnp.log(nu) + jnp.log(s)
-        value = -0.5 * (nu + 1) * jnp.log1p(residual**2 / nu) - normaliser
-        return nan_outside(_finite(targets), value)
+        return -0.5 * (nu + 1) * jnp.log1p(residual**2 / nu) - normaliser
 
-    def variance(outputs):
-        location = widen(outputs)
-        nu, s = like(df, location), like(scale, location)
+    def variance(location: jax.Array) -> jax.Array:
+        nu, s = both(location)
         finite = s**2 * nu / jnp.where(nu > 2, nu - 2, 1)
         return jnp.full_like(location, jnp.where(nu > 2, finite, jnp.inf))
 
-    def sample(key, outputs):
-        location = widen(outputs)
-        noise = jax.random.t(key, like(df, location), location.shape, location.dtype)
-        return location + like(scale, location) * noise
+    def sample(key: jax.Array, location: jax.Array) -> jax.Array:
+        nu, s = both(location)
+        noise = jax.random.t(key, nu, location.shape, location.dtype)
+        return location + s * noise
 
-    def root(outputs, probes, key=None):
-        location = widen(outputs)
-        nu, s = like(df, location), like(scale, location)
-        return scaled_probes(outputs, jnp.sqrt((nu + 1) / (nu + 3)) / s, probes)
+    def root(location: jax.Array) -> jax.Array:
+        nu, s = both(location)
+        return jnp.sqrt((nu + 1) / (nu + 3)) / s
 
-    return Likelihood(
-        name=name,
+    return one_output(
+        name,
+        IDENTITY,
+        support=_finite,
         log_prob=log_prob,
-        mean=widen,
         variance=variance,
         sample=sample,
         root=root,
-        probe_shape=tuple,
-        line=widen,
-        scale=IDENTITY,
-        support=_finite,
-        check=check,
-        diagonal=True,
     )

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 _SERIES_FROM = 16
 
 
-def stirling_remainder(x):
+def stirling_remainder(x: jax.Array | float) -> jax.Array:
     """x log x - x - log Gamma(x) for x > 0, without the cancellation of its terms."""
     small = jnp.minimum(x, _SERIES_FROM)
     direct = small * jnp.log(small) - small - jax.scipy.special.gammaln(small)
@@ -20,7 +20,7 @@ def stirling_remainder(x):
     return jnp.where(x < _SERIES_FROM, direct, series)
 
 
-def log_beta(a, b):
+def log_beta(a: jax.Array, b: jax.Array | float) -> jax.Array:
     """log B(a, b) for a, b > 0; `jax.scipy.special.betaln` has float32 accuracy."""
     terms = a * jnp.log1p(b / a) + b * jnp.log1p(a / b)
     remainders = stirling_remainder(a) + stirling_remainder(b)

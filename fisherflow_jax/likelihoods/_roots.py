@@ -1,21 +1,32 @@
 """The same likelihood with another root: of fewer columns, or of a bound."""
 
+from collections.abc import Callable
+from typing import Any
+
+from fisherflow_jax._ground.checks import whole
 from fisherflow_jax._ground.choices import choice
 from fisherflow_jax.likelihoods._bounds import diagonal_of_columns, rank_of_columns
+from fisherflow_jax.likelihoods._likelihood import Likelihood, Root
 
 
-def _with_root(transform, likelihood, root, **changes):
-    if likelihood.with_dispersion is not None:
-        changes["with_dispersion"] = lambda dispersion: transform(
-            likelihood.with_dispersion(dispersion)
-        )
-    if likelihood.with_noise is not None:
-        changes["with_noise"] = lambda std: transform(likelihood.with_noise(std))
-    return likelihood._replace(root=root.apply, probe_shape=root.probe_shape, **changes)
+def _with_root(
+    transform: Callable[[Likelihood], Likelihood],
+    likelihood: Likelihood,
+    root: Root,
+    call: str,
+    **changes: Any,
+) -> Likelihood:
+    for name in ("with_dispersion", "with_noise"):
+        made = getattr(likelihood, name)
+        if made is not None:
+            changes[name] = lambda value, made=made: transform(made(value))
+    return likelihood._replace(
+        root=root.apply, probe_shape=root.probe_shape, call=call, **changes
+    )
 
 
 @choice
-def cholesky_root(likelihood):
+def cholesky_root(likelihood: Likelihood) -> Likelihood:
     r"""The likelihood with the root of its output Fisher that has the fewest columns.
 
     Of C classes sorted by decreasing probability, with tails
@@ -61,11 +72,17 @@ def cholesky_root(likelihood):
     """
     if likelihood.cholesky is None:
         return likelihood
-    return _with_root(cholesky_root, likelihood, likelihood.cholesky, cholesky=None)
+    return _with_root(
+        cholesky_root,
+        likelihood,
+        likelihood.cholesky,
+        f"cholesky_root({likelihood})",
+        cholesky=None,
+    )
 
 
 @choice
-def diagonal_root(likelihood):
+def diagonal_root(likelihood: Likelihood) -> Likelihood:
     r"""The likelihood with the root of a diagonal upper bound of its output Fisher.
 
     Of classes,
@@ -109,6 +126,7 @@ def diagonal_root(likelihood):
         diagonal_root,
         likelihood,
         bound,
+        f"diagonal_root({likelihood})",
         diagonal=True,
         cholesky=None,
         diagonal_bound=None,
@@ -116,7 +134,10 @@ def diagonal_root(likelihood):
     )
 
 
-def rank_root(likelihood, k, num_iterations=None):
+@choice
+def rank_root(
+    likelihood: Likelihood, k: int, num_iterations: int | None = None
+) -> Likelihood:
     r"""The likelihood with the root of a lower bound of rank k of its output Fisher.
 
     Of C classes, the first k columns of the pivoted Cholesky factor (`cholesky_root`),
@@ -170,22 +191,9 @@ def rank_root(likelihood, k, num_iterations=None):
       K. Sun, "Deterministic Bounds and Random Estimates of Metric Tensors on
       Neuromanifolds", 2026.
     """
-    # Here, because equal keys of the cache may have different types (2, 2.0).
-    _require_whole("k", k, 1)
+    whole(k, "rank_root: k")
     if num_iterations is not None:
-        _require_whole("num_iterations", num_iterations, 0)
-    return _rank_root(likelihood, k, num_iterations)
-
-
-def _require_whole(name, value, least):
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(
-            f"rank_root: {name} must be a whole number from {least} on; got {value!r}."
-        )
-
-
-@choice
-def _rank_root(likelihood, k, num_iterations):
+        whole(num_iterations, "rank_root: num_iterations", least=0)
     if likelihood.low_rank is not None:
         bound = likelihood.low_rank(k, num_iterations)
     elif not likelihood.diagonal:
@@ -198,9 +206,10 @@ def _rank_root(likelihood, k, num_iterations):
             "root is diagonal), of rank 1; k is at most 1, where the bound is exact."
         )
     return _with_root(
-        lambda known: _rank_root(known, k, num_iterations),
+        lambda known: rank_root(known, k, num_iterations),
         likelihood,
         bound,
+        f"rank_root({likelihood}, k={k}, num_iterations={num_iterations})",
         diagonal=False,
         cholesky=None,
         diagonal_bound=None,

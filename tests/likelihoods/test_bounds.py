@@ -259,14 +259,18 @@ def test_a_dispersion_that_becomes_known_keeps_the_bound():
 @pytest.mark.parametrize("k", [0, -1, 2.0, True, "2", None])
 def test_rank_must_be_a_positive_whole_number(k):
     likelihoods.rank_root(CATEGORICAL, 2)  # an equal key in the cache
-    with pytest.raises(ValueError, match=r"k must be a whole number from 1.*got") as e:
+    with pytest.raises(
+        ValueError, match=r"k must be a positive whole number; got"
+    ) as e:
         likelihoods.rank_root(CATEGORICAL, k)
     assert repr(k) in str(e.value)
 
 
 @pytest.mark.parametrize("num_iterations", [-1, 3.0, True])
 def test_iterations_must_be_a_whole_number(num_iterations):
-    with pytest.raises(ValueError, match=r"num_iterations.*whole number from 0") as e:
+    with pytest.raises(
+        ValueError, match=r"num_iterations must be a whole number, at least 0; got"
+    ) as e:
         likelihoods.rank_root(CATEGORICAL, 2, num_iterations)
     assert repr(num_iterations) in str(e.value)
 

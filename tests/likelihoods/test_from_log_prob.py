@@ -130,5 +130,8 @@ def test_check_compares_the_examples_only():
     assert GENERIC.check(jnp.zeros((4, 7)), None) is None
     with pytest.raises(ValueError, match=r"\(4, 7\).*\(5,\).*leading"):
         GENERIC.check(jnp.zeros((4, 7)), np.zeros(5))
-    with pytest.raises(ValueError, match="at least 1, got 0"):
+    with pytest.raises(
+        ValueError,
+        match="num_samples must be a positive whole number of targets; got 0",
+    ):
         likelihoods.from_log_prob(POISSON.log_prob, POISSON.sample, num_samples=0)
