@@ -13,6 +13,7 @@ from fisherflow_jax.structures import kronecker
 from fisherflow_jax.transforms._clip_by_kl import clip_by_kl
 from fisherflow_jax.transforms._natural_gradient import natural_gradient
 from fisherflow_jax.transforms.preconditioner.factored import factored_damping
+from fisherflow_jax.transforms.preconditioner.state import Damping
 
 
 def kfac(
@@ -21,13 +22,19 @@ def kfac(
     likelihood: Likelihood,
     layers: Layers,
     *,
-    estimator: Callable[..., estimators.Estimator] = estimators.monte_carlo,
-    damping: Any = 1e-3,
+    estimator: Any = estimators.monte_carlo,
+    damping: Damping = 1e-3,
     decay: float = 0.95,
     momentum: float | None = 0.9,
     max_kl: float | None = None,
+    period: int | None = None,
+    inverse_period: int | None = None,
+    spread_inverses: bool = False,
     eigenvalue_correction: bool = False,
-    **options: Any,
+    weight_decay: float = 0.0,
+    mask: Any = None,
+    factorise: Callable[..., Any] | None = None,
+    key: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Natural gradient descent with Kronecker-factored curvature.
 
@@ -47,21 +54,26 @@ def kfac(
         `ff.negative_log_likelihood(apply_fn, likelihood)`.
       layers: `ff.layers.find_layers(apply_fn, params, inputs)`, computed once; print it
         to see how each parameter is treated.
-      estimator: a factory of `ff.estimators` (`functools.partial` for options); sampled
-        labels by default, which need a key.
+      estimator: from `ff.estimators`, without a model, such as `ff.estimators.exact` or
+        `ff.estimators.monte_carlo(groups=8)`; sampled labels by default, which need a
+        key.
       damping: as in `ff.scale_by_fisher`.
       decay: of the factors' moving average, a batch.
       momentum: of the multiplied gradients; None: none.
       max_kl: None, or the largest mean divergence of the predictions that one step may
         make (nats). Without a bound a learning rate of 0.1 with little damping can
         diverge; 0.03 is a first choice.
+      period: steps between two curvatures; None: 1.
+      inverse_period: steps between two renewals of inverses or eigenbases; None: 10.
+      spread_inverses: renews layers by turns, each once in `inverse_period` steps.
       eigenvalue_correction: EK-FAC: in the factors' eigenbasis the exact second
         moments take the place of the product of eigenvalues, and damping is exact.
-      **options: `key`, `period`, `inverse_period`, `spread_inverses`, `weight_decay`,
-        `mask` and `factorise`, as in `ff.natural_gradient` and `ff.scale_by_fisher`.
-        Inverses (or eigenbases) are renewed every 10 steps. Without a correction they
-        are damped factor by factor; with `factorise=ff.transforms.factorise` damping is
-        exact in the eigenbasis.
+      weight_decay: as in `ff.natural_gradient`.
+      mask: which parameters decay, as there.
+      factorise: as in `ff.scale_by_fisher`; None: `ff.transforms.factored_damping`, or
+        with a correction `ff.transforms.factorise`, whose damping is exact in the
+        eigenbasis.
+      key: an int or a key; None: it is given to each update.
 
     Returns:
       A transformation whose update is `update(updates, state, params, *, batch,
@@ -70,7 +82,7 @@ def kfac(
 
     Raises:
       ValueError: as `ff.scale_by_fisher`; for layers of another model, and for an
-        estimator that has its model.
+        estimator that has another model.
 
     Example:
       >>> import jax
@@ -107,25 +119,25 @@ def kfac(
       George, Laurent, Bouthillier, Ballas, Vincent, "Fast approximate natural gradient
       descent in a Kronecker-factored eigenbasis", 2018.
     """
-    if isinstance(estimator, estimators.Estimator):
-        raise ValueError(
-            "estimator is a factory, which kfac gives the model and its layers, such "
-            f"as ff.estimators.exact; got estimators.{estimator.name}(...), which has "
-            "a model."
-        )
-    # optax.inject_hyperparams passes them by the name that they have together
-    options = options.pop("options", {}) | options
-    defaults: dict[str, Any] = {"inverse_period": 10}
-    if not eigenvalue_correction:
-        defaults["factorise"] = factored_damping
+    if factorise is None and not eigenvalue_correction:
+        factorise = factored_damping
     descent = natural_gradient(
         learning_rate,
-        estimator(apply_fn, likelihood, kronecker(layers)),
+        estimator,
+        apply_fn,
+        likelihood,
+        structure=kronecker(layers),
         memory=exponential(decay),
         damping=damping,
-        momentum=momentum,
+        period=period,
+        inverse_period=10 if inverse_period is None else inverse_period,
+        spread_inverses=spread_inverses,
         eigenvalue_correction=eigenvalue_correction,
-        **(defaults | options),
+        momentum=momentum,
+        weight_decay=weight_decay,
+        mask=mask,
+        factorise=factorise,
+        key=key,
     )
     if max_kl is None:
         return descent

@@ -1,27 +1,38 @@
 """Natural gradient descent, ready to use."""
 
+from collections.abc import Callable
 from typing import Any
 
 import optax
 
-from fisherflow_jax.estimators import Estimator
+from fisherflow_jax.estimators import bind
+from fisherflow_jax.likelihoods import Likelihood
 from fisherflow_jax.memories import Memory, exponential
+from fisherflow_jax.structures import Structure
 from fisherflow_jax.transforms._scale_by_fisher import scale_by_fisher
 from fisherflow_jax.transforms.preconditioner.state import Damping
-
-PyTree = Any
 
 
 def natural_gradient(
     learning_rate: optax.ScalarOrSchedule,
-    estimator: Estimator,
+    estimator: Any,
+    apply_fn: Callable | None = None,
+    likelihood: Likelihood | None = None,
     *,
+    structure: Structure | None = None,
     memory: Memory | None = None,
     damping: Damping = 1e-3,
+    period: int | None = None,
+    inverse_period: int | None = None,
+    spread_inverses: bool = False,
+    eigenvalue_correction: bool = False,
     momentum: float | None = None,
     weight_decay: float = 0.0,
     mask: Any = None,
-    **options: Any,
+    power: float | None = None,
+    root_damping: float = 0.0,
+    factorise: Callable[..., Any] | None = None,
+    key: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Descends along the natural gradient, with momentum and weight decay.
 
@@ -30,24 +41,34 @@ def natural_gradient(
 
     Args:
       learning_rate: a number or a schedule. One is a Newton step.
-      estimator: from `ff.estimators`, with its structure.
+      estimator: from `ff.estimators`, with its model and structure; or without, such as
+        `ff.estimators.hutchinson(num_probes=8)`, for the model that follows.
+      apply_fn: `(params, inputs) -> outputs`, leading axis = examples.
+      likelihood: from `ff.likelihoods`.
+      structure: from `ff.structures`.
       memory: from `ff.memories`; None: `exponential(0.95)`.
       damping: as in `ff.scale_by_fisher`.
+      period: as there; None: 1.
+      inverse_period: as there, and so the next two.
+      spread_inverses: renews layers or blocks by turns.
+      eigenvalue_correction: EK-FAC, for the structure `kronecker(layers)`.
       momentum: `mu`, of the steps already multiplied; None: none. (A momentum of raw
         gradients is given to `ff.scale_by_fisher`.)
       weight_decay: `w`, decoupled from the curvature, as in AdamW.
       mask: which parameters decay, a tree of booleans (or prefix), or a function of the
         parameters that returns one; None: all.
-      **options: `period`, `inverse_period`, `spread_inverses`,
-        `eigenvalue_correction`, `power`, `root_damping`, `factorise` and `key` of
-        `ff.scale_by_fisher`.
+      power: as in `ff.scale_by_fisher`; None: -1.
+      root_damping: as there, and so the next two.
+      factorise: how the damped information is factorised.
+      key: an int or a key, for an estimator that draws.
 
     Returns:
       A transformation whose update needs the batch, as that of `ff.scale_by_fisher`,
       whose cost it has.
 
     Raises:
-      ValueError: as `ff.scale_by_fisher`.
+      ValueError: as `ff.scale_by_fisher`; for an estimator of another model than the
+        one that is given, or without any.
 
     Example:
       >>> import jax
@@ -77,14 +98,22 @@ def natural_gradient(
       Amari, "Natural gradient works efficiently in learning", 1998.
       Loshchilov, Hutter, "Decoupled weight decay regularization", 2019.
     """
-    # optax.inject_hyperparams passes them by the name that they have together
-    options = options.pop("options", {}) | options
+    model: Any = apply_fn, likelihood, structure
+    if any(part is not None for part in model):
+        estimator = bind(estimator, *model)
     parts = [
         scale_by_fisher(
             estimator,
             memory=exponential(0.95) if memory is None else memory,
             damping=damping,
-            **options,
+            period=1 if period is None else period,
+            inverse_period=inverse_period,
+            spread_inverses=spread_inverses,
+            eigenvalue_correction=eigenvalue_correction,
+            power=-1 if power is None else power,
+            root_damping=root_damping,
+            factorise=factorise,
+            key=key,
         )
     ]
     if momentum is not None:

@@ -130,3 +130,19 @@ def test_factored_damping_is_for_kronecker_factors():
         factored_damping(diagonal, jnp.asarray(DAMPING))
     with pytest.raises(ValueError, match=r"power -0\.5"):
         factored_damping(mean_information(), jnp.asarray(DAMPING), power=-0.5)
+
+
+@pytest.mark.parametrize("options", [{}, {"eigenvalue_correction": True}])
+def test_an_update_runs_the_model_once_a_shape(options):
+    shapes = []
+
+    def counting(params, x):
+        shapes.append(x.shape)
+        return network(params, x)
+
+    optimizer = kfac(0.2, counting, LIKELIHOOD, LAYERS, key=0, **options)
+    state = jax.eval_shape(optimizer.init, PARAMS)
+    jax.eval_shape(
+        lambda state: optimizer.update(PARAMS, state, PARAMS, batch=BATCH), state
+    )
+    assert sorted(shapes) == sorted(set(shapes))

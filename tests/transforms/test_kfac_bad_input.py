@@ -131,7 +131,7 @@ def test_a_model_may_refuse_its_inputs_with_any_error():
         (
             (*cases.MODEL, LAYERS),
             {"estimator": cases.diagonal_estimator()},
-            r"estimator is a factory, .* got estimators.exact\(...\)",
+            "estimators.exact is bound to another structure, .*diagonal",
         ),
     ],
 )

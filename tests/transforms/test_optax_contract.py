@@ -279,3 +279,32 @@ def test_natural_gradient_is_a_chain():
     expected, _ = plain()
     assert_close(updates["a"], -0.5 * 1.9 * expected["a"])
     assert_close(updates["b"], -0.5 * (1.9 * expected["b"] + 0.01 * PARAMS["b"]))
+
+
+def test_natural_gradient_takes_an_estimator_without_a_model():
+    model, structure = (cases.network, cases.MODEL[1]), ff.structures.full()
+    params = cases.network_params()
+    chosen = ff.estimators.exact(chunk_size=6)
+    bound = ff.estimators.exact(*model, structure, chunk_size=6)
+
+    @cases.compiled
+    def run(params):
+        found = []
+        for optimizer in (
+            natural_gradient(0.5, chosen, *model, structure=structure),
+            natural_gradient(0.5, bound),
+            natural_gradient(0.5, bound, *model, structure=structure),
+        ):
+            state = optimizer.init(params)
+            found.append(
+                optimizer.update(params, state, params, batch=cases.NETWORK_BATCH)[0]
+            )
+        return found
+
+    first, *others = run(params)
+    for other in others:
+        jax.tree.map(np.testing.assert_array_equal, first, other)
+    with pytest.raises(ValueError, match=r"with its model and structure; got exact"):
+        natural_gradient(0.5, chosen)
+    with pytest.raises(ValueError, match="exact is bound to another structure"):
+        natural_gradient(0.5, bound, *model, structure=ff.structures.diagonal())

@@ -71,7 +71,7 @@ def _check_renewals(recipe: Recipe) -> None:
     whole, stride = recipe.renewals
     given = f"inverse_period = {recipe.inverse_period} and period = {recipe.period}."
     if recipe.corrected:
-        if recipe.estimator.rebuild is None:
+        if recipe.estimator.rebuild is None and recipe.estimator.bound is None:
             raise ValueError(
                 "eigenvalue_correction=True measures a batch also in the factors' "
                 f"eigenbasis: estimators.{recipe.estimator.name} has no rebuild, which "

@@ -14,6 +14,7 @@ from fisherflow_jax._ground.keys import typed_key
 from fisherflow_jax.estimators import Estimator
 from fisherflow_jax.memories import Memory
 from fisherflow_jax.memories._memory import Belief, Prior, Site, include
+from fisherflow_jax.model import once
 from fisherflow_jax.transforms.preconditioner import renew
 from fisherflow_jax.transforms.preconditioner.restrict import has_holes, restrict
 from fisherflow_jax.transforms.preconditioner.state import Curvature, Recipe
@@ -55,6 +56,8 @@ def _take_batch(
     model: PyTree,
     step: jax.Array,
 ) -> Curvature:
+    estimator = _traced_once(recipe.estimator)
+
     def measured(estimator: Estimator) -> Any:
         return measure(estimator, updates, batch, key, model, step)
 
@@ -62,7 +65,7 @@ def _take_batch(
     if batch is not None:
         weight = batches.num_observations(batch, each_target=False)
         weight = weight.astype(before.observations.dtype)
-    information, bases = measured(recipe.estimator), before.bases
+    information, bases = measured(estimator), before.bases
     if bases is None:
         return take_in(recipe.memory, before, information, weight, updates)
     # The squares need the basis, and the basis the factors: a batch is measured twice.
@@ -74,9 +77,17 @@ def _take_batch(
     kept = before.information, before.memory
     (past, storage), bases = bases.moved(kept, ahead.information, groups)
     before = before._replace(information=past, memory=storage, bases=bases)
-    squares = measured(recipe.estimator.with_structure(bases.structure(information)))
+    squares = measured(estimator.with_structure(bases.structure(information)))
     moments = bases.site(information, squares)
     return take_in(recipe.memory, before, moments, weight, updates)
+
+
+def _traced_once(estimator: Estimator) -> Estimator:
+    """The estimator of a model that is traced once a shape, however often it is run."""
+    if estimator.bound is None:  # built by hand
+        return estimator
+    choice, apply_fn, likelihood, structure = estimator.bound
+    return choice.bind(apply_fn and once(apply_fn), likelihood, structure)
 
 
 def measure(
