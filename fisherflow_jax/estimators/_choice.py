@@ -67,7 +67,9 @@ def choosable(
             _check_model(make.__name__, apply_fn, likelihood, structure)
         estimator = make(apply_fn, likelihood, structure, **options)
         return dataclasses.replace(
-            estimator, bound=(choice, apply_fn, likelihood, structure)
+            estimator,
+            rebuild=functools.partial(choice.bind, apply_fn, likelihood),
+            bound=(choice, apply_fn, likelihood, structure),
         )
 
     return factory

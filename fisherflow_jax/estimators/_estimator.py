@@ -33,7 +33,7 @@ class Estimator:
     vectors_a_batch: int | None = None
     """The rank that one batch adds, where it does not grow with the examples."""
     rebuild: Callable[[Structure], "Estimator"] | None = None
-    """The same estimator in another structure; what is bound needs none."""
+    """The same estimator in another structure."""
     bound: tuple[Any, ...] | None = None
     """`(choice, apply_fn, likelihood, structure)`: what equal estimators share."""
 
@@ -82,9 +82,6 @@ class Estimator:
           >>> diagonal(jnp.zeros(2), (jnp.array([[1.0, 2.0]]), None))
           Diagonal(entries=Array([1., 4.], dtype=float32))
         """
-        if self.bound is not None:
-            choice, apply_fn, likelihood, _ = self.bound
-            return choice.bind(apply_fn, likelihood, structure)
         if self.rebuild is None:
             raise ValueError(
                 f"estimators.{self.name} was built for {self.structure.name} alone: "
