@@ -1,7 +1,6 @@
 """Structures: what is kept of the Fisher information."""
 
-from fisherflow_jax.structures._algebra.kronecker_factors import expand as expand
-from fisherflow_jax.structures._algebra.kronecker_factors import reduce as reduce
+from fisherflow_jax.structures import sharing as sharing
 from fisherflow_jax.structures._algebra.outer_products import (
     OuterProducts as OuterProducts,
 )

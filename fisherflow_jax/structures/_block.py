@@ -10,6 +10,7 @@ from jax.tree_util import keystr
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import trees
+from fisherflow_jax._ground.choices import choice
 from fisherflow_jax._ground.holes import punch, shown_leaves
 from fisherflow_jax.structures import _structure as structure
 from fisherflow_jax.structures._algebra import dense
@@ -53,6 +54,7 @@ _SUPPORTS = frozenset(
 )
 
 
+@choice
 def block(partition: Partition | None = None) -> Structure:
     r"""Keeps dense blocks on the diagonal of the information.
 

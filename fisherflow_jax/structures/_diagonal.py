@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import trees
+from fisherflow_jax._ground.choices import choice
 from fisherflow_jax._ground.holes import punch
 from fisherflow_jax.layers import Layers
 from fisherflow_jax.structures import _structure as structure
@@ -24,6 +25,7 @@ class Diagonal(NamedTuple):
     entries: PyTree  # like the parameters
 
 
+@choice
 def diagonal(layers: Layers | None = None) -> Structure:
     r"""Keeps the diagonal of the information, one number a parameter.
 

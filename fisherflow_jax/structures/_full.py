@@ -9,6 +9,7 @@ import numpy as np
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import trees
+from fisherflow_jax._ground.choices import choice
 from fisherflow_jax._ground.holes import punch, shown_leaves
 from fisherflow_jax.structures import _structure as structure
 from fisherflow_jax.structures._algebra import dense, gram
@@ -45,6 +46,7 @@ def from_matrix(matrix: jax.Array, like: PyTree) -> Full:
     return Full(trees.unravel(matrix, like))
 
 
+@choice
 def full() -> Structure:
     r"""Keeps the whole `d x d` information: exact.
 

@@ -9,18 +9,16 @@ from jax.lax import Precision
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import trees
+from fisherflow_jax._ground.choices import choice
 from fisherflow_jax.layers import Layers
 from fisherflow_jax.structures import _eigen_kronecker as eigen_kronecker
 from fisherflow_jax.structures import _moving_kronecker as moving_kronecker
 from fisherflow_jax.structures._algebra import eigen as eigenbasis
 from fisherflow_jax.structures._algebra import layer_products, layer_vectors
 from fisherflow_jax.structures._algebra.eigen import Sides
-from fisherflow_jax.structures._algebra.kronecker_factors import (
-    Sharing,
-    expand,
-    factors,
-)
+from fisherflow_jax.structures._algebra.kronecker_factors import factors
 from fisherflow_jax.structures._structure import Structure
+from fisherflow_jax.structures.sharing import Sharing, expand
 
 PyTree = Any
 
@@ -36,6 +34,7 @@ class Kronecker(NamedTuple):
     layers: Layers  # static
 
 
+@choice
 def kronecker(
     layers: Layers,
     *,
@@ -57,7 +56,7 @@ def kronecker(
 
     Args:
       layers: from `ff.layers.find_layers`.
-      sharing: `ff.structures.expand` (default) or `ff.structures.reduce`, how positions
+      sharing: `ff.structures.sharing.expand` (default) or `sharing.pool`, how positions
         that share a kernel are treated; or a mapping from the kernel's path (as in
         `layers.names`) to one, the others being expanded.
       widest: sides of more than so many units, and the rows of embeddings, keep the

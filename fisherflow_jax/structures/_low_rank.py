@@ -11,6 +11,7 @@ from jax.scipy.linalg import cho_solve
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import linalg, trees
 from fisherflow_jax._ground.checks import is_concrete
+from fisherflow_jax._ground.choices import choice
 from fisherflow_jax._ground.holes import punch
 from fisherflow_jax.structures._diagonal import Diagonal
 from fisherflow_jax.structures._full import Full, from_matrix
@@ -27,6 +28,7 @@ class LowRank(NamedTuple):
     factors: PyTree  # leaf (rank, *leaf.shape)
 
 
+@choice
 def low_rank(rank: int) -> Structure:
     r"""Keeps `rank` directions and the diagonal of all the rest.
 

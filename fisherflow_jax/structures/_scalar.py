@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import trees
+from fisherflow_jax._ground.choices import choice
 from fisherflow_jax.structures import _structure as structure
 from fisherflow_jax.structures._algebra.basis import diagonal_of
 from fisherflow_jax.structures._algebra.outer_products import leaf_size, sum_of_squares
@@ -21,6 +22,7 @@ class Scalar(NamedTuple):
     value: jax.Array  # shape=()
 
 
+@choice
 def scalar() -> Structure:
     r"""Keeps `trace(F) / d`, one number for all `d` parameters.
 

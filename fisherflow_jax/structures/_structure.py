@@ -46,6 +46,9 @@ class Structure(NamedTuple):
     """An information of zeros -> one with second moments in an eigenbasis that moves,
     and the bases: see `LayerBases`."""
 
+    def __repr__(self) -> str:
+        return self.name
+
     def require(self, capability: str, why: str) -> None:
         """Raises if the structure cannot do what is asked, saying why."""
         if capability not in self.supports:

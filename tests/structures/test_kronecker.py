@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import fisherflow_jax as ff
+from fisherflow_jax.structures import sharing as of_positions
 
 EXACT = {"rtol": 1e-9, "atol": 1e-11}
 CATEGORICAL, GAUSSIAN = ff.likelihoods.categorical(), ff.likelihoods.gaussian()
@@ -102,9 +103,9 @@ def deep_linear(params, x, *, pool):
 @pytest.mark.parametrize(
     "sharing, pool, is_exact",
     [
-        (ff.structures.expand, False, True),
-        (ff.structures.reduce, True, True),
-        (ff.structures.expand, True, False),
+        (of_positions.expand, False, True),
+        (of_positions.pool, True, True),
+        (of_positions.expand, True, False),
     ],
 )
 def test_sharing_is_exact_where_it_should_be(sharing, pool, is_exact):
@@ -339,7 +340,7 @@ def test_wide_sides_keep_a_diagonal():
     assert jax.tree.map(jnp.shape, zero) == jax.tree.map(jnp.shape, found)
 
 
-@pytest.mark.parametrize("sharing", [ff.structures.expand, ff.structures.reduce])
+@pytest.mark.parametrize("sharing", [of_positions.expand, of_positions.pool])
 def test_an_embedding_is_a_product_with_one_hot_rows(sharing):
     def looked_up(params, ids):
         return params["table"][ids].mean(1) @ params["head"]
@@ -393,7 +394,7 @@ def test_other_layers_are_refused():
             key = jax.random.key(0)
             jax.eval_shape(whole, PARAMS, (INPUTS, np.zeros(6, int)), key)
     with pytest.raises(ValueError, match="no kernels"):
-        ff.structures.kronecker(LAYERS, sharing={"['w']": ff.structures.reduce})
+        ff.structures.kronecker(LAYERS, sharing={"['w']": of_positions.pool})
     with pytest.raises(ValueError, match="leaves"):
         ff.information.matvec(information(), {"w": draw(3, 3, seed=16)})
 

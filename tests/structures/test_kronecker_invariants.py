@@ -15,7 +15,7 @@ EXACT = {"rtol": 1e-10, "atol": 1e-12}
 # most of the time goes into compiling, and tiny arrays gain nothing from it
 FAST = {"xla_backend_optimization_level": 0}
 CATEGORICAL = ff.likelihoods.categorical()
-SHARING = {"expand": ff.structures.expand, "reduce": ff.structures.reduce}
+SHARING = {"expand": ff.structures.sharing.expand, "reduce": ff.structures.sharing.pool}
 
 
 def draw(*shape, seed):
@@ -108,14 +108,15 @@ def test_factors_are_those_of_explicit_jacobians(sharing):
     "name", ["with_bias", "expand", "_gram"], ids=["inputs", "outputs", "both"]
 )
 def test_the_comparison_sees_an_error_of_a_thousandth(name, monkeypatch):
-    original = getattr(kronecker_factors, name)
+    module = ff.structures.sharing if name == "expand" else kronecker_factors
+    original = getattr(module, name)
     wrong = {
         "with_bias": lambda inputs: 1.001 * original(inputs),
         "_gram": lambda rows, widest: 1.001 * original(rows, widest),
         "expand": lambda a, g: (a, 1.001 * original(a, g)[1]),
     }
-    monkeypatch.setattr(kronecker_factors, name, wrong[name])
-    monkeypatch.setitem(SHARING, "expand", kronecker_factors.expand)
+    monkeypatch.setattr(module, name, wrong[name])
+    monkeypatch.setitem(SHARING, "expand", ff.structures.sharing.expand)
     factors.cache_clear()
     assert not matches("expand")
     factors.cache_clear()
