@@ -75,6 +75,16 @@ def named_leaves(tree: PyTree) -> list[tuple[str, Any]]:
     return named
 
 
+def entry_names(tree: PyTree, batch_dims: int = 0) -> list[str]:
+    """A name for each entry, `layers.0.weight[1,2]`, in ravelled order."""
+    labels = []
+    for name, leaf in named_leaves(tree):
+        shape = np.shape(leaf)[batch_dims:]
+        for index in np.ndindex(shape):
+            labels.append(f"{name}[{','.join(map(str, index))}]" if shape else name)
+    return labels
+
+
 def chosen(params: PyTree, chosen: Any) -> PyTree:
     """Which parameters are chosen: a tree like `params` of booleans, some of them true.
 

@@ -1,6 +1,13 @@
 """What a state says: intervals, samples, predictions, tests, fusion."""
 
+from fisherflow_jax.posteriors._belief import Gaussian as Gaussian
+from fisherflow_jax.posteriors._belief import degrees_of_freedom as degrees_of_freedom
+from fisherflow_jax.posteriors._belief import gaussian as gaussian
+from fisherflow_jax.posteriors._belief import gaussians as gaussians
+from fisherflow_jax.posteriors._belief import mixture as mixture
 from fisherflow_jax.posteriors._gaussian import Posterior as Posterior
+from fisherflow_jax.posteriors._gaussian import check_about as check_about
+from fisherflow_jax.posteriors._gaussian import check_like as check_like
 from fisherflow_jax.posteriors._gaussian import log_density as log_density
 from fisherflow_jax.posteriors._gaussian import posterior as posterior
 from fisherflow_jax.posteriors._hypotheses import Estimate as Estimate
@@ -11,6 +18,8 @@ from fisherflow_jax.posteriors._intervals import (
     confidence_interval as confidence_interval,
 )
 from fisherflow_jax.posteriors._intervals import standard_error as standard_error
+from fisherflow_jax.posteriors._quantiles import check_level as check_level
+from fisherflow_jax.posteriors._quantiles import two_sided as two_sided
 from fisherflow_jax.posteriors._sampling import sample as sample
 from fisherflow_jax.posteriors._summary import Summary as Summary
 from fisherflow_jax.posteriors._summary import summary as summary

@@ -8,17 +8,27 @@ import jax.numpy as jnp
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import trees
 from fisherflow_jax._ground.checks import holds
+from fisherflow_jax.posteriors._belief import described, gaussian
 from fisherflow_jax.structures import _prior as priors
 
 PyTree = Any
 
 
 class Posterior(NamedTuple):
-    """The Gaussian `N(mean, information^-1)`."""
+    """The Gaussian `N(mean, information^-1)`.
+
+    Attributes:
+      mean: a pytree like the parameters.
+      information: of the data and of the prior, divided by the temperature.
+      temperature: `()`, factor of the covariance.
+    """
 
     mean: PyTree
-    information: Any  # of the data and of the prior, divided by the temperature
-    temperature: jax.Array  # shape=(), factor of the covariance
+    information: Any
+    temperature: jax.Array
+
+    def __repr__(self) -> str:
+        return f"posterior({described(self)}, temperature {self.temperature})"
 
 
 def posterior(
@@ -84,11 +94,11 @@ def check_about(information: Any, mean: PyTree) -> None:
     """Raises unless the information is about parameters like the mean, and finite."""
     entries = ops.diagonal(information, mean)
     check_like(entries, mean)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(entries):
+    for name, leaf in trees.named_leaves(entries):
         if not holds(jnp.isfinite(leaf) & (leaf >= 0)):
             raise ValueError(
                 "the diagonal of an information is finite and not negative; that of "
-                f"parameter {jax.tree_util.keystr(path)} is {leaf}."
+                f"parameter {name} is {leaf}."
             )
 
 
@@ -116,13 +126,13 @@ def log_density(state: Any, params: PyTree) -> jax.Array:
       >>> print(ff.log_density(state, jnp.zeros(1)).round(3))
       -0.226
     """
-    shapes = [jax.tree.map(jnp.shape, tree) for tree in (params, state.mean)]
+    mean, information = gaussian(state, robust=False)[:2]
+    shapes = [jax.tree.map(jnp.shape, tree) for tree in (params, mean)]
     if shapes[0] != shapes[1]:
         raise ValueError(
             f"params must be like the mean: got shapes {shapes[0]}, not {shapes[1]}."
         )
-    step = jax.tree.map(lambda x, m: x - m, params, state.mean)
-    dimension = trees.size(state.mean)
-    logdet = ops.logdet(state.information, state.mean)
-    quadratic = ops.quadratic_form(state.information, step)
-    return 0.5 * (logdet - dimension * jnp.log(2 * jnp.pi) - quadratic)
+    step = jax.tree.map(lambda x, m: x - m, params, mean)
+    logdet = ops.logdet(information, mean)
+    quadratic = ops.quadratic_form(information, step)
+    return 0.5 * (logdet - trees.size(mean) * jnp.log(2 * jnp.pi) - quadratic)

@@ -6,16 +6,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import stats
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import trees
-from fisherflow_jax.flow._bank import BankState
-from fisherflow_jax.posteriors._intervals import (
-    degrees_of_freedom_of,
-    dispersion_of,
-    meat_of,
-)
+from fisherflow_jax.posteriors import _belief as belief
+from fisherflow_jax.posteriors._belief import Gaussian
 from fisherflow_jax.posteriors._quantiles import check_level, two_sided
 
 PyTree = Any
@@ -25,7 +20,14 @@ _RANK_TOLERANCE = 10.0
 
 
 class Estimate(NamedTuple):
-    """A function of the parameters, each field shaped like its value."""
+    """A function of the parameters, each field shaped like its value.
+
+    Attributes:
+      estimate: the value at the mean.
+      standard_error: by the delta method, on the scale of the value.
+      lower: end of the interval.
+      upper: end of the interval.
+    """
 
     estimate: PyTree
     standard_error: PyTree
@@ -34,13 +36,21 @@ class Estimate(NamedTuple):
 
 
 class WaldTest(NamedTuple):
-    """A test that functions of the parameters have given values."""
+    """A test that functions of the parameters have given values.
 
-    statistic: float  # chi-square; F where the dispersion is estimated
-    degrees_of_freedom: int  # of the hypothesis
+    Attributes:
+      statistic: chi-square; F where the dispersion is estimated.
+      degrees_of_freedom: k, of the hypothesis.
+      p_value: the probability of a larger statistic under it.
+      estimate: `(k,)`, the functions' values at the mean.
+      standard_error: `(k,)`, theirs.
+    """
+
+    statistic: float
+    degrees_of_freedom: int
     p_value: float
-    estimate: np.ndarray  # (k,)
-    standard_error: np.ndarray  # (k,)
+    estimate: np.ndarray
+    standard_error: np.ndarray
 
 
 def delta_method(
@@ -93,16 +103,22 @@ def delta_method(
       Oehlert, "A note on the delta method", 1992.
     """
     check_level(level)
-    value, covariance = _moments(state, function, robust)
+    one = belief.gaussian(state, robust)
+    value, covariance = _moments(one, function, robust)
     error = jnp.sqrt(jnp.diagonal(covariance))
-    reach = two_sided(level, degrees_of_freedom_of(state), error.dtype) * error
+    reach = two_sided(level, belief.degrees_of_freedom(state), error.dtype) * error
     lower, upper = value - reach, value + reach
     if transform is not None:
         lower, upper = transform(lower), transform(upper)
         value, slope = jax.jvp(transform, (value,), (jnp.ones_like(value),))
         error = jnp.abs(slope) * error
-    like = jax.eval_shape(function, state.mean)
-    return Estimate(*(trees.unravel(x, like) for x in (value, error, lower, upper)))
+    like = jax.eval_shape(function, one.mean)
+    return Estimate(
+        estimate=trees.unravel(value, like),
+        standard_error=trees.unravel(error, like),
+        lower=trees.unravel(lower, like),
+        upper=trees.unravel(upper, like),
+    )
 
 
 def wald_test(
@@ -153,8 +169,11 @@ def wald_test(
       Wald, "Tests of statistical hypotheses concerning several parameters when the
       number of observations is large", 1943.
     """
-    function = contrast if callable(contrast) else _linear(contrast, state.mean)
-    estimate, covariance = _moments(state, function, robust)
+    from scipy import special
+
+    one = belief.gaussian(state, robust)
+    function = contrast if callable(contrast) else _linear(contrast, one.mean)
+    estimate, covariance = _moments(one, function, robust)
     count = len(estimate)
     expected = np.asarray(value, float).reshape(-1)
     if len(expected) not in (1, count):
@@ -175,13 +194,19 @@ def wald_test(
             "they cannot be tested together: drop the redundant ones."
         )
     statistic = float(gap / scales @ np.linalg.solve(correlation, gap / scales))
-    spare = degrees_of_freedom_of(state)
+    spare = belief.degrees_of_freedom(state)
     if spare is None:
-        p_value = float(stats.chi2.sf(statistic, count))
+        p_value = special.chdtrc(count, statistic)
     else:
         statistic = statistic / count
-        p_value = float(stats.f.sf(statistic, count, float(spare)))
-    return WaldTest(statistic, count, p_value, np.asarray(estimate), scales)
+        p_value = special.fdtrc(count, float(spare), statistic)
+    return WaldTest(
+        statistic=statistic,
+        degrees_of_freedom=count,
+        p_value=float(p_value),
+        estimate=np.asarray(estimate),
+        standard_error=scales,
+    )
 
 
 def _linear(contrast: PyTree, mean: PyTree) -> Callable[[PyTree], jax.Array]:
@@ -197,21 +222,14 @@ def _linear(contrast: PyTree, mean: PyTree) -> Callable[[PyTree], jax.Array]:
 
 
 def _moments(
-    state: Any, function: Callable[[PyTree], PyTree], robust: bool
+    one: Gaussian, function: Callable[[PyTree], PyTree], robust: bool
 ) -> tuple[jax.Array, jax.Array]:
     """The function's value, ravelled `(k,)`, and its covariance matrix `(k, k)`."""
-    if isinstance(state, BankState):
-        raise TypeError(
-            "a bank's posterior is a mixture, not a Gaussian: sample it, or take one "
-            "of state.members."
-        )
-    value, vjp = jax.vjp(lambda params: trees.ravel(function(params)), state.mean)
+    value, vjp = jax.vjp(lambda params: trees.ravel(function(params)), one.mean)
     gradients = jax.vmap(lambda e: vjp(e)[0])(jnp.eye(len(value), dtype=value.dtype))
-    solved = jax.vmap(ops.solver(state.information))(gradients)
+    solved = jax.vmap(ops.solver(one.information))(gradients)
     if robust:
-        meat = meat_of(state)
-        right = jax.vmap(lambda v: ops.matvec(meat, v))(solved)
+        right = jax.vmap(lambda v: ops.matvec(one.meat, v))(solved)
         return value, trees.ravel(solved, 1) @ trees.ravel(right, 1).T
     covariance = trees.ravel(gradients, 1) @ trees.ravel(solved, 1).T
-    dispersion = dispersion_of(state)
-    return value, covariance if dispersion is None else dispersion * covariance
+    return value, covariance if one.dispersion is None else one.dispersion * covariance

@@ -1,6 +1,5 @@
 """Standard errors and confidence intervals of the parameters."""
 
-import functools
 from typing import Any
 
 import jax
@@ -8,90 +7,11 @@ import jax.numpy as jnp
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import trees
-from fisherflow_jax._ground.checks import holds
-from fisherflow_jax.flow._bank import BankState
+from fisherflow_jax.posteriors import _belief as belief
+from fisherflow_jax.posteriors._belief import Gaussian
 from fisherflow_jax.posteriors._quantiles import two_sided
 
 PyTree = Any
-
-
-def dispersion_of(state: Any) -> jax.Array | None:
-    """The estimated dispersion, or None where it is known.
-
-    Raises:
-      ValueError: where it is at hand and there are too few observations for it.
-    """
-    dispersion, spare = getattr(state, "dispersion", None), degrees_of_freedom_of(state)
-    if dispersion is None or spare is None:
-        return None
-    return jnp.where(spare > 0, dispersion, jnp.nan)
-
-
-def degrees_of_freedom_of(state: Any) -> jax.Array | None:
-    """For Student's t; None: normal quantiles.
-
-    Raises:
-      ValueError: as `dispersion_of` does.
-    """
-    if isinstance(state, BankState):
-        return None
-    spare = getattr(state, "degrees_of_freedom", None)
-    if spare is None:
-        return None
-    # no more parameters can be effective than there are observations, so that too few
-    # of these leave a little for the prior and rounding of either sign
-    rounding = trees.size(state.mean) * float(jnp.finfo(spare.dtype).eps) ** 0.5
-    none = min(max(rounding, 1e-3), 0.5)
-    spare = jnp.where(spare > none, spare, jnp.zeros_like(spare))
-    if not holds(spare > 0):
-        raise ValueError(
-            "the dispersion is unknown and cannot be estimated: "
-            f"{float(jnp.min(state.count)):g} observations leave no degree of freedom "
-            "beside the parameters."
-        )
-    return spare
-
-
-def meat_of(state: Any) -> Any:
-    """The sum of squared scores that robust=True asks for."""
-    meat = getattr(state, "meat", None)
-    if meat is None:
-        raise ValueError(
-            "robust=True needs the sum of squared scores, which a flow keeps when it "
-            "is built with robust=True: ff.fisher_flow(..., robust=True)."
-        )
-    return meat
-
-
-@functools.singledispatch
-def variance(state: Any, robust: bool) -> PyTree:
-    """The variance of each parameter, a pytree like them."""
-    if robust:
-        sandwich = ops.sandwich(state.information, meat_of(state))
-        return ops.diagonal(sandwich, state.mean)
-    values = ops.inverse_diagonal(state.information, state.mean)
-    dispersion = dispersion_of(state)
-    if dispersion is None:
-        return values
-    return jax.tree.map(lambda x: x * dispersion, values)
-
-
-@variance.register
-def _(state: BankState, robust: bool) -> PyTree:
-    # of a mixture: the mean variance and the variance of the means
-    def mix(center: jax.Array, *parts: jax.Array) -> jax.Array:
-        half = len(parts) // 2
-        terms = [
-            weight * (spread + jnp.square(mean - center))
-            for weight, mean, spread in zip(
-                state.weights, parts[:half], parts[half:], strict=True
-            )
-        ]
-        return sum(terms[1:], start=terms[0])
-
-    means = [member.mean for member in state.members]
-    spreads = [variance(member, robust) for member in state.members]
-    return jax.tree.map(mix, state.mean, *means, *spreads)
 
 
 def standard_error(state: Any, robust: bool = False) -> PyTree:
@@ -135,7 +55,7 @@ def standard_error(state: Any, robust: bool = False) -> PyTree:
     References:
       White, "Maximum likelihood estimation of misspecified models", 1982.
     """
-    return jax.tree.map(jnp.sqrt, variance(state, robust))
+    return _moments(state, robust)[1]
 
 
 def confidence_interval(
@@ -176,9 +96,48 @@ def confidence_interval(
       >>> print(lower.round(2), upper.round(2))  # 7.5 +- 1.96 / 2
       6.52 8.48
     """
-    error = standard_error(state, robust)
+    return interval_and_error(state, level, robust)[2:]
+
+
+def interval_and_error(
+    state: Any, level: float, robust: bool
+) -> tuple[PyTree, PyTree, PyTree, PyTree]:
+    """The mean, standard error, and ends of the interval of each parameter."""
+    mean, error = _moments(state, robust)
     dtype = trees.float_dtype(error)
-    quantile = two_sided(level, degrees_of_freedom_of(state), dtype)
-    lower = jax.tree.map(lambda m, s: m - quantile * s, state.mean, error)
-    upper = jax.tree.map(lambda m, s: m + quantile * s, state.mean, error)
-    return lower, upper
+    quantile = two_sided(level, belief.degrees_of_freedom(state), dtype)
+    lower = jax.tree.map(lambda m, s: m - quantile * s, mean, error)
+    upper = jax.tree.map(lambda m, s: m + quantile * s, mean, error)
+    return mean, error, lower, upper
+
+
+def _moments(state: Any, robust: bool) -> tuple[PyTree, PyTree]:
+    """The mean and the standard error of each parameter."""
+    weights, members = belief.gaussians(state, robust)
+    means = [member.mean for member in members]
+    variances = [_variance(member, robust) for member in members]
+    mean, variance = belief.mixture(weights, means, variances)
+    return mean, jax.tree.map(jnp.sqrt, variance)
+
+
+def _variance(member: Gaussian, robust: bool) -> PyTree:
+    if robust:
+        sandwich = ops.sandwich(member.information, member.meat)
+        return ops.diagonal(sandwich, member.mean)
+    values = ops.inverse_diagonal(member.information, member.mean)
+    if member.dispersion is None:
+        return values
+    return jax.tree.map(lambda x: x * member.dispersion, values)
+
+
+def dispersion_of(state: Any) -> jax.Array | None:
+    members = belief.gaussians(state)[1]
+    return members[0].dispersion if len(members) == 1 else None
+
+
+def degrees_of_freedom_of(state: Any) -> jax.Array | None:
+    return belief.degrees_of_freedom(state)
+
+
+def meat_of(state: Any) -> Any:
+    return belief.gaussian(state, robust=True).meat

@@ -1,6 +1,5 @@
 """Draws of the parameters."""
 
-import functools
 import math
 from typing import Any
 
@@ -9,8 +8,7 @@ import jax.numpy as jnp
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground.keys import typed_key
-from fisherflow_jax.flow._bank import BankState
-from fisherflow_jax.posteriors._intervals import degrees_of_freedom_of, dispersion_of
+from fisherflow_jax.posteriors._belief import Gaussian, gaussians
 
 PyTree = Any
 
@@ -43,27 +41,26 @@ def sample(state: Any, key: Any, shape: tuple[int, ...] = ()) -> PyTree:
       >>> ff.sample(state, key=0, shape=(5,))["w"].shape
       (5, 3)
     """
-    keys = jax.random.split(typed_key(key), math.prod(shape))
-    draws = jax.vmap(lambda k: _draw(state, k))(keys)
+    weights, members = gaussians(state)
+
+    def draw(key: jax.Array) -> PyTree:
+        if len(members) == 1:
+            return _draw(members[0], key)
+        chosen = jax.random.categorical(key, jnp.log(weights))
+        draws = [_draw(member, jax.random.fold_in(key, 2)) for member in members]
+        return jax.tree.map(lambda *x: jnp.stack(x)[chosen], *draws)
+
+    draws = jax.vmap(draw)(jax.random.split(typed_key(key), math.prod(shape)))
     return jax.tree.map(lambda x: x.reshape((*shape, *x.shape[1:])), draws)
 
 
-@functools.singledispatch
-def _draw(state: Any, key: jax.Array) -> PyTree:
-    step = ops.sample(state.information, key, state.mean)
-    dispersion = dispersion_of(state)
-    spare = degrees_of_freedom_of(state)
+def _draw(belief: Gaussian, key: jax.Array) -> PyTree:
+    step = ops.sample(belief.information, key, belief.mean)
+    dispersion, spare = belief.dispersion, belief.degrees_of_freedom
     if dispersion is not None and spare is not None:
         chi2 = 2 * jax.random.gamma(
             jax.random.fold_in(key, 1), spare / 2, dtype=spare.dtype
         )
         root = jnp.sqrt(dispersion * spare / chi2)
         step = jax.tree.map(lambda x: x * root, step)
-    return jax.tree.map(lambda m, x: m + x, state.mean, step)
-
-
-@_draw.register
-def _(state: BankState, key: jax.Array) -> PyTree:
-    chosen = jax.random.categorical(key, state.log_weights)
-    draws = [_draw(m, jax.random.fold_in(key, 2)) for m in state.members]
-    return jax.tree.map(lambda *x: jnp.stack(x)[chosen], *draws)
+    return jax.tree.map(lambda m, x: m + x, belief.mean, step)

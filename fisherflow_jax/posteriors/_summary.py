@@ -6,22 +6,26 @@ from typing import Any
 
 import jax
 import numpy as np
-from scipy import stats
 
 from fisherflow_jax._ground import trees
-from fisherflow_jax.posteriors._intervals import (
-    confidence_interval,
-    degrees_of_freedom_of,
-    dispersion_of,
-    standard_error,
-)
+from fisherflow_jax._ground.tables import aligned
+from fisherflow_jax.posteriors._belief import Gaussian, gaussians
+from fisherflow_jax.posteriors._intervals import interval_and_error
 
 PyTree = Any
 
 
 @dataclass(frozen=True)
 class Summary:
-    """A coefficient table; `print` shows it, the fields hold its columns."""
+    """A coefficient table; `print` shows it, the fields hold its columns.
+
+    Attributes:
+      names: one a row.
+      estimate, standard_error, statistic, p_value, lower, upper: a number a row.
+      level: of the intervals.
+      notes: lines below the table.
+      statistic_name: "z", or "t" where the dispersion is estimated.
+    """
 
     names: list[str]
     estimate: np.ndarray
@@ -32,7 +36,7 @@ class Summary:
     upper: np.ndarray
     level: float
     notes: list[str]
-    statistic_name: str  # "z", or "t" where the dispersion is estimated
+    statistic_name: str
 
     def __str__(self) -> str:
         percent = f"{100 * self.level:g}%"
@@ -46,16 +50,8 @@ class Summary:
                 self.p_value, self.lower, self.upper, strict=True,
             )
         ]  # fmt: skip
-        widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-        lines = [
-            "  ".join(
-                cell.ljust(width) if i == 0 else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in [head, *rows]
-        ]
-        rule = "-" * max(len(line) for line in lines)
-        return "\n".join([lines[0], rule, *lines[1:], rule, *self.notes])
+        table = aligned([head, *rows], rule=True)
+        return "\n".join([table, table.splitlines()[1], *self.notes])
 
     __repr__ = __str__
 
@@ -105,35 +101,35 @@ def summary(
       -----------------------------------------------------------
       observations 4
     """
-    lower, upper = confidence_interval(state, level, robust)
-    columns = [
-        np.asarray(trees.ravel(tree), float)
-        for tree in (state.mean, standard_error(state, robust), lower, upper)
-    ]
-    estimate, error, lower, upper = columns
-    labels = _paths(state.mean) if names is None else _flat(names)
+    from scipy import special
+
+    columns = interval_and_error(state, level, robust)
+    estimate, error, lower, upper = (
+        np.asarray(trees.ravel(tree), float) for tree in columns
+    )
+    labels = trees.entry_names(columns[0]) if names is None else _flat(names)
     if len(labels) != len(estimate):
         raise ValueError(
             f"names must be one a parameter ({len(estimate)}); got {len(labels)}."
         )
     with np.errstate(divide="ignore", invalid="ignore"):
         statistic = estimate / error
-    spare = degrees_of_freedom_of(state)
-    if spare is None:
-        p_value = 2 * stats.norm.sf(np.abs(statistic))
-    else:
-        p_value = 2 * stats.t.sf(np.abs(statistic), float(spare))
+    members = gaussians(state)[1]
+    # a mixture's interval is a normal one, and its members count for themselves
+    one = members[0] if len(members) == 1 else Gaussian(None, None)
+    spare, below = one.degrees_of_freedom, -np.abs(statistic)
+    tail = special.ndtr(below) if spare is None else special.stdtr(float(spare), below)
     return Summary(
-        labels,
-        estimate,
-        error,
-        statistic,
-        p_value,
-        lower,
-        upper,
-        level,
-        _notes(state, robust),
-        "z" if spare is None else "t",
+        names=labels,
+        estimate=estimate,
+        standard_error=error,
+        statistic=statistic,
+        p_value=2 * tail,
+        lower=lower,
+        upper=upper,
+        level=level,
+        notes=_notes(one, robust),
+        statistic_name="z" if spare is None else "t",
     )
 
 
@@ -148,28 +144,14 @@ def _flat(names: Any) -> list[str]:
     return [str(name) for leaf in jax.tree.leaves(names) for name in np.ravel(leaf)]
 
 
-def _paths(tree: PyTree) -> list[str]:
-    labels = []
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        name = jax.tree_util.keystr(path, simple=True, separator=".")
-        if leaf.ndim == 0:
-            labels.append(name or "theta")
-            continue
-        for index in np.ndindex(leaf.shape):
-            place = ",".join(str(i) for i in index)
-            labels.append(f"{name or 'theta'}[{place}]")
-    return labels
-
-
-def _notes(state: Any, robust: bool) -> list[str]:
+def _notes(one: Gaussian, robust: bool) -> list[str]:
     parts = []
-    count = getattr(state, "count", None)
-    if count is not None and not callable(count):  # every tuple has a method `count`
-        parts.append(f"observations {round(float(count), 1):.12g}")
-    dispersion = dispersion_of(state)
-    spare = degrees_of_freedom_of(state)
-    if dispersion is not None and spare is not None:
-        parts.append(f"dispersion {float(dispersion):.4g} on {float(spare):.1f} df")
+    if one.num_observations is not None:
+        count = round(float(one.num_observations), 1)
+        parts.append(f"observations {count:.12g}")
+    if one.dispersion is not None and one.degrees_of_freedom is not None:
+        spare = float(one.degrees_of_freedom)
+        parts.append(f"dispersion {float(one.dispersion):.4g} on {spare:.1f} df")
     if robust:
         parts.append("robust (sandwich) standard errors")
     return [", ".join(parts)] if parts else []

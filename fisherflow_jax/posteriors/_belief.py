@@ -1,0 +1,161 @@
+"""What a state stands for: Gaussians, and their weights."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fisherflow_jax import information as ops
+from fisherflow_jax._ground import trees
+from fisherflow_jax._ground.checks import holds
+
+PyTree = Any
+
+
+class Gaussian(NamedTuple):
+    r"""The belief `N(mean, dispersion * information^-1)` about the parameters.
+
+    Student's t where the dispersion is estimated.
+
+    Attributes:
+      mean: a pytree like the parameters.
+      information: about them, prior included; of one structure.
+      dispersion: `()`, the estimated factor of the covariance; NaN without a degree of
+        freedom. None: it is known.
+      degrees_of_freedom: `()`, of the t distribution. None: it is the normal.
+      meat: the sum of squared scores, for the sandwich variance; None: not kept.
+      num_observations: `()`, effective observations behind it; None: not counted.
+    """
+
+    mean: PyTree
+    information: Any
+    dispersion: jax.Array | None = None
+    degrees_of_freedom: jax.Array | None = None
+    meat: Any | None = None
+    num_observations: jax.Array | None = None
+
+    def __repr__(self) -> str:
+        return f"Gaussian({described(self)})"
+
+
+def gaussians(
+    state: Any, robust: bool = False
+) -> tuple[jax.Array, tuple[Gaussian, ...]]:
+    """A state as weighted Gaussians: `(weights, Gaussian...)`, the weights sum to one.
+
+    Args:
+      state: anything with `.mean` and `.information`, such as a flow's state or a
+        posterior: one Gaussian. Anything with `.members` (states) and `.weights`, such
+        as a bank's state, or a list or tuple of states, weighted equally: a mixture.
+      robust: for the sandwich variance, which needs the meat and no dispersion.
+
+    Raises:
+      TypeError: for what is no state.
+      ValueError: with an unknown dispersion, where it is at hand and there are too few
+        observations to estimate it; with `robust`, without the meat.
+    """
+    if hasattr(state, "members") and hasattr(state, "weights"):
+        weights, members = state.weights, state.members
+    elif hasattr(state, "mean") and hasattr(state, "information"):
+        one = _gaussian(state, robust)
+        return jnp.ones((1,), trees.float_dtype(one.mean)), (one,)
+    elif isinstance(state, (list, tuple)) and state:
+        weights, members = [1 / len(state)] * len(state), state
+    else:
+        kind = getattr(state, "__name__", None) or type(state).__name__
+        raise TypeError(
+            "a state has .mean and .information: that of a flow, or ff.posterior(...); "
+            f"got {kind}."
+        )
+    parts = [gaussians(member, robust) for member in members]
+    weights = [
+        jnp.asarray(weight, inner.dtype) * inner
+        for weight, (inner, _) in zip(weights, parts, strict=True)
+    ]
+    return jnp.concatenate(weights), tuple(one for _, own in parts for one in own)
+
+
+def gaussian(state: Any, robust: bool = False) -> Gaussian:
+    """The one Gaussian of a state.
+
+    Raises:
+      TypeError: for a mixture; and as `gaussians` does.
+    """
+    members = gaussians(state, robust)[1]
+    if len(members) > 1:
+        raise TypeError(
+            "a bank's posterior is a mixture, not a Gaussian: sample it, or take one "
+            "of state.members."
+        )
+    return members[0]
+
+
+def degrees_of_freedom(state: Any) -> jax.Array | None:
+    """For the quantiles of Student's t; None: of the normal, as for a mixture."""
+    members = gaussians(state)[1]
+    return members[0].degrees_of_freedom if len(members) == 1 else None
+
+
+def mixture(
+    weights: jax.Array, means: list[PyTree], variances: list[PyTree]
+) -> tuple[PyTree, PyTree]:
+    """The mean and the variance of each entry of a mixture."""
+    if len(means) == 1:
+        return means[0], variances[0]
+    center = jax.tree.map(lambda *x: jnp.tensordot(weights, jnp.stack(x), 1), *means)
+
+    def mix(center: jax.Array, *parts: jax.Array) -> jax.Array:
+        # the mean variance and the variance of the means
+        half = len(parts) // 2
+        terms = [
+            weight * (spread + jnp.square(mean - center))
+            for weight, mean, spread in zip(
+                weights, parts[:half], parts[half:], strict=True
+            )
+        ]
+        return sum(terms[1:], start=terms[0])
+
+    return center, jax.tree.map(mix, center, *means, *variances)
+
+
+def described(state: Any) -> str:
+    """A mean and an information in a few words."""
+    count = sum(np.size(leaf) for leaf in jax.tree.leaves(state.mean))
+    kind = type(state.information).__name__
+    return f"mean: {count} parameter{'s' * (count != 1)}, information: {kind}"
+
+
+def _gaussian(state: Any, robust: bool) -> Gaussian:
+    count, meat = getattr(state, "num_observations", None), getattr(state, "meat", None)
+    if count is None and not callable(getattr(state, "count", None)):
+        count = getattr(state, "count", None)  # every tuple has a method `count`
+    one = Gaussian(
+        mean=state.mean,
+        information=ops.plain(state.information),
+        meat=None if meat is None else ops.plain(meat),
+        num_observations=count,
+    )
+    if robust and meat is None:
+        raise ValueError(
+            "robust=True needs the sum of squared scores, which a flow keeps when it "
+            "is built with robust=True: ff.fisher_flow(..., robust=True)."
+        )
+    spare = None if robust else getattr(state, "degrees_of_freedom", None)
+    if spare is None:
+        return one
+    # no more parameters can be effective than there are observations, so that too few
+    # of these leave a little for the prior and rounding of either sign
+    rounding = trees.size(state.mean) * float(jnp.finfo(spare.dtype).eps) ** 0.5
+    none = min(max(rounding, 1e-3), 0.5)
+    spare = jnp.where(spare > none, spare, jnp.zeros_like(spare))
+    if not holds(spare > 0):
+        seen = "too few" if count is None else f"{float(jnp.min(count)):g}"
+        raise ValueError(
+            "the dispersion is unknown and cannot be estimated: "
+            f"{seen} observations leave no degree of freedom beside the parameters."
+        )
+    dispersion = getattr(state, "dispersion", None)
+    if dispersion is not None:
+        dispersion = jnp.where(spare > 0, dispersion, jnp.nan)
+    return one._replace(dispersion=dispersion, degrees_of_freedom=spare)
