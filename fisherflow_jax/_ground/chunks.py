@@ -1,30 +1,85 @@
-"""A batch cut into parts of one size."""
+"""Leading axes taken a part at a time: results side by side, or sums over a batch."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from fisherflow_jax._ground.batch import Batch, map_examples, num_examples
+from fisherflow_jax._ground.batch import Batch, map_examples, num_examples, split
+
+PyTree = Any
+
+# So few chunks are written out: XLA runs convolutions slowly inside a loop on CPU.
+_WRITTEN_OUT = 4
+
+
+def map_chunks(function: Callable, stack: PyTree, size: int) -> PyTree:
+    """`function(stack)`, given at most `size` of the leading axis at a time.
+
+    The last chunk is filled up with the last entry, so that one program serves all.
+    """
+    count = jax.tree.leaves(stack)[0].shape[0]
+    cut, number, length = _cutter(count, size)
+    if number == 1:
+        return function(stack)
+    chunks = jax.lax.map(function, jax.tree.map(cut, stack))
+    return jax.tree.map(
+        lambda x: x.reshape((number * length, *x.shape[2:]))[:count], chunks
+    )
+
+
+def sum_chunks(
+    part: Callable[[Batch, jax.Array | None], Any],
+    add: Callable[[Any, Any], Any],
+    zero: Callable[[], Any],
+    batch: Batch,
+    keys: jax.Array | None,
+    size: int,
+) -> Any:
+    """The sum of `part(chunk, keys)` over chunks of at most `size` units.
+
+    A unit is an index of the batch's leading axis: an example, or a group of them. The
+    last chunk is filled up with units of weight zero.
+    """
+    count = num_examples(batch)
+    if count <= size:
+        return part(batch, keys)
+    chunks, _ = cut(batch, size)
+    sliced, rebuild = split(chunks.inputs)
+
+    def body(total: Any, chunk: Any) -> tuple[Any, None]:
+        leaves, targets, weights, chunk_keys = chunk
+        examples = Batch(rebuild(leaves), targets, weights)
+        return add(total, part(examples, chunk_keys)), None
+
+    keys = jax.tree.map(_cutter(count, size)[0], keys)
+    parts = sliced, chunks.targets, chunks.weights, keys
+    unroll = chunks.weights.shape[0] <= _WRITTEN_OUT
+    return jax.lax.scan(body, zero(), parts, unroll=unroll)[0]
 
 
 def cut(batch: Batch, size: int) -> tuple[Batch, int]:
     """The batch as `(m, c, ...)` with c <= size, padded by rows of weight zero."""
-    count = num_examples(batch)
+    stack, number, _ = _cutter(num_examples(batch), size)
+    weights = _cutter(num_examples(batch), size, zeros=True)[0](batch.weights)
+    return map_examples(stack, batch)._replace(weights=weights), number
+
+
+def _cutter(count: int, size: int, zeros: bool = False) -> tuple[Callable, int, int]:
+    """What brings `(count, ...)` to `(m, c, ...)` with c <= size, and m and c.
+
+    The end is filled up with the last entry, or with zeros.
+    """
     number = math.ceil(count / size)
     length = math.ceil(count / number)
     padding = number * length - count
 
     def stack(x: jax.Array) -> jax.Array:
         if padding:
-            rest = jnp.broadcast_to(x[:1], (padding, *x.shape[1:]))
-            x = jnp.concatenate([x, rest])
+            last = jnp.zeros_like(x[-1:]) if zeros else x[-1:]
+            x = jnp.concatenate([x, jnp.broadcast_to(last, (padding, *x.shape[1:]))])
         return x.reshape((number, length, *x.shape[1:]))
 
-    stacked = map_examples(stack, batch)
-    weights = batch.weights
-    if padding:
-        rest = jnp.zeros((padding, *weights.shape[1:]), weights.dtype)
-        weights = jnp.concatenate([weights, rest])
-    weights = weights.reshape((number, length, *weights.shape[1:]))
-    return stacked._replace(weights=weights), number
+    return stack, number, length

@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from fisherflow_jax import information as ops
-from fisherflow_jax._ground import batch as batches
 from fisherflow_jax._ground import trees
 from fisherflow_jax._ground.batch import Batch
-from fisherflow_jax._ground.chunks import cut
+from fisherflow_jax._ground.chunks import sum_chunks as sum_chunks
 from fisherflow_jax.structures import Structure
 
 PyTree = Any
@@ -19,8 +18,6 @@ PyTree = Any
 CHUNK_ENTRIES = 2**24
 # Of groups, whose passes are large enough to run one after the other: 4 MiB, a cache.
 GROUP_ENTRIES = 2**20
-# So few chunks are written out: XLA runs convolutions slowly inside a loop on CPU.
-_WRITTEN_OUT = 4
 
 
 def check_chunk_size(chunk_size: int | None) -> None:
@@ -41,37 +38,6 @@ def example_keys(key: jax.Array | None, count: int) -> jax.Array | None:
 def default_size(entries: int, bound: int) -> int:
     """How many units of so many entries each are held at once."""
     return max(bound // max(entries, 1), 1)
-
-
-def sum_chunks(
-    part: Callable[[Batch, jax.Array | None], Any],
-    add: Callable[[Any, Any], Any],
-    zero: Callable[[], Any],
-    batch: Batch,
-    keys: jax.Array | None,
-    size: int,
-) -> Any:
-    """The sum of `part(chunk, keys)` over chunks of at most `size` units.
-
-    A unit is an index of the batch's leading axis: an example, or a group of them.
-    """
-    count = batches.num_examples(batch)
-    if count <= size:
-        return part(batch, keys)
-    chunks, number = cut(batch, size)
-    sliced, rebuild = batches.split(chunks.inputs)
-    if keys is not None:
-        length = chunks.weights.shape[1]
-        index = jnp.minimum(jnp.arange(number * length, dtype=jnp.int32), count - 1)
-        keys = keys[index].reshape((number, length, *keys.shape[1:]))
-
-    def body(total: Any, chunk: Any) -> tuple[Any, None]:
-        leaves, targets, weights, chunk_keys = chunk
-        examples = Batch(rebuild(leaves), targets, weights)
-        return add(total, part(examples, chunk_keys)), None
-
-    parts = sliced, chunks.targets, chunks.weights, keys
-    return jax.lax.scan(body, zero(), parts, unroll=number <= _WRITTEN_OUT)[0]
 
 
 def sum_informations(
