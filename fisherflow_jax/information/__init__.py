@@ -40,6 +40,7 @@ from fisherflow_jax.information._spectral import dense_matrix as dense_matrix
 from fisherflow_jax.information._spectral import determinant as determinant
 from fisherflow_jax.information._spectral import effective as effective
 from fisherflow_jax.information._spectral import eigenvalues as eigenvalues
+from fisherflow_jax.information._spectral import factored as factored
 from fisherflow_jax.information._spectral import factorise as factorise
 from fisherflow_jax.information._spectral import facts as facts
 from fisherflow_jax.information._spectral import nothing_to_spread as nothing_to_spread

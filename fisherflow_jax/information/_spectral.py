@@ -463,6 +463,15 @@ def factorise(information: Information, damping: jax.Array) -> Any:
 
 
 @functools.singledispatch
+def factored(information: Information, damping: jax.Array) -> Any:
+    """As `factorise`, but that each Kronecker factor is damped and not their product.
+
+    Only structures of Kronecker factors provide it.
+    """
+    raise TypeError(f"a {type(information).__name__} information has no factors.")
+
+
+@functools.singledispatch
 def parts(factors: Any) -> Parts:
     """Which part each leaf of factors belongs to, and the cost of making it.
 

@@ -174,7 +174,6 @@ def _groups(partition: Partition) -> Structure:
         _SUPPORTS,
         from_matvec,
         from_full,
-        dense=True,
     )
 
 
@@ -304,9 +303,7 @@ def _units() -> Structure:
         blocks = [matrix[p[..., :, None], p[..., None, :]] for p in dense.places(zeros)]
         return dense.with_matrices(zeros, blocks)
 
-    return Structure(
-        "block()", reduce, isotropic, _SUPPORTS, from_matvec, from_full, dense=True
-    )
+    return Structure("block()", reduce, isotropic, _SUPPORTS, from_matvec, from_full)
 
 
 @dense.matrices.register

@@ -75,7 +75,6 @@ def diagonal(layers: Layers | None = None) -> Structure:
         from_full=lambda full: Diagonal(ops.diagonal(full)),
         takes_outer_products=True,
         layers=layers,
-        elementwise=True,
     )
 
 

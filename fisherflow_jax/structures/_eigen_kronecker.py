@@ -11,7 +11,7 @@ from fisherflow_jax import information as ops
 from fisherflow_jax._ground import trees
 from fisherflow_jax.layers import Layers
 from fisherflow_jax.structures._algebra import eigen as eigenbasis
-from fisherflow_jax.structures._algebra import layer_products, layer_vectors
+from fisherflow_jax.structures._algebra import layer_products
 from fisherflow_jax.structures._algebra.eigen import Sides
 from fisherflow_jax.structures._algebra.kronecker_factors import with_bias
 from fisherflow_jax.structures._algebra.outer_products import OuterProducts
@@ -58,7 +58,6 @@ def in_bases(layers: Layers, input_bases: Columns, output_bases: Columns) -> Str
         return build(eigenvalues, shifts, others, count)
 
     def isotropic(params: PyTree, value: jax.typing.ArrayLike) -> EigenKronecker:
-        layer_vectors.check_like(layers, params)
         dtype = trees.float_dtype(params)
         value = jnp.asarray(value, dtype)
         eigenvalues = {}

@@ -95,7 +95,6 @@ def full() -> Structure:
         from_matvec=from_matvec,
         from_full=lambda information: information,
         held_by_outer_products=gram.held,
-        dense=True,
     )
 
 

@@ -135,7 +135,6 @@ def kronecker(
 
     def isotropic(params: PyTree, value: jax.typing.ArrayLike) -> Kronecker:
         # from the table alone: wrappers of Optax build states on trees with holes
-        layer_vectors.check_like(layers, params)
         dtype = trees.float_dtype(params)
         value = jnp.asarray(value, dtype)
 
@@ -209,16 +208,20 @@ def _times(factor: jax.Array, matrix: jax.Array) -> jax.Array:
     return jnp.einsum("kij,kjo->kio", factor, matrix, precision=Precision.HIGHEST)
 
 
+def multiplied(left: jax.Array, matrix: jax.Array, right: jax.Array) -> jax.Array:
+    """Matrices `(K, I, O)` times symmetric ones, or diagonals, on both sides."""
+    turned = _times(right, jnp.swapaxes(_times(left, matrix), 1, 2))
+    return jnp.swapaxes(turned, 1, 2)
+
+
 @ops.matvec.register
 def _(information: Kronecker, vector: PyTree) -> PyTree:
     layers, share = information.layers, _share(information)
     matrices, others = layer_vectors.split(layers, vector, share.dtype)
     products = {}
     for name, matrix in matrices.items():
-        product = _times(information.input_factors[name], matrix)
-        product = jnp.swapaxes(product, 1, 2)
-        product = _times(information.output_factors[name], product)
-        product = jnp.swapaxes(product, 1, 2)
+        left, right = information.input_factors[name], information.output_factors[name]
+        product = multiplied(left, matrix, right)
         products[name] = share * product + information.shifts[name] * matrix
     entries = information.other_entries
     scaled = {name: entries[name] * value for name, value in others.items()}

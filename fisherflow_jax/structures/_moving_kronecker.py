@@ -114,6 +114,11 @@ def begin(factors: Any) -> tuple[MovingKronecker, LayerBases]:
     return _without_moments(factors), bases
 
 
+@ops.parts.register
+def _(factors: LayerBases) -> list[tuple[str, int]]:
+    return eigenbasis.parts_by_layer(factors)
+
+
 def _without_moments(factors: Any) -> MovingKronecker:
     outputs = factors.output_factors
     moments = {

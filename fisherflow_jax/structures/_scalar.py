@@ -68,7 +68,6 @@ def scalar() -> Structure:
         from_matvec=lambda matvec, params: from_diagonal(diagonal_of(matvec, params)),
         from_full=lambda full: from_diagonal(ops.diagonal(full)),
         takes_outer_products=True,
-        elementwise=True,
     )
 
 

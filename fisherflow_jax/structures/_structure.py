@@ -38,10 +38,6 @@ class Structure(NamedTuple):
     """`reduce` takes them where this, of one example's, counts what it holds."""
     layers: Layers | None = None
     """The layers it was given: with `batched`, models are run on whole batches."""
-    dense: bool = False
-    """Whether it keeps whole matrices, whose rank is that of the vectors in it."""
-    elementwise: bool = False
-    """Whether it keeps numbers that entries are multiplied by."""
     correction: Callable[[Any], tuple[Any, Any]] | None = None
     """An information of zeros -> one with second moments in an eigenbasis that moves,
     and the bases: see `LayerBases`."""

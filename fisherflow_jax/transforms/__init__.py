@@ -19,10 +19,10 @@ from fisherflow_jax.transforms._natural_gradient import (
 from fisherflow_jax.transforms._scale_by_fisher import (
     scale_by_fisher as scale_by_fisher,
 )
-from fisherflow_jax.transforms.preconditioner.factored import (
+from fisherflow_jax.transforms.preconditioner.factorise import apply as apply
+from fisherflow_jax.transforms.preconditioner.factorise import (
     factored_damping as factored_damping,
 )
-from fisherflow_jax.transforms.preconditioner.factorise import apply as apply
 from fisherflow_jax.transforms.preconditioner.factorise import factorise as factorise
 from fisherflow_jax.transforms.preconditioner.factorise import (
     relative_to_mean_eigenvalue as relative_to_mean_eigenvalue,

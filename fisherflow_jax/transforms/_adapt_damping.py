@@ -9,6 +9,7 @@ import optax
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import trees
+from fisherflow_jax._ground.holes import fill_with_zeros, has_holes
 from fisherflow_jax._ground.sharding import in_auto_mode
 from fisherflow_jax.transforms._get_information import (
     believed,
@@ -16,7 +17,6 @@ from fisherflow_jax.transforms._get_information import (
     is_fisher_state,
 )
 from fisherflow_jax.transforms.preconditioner.checks import check_not_negative
-from fisherflow_jax.transforms.preconditioner.restrict import fill_with_zeros, has_holes
 from fisherflow_jax.transforms.preconditioner.state import ScaleByFisherState
 
 PyTree = Any

@@ -11,10 +11,10 @@ from fisherflow_jax._ground import batch as batches
 from fisherflow_jax._ground import trees
 from fisherflow_jax._ground.batch import Batch
 from fisherflow_jax._ground.checks import is_concrete
+from fisherflow_jax._ground.holes import fill_with_zeros, has_holes
 from fisherflow_jax._ground.keys import typed_key
 from fisherflow_jax._ground.sharding import in_auto_mode
 from fisherflow_jax.likelihoods import Likelihood, cholesky_root
-from fisherflow_jax.transforms.preconditioner.restrict import fill_with_zeros, has_holes
 
 PyTree = Any
 

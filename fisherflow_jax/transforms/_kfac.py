@@ -12,7 +12,7 @@ from fisherflow_jax.memories import exponential
 from fisherflow_jax.structures import kronecker
 from fisherflow_jax.transforms._clip_by_kl import clip_by_kl
 from fisherflow_jax.transforms._natural_gradient import natural_gradient
-from fisherflow_jax.transforms.preconditioner.factored import factored_damping
+from fisherflow_jax.transforms.preconditioner.factorise import factored_damping
 from fisherflow_jax.transforms.preconditioner.state import Damping
 
 

@@ -10,9 +10,7 @@ import pytest
 
 import fisherflow_jax as ff
 import transform_cases as cases
-from fisherflow_jax.transforms._kfac import kfac
-from fisherflow_jax.transforms.preconditioner import factorise as preconditioning
-from fisherflow_jax.transforms.preconditioner.factored import factored_damping
+from fisherflow_jax.transforms import apply, factored_damping, kfac
 
 EXACT = {"rtol": 1e-9, "atol": 1e-11}
 
@@ -80,7 +78,7 @@ def test_factored_damping_inverts_each_factor():
     @cases.compiled
     def run(information, gradients):
         made = factored_damping(information, jnp.asarray(DAMPING))
-        return preconditioning.apply(made, gradients)
+        return apply(made, gradients)
 
     close(run(mean_information(), gradients), by_hand(gradients))
 

@@ -89,7 +89,7 @@ def test_each_layer_is_renewed_once_in_a_period(kind):
         return jax.lax.scan(step, optimizer.init(PARAMS), jnp.linspace(1, 2, 5))[1]
 
     kept = run()
-    names = [name for name, _ in spreading.parts(kept)]
+    names = [name for name, _ in ff.information.parts(kept)]
     changes = {name: np.zeros(4, bool) for name in names}
     for name, leaf in zip(names, jax.tree.leaves(kept), strict=True):
         moved = np.any(np.diff(leaf, axis=0) != 0, axis=tuple(range(1, leaf.ndim)))
@@ -138,9 +138,9 @@ def test_groups_are_of_about_equal_cost():
 @pytest.mark.parametrize(
     ("structure", "message"),
     [
-        ("full", "the structure of a Full information has one matrix"),
-        ("scalar", "Divisor there is nothing to spread"),
-        ("diagonal", "Divisors there is nothing to spread"),
+        ("full", "of a Full information, which has one matrix, there is nothing to s"),
+        ("scalar", "of an elementwise information there is nothing to spread"),
+        ("diagonal", "of an elementwise information there is nothing to spread"),
         ("low_rank", "Unfactorised there is nothing to spread"),
     ],
 )

@@ -6,13 +6,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fisherflow_jax import information as ops
 from fisherflow_jax._ground import trees
 from fisherflow_jax._ground.checks import is_concrete
+from fisherflow_jax._ground.holes import has_holes
 from fisherflow_jax._ground.keys import key_data
 from fisherflow_jax.estimators import Estimator
 from fisherflow_jax.memories import Memory
 from fisherflow_jax.structures import _structure as capabilities
-from fisherflow_jax.transforms.preconditioner.restrict import has_holes
 from fisherflow_jax.transforms.preconditioner.state import Recipe
 
 PyTree = Any
@@ -94,10 +95,11 @@ def _check_renewals(recipe: Recipe) -> None:
 FEWEST_VECTORS = 32
 
 
-def check_rank(estimator: Estimator) -> None:
+def check_rank(estimator: Estimator, information: Any) -> None:
     """Raises where the inverse would follow the noise of a few random vectors."""
     count = estimator.vectors_a_batch
-    if count is None or count >= FEWEST_VECTORS or not estimator.structure.dense:
+    dense = ops.facts(information).dense
+    if not dense or count is None or count >= FEWEST_VECTORS:
         return
     raise ValueError(
         f"estimators.{estimator.name} squares {count} random vectors a batch, and the "

@@ -1,39 +1,29 @@
 """A damped information to a power: factorised once, applied to many vectors.
 
-A factorisation is a pytree of arrays, so that a state can keep it. Its type decides how
-it is applied. A way of damping of one's own is a function `(information, damping) ->
-factorisation` whose type is registered with `apply`.
+A factorisation is a pytree of arrays, so that a state can keep it. Those of
+`ff.information` have a method `divide`. A way of damping of one's own is a function
+`(information, damping, power, root_damping) -> factorisation` whose type has such a
+method too, or is registered with `apply`.
 """
 
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.linalg import cho_solve
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import trees
-from fisherflow_jax.layers import Layers
-from fisherflow_jax.structures import (
-    Block,
-    Diagonal,
-    EigenKronecker,
-    Full,
-    Kronecker,
-    Scalar,
-    UnitBlock,
-)
-from fisherflow_jax.structures._algebra import dense, layer_vectors
-from fisherflow_jax.structures._algebra import eigen as eigenbasis
 
 PyTree = Any
 
 
-@functools.singledispatch
 def factorise(
-    information: Any, damping: jax.Array, power: float = -1, root_damping: float = 0.0
+    information: Any,
+    damping: jax.Array,
+    power: float = -1,
+    root_damping: jax.typing.ArrayLike = 0.0,
+    like: PyTree | None = None,
 ) -> Any:
     r"""Prepares :math:`((F + \lambda)^{-p} + \epsilon)^{-1}` for `apply`.
 
@@ -42,246 +32,103 @@ def factorise(
       damping: `lambda`, on the information's scale.
       power: p; -1 is the inverse, -1/2 the inverse root.
       root_damping: `epsilon`, added after the root, as Adam's eps.
+      like: a tree with the parameters' shapes, for a structure that stores none.
 
     Returns:
-      A pytree of arrays. Full and blocks: a Cholesky factor for the power -1, an
-      eigendecomposition for others; kronecker: its eigenbasis; scalar and diagonal: the
-      divisors.
+      A pytree of arrays. Scalar and diagonal: the divisors; kronecker: its eigenbasis;
+      full and blocks: a Cholesky factor for the power -1, an eigendecomposition for
+      others. Any other structure is solved anew for each vector for the power -1, and
+      has its dense matrix decomposed for others.
 
     Raises:
-      ValueError: for a power other than -1 with the low_rank structure.
+      ValueError: for a power other than -1 where only the dense matrix of more than
+        4,096 parameters has it, with its bytes.
     """
-    if power != -1:
+    own = ops.provides(ops.spectral, information)
+    if power == -1 and (ops.facts(information).dense or not own):
+        return ops.factorise(information, damping + root_damping)
+
+    def divisor(values: jax.Array) -> jax.Array:
+        damped = values + damping.astype(values.dtype)
+        if power == -0.5:
+            return jnp.sqrt(damped) + root_damping  # of a power the last bit is another
+        return (damped if power == -1 else damped ** (-power)) + root_damping
+
+    # layers by name: all of them, also those that a wrapper hides
+    try:
+        return ops.spectral(information, None if own else like).map(divisor)
+    except ValueError as error:
+        raise ValueError(f"power must be -1, got {power}: {error}") from error
+
+
+def relative_to_mean_eigenvalue(
+    information: Any,
+    damping: jax.Array,
+    power: float = -1,
+    root_damping: jax.typing.ArrayLike = 0.0,
+    like: PyTree | None = None,
+) -> Any:
+    """As `factorise`, the damping being in units of the mean eigenvalue."""
+    if ops.facts(information).elementwise:
+        values = ops.spectral(information).values
+        total = jnp.sum(trees.ravel(values))
+    else:
+        shown = None if ops.provides(ops.spectral, information) else like
+        values = jax.eval_shape(lambda i: ops.diagonal(i, shown), information)
+        total = ops.trace(information, shown)
+    unit = total / max(trees.size(values), 1)
+    return factorise(information, damping * unit, power, root_damping, like)
+
+
+def factored_damping(
+    information: Any,
+    damping: jax.Array,
+    power: float = -1,
+    root_damping: jax.typing.ArrayLike = 0.0,
+) -> Any:
+    r"""Damps each Kronecker factor instead of the product.
+
+    .. math::
+      (A + \pi \sqrt\lambda)^{-1} \otimes (G + \sqrt\lambda / \pi)^{-1}, \qquad
+      \pi^2 = \frac{\operatorname{tr} A / I}{\operatorname{tr} G / O}
+
+    For `factorise=` of `ff.scale_by_fisher`: two Cholesky factorisations a layer, three
+    to six times cheaper than the eigendecompositions of damping that is exact
+    (`factorise`, the default). The product is damped by `lambda` and by cross terms on
+    top, so that steps are shorter.
+
+    Args:
+      information: the mean information of an observation, a `Kronecker`.
+      damping: `lambda`, on the information's scale.
+      power: -1.
+      root_damping: 0.
+
+    Returns:
+      The inverses of the factors, for `ff.transforms.apply`.
+
+    Raises:
+      ValueError: for another structure, power or root_damping.
+
+    References:
+      Martens, Grosse, "Optimizing neural networks with Kronecker-factored approximate
+      curvature", 2015.
+    """
+    factored = ops.provides(ops.factored, information)
+    if not factored or power != -1 or root_damping != 0:
         raise ValueError(
-            "the structure of a "
-            f"{type(information).__name__} information has its inverse at hand and no "
-            f"other power; power must be -1, got {power}."
+            "factored damping is for the inverse of a Kronecker information: got "
+            f"{type(information).__name__}, power {power}, root_damping {root_damping}."
         )
-    return Unfactorised(information, damping + root_damping)
+    return ops.factored(information, damping)
 
 
 @functools.singledispatch
 def apply(factorisation: Any, vector: PyTree) -> PyTree:
     """The prepared power times a vector, like the vector."""
-    raise TypeError(
-        f"{type(factorisation).__name__} is no factorisation: register how it is "
-        "applied with preconditioning.apply.register."
-    )
-
-
-def is_elementwise(factorisation: Any) -> bool:
-    """Whether it takes no more to make than to apply."""
-    return isinstance(factorisation, (Divisor, Divisors))
-
-
-def relative_to_mean_eigenvalue(
-    information: Any, damping: jax.Array, power: float = -1, root_damping: float = 0.0
-) -> Any:
-    """As `factorise`, the damping being in units of the mean eigenvalue."""
-    if isinstance(information, Scalar):
-        unit = information.value
-    else:
-        count = trees.size(jax.eval_shape(ops.diagonal, information))
-        unit = ops.trace(information) / max(count, 1)
-    return factorise(information, damping * unit, power, root_damping)
-
-
-def _divisor(
-    values: jax.Array, damping: jax.Array, power: float, root_damping: float
-) -> jax.Array:
-    damped = values + damping.astype(values.dtype)
-    if power == -1:
-        root = damped
-    elif power == -0.5:
-        root = jnp.sqrt(damped)  # of a power the last bit is another
-    else:
-        root = damped ** (-power)
-    return root + root_damping
-
-
-def _over(vector: PyTree, divisors: PyTree) -> PyTree:
-    return jax.tree.map(lambda x, a: x.astype(a.dtype) / a, vector, divisors)
-
-
-class Unfactorised(NamedTuple):
-    """Solved anew for each vector: it costs little more than keeping factors."""
-
-    solved: Any  # information
-    solved_damping: jax.Array  # ()
-
-
-@apply.register
-def _(factorisation: Unfactorised, vector: PyTree) -> PyTree:
-    return ops.solve(factorisation.solved, vector, factorisation.solved_damping)
-
-
-# ---- scalar and diagonal
-
-
-class Divisor(NamedTuple):
-    """One number that every entry is divided by."""
-
-    divisor: jax.Array  # ()
-
-
-class Divisors(NamedTuple):
-    """A number for each entry."""
-
-    divisors: PyTree  # like the parameters
-
-
-@factorise.register
-def _(
-    information: Scalar,
-    damping: jax.Array,
-    power: float = -1,
-    root_damping: float = 0.0,
-) -> Divisor:
-    return Divisor(_divisor(information.value, damping, power, root_damping))
-
-
-@factorise.register
-def _(
-    information: Diagonal,
-    damping: jax.Array,
-    power: float = -1,
-    root_damping: float = 0.0,
-) -> Divisors:
-    return Divisors(
-        jax.tree.map(
-            lambda a: _divisor(a, damping, power, root_damping), information.entries
+    if not hasattr(factorisation, "divide"):
+        raise TypeError(
+            f"{type(factorisation).__name__} is no factorisation: give it a method "
+            "divide(vector), or register how it is applied with "
+            "ff.transforms.apply.register."
         )
-    )
-
-
-@apply.register
-def _(factorisation: Divisor, vector: PyTree) -> PyTree:
-    divisor = factorisation.divisor
-    return jax.tree.map(lambda x: x.astype(divisor.dtype) / divisor, vector)
-
-
-@apply.register
-def _(factorisation: Divisors, vector: PyTree) -> PyTree:
-    return _over(vector, factorisation.divisors)
-
-
-# ---- full and blocks
-
-
-class CholeskyFactors(NamedTuple):
-    """Cholesky factors of the equilibrated blocks, and the scales."""
-
-    factors: Any  # laid out as the information
-    scales: PyTree  # like the parameters
-
-
-class Eigenbasis(NamedTuple):
-    """Eigenvectors of the blocks, and what their coordinates are divided by."""
-
-    columns: Any  # laid out as the information
-    coordinate_divisors: PyTree  # like the parameters
-
-
-def _factorise_dense(
-    information: Any, damping: jax.Array, power: float = -1, root_damping: float = 0.0
-) -> CholeskyFactors | Eigenbasis:
-    blocks = dense.matrices(information)
-    if not jax.tree.leaves(information):
-        # optax.tree.map_params builds states on a tree without leaves
-        kind = CholeskyFactors if power == -1 else Eigenbasis
-        return kind(information, dense.unpack(information, blocks))
-    if power == -1:
-        pairs = [dense.factorise(block, damping + root_damping) for block in blocks]
-        return CholeskyFactors(
-            dense.with_matrices(information, [factor for factor, _ in pairs]),
-            dense.unpack(information, [scales for _, scales in pairs]),
-        )
-    columns, divisors = [], []
-    for block in blocks:
-        stack = block.reshape((-1, *block.shape[-2:]))
-        values, basis = eigenbasis.decompose(stack)
-        assert basis is not None  # a stack of matrices has one
-        columns.append(basis.reshape(block.shape))
-        divisor = _divisor(values, damping, power, root_damping)
-        divisors.append(divisor.reshape(block.shape[:-1]))
-    return Eigenbasis(
-        dense.with_matrices(information, columns), dense.unpack(information, divisors)
-    )
-
-
-factorise.register(Full, _factorise_dense)
-factorise.register(Block, _factorise_dense)
-factorise.register(UnitBlock, _factorise_dense)
-
-
-def _map_blocks(
-    function: Callable, layout: Any, diagonal: PyTree, vector: PyTree
-) -> PyTree:
-    parts = zip(
-        dense.matrices(layout),
-        dense.pack(layout, diagonal),
-        dense.pack(layout, vector),
-        strict=True,
-    )
-    return dense.unpack(layout, [function(*part) for part in parts])
-
-
-@apply.register
-def _(factorisation: CholeskyFactors, vector: PyTree) -> PyTree:
-    def solve(factor: jax.Array, scales: jax.Array, part: jax.Array) -> jax.Array:
-        return cho_solve((factor, True), (part / scales)[..., None])[..., 0] / scales
-
-    return _map_blocks(solve, factorisation.factors, factorisation.scales, vector)
-
-
-@apply.register
-def _(factorisation: Eigenbasis, vector: PyTree) -> PyTree:
-    def multiply(basis: jax.Array, divisor: jax.Array, part: jax.Array) -> jax.Array:
-        coordinates = jnp.einsum("...ij,...i->...j", basis, part) / divisor
-        return jnp.einsum("...ij,...j->...i", basis, coordinates)
-
-    return _map_blocks(
-        multiply, factorisation.columns, factorisation.coordinate_divisors, vector
-    )
-
-
-# ---- kronecker: damping is exact in its eigenbasis
-
-
-class LayerEigenbases(NamedTuple):
-    """The eigenbasis of each layer, and what coordinates in it are divided by."""
-
-    layer_spectra: dict[str, eigenbasis.Spectrum]  # divisors as their values
-    other_divisors: dict[str, jax.Array]
-    factorised_layers: Layers  # static
-
-
-def _factorise_layers(
-    information: Any, damping: jax.Array, power: float = -1, root_damping: float = 0.0
-) -> LayerEigenbases:
-    def divisor(values: jax.Array) -> jax.Array:
-        return _divisor(values, damping, power, root_damping)
-
-    found = eigenbasis.spectra(information)
-    return LayerEigenbases(
-        {name: s._replace(values=divisor(s.values)) for name, s in found.items()},
-        {name: divisor(entries) for name, entries in information.other_entries.items()},
-        information.layers,
-    )
-
-
-factorise.register(Kronecker, _factorise_layers)
-factorise.register(EigenKronecker, _factorise_layers)
-
-
-@apply.register
-def _(factorisation: LayerEigenbases, vector: PyTree) -> PyTree:
-    found, layers = factorisation.layer_spectra, factorisation.factorised_layers
-    dtype = trees.float_dtype(factorisation.other_divisors or found)
-    matrices, others = layer_vectors.split(layers, vector, dtype)
-    solved = {
-        name: found[name].out_of(found[name].into(matrix) / found[name].values)
-        for name, matrix in matrices.items()
-    }
-    rest = {name: x / factorisation.other_divisors[name] for name, x in others.items()}
-    return layer_vectors.join(layers, solved | rest, vector)
+    return factorisation.divide(vector)

@@ -10,13 +10,13 @@ from fisherflow_jax import information as ops
 from fisherflow_jax._ground import batch as batches
 from fisherflow_jax._ground import trees
 from fisherflow_jax._ground.batch import Batch
+from fisherflow_jax._ground.holes import has_holes
 from fisherflow_jax._ground.keys import typed_key
 from fisherflow_jax.estimators import Estimator
 from fisherflow_jax.memories import Memory
 from fisherflow_jax.memories._memory import Belief, Prior, Site, include
 from fisherflow_jax.model import once
 from fisherflow_jax.transforms.preconditioner import renew
-from fisherflow_jax.transforms.preconditioner.restrict import has_holes, restrict
 from fisherflow_jax.transforms.preconditioner.state import Curvature, Recipe
 
 PyTree = Any
@@ -107,7 +107,9 @@ def measure(
         # folded, so that one key may be given to all updates
         typed = jax.random.fold_in(typed_key(key), step)
     information = estimator.compute(model, batch, typed)
-    return restrict(information, updates) if has_holes(updates) else information
+    if has_holes(updates):
+        return estimator.structure.restrict(information, updates, model)
+    return information
 
 
 def site(information: Any, weight: jax.Array) -> Site:
@@ -169,6 +171,6 @@ def take_in(
 def mean_information(recipe: Recipe, curvature: Curvature) -> Any:
     """The mean information of an observation; not finite before the first."""
     information, average = curvature.information, recipe.memory.average
-    if average is not None and recipe.estimator.structure.elementwise:
+    if average is not None and ops.facts(information).elementwise:
         return average.debias(information, curvature.num_batches)
     return ops.scale(information, 1 / curvature.observations)

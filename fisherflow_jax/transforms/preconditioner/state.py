@@ -1,6 +1,7 @@
 """What is chosen of a preconditioner, and what it keeps from step to step."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -33,6 +34,11 @@ class Recipe:
     power: float
     root_damping: jax.typing.ArrayLike
     factorise: Callable[..., Any]
+
+    @property
+    def takes_like(self) -> bool:
+        """Whether `factorise` may be told the parameters' shapes."""
+        return "like" in inspect.signature(self.factorise).parameters
 
     @property
     def renewals(self) -> tuple[int, int]:

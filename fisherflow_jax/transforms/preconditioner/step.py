@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fisherflow_jax import information as ops
 from fisherflow_jax._ground import batch as batches
 from fisherflow_jax._ground import trees
 from fisherflow_jax._ground.batch import Batch
 from fisherflow_jax._ground.sharding import in_auto_mode
 from fisherflow_jax.transforms.preconditioner import checks, renew
-from fisherflow_jax.transforms.preconditioner.factorise import apply, is_elementwise
+from fisherflow_jax.transforms.preconditioner.factorise import apply
 from fisherflow_jax.transforms.preconditioner.measure import (
     mean_information,
     refreshed,
@@ -34,15 +35,15 @@ PyTree = Any
 def init(recipe: Recipe, key: jax.Array | None, params: PyTree) -> ScaleByFisherState:
     """The state before the first batch; `params` may be shapes."""
     checks.check_real(params)
-    checks.check_rank(recipe.estimator)
     nothing, bases = _nothing(recipe, params)
+    checks.check_rank(recipe.estimator, nothing)
     zero = jnp.zeros((), trees.float_dtype(params))
     count = jnp.zeros((), jnp.int32)
-    made = jax.eval_shape(lambda: _factorised(recipe, nothing, bases, zero))
+    made = jax.eval_shape(lambda: _factorised(recipe, nothing, bases, zero, params))
     if recipe.staggered:
-        renew.parts(made if bases is None else bases)
+        ops.parts(made if bases is None else bases)
     kept: Any = bases
-    if bases is None and _renewal_period(recipe, made) > 1:
+    if bases is None and _renewal_period(recipe, nothing) > 1:
         kept = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), made)
     state = ScaleByFisherState(
         step=count,
@@ -63,6 +64,7 @@ def _nothing(recipe: Recipe, like: PyTree) -> tuple[Any, Any]:
     """An information of zeros, and the bases in which eigenvalues are corrected."""
     structure = recipe.estimator.structure
     nothing = structure.isotropic(like, 0.0)
+    ops.check_like(nothing, like)
     if not recipe.corrected:
         return nothing, None
     if structure.correction is None:
@@ -73,16 +75,19 @@ def _nothing(recipe: Recipe, like: PyTree) -> tuple[Any, Any]:
     return structure.correction(nothing)
 
 
-def _factorised(recipe: Recipe, mean: Any, bases: Any, damping: jax.Array) -> Any:
+def _factorised(
+    recipe: Recipe, mean: Any, bases: Any, damping: jax.Array, like: PyTree
+) -> Any:
     if bases is not None:
         mean = bases.corrected(mean)
-    return recipe.factorise(mean, damping, recipe.power, recipe.root_damping)
+    known = {"like": like} if recipe.takes_like else {}
+    return recipe.factorise(mean, damping, recipe.power, recipe.root_damping, **known)
 
 
-def _renewal_period(recipe: Recipe, factorisation: Any) -> int:
+def _renewal_period(recipe: Recipe, information: Any) -> int:
     if recipe.inverse_period is not None:
         return recipe.inverse_period
-    return 1 if is_elementwise(factorisation) else recipe.period
+    return 1 if ops.facts(information).elementwise else recipe.period
 
 
 def update(
@@ -136,7 +141,9 @@ def _advance(
     curvature, sound = refreshed(
         recipe, before, updates, batch, key, model, state.step, sound
     )
-    factorisation, kept, sound = _renewed(recipe, curvature, state, damping, sound)
+    factorisation, kept, sound = _renewed(
+        recipe, curvature, updates, state, damping, sound
+    )
     moved, moments = recipe.momentum.update(updates, state.momentum, params, **extra)
     scaled = apply(factorisation, moved)
     sound = sound & trees.all_finite(scaled)
@@ -163,6 +170,7 @@ def _advance(
 def _renewed(
     recipe: Recipe,
     curvature: Curvature,
+    updates: PyTree,
     state: ScaleByFisherState,
     damping: jax.Array,
     sound: jax.Array,
@@ -172,11 +180,11 @@ def _renewed(
     def make() -> Any:
         # of each step without a factorisation the mean would be a waste
         mean = mean_information(recipe, curvature)
-        return _factorised(recipe, mean, curvature.bases, damping)
+        return _factorised(recipe, mean, curvature.bases, damping, updates)
 
     kept = state.factorisation
     if kept is None or curvature.bases is not None:
         return make(), curvature.bases, sound
-    period = _renewal_period(recipe, kept)
+    period = _renewal_period(recipe, curvature.information)
     kept, finite = renew.renew(kept, make, sound, state.step, period, recipe.staggered)
     return kept, kept, sound & finite
