@@ -121,7 +121,7 @@ def test_a_model_may_refuse_its_inputs_with_any_error():
         (
             (*reversed(cases.MODEL), LAYERS),
             {},
-            "apply_fn is a function of .* got Likelihood",
+            r"apply_fn is a function of .* got categorical\(\)",
         ),
         (
             (cases.network, ff.likelihoods.categorical, LAYERS),
