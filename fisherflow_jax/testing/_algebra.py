@@ -1,5 +1,6 @@
 """Laws of sums: what is reduced, added, scaled and fused."""
 
+import functools
 from typing import Any
 
 import jax
@@ -8,52 +9,30 @@ import numpy as np
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import trees
-from fisherflow_jax.structures import OuterProducts, Scalar, Structure
+from fisherflow_jax.structures import Diagonal, OuterProducts, Scalar
 from fisherflow_jax.structures._full import from_matrix
-from fisherflow_jax.testing._law import Dense, Law
+from fisherflow_jax.testing._law import Dense, Law, law, matrix
 from fisherflow_jax.testing._laws import equal
 from fisherflow_jax.testing._material import Material, joined, times
 
 WEIGHTS = (1.0, 0.5, 0.25)
 NUMBER = 1.5
 
-
-def _dense(information: Any, material: Material) -> jax.Array:
-    return ops.to_dense(information, material.params)
+sums = functools.partial(law, matrix)
 
 
-def _fold(parts: list) -> Any:
-    total = parts[0]
-    for part in parts[1:]:
-        total = ops.add(total, part)
-    return total
-
-
-# ---- what reduce keeps
-
-
-def _gram(structure: Structure, material: Material) -> jax.Array | None:
-    stack = material.stacks[0]
-    if any(isinstance(leaf, OuterProducts) for leaf in jax.tree.leaves(stack)):
-        return None
+def from_full(material: Material) -> Any:
+    stack, structure = material.stacks[0], material.structure
+    assert not any(
+        isinstance(leaf, OuterProducts) for leaf in jax.tree.leaves(stack)
+    ), "vectors kept as outer products have no matrix here"
     flat = trees.ravel(stack, 1)
-    return flat.T @ flat
-
-
-def _from_full(structure: Structure, material: Material) -> jax.Array:
-    gram = _gram(structure, material)
-    assert gram is not None, "vectors kept as outer products have no matrix here"
     assert structure.from_full is not None
-    whole = from_matrix(gram, material.params)
-    return _dense(structure.from_full(whole), material)
+    return structure.from_full(from_matrix(flat.T @ flat, material.params))
 
 
-def _judge_from_full(found: Any, dense: Dense, tolerance: float) -> None:
-    equal(dense.parts[0], found, tolerance, "reduce, against from_full of the matrix,")
-
-
-def _has_from_full(structure: Structure, kind: type) -> str | None:
-    if structure.from_full is None:
+def _has_from_full(material: Material) -> str | None:
+    if material.structure.from_full is None:
         return "the structure has no from_full, so its part of a matrix is not declared"
     return None
 
@@ -70,99 +49,60 @@ def _judge_positive(found: Any, dense: Dense, tolerance: float) -> None:
     )
 
 
-def _nothing(structure: Structure, material: Material) -> None:
-    return None
+def _reduce_times(material: Material, factor: float) -> Any:
+    return material.structure.reduce(times(material.stacks[0], factor))
 
 
-def _squares(structure: Structure, material: Material) -> jax.Array:
-    return _dense(structure.reduce(times(material.stacks[0], 2.0)), material)
-
-
-def _zero_vectors(structure: Structure, material: Material) -> jax.Array:
-    return _dense(structure.reduce(times(material.stacks[0], 0.0)), material)
-
-
-def _all_at_once(structure: Structure, material: Material) -> tuple:
-    stacks, parts = material.stacks, material.parts
-    at_once = structure.reduce(joined(stacks[0], stacks[1]))
-    return _dense(at_once, material), _dense(ops.add(parts[0], parts[1]), material)
-
-
-def _judge_pair(found: Any, dense: Dense, tolerance: float) -> None:
-    equal(found[1], found[0], tolerance, "the sum of the parts, against all at once,")
-
-
-# ---- add and scale
-
-
-def _add(structure: Structure, material: Material) -> jax.Array:
-    return _dense(ops.add(material.parts[0], material.parts[1]), material)
-
-
-def _order(structure: Structure, material: Material) -> list[jax.Array]:
+def _in_any_order(material: Material) -> list:
     a, b, c = material.parts
-    sums = [
+    return [
         ops.add(ops.add(a, b), c),
         ops.add(a, ops.add(b, c)),
         ops.add(ops.add(c, a), b),
     ]
-    return [_dense(total, material) for total in sums]
 
 
-def _judge_order(found: Any, dense: Dense, tolerance: float) -> None:
-    equal(found[1], found[0], tolerance, "a + (b + c), against (a + b) + c,")
-    equal(found[2], found[0], tolerance, "(c + a) + b, against (a + b) + c,")
+def _add_zero(material: Material) -> list:
+    zero, part = material.structure.isotropic(material.params, 0.0), material.parts[0]
+    return [ops.add(zero, part), ops.add(part, zero)]
 
 
-def _swapped(structure: Structure, material: Material) -> list[jax.Array]:
-    a, b, _ = material.parts
-    return [_dense(ops.add(a, b), material), _dense(ops.add(b, a), material)]
+def _add_number(material: Material) -> Any:
+    number = Scalar(jnp.asarray(NUMBER, trees.float_dtype(material.params)))
+    return ops.add(material.parts[0], number)
 
 
-def _copies(structure: Structure, material: Material) -> jax.Array:
-    return _dense(ops.add(material.parts[0], material.parts[0]), material)
+def _entries(count: int) -> np.ndarray:
+    return 1.0 + np.arange(count) % 3
 
 
-def _add_zero(structure: Structure, material: Material) -> list[jax.Array]:
-    zero, part = structure.isotropic(material.params, 0.0), material.parts[0]
-    return [
-        _dense(ops.add(zero, part), material),
-        _dense(ops.add(part, zero), material),
-    ]
-
-
-def _judge_zero(found: Any, dense: Dense, tolerance: float) -> None:
-    for total in found:
-        equal(total, dense.parts[0], tolerance, "the sum with nothing")
-
-
-def _number(structure: Structure, material: Material) -> jax.Array:
+def _add_diagonal(material: Material) -> Any:
+    """The sum, or None where it is refused."""
+    flat = _entries(trees.size(material.params))
     dtype = trees.float_dtype(material.params)
-    number = Scalar(jnp.asarray(NUMBER, dtype))
-    return _dense(ops.add(material.parts[0], number), material)
+    entries = trees.unravel(jnp.asarray(flat, dtype), material.params)
+    try:
+        total = ops.add(material.parts[0], Diagonal(entries))
+    except (TypeError, ValueError):
+        return None
+    return ops.to_dense(total, material.params)
 
 
-def _judge_number(found: Any, dense: Dense, tolerance: float) -> None:
-    expected = dense.parts[0] + NUMBER * np.eye(len(dense.whole))
-    equal(found, expected, tolerance, f"the sum with the number {NUMBER}")
+def _judge_diagonal(found: Any, dense: Dense, tolerance: float) -> None:
+    if found is not None:
+        expected = dense.parts[0] + np.diag(_entries(len(dense.whole)))
+        equal(found, expected, tolerance, "the sum with a Diagonal")
 
 
-def _scale(structure: Structure, material: Material) -> jax.Array:
-    return _dense(ops.scale(material.whole, 0.3), material)
-
-
-# ---- stacks and workers
-
-
-def _total(structure: Structure, material: Material) -> list[jax.Array]:
+def _total(material: Material) -> list[jax.Array]:
     dtype = trees.float_dtype(material.params)
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *material.parts)
     total = ops.total(stacked, jnp.asarray(WEIGHTS, dtype))
-    scaled = [
-        ops.scale(part, weight)
-        for part, weight in zip(material.parts, WEIGHTS, strict=True)
+    scaled = map(ops.scale, material.parts, WEIGHTS)
+    return [
+        ops.to_dense(x, material.params)
+        for x in (total, functools.reduce(ops.add, scaled))
     ]
-    return [_dense(total, material), _dense(_fold(scaled), material)]
 
 
 def _judge_total(found: Any, dense: Dense, tolerance: float) -> None:
@@ -175,93 +115,87 @@ def _judge_total(found: Any, dense: Dense, tolerance: float) -> None:
     equal(total, expected, tolerance, f"the total with weights {WEIGHTS}")
 
 
-def _fuse(structure: Structure, material: Material) -> list[jax.Array]:
-    start = material.whole
-    workers = [ops.add(start, part) for part in material.parts[1:]]
-    fused = ops.fuse(start, workers)
-    return [
-        _dense(_fold([start, *material.parts[1:]]), material),
-        _dense(fused, material),
-    ]
-
-
-def _equals_scaled(factor: float, of_whole: bool, what: str):
-    def judge(found: Any, dense: Dense, tolerance: float) -> None:
-        matrix = dense.whole if of_whole else dense.parts[0]
-        equal(found, factor * matrix, tolerance, what)
-
-    return judge
+def _fuse(material: Material) -> list:
+    start, parts = material.whole, material.parts[1:]
+    workers = [ops.add(start, part) for part in parts]
+    return [functools.reduce(ops.add, parts, start), ops.fuse(start, workers)]
 
 
 LAWS = [
-    Law(
+    sums(
         "its own part",
         "reduce keeps what from_full keeps of the matrix sum_k v_k v_k^T",
-        _from_full,
-        _judge_from_full,
+        from_full,
+        lambda dense: dense.parts[0],
         _has_from_full,
     ),
     Law(
         "positive",
         "what reduce returns is symmetric and positive semi-definite",
-        _nothing,
+        lambda material: None,
         _judge_positive,
     ),
-    Law(
+    sums(
         "squares",
         "vectors twice as long have four times the information",
-        _squares,
-        _equals_scaled(4.0, False, "the information of 2 v"),
+        lambda m: _reduce_times(m, 2.0),
+        lambda dense: 4 * dense.parts[0],
     ),
-    Law(
+    sums(
         "zero vectors",
         "vectors of zeros have no information, and nothing of it is NaN",
-        _zero_vectors,
-        lambda found, dense, tolerance: equal(
-            found, np.zeros_like(found), tolerance, "the information of zeros"
-        ),
+        lambda m: _reduce_times(m, 0.0),
+        lambda dense: 0 * dense.parts[0],
     ),
-    Law(
+    sums(
         "sums over parts",
         "information is a sum over observations: all at once or part by part",
-        _all_at_once,
-        _judge_pair,
+        lambda m: [
+            m.structure.reduce(joined(*m.stacks[:2])),
+            ops.add(*m.parts[:2]),
+        ],
     ),
-    Law(
+    sums(
         "addition",
         "add(a, b) is the sum of the matrices",
-        _add,
-        lambda found, dense, tolerance: equal(
-            found, dense.parts[0] + dense.parts[1], tolerance, "the sum"
-        ),
+        lambda m: ops.add(*m.parts[:2]),
+        lambda dense: dense.parts[0] + dense.parts[1],
     ),
-    Law("swapped", "add(a, b) is add(b, a)", _swapped, _judge_pair),
-    Law(
-        "any order", "sums of three do not depend on their order", _order, _judge_order
+    sums(
+        "swapped",
+        "add(a, b) is add(b, a)",
+        lambda m: [ops.add(*m.parts[:2]), ops.add(*m.parts[1::-1])],
     ),
-    Law(
+    sums("any order", "sums of three do not depend on their order", _in_any_order),
+    sums(
         "copies",
         "an information added to itself is twice as much",
-        _copies,
-        _equals_scaled(2.0, False, "the sum of two copies"),
+        lambda m: ops.add(m.parts[0], m.parts[0]),
+        lambda dense: 2 * dense.parts[0],
     ),
-    Law(
+    sums(
         "nothing to add",
         "isotropic(params, 0) added on either side changes nothing",
         _add_zero,
-        _judge_zero,
+        lambda dense: dense.parts[0],
     ),
-    Law(
+    sums(
         "a number to add",
         "add takes a Scalar, which is how a numeric prior arrives",
-        _number,
-        _judge_number,
+        _add_number,
+        lambda dense: dense.parts[0] + NUMBER * np.eye(len(dense.whole)),
     ),
     Law(
+        "a diagonal to add",
+        "the sum with a Diagonal is that of the matrices, or it is refused",
+        _add_diagonal,
+        _judge_diagonal,
+    ),
+    sums(
         "scale",
         "scale(a, 0.3) is the matrix times 0.3",
-        _scale,
-        _equals_scaled(0.3, True, "the scaled information"),
+        lambda m: ops.scale(m.whole, 0.3),
+        lambda dense: 0.3 * dense.whole,
     ),
     Law(
         "total",
@@ -269,10 +203,9 @@ LAWS = [
         _total,
         _judge_total,
     ),
-    Law(
+    sums(
         "fuse",
         "fuse(start, workers) counts the start once and each worker's gain once",
         _fuse,
-        _judge_pair,
     ),
 ]

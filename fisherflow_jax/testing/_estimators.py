@@ -19,8 +19,14 @@ from fisherflow_jax.likelihoods import Likelihood
 from fisherflow_jax.structures import Structure
 from fisherflow_jax.testing import _draws as draws
 from fisherflow_jax.testing import _transformations as transformations
-from fisherflow_jax.testing._laws import Laws, Report, equal, within_noise
-from fisherflow_jax.testing._settings import QUICKLY, setting
+from fisherflow_jax.testing._laws import (
+    QUICKLY,
+    Laws,
+    Report,
+    equal,
+    setting,
+    within_noise,
+)
 
 PyTree = Any
 

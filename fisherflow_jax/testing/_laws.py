@@ -1,9 +1,28 @@
 """Laws, checked one by one: what held, what did not apply, and what was broken."""
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
+
+# A program runs once or a few times: compiling it is what takes time.
+QUICKLY = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+}
+
+
+@contextlib.contextmanager
+def setting(float_type: str) -> Iterator[None]:
+    """Locally enables float64 or not; nothing is promoted silently."""
+    with (
+        jax.enable_x64(float_type == "float64"),
+        jax.numpy_dtype_promotion("strict"),
+        jax.numpy_rank_promotion("raise"),
+    ):
+        yield
 
 
 class Report(NamedTuple):

@@ -19,6 +19,7 @@ Draw = Callable[[PyTree, jax.Array, int], PyTree]
 class Material(NamedTuple):
     """One set for each float type."""
 
+    structure: Structure
     params: PyTree
     stacks: list  # three stacks of vectors
     parts: list  # the information of each
@@ -47,7 +48,13 @@ def make(
     parts = [structure.reduce(stack) for stack in stacks]
     whole = ops.add(parts[0], structure.isotropic(params, 1.0))
     return Material(
-        params, stacks, parts, whole, trees.standard_normal(keys[3], params), keys[4]
+        structure=structure,
+        params=params,
+        stacks=stacks,
+        parts=parts,
+        whole=whole,
+        vector=trees.standard_normal(keys[3], params),
+        key=keys[4],
     )
 
 

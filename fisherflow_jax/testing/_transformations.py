@@ -12,9 +12,8 @@ from fisherflow_jax.flow._flow import FlowState
 from fisherflow_jax.structures import Structure
 from fisherflow_jax.structures import _structure as capabilities
 from fisherflow_jax.testing._law import Dense
-from fisherflow_jax.testing._laws import equal
+from fisherflow_jax.testing._laws import QUICKLY, equal
 from fisherflow_jax.testing._material import Draw, Material, flat
-from fisherflow_jax.testing._settings import QUICKLY
 from fisherflow_jax.transforms.preconditioner.state import ScaleByFisherState
 
 PyTree = Any

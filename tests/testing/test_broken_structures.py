@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import fisherflow_jax as ff
+from fisherflow_jax._ground.holes import punch
 from fisherflow_jax.structures import Diagonal, Scalar
 
 ops = ff.information
@@ -107,6 +108,17 @@ def _cannot_add_numbers(left, right):
     return NotImplemented if isinstance(right, Scalar) else _add(left, right)
 
 
+def _root(information):
+    inverse = jax.tree.map(lambda a: 1 / a, information.numbers)
+    return ops.whitener(Diagonal(inverse))
+
+
+def _adds_diagonals_twice(left, right):
+    if isinstance(right, Diagonal):
+        return _map(lambda a, b: a + 2 * b, left, type(left)(right.entries))
+    return _add(left, right)
+
+
 BROKEN = {
     "a mean instead of a sum": (
         {"reduce": reduce_by(lambda squares: jnp.mean(squares, axis=0))},
@@ -185,6 +197,50 @@ BROKEN = {
         {"shapes alone"},
     ),
     "a field's name that states use": ({"field": "information"}, {"arrays"}),
+    "a spectrum of half the size": (
+        {
+            "spectral": lambda i, like=None: ops.spectral(
+                Diagonal(jax.tree.map(lambda a: a / 2, i.numbers))
+            )
+        },
+        {"spectral", "eigenvalues", "whiten and color", "white rows"},
+    ),
+    "a root of the information for one of its inverse": (
+        {"whitener": lambda i, damping=0.0, like=None: _root(i)},
+        {"whiten and color", "white rows"},
+    ),
+    "colored by another root": (
+        {
+            "whitener": lambda i, damping=0.0, like=None: ops.whitener(
+                Diagonal(i.numbers)
+            )._replace(color=_root(i).color)
+        },
+        {"whiten and color"},
+    ),
+    "factors without damping": (
+        {"factorise": lambda i, damping: ops.factorise(Diagonal(i.numbers), 0.0)},
+        {"factors"},
+    ),
+    "a restriction twice as large": (
+        {
+            "restrict": lambda i, shown, like=None: Diagonal(
+                jax.tree.map(lambda a: 2 * a, punch(i.numbers, shown))
+            )
+        },
+        {"restrict"},
+    ),
+    "a diagonal added twice": (
+        {"add_to": _adds_diagonals_twice},
+        {"a diagonal to add"},
+    ),
+    "a mean for a trace where no template is given": (
+        {
+            "trace": lambda i, like=None: (
+                ops.trace(Diagonal(i.numbers)) / (1 if like is not None else 6)
+            )
+        },
+        {"without like"},
+    ),
     "a flat vector for a tree": (
         {"diagonal": lambda i, like=None: jnp.concatenate([i.numbers["b"]] * 3)},
         {"diagonal"},
