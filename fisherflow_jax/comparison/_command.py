@@ -1,20 +1,17 @@
 """The command line: `fisherflow-estimators estimate | compare | plot`."""
 
 import argparse
+import inspect
 import json
-import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fisherflow_jax.comparison._comparing import Comparison, compare, table
-from fisherflow_jax.comparison._estimating import KNOWN, estimate, find_estimator
-from fisherflow_jax.comparison._measurement import load, save
+from fisherflow_jax.comparison._comparing import compare, table
+from fisherflow_jax.comparison._measurement import estimate, factories, load, save
 from fisherflow_jax.comparison._plotting import plot
 from fisherflow_jax.comparison._problem import as_problem, find_function
-
-_OPTIONS = ("num_probes", "num_samples", "groups", "k", "num_iterations")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,7 +48,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    one = commands.add_parser("estimate", help="run estimators, one file for each")
+    one = commands.add_parser(
+        "estimate",
+        help="run estimators, one file for each",
+        epilog="N is a whole number, or none (of groups: every example for itself)",
+    )
     one.add_argument(
         "problem",
         help="module:function or file.py:function; it returns apply_fn, "
@@ -62,19 +63,16 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         metavar="NAME",
         default=["exact", "hutchinson"],
-        help=f"of {', '.join(KNOWN)} (default: exact hutchinson)",
+        help=f"of {', '.join(factories())} (default: exact hutchinson)",
     )
-    one.add_argument("--num-probes", type=int, help="Hutchinson probes an example")
-    one.add_argument("--num-samples", type=int, help="Monte Carlo labels an example")
-    one.add_argument(
-        "--groups",
-        type=_groups,
-        help="micro-batches of a batch that are squared separately, or 'examples'",
-    )
-    one.add_argument("--k", type=int, help="rank of hutchinson_rankk")
-    one.add_argument(
-        "--num-iterations", type=int, help="of the rank-k bound; none: its closed form"
-    )
+    for name, takers in _options().items():
+        one.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=_number,
+            metavar="N",
+            default=argparse.SUPPRESS,
+            help=f"of {', '.join(takers)}",
+        )
     one.add_argument("--seed", type=int, default=0, help="of the draws (default: 0)")
     one.add_argument(
         "--output", type=Path, default=Path("."), help="folder (default: this one)"
@@ -95,30 +93,47 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _groups(text: str) -> int | str:
-    return text if text == "examples" else int(text)
+def _number(text: str) -> int | None:
+    # `groups=None` is one for each example
+    return None if text in ("none", "examples") else int(text)
+
+
+def _takes(factory: Callable) -> list[str]:
+    """The options of an estimator that are whole numbers."""
+    given = inspect.signature(factory).parameters.values()
+    return [each.name for each in given if each.annotation in (int, int | None)]
+
+
+def _options() -> dict[str, list[str]]:
+    """The options of all estimators that are whole numbers, and who takes each."""
+    takers: dict[str, list[str]] = {}
+    for estimator, factory in factories().items():
+        for name in _takes(factory):
+            takers.setdefault(name, []).append(estimator)
+    return takers
 
 
 def _estimate(options: argparse.Namespace) -> int:
-    chosen = [(name, *_refuse(find_estimator, name)) for name in options.estimators]
-    given = {
-        name: getattr(options, name)
-        for name in _OPTIONS
-        if getattr(options, name) is not None
-    }
+    known = factories()
+    for name in options.estimators:
+        if name not in known:
+            raise _Refused(
+                f"there is no estimator {name!r} to compare; there are "
+                f"{', '.join(known)}."
+            )
+    chosen = {name: known[name] for name in options.estimators}
+    given = {name: vars(options)[name] for name in _options() if name in options}
     for name in given:
-        if not any(name in taken for _, _, taken in chosen):
+        if not any(name in _takes(factory) for factory in chosen.values()):
             raise _Refused(
                 f"--{name.replace('_', '-')} is taken by none of "
                 f"{', '.join(options.estimators)}."
             )
-    if given.get("groups") == "examples":
-        given["groups"] = None
     function = _refuse(find_function, options.problem)
     problem = _refuse(as_problem, function())
     _refuse(options.output.mkdir, parents=True, exist_ok=True)
-    for name, factory, taken in chosen:
-        used = {key: value for key, value in given.items() if key in taken}
+    for name, factory in chosen.items():
+        used = {key: given[key] for key in _takes(factory) if key in given}
         measured = _refuse(
             estimate, factory, problem, name=name, seed=options.seed, **used
         )
@@ -144,20 +159,11 @@ def _compare(options: argparse.Namespace) -> int:
     comparisons = _refuse(compare, *_measurements(options))
     print(table(comparisons))
     if options.json is not None:
-        text = json.dumps([_jsonable(each) for each in comparisons], indent=2)
-        _refuse(options.json.write_text, text + "\n")
+        # without NaN, which JSON does not have
+        rows = json.dumps([each._asdict() for each in comparisons])
+        rows = json.loads(rows, parse_constant=lambda _: None)
+        _refuse(options.json.write_text, json.dumps(rows, indent=2) + "\n")
     return 0
-
-
-def _jsonable(comparison: Comparison) -> dict[str, Any]:
-    """Without NaN, which JSON does not have."""
-
-    def readable(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: readable(each) for key, each in value.items()}
-        return None if isinstance(value, float) and math.isnan(value) else value
-
-    return readable(comparison._asdict())
 
 
 def _plot(options: argparse.Namespace) -> int:

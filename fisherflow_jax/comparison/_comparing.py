@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fisherflow_jax._ground.tables import aligned
 from fisherflow_jax.comparison._measurement import Measurement
 
 # what Sun (2026) counts as having vanished
@@ -45,7 +46,7 @@ def compare(
 
     Returns:
       A `Comparison` for the truth itself and for each other, in their order. A layer is
-      the parameters that differ only in the last part of their path. Errors are NaN
+      the parameters that differ only in the last part of their name. Errors are NaN
       where the truth is zero throughout.
 
     Raises:
@@ -56,7 +57,7 @@ def compare(
       >>> from fisherflow_jax import comparison
       >>> def measurement(name, entries):
       ...     settings = {"name": name, "options": {}, "num_examples": 1.0}
-      ...     return comparison.Measurement({"head/w": np.array(entries)}, settings)
+      ...     return comparison.Measurement({"head.w": np.array(entries)}, settings)
       >>> truth = measurement("exact", [1.0, 2.0, 1.0])
       >>> _, drawn = comparison.compare(truth, [measurement("drawn", [1.0, 3.0, 0.0])])
       >>> drawn.relative_error, drawn.total_ratio, drawn.num_positive, drawn.layers
@@ -71,22 +72,18 @@ def compare(
     return [_one(truth, other, small) for other in (truth, *others)]
 
 
-def layer_of(path: str) -> str:
-    """The path without its last part.
+def by_layer(leaves: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """All entries of each layer, in one row; a layer's name lacks the last part.
 
     Example:
-      >>> from fisherflow_jax.comparison._comparing import layer_of
-      >>> layer_of("block_0/attention/query/kernel"), layer_of("w")
-      ('block_0/attention/query', 'w')
+      >>> import numpy as np
+      >>> from fisherflow_jax.comparison._comparing import by_layer
+      >>> list(by_layer({"block_0.query.kernel": np.ones(2), "w": np.ones(1)}))
+      ['block_0.query', 'w']
     """
-    return path.rpartition("/")[0] or path
-
-
-def by_layer(leaves: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """All entries of each layer, in one row."""
     rows: dict[str, list[np.ndarray]] = {}
-    for path, leaf in leaves.items():
-        rows.setdefault(layer_of(path), []).append(leaf.ravel())
+    for name, leaf in leaves.items():
+        rows.setdefault(name.rpartition(".")[0] or name, []).append(leaf.ravel())
     return {layer: np.concatenate(parts) for layer, parts in rows.items()}
 
 
@@ -174,13 +171,4 @@ def table(comparisons: Sequence[Comparison]) -> str:
     for layer in comparisons[0].layers:
         errors = (each.layers[layer] for each in comparisons)
         layers.append([layer, *(f"{error:.3f}" for error in errors)])
-    return f"{_aligned(rows)}\n\n{_aligned(layers)}"
-
-
-def _aligned(rows: list[list[str]]) -> str:
-    first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
-    lines = [
-        "  ".join([row[0].ljust(first), *map(str.rjust, row[1:], others)])
-        for row in rows
-    ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+    return f"{aligned(rows, rule=True)}\n\n{aligned(layers, rule=True)}"

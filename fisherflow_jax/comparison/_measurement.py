@@ -1,14 +1,23 @@
-"""What one estimator gave on a problem, and the file that keeps it."""
+"""What one estimator gives on a problem, timed, and the file that keeps it."""
 
+import inspect
 import json
+import math
 import os
+import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 from zipfile import BadZipFile
 
 import jax
 import numpy as np
 
-PyTree = Any
+from fisherflow_jax import estimators, likelihoods
+from fisherflow_jax._ground import trees
+from fisherflow_jax._ground.batch import Batch, unshare
+from fisherflow_jax.accumulation import Stacked, accumulate, each_batch
+from fisherflow_jax.comparison._problem import Problem, as_problem
+from fisherflow_jax.structures import diagonal
 
 _SETTINGS = "settings"
 _LEAF = "information/"
@@ -17,7 +26,7 @@ _LEAF = "information/"
 class Measurement(NamedTuple):
     """The diagonal information of an estimator, and how it came about."""
 
-    information: dict[str, np.ndarray]  # path of a parameter -> sum over observations
+    information: dict[str, np.ndarray]  # name of a parameter -> sum over observations
     settings: dict[str, Any]  # name, options, seed, seconds, ...
 
     @property
@@ -40,25 +49,133 @@ class Measurement(NamedTuple):
         """The information of one observation, in float64."""
         count = self.settings["num_examples"]
         return {
-            path: leaf.astype(np.float64) / count
-            for path, leaf in self.information.items()
+            name: leaf.astype(np.float64) / count
+            for name, leaf in self.information.items()
         }
 
 
-def by_path(tree: PyTree) -> dict[str, np.ndarray]:
-    """The leaves by their path in the tree.
+def estimate(
+    estimator: Any,
+    problem: Problem,
+    *,
+    name: str | None = None,
+    seed: int = 0,
+    progress: bool | None = None,
+    **options: Any,
+) -> Measurement:
+    """The diagonal information of a problem by one estimator, and what it took.
+
+    The first batch is run once beforehand, so that compilation is timed apart. The
+    seconds of the run are those of reading the batches and of estimating.
+
+    Args:
+      estimator: of `ff.estimators`, such as `ff.estimators.hutchinson(num_probes=8)`.
+      problem: an `ff.comparison.Problem`, or a tuple or dict of its parts.
+      name: how to call it; None: by its own name.
+      seed: of the draws, for estimators that draw.
+      progress: a progress bar, as in `ff.accumulate`.
+      **options: of the estimator, such as `groups=8`.
+
+    Returns:
+      A `Measurement`: `.information`, leaves by name, summed over observations; and
+      `.settings`: name, options, seed, `seconds` of the run, `compile_seconds` (of the
+      first batch beforehand, less its share of the run), `num_examples` (the sum of
+      weights), `num_batches`, `num_skipped`, `passes` (backward passes of an example)
+      and the device. Cost: that of the estimator, over all batches and one more.
+
+    Raises:
+      ValueError: as the estimator, `ff.accumulate` and the problem's checks.
 
     Example:
-      >>> import numpy as np
-      >>> from fisherflow_jax.comparison._measurement import by_path
-      >>> list(by_path({"head": {"bias": np.zeros(2)}, "body": [np.ones(3)]}))
-      ['body/0', 'head/bias']
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> from fisherflow_jax import comparison
+      >>> problem = comparison.Problem(
+      ...     apply_fn=lambda params, x: x @ params["w"],
+      ...     likelihood=ff.likelihoods.categorical(),
+      ...     params={"w": jnp.zeros((2, 3))},
+      ...     batches=[(jnp.ones((4, 2)), None), (jnp.ones((3, 2)), None)],
+      ... )
+      >>> truth = comparison.estimate(ff.estimators.exact, problem)
+      >>> print(truth.average["w"].round(3)[0])  # p (1 - p)
+      [0.222 0.222 0.222]
+      >>> truth.settings["num_examples"], truth.settings["passes"]
+      (7.0, 2)
     """
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/") or "theta": np.asarray(x)
-        for path, x in leaves
+    problem = as_problem(problem)
+    bound = estimators.bind(
+        estimator, problem.apply_fn, problem.likelihood, diagonal(), **options
+    )
+    if bound.bound:  # options that it was chosen with are told too
+        options = {**dict(bound.bound[0].options), **options}
+    key = seed if bound.random else None
+
+    def run(batches: Any, progress: bool | None) -> tuple[Any, float]:
+        began = time.perf_counter()
+        state = accumulate(bound, problem.params, batches, key, progress=progress)
+        jax.block_until_ready(state)
+        return state, time.perf_counter() - began
+
+    first = next(iter(each_batch(problem.batches)))
+    _, first_seconds = run([first], False)
+    # one by one, for a fair measurement of all estimators
+    stacked = isinstance(problem.batches, Stacked)
+    loader = list(each_batch(problem.batches)) if stacked else problem.batches
+    state, seconds = run(loader, progress)
+    if not state.count > 0:
+        raise ValueError(
+            f"there is nothing to average: {int(state.num_skipped)} of "
+            f"{int(state.num_batches)} batches were skipped for a value that is not "
+            "finite, and the weights of the others are zero."
+        )
+    share = seconds / int(state.num_batches)
+    settings = {
+        "name": name or bound.name,
+        "options": {key: _readable(value) for key, value in options.items()},
+        "seed": key,
+        "seconds": seconds,
+        "compile_seconds": max(first_seconds - share, 0.0),
+        "num_examples": float(state.count),
+        "num_batches": int(state.num_batches),
+        "num_skipped": int(state.num_skipped),
+        "passes": _backward_passes(problem, bound.name, options, first),
+        "device": jax.devices()[0].device_kind,
     }
+    leaves = trees.named_leaves(state.information.entries)
+    return Measurement({name: np.asarray(leaf) for name, leaf in leaves}, settings)
+
+
+def _readable(value: Any) -> Any:
+    """An option as JSON can hold it."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return getattr(value, "__name__", repr(value))
+
+
+def _backward_passes(
+    problem: Problem, name: str, options: dict[str, Any], batch: Batch
+) -> int:
+    if name != "exact":
+        return options.get("num_probes", options.get("num_samples", 1))
+    params = trees.real_arrays(problem.params, "params")
+    outputs = jax.eval_shape(problem.apply_fn, params, unshare(batch.inputs))
+    default = inspect.signature(estimators.exact).parameters["root"].default
+    rooted: likelihoods.Likelihood = options.get("root", default)(problem.likelihood)
+    return math.prod(rooted.probe_shape(outputs.shape)[1:])
+
+
+def factories() -> dict[str, Callable]:
+    """The functions of `ff.estimators` that make an estimator of a model, by name."""
+    return {
+        name: function
+        for name, function in vars(estimators).items()
+        if callable(function) and name[0].islower() and _makes_estimators(function)
+    }
+
+
+def _makes_estimators(function: Callable) -> bool:
+    wanted = ["apply_fn", "likelihood", "structure"]
+    return list(inspect.signature(function).parameters)[:3] == wanted
 
 
 def save(path: str | os.PathLike, measurement: Measurement) -> None:

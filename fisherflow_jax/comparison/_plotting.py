@@ -33,7 +33,7 @@ def plot(truth: Measurement, others: Sequence[Measurement]) -> Any:
       >>> import numpy as np
       >>> from fisherflow_jax import comparison
       >>> settings = {"name": "exact", "options": {}, "num_examples": 1.0}
-      >>> truth = comparison.Measurement({"head/w": np.array([1.0, 2.0])}, settings)
+      >>> truth = comparison.Measurement({"head.w": np.array([1.0, 2.0])}, settings)
       >>> [axes.get_title() for axes in comparison.plot(truth, []).axes]
       ['head', 'error against cost']
     """

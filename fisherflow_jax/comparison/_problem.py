@@ -3,12 +3,11 @@
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from fisherflow_jax.accumulation._loading import Stacked, check_loader, unstacked
 from fisherflow_jax.likelihoods import Likelihood
 
 PyTree = Any
@@ -73,15 +72,9 @@ def as_problem(value: Any) -> Problem:
             "a problem's batches are read by every estimator, so they must be a list "
             f"or a loader; got {type(problem.batches).__name__}, which is read once."
         )
+    if isinstance(problem.batches, Sized) and len(problem.batches) == 0:
+        raise ValueError("a problem's batches are empty.")
     return problem
-
-
-def loader_of(problem: Problem) -> Iterable:
-    """The problem's batches, one by one, for a fair measurement of all estimators."""
-    if isinstance(problem.batches, Stacked):
-        return unstacked(problem.batches)
-    check_loader(problem.batches)
-    return problem.batches
 
 
 def find_function(place: str) -> Callable:

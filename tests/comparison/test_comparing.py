@@ -27,7 +27,7 @@ def measured(name="exact", **options):
 
 def made(name="made", count=1.0, seconds=None, **leaves):
     settings = {"name": name, "options": {}, "num_examples": count, "seconds": seconds}
-    arrays = {path.replace("__", "/"): np.array(leaf) for path, leaf in leaves.items()}
+    arrays = {path.replace("__", "."): np.array(leaf) for path, leaf in leaves.items()}
     return comparison.Measurement(arrays, settings)
 
 
@@ -36,7 +36,7 @@ def made(name="made", count=1.0, seconds=None, **leaves):
 
 def test_an_exact_measurement_is_the_diagonal_of_the_fisher_information():
     found = measured()
-    assert list(found.information) == ["hidden/b", "hidden/w", "out", "scale"]
+    assert list(found.information) == ["hidden.b", "hidden.w", "out", "scale"]
     flat = np.concatenate([leaf.ravel() for leaf in found.average.values()])
     np.testing.assert_allclose(flat, np.diag(fisher("categorical")) / COUNT, rtol=1e-9)
     settings = found.settings
@@ -116,7 +116,7 @@ def test_a_file_gives_back_what_it_was_given(tmp_path):
 def test_a_parameter_may_be_called_settings(tmp_path):
     comparison.save(tmp_path / "a.npz", made(settings=[1.0], information__x=[2.0]))
     loaded = comparison.load(tmp_path / "a.npz")
-    assert list(loaded.information) == ["settings", "information/x"]
+    assert list(loaded.information) == ["settings", "information.x"]
 
 
 def test_files_of_something_else(tmp_path):
