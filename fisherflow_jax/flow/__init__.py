@@ -4,10 +4,11 @@ from fisherflow_jax.flow._bank import Bank as Bank
 from fisherflow_jax.flow._bank import BankInfo as BankInfo
 from fisherflow_jax.flow._bank import BankState as BankState
 from fisherflow_jax.flow._bank import bank as bank
-from fisherflow_jax.flow._flow import FisherFlow as FisherFlow
-from fisherflow_jax.flow._flow import FlowInfo as FlowInfo
-from fisherflow_jax.flow._flow import FlowState as FlowState
 from fisherflow_jax.flow._flow import fisher_flow as fisher_flow
 from fisherflow_jax.flow._merging import merge as merge
-from fisherflow_jax.flow._start_and_refine import refine as refine
-from fisherflow_jax.flow._start_and_refine import warm_start as warm_start
+from fisherflow_jax.flow._refine import refine as refine
+from fisherflow_jax.flow._start import warm_start as warm_start
+from fisherflow_jax.flow._state import Events as Events
+from fisherflow_jax.flow._state import FisherFlow as FisherFlow
+from fisherflow_jax.flow._state import FlowInfo as FlowInfo
+from fisherflow_jax.flow._state import FlowState as FlowState

@@ -11,9 +11,8 @@ from fisherflow_jax import information as ops
 from fisherflow_jax._ground import trees
 from fisherflow_jax._ground.checks import is_concrete
 from fisherflow_jax.flow import _evidence as evidence
-from fisherflow_jax.flow._flow import FlowState, belief_of
-from fisherflow_jax.memories._exponential import Decay
-from fisherflow_jax.memories._memory import age
+from fisherflow_jax.flow._state import FlowState, belief_of
+from fisherflow_jax.memories import Belief, age, remembers_all
 
 PyTree = Any
 
@@ -88,9 +87,10 @@ def merge(states: Sequence[FlowState], start: FlowState) -> FlowState:
             )
     steps = [state.step - start.step for state in states]
     same_time = _check_same_time(start.memory, steps)
-    aged = age(start.memory, belief_of(start), start.prior, steps[0])
+    aged = age(start.memory, belief_of(start), steps[0])
+    sums = aged.sums
 
-    information = ops.fuse(aged.information, [s.information for s in states])
+    information = ops.fuse(sums.information, [s.information for s in states])
     # of the beliefs: a worker without an update may still hold the search's start
     moves = [optax.tree.sub(belief_of(s).mean, aged.mean) for s in states]
     pulls = [
@@ -104,27 +104,25 @@ def merge(states: Sequence[FlowState], start: FlowState) -> FlowState:
     squares = [trees.dot(m, p) for m, p in zip(moves, pulls, strict=True)]
     distance = sum(squares[1:], start=squares[0]) - trees.dot(step, shift)
 
-    count = _fuse_numbers(aged.count, [s.count for s in states])
     residual = None
-    if aged.residual is not None:
-        residual = _fuse_numbers(aged.residual, [s.residual for s in states]) + distance
+    if start.residual is not None:
+        residual = _fused(sums.linear, [s.residual for s in states]) + distance
+    meat = None
+    if start.meat is not None:
+        meat = ops.fuse(*sums.quadratic, [s.meat for s in states])
     steps_taken = jnp.max(jnp.stack(steps))
     # without any update the state may still hold the search's start: it keeps it
-    mean = jax.tree.map(
-        lambda x, y: jnp.where(start.step + steps_taken > 0, x, y),
-        optax.tree.add(aged.mean, step),
-        start.mean,
-    )
+    moved = optax.tree.add(aged.mean, step)
+    mean = optax.tree.where(start.step + steps_taken > 0, moved, start.mean)
     fused = start._replace(
         mean=mean,
         information=ops.conform(start.information, information),
-        count=count,
-        meat=None
-        if aged.meat is None
-        else ops.fuse(aged.meat, [s.meat for s in states]),
+        count=_fused(sums.weight, [s.count for s in states]),
+        meat=meat,
         residual=residual,
         step=start.step + steps_taken,
-        num_skipped=_fuse_numbers(start.num_skipped, [s.num_skipped for s in states]),
+        num_skipped=_fused(start.num_skipped, [s.num_skipped for s in states]),
+        events=_fused(start.events, [s.events for s in states]),
     )
     gain = _log_evidence(fused, information, distance, aged, start, states)
     fused = fused._replace(log_evidence=gain)
@@ -136,15 +134,20 @@ def merge(states: Sequence[FlowState], start: FlowState) -> FlowState:
     return jax.tree.map(refuse, fused)
 
 
-def _fuse_numbers(start: jax.Array, values: Sequence[Any]) -> jax.Array:
-    deltas = [value - start for value in values]
-    return start + sum(deltas[1:], start=deltas[0])
+def _fused(start: Any, values: Sequence[Any]) -> Any:
+    """What all have gathered since the start, on top of it; leaf by leaf."""
+
+    def fuse(start: jax.Array, *values: jax.Array) -> jax.Array:
+        deltas = [value - start for value in values]
+        return start + sum(deltas[1:], start=deltas[0])
+
+    return jax.tree.map(fuse, start, *values)
 
 
 def _check_same_time(memory: Any, steps: Sequence[jax.Array]) -> jax.Array:
     """Whether the workers may be merged; raises where the values are at hand."""
     same = jnp.all(jnp.stack(steps) == steps[0])
-    if not isinstance(memory, Decay):
+    if remembers_all(memory):
         return jnp.ones_like(same)
     if is_concrete(steps):
         counts = [int(step) for step in steps]
@@ -156,9 +159,16 @@ def _check_same_time(memory: Any, steps: Sequence[jax.Array]) -> jax.Array:
     return same
 
 
-def _log_evidence(fused, information, distance, aged, start, states) -> jax.Array:
-    mean = start.mean
-    before = ops.logdet(aged.information, mean)
+def _log_evidence(
+    fused: FlowState,
+    information: Any,
+    distance: jax.Array,
+    aged: Belief,
+    start: FlowState,
+    states: Sequence[FlowState],
+) -> jax.Array:
+    mean, sums = start.mean, aged.sums
+    before = ops.logdet(sums.information, mean)
     after = ops.logdet(information, mean)
     total = start.log_evidence
     if start.residual is None:
@@ -172,7 +182,7 @@ def _log_evidence(fused, information, distance, aged, start, states) -> jax.Arra
 
     def gain_of(residual: jax.Array, count: jax.Array, logdet: jax.Array) -> jax.Array:
         return evidence.unknown_dispersion(
-            aged.residual, residual, aged.count, count, zero, before, logdet
+            sums.linear, residual, sums.weight, count, zero, before, logdet
         )
 
     total = total + gain_of(fused.residual, fused.count, after)

@@ -32,13 +32,11 @@ class Solution(NamedTuple):
     """Where the steps ended."""
 
     mean: PyTree
+    at: PyTree  # where the information of the batch was taken
+    information: Any
     step_size: jax.Array  # () of the last step; 0: no step decreased the objective
     decrement: jax.Array  # () squared length of its direction, in posterior sd
-    information: Any  # of the batch at the start; None after several steps
-
-
-def add_scaled(x: PyTree, step_size: jax.Array, direction: PyTree) -> PyTree:
-    return jax.tree.map(lambda a, b: a + step_size.astype(a.dtype) * b, x, direction)
+    unfinished: jax.Array  # () int32, 1: the steps ended before they were short
 
 
 def single_step(
@@ -61,7 +59,14 @@ def single_step(
     direction = ops.solve(total, gradient)
     mean = optax.tree.add(start, direction)
     decrement = trees.dot(gradient, direction)
-    return Solution(mean, jnp.ones_like(decrement), decrement, batch_information)
+    return Solution(
+        mean=mean,
+        at=start,
+        information=batch_information,
+        step_size=jnp.ones_like(decrement),
+        decrement=decrement,
+        unfinished=jnp.zeros((), jnp.int32),
+    )
 
 
 class _Search(NamedTuple):
@@ -97,44 +102,6 @@ def damped_newton(
         pull = ops.matvec(information, offset)
         return 0.5 * trees.dot(offset, pull) - value, optax.tree.sub(pull, score)
 
-    def body(search: _Search) -> _Search:
-        x = search.mean
-        solve = ops.solver(ops.add(curvature(x), information))
-        direction = optax.tree.scale(-1.0, solve(search.gradient))
-        decrement = -trees.dot(search.gradient, direction)
-        # sums of rounded terms: a step may seem to grow the objective by this much
-        slack = 4 * jnp.finfo(search.objective.dtype).eps * jnp.abs(search.objective)
-
-        def too_long(trial: tuple) -> jax.Array:
-            step_size, (value, _) = trial
-            enough = _SUFFICIENT_DECREASE * step_size * decrement
-            worse = ~(value <= search.objective - enough + slack)  # NaN is worse
-            return worse & (step_size > _SMALLEST_STEP)
-
-        def halve(trial: tuple) -> tuple:
-            step_size = trial[0] / 2
-            return step_size, evaluate(add_scaled(x, step_size, direction))
-
-        one = jnp.ones_like(search.step_size)
-        first = (one, evaluate(add_scaled(x, one, direction)))
-        step_size, (value, gradient) = jax.lax.while_loop(too_long, halve, first)
-        moved = value <= search.objective + slack
-        reached = add_scaled(x, step_size, direction)
-        # the step from there by the same factors: if short enough, it is the last
-        rest = solve(gradient)
-        remaining = trees.dot(gradient, rest)
-        short = remaining <= _CHORD_TOLERANCE
-        last = _Search(
-            optax.tree.sub(reached, rest), value, gradient, one, remaining, search.steps
-        )
-        found = _where(
-            short,
-            last,
-            last._replace(mean=reached, step_size=step_size, decrement=decrement),
-        )
-        stuck = search._replace(step_size=jnp.zeros_like(one), decrement=decrement)
-        return _where(moved, found, stuck)._replace(steps=search.steps + 1)
-
     def unfinished(search: _Search) -> jax.Array:
         return (
             (search.steps < num_steps)
@@ -142,14 +109,78 @@ def damped_newton(
             & (search.step_size > 0)
         )
 
+    def body(turn: tuple[_Search, Any, jax.Array]) -> tuple[_Search, Any, jax.Array]:
+        # the last turn takes the information where the steps have ended
+        search = turn[0]
+        own = curvature(search.mean)
+        go_on = unfinished(search)
+        search = jax.lax.cond(
+            go_on,
+            lambda: _step(search, ops.solver(ops.add(own, information)), evaluate),
+            lambda: search,
+        )
+        return search, own, ~go_on
+
     value, gradient = evaluate(start)
-    one = jnp.ones_like(value)
-    infinity = jnp.full_like(value, jnp.inf)
-    none = jnp.zeros((), jnp.int32)
-    search = _Search(start, value, gradient, one, infinity, none)
-    search = jax.lax.while_loop(unfinished, body, search)
-    return Solution(search.mean, search.step_size, search.decrement, None)
+    search = _Search(
+        mean=start,
+        objective=value,
+        gradient=gradient,
+        step_size=jnp.ones_like(value),
+        decrement=jnp.full_like(value, jnp.inf),
+        steps=jnp.zeros((), jnp.int32),
+    )
+    nothing = optax.tree.zeros_like(jax.eval_shape(curvature, start))
+    search, own, _ = jax.lax.while_loop(
+        lambda turn: ~turn[2], body, (search, nothing, jnp.zeros((), bool))
+    )
+    return Solution(
+        mean=search.mean,
+        at=search.mean,
+        information=own,
+        step_size=search.step_size,
+        decrement=search.decrement,
+        unfinished=(search.decrement > _TOLERANCE).astype(jnp.int32),
+    )
 
 
-def _where(condition: jax.Array, yes: PyTree, no: PyTree) -> PyTree:
-    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), yes, no)
+def _step(
+    search: _Search,
+    solve: Callable[[PyTree], PyTree],
+    evaluate: Callable[[PyTree], tuple[jax.Array, PyTree]],
+) -> _Search:
+    """A step along the Newton direction, and a second by the same factors if short."""
+    direction = optax.tree.scale(-1.0, solve(search.gradient))
+    decrement = -trees.dot(search.gradient, direction)
+    # sums of rounded terms: a step may seem to grow the objective by this much
+    slack = 4 * jnp.finfo(search.objective.dtype).eps * jnp.abs(search.objective)
+    one = jnp.ones_like(search.step_size)
+
+    def too_long(trial: tuple) -> jax.Array:
+        step_size, value, _ = trial
+        enough = _SUFFICIENT_DECREASE * step_size * decrement
+        worse = ~(value <= search.objective - enough + slack)  # NaN is worse
+        return worse & (step_size > _SMALLEST_STEP)
+
+    def halve(trial: tuple) -> tuple:
+        step_size = trial[0] / 2
+        return step_size, *evaluate(add_scaled(search.mean, step_size, direction))
+
+    untried = 2 * one, jnp.full_like(one, jnp.nan), search.gradient
+    step_size, value, gradient = jax.lax.while_loop(too_long, halve, untried)
+    moved = value <= search.objective + slack
+    reached = add_scaled(search.mean, step_size, direction)
+    # the step from there by the same factors: if short enough, it is the last
+    rest = solve(gradient)
+    remaining = trees.dot(gradient, rest)
+    short = remaining <= _CHORD_TOLERANCE
+    found = search._replace(
+        mean=optax.tree.where(short, optax.tree.sub(reached, rest), reached),
+        objective=value,
+        gradient=gradient,
+        step_size=jnp.where(short, one, step_size),
+        decrement=jnp.where(short, remaining, decrement),
+    )
+    stuck = search._replace(step_size=jnp.zeros_like(one), decrement=decrement)
+    found = optax.tree.where(moved, found, stuck)
+    return found._replace(steps=search.steps + 1)

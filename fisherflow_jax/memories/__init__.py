@@ -3,7 +3,13 @@
 from fisherflow_jax.memories._adaptive import Report as Report
 from fisherflow_jax.memories._adaptive import adaptive as adaptive
 from fisherflow_jax.memories._exponential import exponential as exponential
+from fisherflow_jax.memories._memory import Belief as Belief
 from fisherflow_jax.memories._memory import Memory as Memory
+from fisherflow_jax.memories._memory import Prior as Prior
+from fisherflow_jax.memories._memory import Shift as Shift
+from fisherflow_jax.memories._memory import Sum as Sum
+from fisherflow_jax.memories._memory import age as age
+from fisherflow_jax.memories._memory import remembers_all as remembers_all
 from fisherflow_jax.memories._random_walk import random_walk as random_walk
 from fisherflow_jax.memories._stationary import stationary as stationary
 from fisherflow_jax.memories._windowed import windowed as windowed

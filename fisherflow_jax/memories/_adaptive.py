@@ -5,11 +5,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from scipy import stats
+from scipy.special import chdtri
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import trees
-from fisherflow_jax.memories._memory import Belief, Memory, Prior, Site, fuse, total
+from fisherflow_jax._ground.checks import whole
+from fisherflow_jax._ground.choices import choice
+from fisherflow_jax.memories._memory import Belief, Memory, Sum, total
 from fisherflow_jax.memories._windowed import Window, empty_window, push
 from fisherflow_jax.structures._structure import ADAPTIVE
 
@@ -37,6 +39,7 @@ class Report(NamedTuple):
     change_point: jax.Array  # () int32, index of the first update after the change; -1
 
 
+@choice
 def adaptive(
     average_run_length: float = 5000.0, *, size: int = 64, guard: int = 10
 ) -> Memory:
@@ -88,29 +91,24 @@ def adaptive(
         raise ValueError(
             f"average_run_length must be above 1 update; got {average_run_length}."
         )
-    if not isinstance(size, int) or size < 1:
-        raise ValueError(f"size must be a positive whole number; got {size!r}.")
-    if not isinstance(guard, int) or guard < 0:
-        raise ValueError(f"guard must be a whole number of at least 0; got {guard!r}.")
+    whole(size, "size")
+    whole(guard, "guard", least=0)
     widths = [1 << k for k in range(size.bit_length()) if 1 << k <= size]
 
-    def init(zeros: Site) -> Segment:
+    def init(zeros: Sum) -> Segment:
         return Segment(empty_window(zeros, size), jnp.zeros((), jnp.int32))
 
-    def predict(storage: Segment, belief: Belief, prior: Prior) -> Belief:
-        return belief
-
-    def remember(storage: Segment, belief: Belief, site: Site, prior: Prior):
+    def remember(storage: Segment, belief: Belief, site: Sum):
         window = push(storage.window, site, size)
         length = storage.length + 1
         dimension = trees.size(belief.mean)
-        threshold = stats.chi2.isf(_TAIL / average_run_length, dimension)
+        threshold = chdtri(dimension, _TAIL / average_run_length)
 
         age = (window.head - 1 - jnp.arange(size, dtype=jnp.int32)) % size
         width = jnp.asarray(widths, jnp.int32)
-        newest = (age[None, :] < width[:, None]).astype(belief.count.dtype)
+        newest = (age[None, :] < width[:, None]).astype(site.weight.dtype)
         sums = jax.vmap(lambda weights: total(window.sites, weights))(newest)
-        values = jax.vmap(lambda s: _statistic(s, belief, prior))(sums)
+        values = jax.vmap(lambda s: _statistic(s, belief))(sums)
         # too few observations leave the window's information singular
         testable = (width <= length - guard) & (sums.weight >= 2 * dimension)
         testable = testable & jnp.isfinite(values)
@@ -119,56 +117,56 @@ def adaptive(
         best = jnp.argmax(values)
         alarm = values[best] > threshold
         statistic = jnp.where(jnp.any(testable), values[best], jnp.nan)
-        cut = fuse(prior, jax.tree.map(lambda x: x[best], sums), belief)
-        belief = jax.tree.map(lambda x, y: jnp.where(alarm, x, y), cut, belief)
+        cut = belief.replaced_by(jax.tree.map(lambda x: x[best], sums))
+        belief = optax.tree.where(alarm, cut, belief)
         change = jnp.where(alarm, window.head - width[best], -1)
         length = jnp.where(alarm, width[best], length)
         report = Report(
-            alarm, statistic, jnp.asarray(threshold, statistic.dtype), change
+            alarm=alarm,
+            statistic=statistic,
+            threshold=jnp.asarray(threshold, statistic.dtype),
+            change_point=change,
         )
         return Segment(window, length), belief, report
 
     return Memory(
-        f"adaptive({average_run_length})",
-        init,
-        predict,
-        remember,
+        name=f"adaptive({average_run_length})",
+        init=init,
+        predict=lambda storage, believed, batch, like: believed,
+        remember=remember,
         needs={ADAPTIVE: "its statistic is chi-square only with the full structure."},
     )
 
 
-def _statistic(window: Site, belief: Belief, prior: Prior) -> jax.Array:
+def _statistic(window: Sum, belief: Belief) -> jax.Array:
     """The Wald statistic of a window against everything before it."""
-    information = window.curvature
-    rest = ops.add(belief.information, ops.scale(information, -1.0))
-    offset = optax.tree.sub(belief.mean, prior.origin)
-    rest_shift = optax.tree.sub(ops.matvec(belief.information, offset), window.shift)
+    information, sums, shift = window.information, belief.sums, window.linear.vector
+    rest = ops.add(sums.information, ops.scale(information, -1.0))
+    offset = optax.tree.sub(belief.mean, belief.prior.origin)
+    rest_shift = optax.tree.sub(ops.matvec(sums.information, offset), shift)
     reference = ops.solve(rest, rest_shift)
-    score = optax.tree.sub(window.shift, ops.matvec(information, reference))
+    score = optax.tree.sub(shift, ops.matvec(information, reference))
     # (I_w + I_w I_r^-1 I_w)^-1 = I_w^-1 I_r I^-1
     gap = ops.solve(information, score)
-    if belief.meat is not None:
-        return _robust_statistic(window, rest, gap, belief)
-    inner = ops.matvec(rest, ops.solve(belief.information, score))
+    if sums.quadratic:
+        return _robust_statistic(window, rest, gap, sums)
+    inner = ops.matvec(rest, ops.solve(sums.information, score))
     statistic = trees.dot(gap, inner)
-    if belief.residual is None:
-        return statistic
-    spare = belief.count - trees.size(belief.mean)
-    return statistic * spare / belief.residual
+    spare = sums.weight - trees.size(belief.mean)
+    for residual in jax.tree.leaves(sums.linear):  # with an unknown dispersion
+        statistic = statistic * spare / residual
+    return statistic
 
 
-def _robust_statistic(
-    window: Site, rest: Any, gap: PyTree, belief: Belief
-) -> jax.Array:
+def _robust_statistic(window: Sum, rest: Any, gap: PyTree, sums: Sum) -> jax.Array:
     """The same with the sandwich variance of both estimates.
 
     The scores of a short window alone say too little of their variance, so that of all
     observations is taken, in proportion to each side's.
     """
-    share = window.weight / belief.count
-    meat = ops.plain(belief.meat)
+    share, meat = window.weight / sums.weight, ops.plain(*sums.quadratic)
     covariance = ops.add(
-        ops.sandwich(window.curvature, ops.scale(meat, share)),
+        ops.sandwich(window.information, ops.scale(meat, share)),
         ops.sandwich(rest, ops.scale(meat, 1 - share)),
     )
     return trees.dot(gap, ops.solve(covariance, gap))

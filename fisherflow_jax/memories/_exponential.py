@@ -1,20 +1,14 @@
 """The past is forgotten by a constant factor an update."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from fisherflow_jax import information as ops
-from fisherflow_jax.memories._memory import (
-    Belief,
-    Memory,
-    MovingAverage,
-    Prior,
-    age,
-    keep,
-)
+from fisherflow_jax._ground.checks import is_concrete
+from fisherflow_jax._ground.choices import choice
+from fisherflow_jax.memories._memory import Belief, Memory, MovingAverage, keep
 
 
 class Decay(NamedTuple):
@@ -23,8 +17,14 @@ class Decay(NamedTuple):
     decay: jax.Array  # ()
     floored: jax.Array  # () bool
 
+    def aged(self, belief: Belief, steps: jax.Array) -> Belief:
+        factor = self.decay ** steps.astype(self.decay.dtype)
+        beliefs = belief.faded_to_prior(factor), belief.faded(factor)
+        return optax.tree.where(self.floored, *beliefs)
 
-def exponential(decay: float, *, floor: bool = True) -> Memory:
+
+@choice
+def exponential(decay: Any, *, floor: bool = True) -> Memory:
     r"""Forgets by the factor `decay` at each update, down to the prior.
 
     .. math:: I^-_t = \lambda I_{t-1} + (1 - \lambda) I_0, \quad
@@ -40,7 +40,7 @@ def exponential(decay: float, *, floor: bool = True) -> Memory:
     batches' means, `(1 - decay) F / n` being added to what is remembered.
 
     Args:
-      decay: the factor an update (not an observation), in (0, 1].
+      decay: the factor an update (not an observation), in (0, 1]; may be traced.
       floor: False forgets the prior too, as textbook recursive least squares does.
 
     Returns:
@@ -57,7 +57,8 @@ def exponential(decay: float, *, floor: bool = True) -> Memory:
     References:
       Kulhavy, Zarrop, "On a general concept of forgetting", 1993.
     """
-    if not 0 < decay <= 1:
+    at_hand = is_concrete(decay)
+    if at_hand and not 0 < decay <= 1:
         raise ValueError(f"decay must be in (0, 1]; got {decay}.")
 
     def init(zeros) -> Decay:
@@ -65,49 +66,20 @@ def exponential(decay: float, *, floor: bool = True) -> Memory:
             jnp.asarray(decay, zeros.weight.dtype), jnp.asarray(floor, jnp.bool_)
         )
 
-    def predict(storage: Decay, belief: Belief, prior: Prior) -> Belief:
-        if not floor or prior.precision is None:
-            return _fade(belief, storage.decay)
-        return _fade_to_prior(belief, prior, storage.decay)
+    def predict(storage: Decay, believed: Any, batch: Any, like: Any) -> Any:
+        fade = believed.faded_to_prior if floor else believed.faded
+        return fade(storage.decay)
 
-    def debias(information, steps: jax.Array):
+    def debias(information: Any, steps: jax.Array) -> Any:
         # not by the summed weights, which round differently than Optax's power
         return optax.tree.bias_correction(information, decay, steps)
 
     # nothing is forgotten at a decay of one, and a mean over all is a sum's
-    average = None if decay == 1 else MovingAverage(1 - decay, debias)
-    return Memory(f"exponential({decay})", init, predict, keep, average=average)
-
-
-def _fade(belief: Belief, factor: jax.Array) -> Belief:
-    return Belief(
-        belief.mean,
-        ops.scale(belief.information, factor),
-        # an outer product of scores carries the weight twice
-        None if belief.meat is None else ops.scale(belief.meat, jnp.square(factor)),
-        belief.count * factor,
-        None if belief.residual is None else belief.residual * factor,
+    average = MovingAverage(1 - decay, debias)
+    return Memory(
+        name=f"exponential({decay if at_hand else 'traced'})",
+        init=init,
+        predict=predict,
+        remember=keep,
+        average=None if at_hand and decay == 1 else average,
     )
-
-
-def _fade_to_prior(belief: Belief, prior: Prior, factor: jax.Array) -> Belief:
-    rest = ops.scale(prior.precision, 1 - factor)
-    faded = _fade(belief, factor)
-    information = ops.add(faded.information, rest)
-    # the mean moves by an increment: I theta is never carried, it loses digits
-    offset = optax.tree.sub(belief.mean, prior.origin)
-    step = ops.solve(information, ops.matvec(rest, offset))
-    mean = optax.tree.sub(belief.mean, step)
-    residual = faded.residual
-    if residual is not None:
-        residual = residual + ops.quadratic_form(faded.information, step)
-        offset = optax.tree.sub(mean, prior.origin)
-        residual = residual + ops.quadratic_form(rest, offset)
-    return faded._replace(mean=mean, information=information, residual=residual)
-
-
-@age.register
-def _(storage: Decay, belief: Belief, prior: Prior, steps: jax.Array) -> Belief:
-    factor = storage.decay ** steps.astype(storage.decay.dtype)
-    to_prior, plain = _fade_to_prior(belief, prior, factor), _fade(belief, factor)
-    return jax.tree.map(lambda x, y: jnp.where(storage.floored, x, y), to_prior, plain)

@@ -1,11 +1,11 @@
-"""What a memory is, and the quantities that pass through it.
+"""What a memory is, and the sums that pass through it.
 
 A memory says what is believed before a batch (`predict`) and what is kept of it
-(`remember`). It knows how informations add, scale and solve, and no
-structure; only random_walk names the two simple ones, to hold its noise and transition.
+(`remember`). It handles weighted sums and knows no structure; a flow's sums come with
+a Gaussian (`Belief`), a preconditioner's alone (`Sum`).
 """
 
-import functools
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,38 +19,113 @@ from fisherflow_jax._ground import trees
 PyTree = Any
 
 
-class Belief(NamedTuple):
-    """What is believed: the Gaussian, and the sums that go with it.
+class Sum(NamedTuple):
+    """A weighted sum over batches: of what one adds (a site), or of all remembered."""
 
-    In a preconditioner there is no Gaussian: `mean` is only a template.
-    """
+    information: Any
+    weight: jax.Array  # () effective number of observations
+    linear: PyTree = ()  # what else fades like the information
+    quadratic: tuple = ()  # informations that carry the weight twice
 
-    mean: PyTree
-    information: Any  # prior included
-    meat: Any | None  # sum of squared scores, without the prior; decays apply squared
-    count: jax.Array  # type: ignore[assignment]  # () effective number of observations
-    residual: jax.Array | None  # () least value of the penalised sum of squares
+    def plus(self, site: "Sum") -> "Sum":
+        return Sum(
+            information=ops.add(site.information, self.information),
+            weight=self.weight + site.weight,
+            linear=optax.tree.add(self.linear, site.linear),
+            quadratic=tuple(map(ops.add, site.quadratic, self.quadratic)),
+        )
+
+    def faded(self, factor: jax.Array) -> "Sum":
+        return Sum(
+            information=ops.scale(self.information, factor),
+            weight=self.weight * factor,
+            linear=jax.tree.map(lambda x: x * factor, self.linear),
+            quadratic=tuple(ops.scale(x, jnp.square(factor)) for x in self.quadratic),
+        )
+
+    def faded_to_prior(self, factor: jax.Array) -> "Sum":
+        return self.faded(factor)  # a sum alone has no prior
+
+    def replaced_by(self, sites: "Sum") -> "Sum":
+        return Sum(ops.conform(self.information, sites.information), sites.weight)
+
+    def moved(self, noise: Any, transition: Any) -> "Sum":
+        information = ops.propagate(self.information, noise, transition)
+        return self._replace(information=information)
+
+
+class Shift(NamedTuple):
+    """The linear part of a flow's site: what it says of the mean."""
+
+    vector: PyTree  # F (theta - origin) + score
+    squares: PyTree = ()  # () its own sum of squares at the origin, if that is kept
 
 
 class Prior(NamedTuple):
-    """The Gaussian before any data: `N(origin, precision^-1)`.
-
-    In a preconditioner both are None.
-    """
+    """The Gaussian before any data: `N(origin, precision^-1)`."""
 
     origin: PyTree
     precision: Any  # an information; a number is kept as a Scalar
 
 
-class Site(NamedTuple):
-    """What one batch adds. Sums of sites and the prior make a belief again."""
+class Belief(NamedTuple):
+    """What a flow believes: a Gaussian, and the sums that go with it."""
 
-    curvature: Any  # its information F
-    shift: PyTree  # F (theta - origin) + score; None in a preconditioner
-    spread: Any | None  # sum of its squared scores
-    weight: jax.Array  # () number of observations
-    growth: jax.Array | None  # () what the belief's residual grows by
-    residual_at_origin: jax.Array | None  # () its own sum of squares at the origin
+    mean: PyTree
+    sums: Sum
+    """The information with the prior included; linear: the `()` least value of the
+    penalised sum of squares, where it is kept; quadratic: the sum of squared scores,
+    where it is kept, without the prior."""
+    prior: Prior
+
+    def faded(self, factor: jax.Array) -> "Belief":
+        return self._replace(sums=self.sums.faded(factor))
+
+    def faded_to_prior(self, factor: jax.Array) -> "Belief":
+        """Faded, the prior taking the place of what is forgotten."""
+        faded, precision = self.sums.faded(factor), self.prior.precision
+        rest = ops.scale(precision, 1 - factor)
+        information = ops.add(faded.information, rest)
+        # the mean moves by an increment: I theta is never carried, it loses digits
+        offset = optax.tree.sub(self.mean, self.prior.origin)
+        step = ops.solve(information, ops.matvec(rest, offset))
+        mean = optax.tree.sub(self.mean, step)
+
+        def grown(residual: jax.Array) -> jax.Array:
+            residual = residual + ops.quadratic_form(faded.information, step)
+            offset = optax.tree.sub(mean, self.prior.origin)
+            return residual + ops.quadratic_form(rest, offset)
+
+        linear = jax.tree.map(grown, faded.linear)
+        sums = faded._replace(information=information, linear=linear)
+        return self._replace(mean=mean, sums=sums)
+
+    def replaced_by(self, sites: Sum) -> "Belief":
+        """The belief that the prior and a sum of sites make, kept as this one is."""
+        origin, precision = self.prior
+        shift = sites.linear
+        information = ops.add(sites.information, precision)
+        step = ops.solve(information, shift.vector)
+        # as rich as the information, where the prior is richer than the structure
+        quadratic = [ops.add(x, ops.scale(precision, 0.0)) for x in sites.quadratic]
+        sums = Sum(
+            information=ops.conform(self.sums.information, information),
+            weight=sites.weight,
+            linear=jax.tree.map(
+                lambda x: x - trees.dot(step, shift.vector), shift.squares
+            ),
+            quadratic=tuple(map(ops.conform, self.sums.quadratic, quadratic)),
+        )
+        return self._replace(mean=optax.tree.add(origin, step), sums=sums)
+
+    def moved(self, noise: Any, transition: Any) -> "Belief":
+        """After a step `theta -> A theta + N(0, Q)`; A is None for the identity."""
+        mean = self.mean
+        if hasattr(transition, "ndim"):
+            mean = trees.unravel(transition @ trees.ravel(mean), mean)
+        elif transition is not None:
+            mean = ops.matvec(transition, mean)
+        return self._replace(mean=mean, sums=self.sums.moved(noise, transition))
 
 
 class MovingAverage(NamedTuple):
@@ -59,43 +134,33 @@ class MovingAverage(NamedTuple):
     The remembered value starts at zero, as Optax's moving averages do.
     """
 
-    gain: float  # the weight of a batch's mean, `1 - decay`
+    gain: Any  # the weight of a batch's mean, `1 - decay`
     debias: Callable[[Any, jax.Array], Any]
     """`(a Scalar or a Diagonal, batches taken in) -> its mean`, to the last bit."""
 
 
-class Memory(NamedTuple):
-    """Made by the factories of `ff.memories`."""
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Memory:
+    """Made by the factories of `ff.memories`; equal choices are one object."""
 
     name: str
-    init: Callable[[Site], Any]
+    init: Callable[[Sum], Any]
     """`(a site of zeros) -> storage`."""
-    predict: Callable[[Any, Belief, Prior], Belief]
-    """`(storage, belief, prior) -> belief`, before the batch."""
-    remember: Callable[[Any, Belief, Site, Prior], tuple[Any, Belief, Any]]
-    """`(storage, belief with the site, site, prior) -> (storage, belief, report)`."""
-    needs: dict[str, str] = {}  # noqa: RUF012 (never changed)
+    predict: Callable[[Any, Any, Any, PyTree], Any]
+    """`(storage, believed, batch, like) -> believed`: a `Belief` or a `Sum` before the
+    batch; `like` is a tree of the parameters' shapes."""
+    remember: Callable[[Any, Any, Sum], tuple[Any, Any, Any]]
+    """`(storage, believed with the site, site) -> (storage, believed, report)`."""
+    needs: dict[str, str] = dataclasses.field(default_factory=dict)
     """Capabilities asked of the structure, with the reason for each."""
     average: MovingAverage | None = None
     """In a preconditioner only; None: sums are kept."""
 
-
-def include(belief: Belief, site: Site, mean: PyTree) -> Belief:
-    """The belief with a site added, its mean found by the flow."""
-    return Belief(
-        mean,
-        ops.add(site.curvature, belief.information),
-        None if belief.meat is None else ops.add(site.spread, belief.meat),
-        belief.count + site.weight,
-        _plus(belief.residual, site.growth),
-    )
+    def __repr__(self) -> str:
+        return self.name
 
 
-def _plus(left: jax.Array | None, right: jax.Array | None) -> jax.Array | None:
-    return None if left is None or right is None else left + right
-
-
-def total(sites: Site, weights: jax.Array) -> Site:
+def total(sites: Sum, weights: jax.Array) -> Sum:
     """The weighted sum of a stack of sites, leaves `(k, ...)`."""
 
     def plain(tree: PyTree) -> PyTree:
@@ -103,54 +168,37 @@ def total(sites: Site, weights: jax.Array) -> Site:
             lambda x: jnp.tensordot(weights.astype(x.dtype), x, 1), tree
         )
 
-    return Site(
-        ops.total(sites.curvature, weights),
-        plain(sites.shift),
-        None if sites.spread is None else ops.total(sites.spread, weights),
-        plain(sites.weight),
-        plain(sites.growth),
-        plain(sites.residual_at_origin),
+    return Sum(
+        information=ops.total(sites.information, weights),
+        weight=plain(sites.weight),
+        linear=plain(sites.linear),
+        quadratic=tuple(ops.total(x, weights) for x in sites.quadratic),
     )
 
 
-def fuse(prior: Prior, site: Site, template: Belief) -> Belief:
-    """The belief that the prior and a summed site make, kept as `template` is."""
-    if prior.precision is None:
-        kept = ops.conform(template.information, site.curvature)
-        return Belief(template.mean, kept, None, site.weight, None)
-    information = ops.add(site.curvature, prior.precision)
-    step = ops.solve(information, site.shift)
-    spread = site.spread
-    if spread is not None:
-        # as rich as the information, where the prior is richer than the structure
-        spread = ops.add(spread, ops.scale(prior.precision, 0.0))
-    residual = site.residual_at_origin
-    if residual is not None:
-        residual = residual - trees.dot(step, site.shift)
-    return Belief(
-        optax.tree.add(prior.origin, step),
-        ops.conform(template.information, information),
-        None if spread is None else ops.conform(template.meat, spread),
-        site.weight,
-        residual,
-    )
+def keep(storage: Any, believed: Any, site: Sum) -> tuple[Any, Any, tuple]:
+    """Remembers what is believed and nothing else."""
+    del site
+    return storage, believed, ()
 
 
-def keep(storage: Any, belief: Belief, site: Site, prior: Prior):
-    """Remembers the belief and nothing else."""
-    del site, prior
-    return storage, belief, ()
-
-
-@functools.singledispatch
-def age(storage: Any, belief: Belief, prior: Prior, steps: jax.Array) -> Belief:
+def age(storage: Any, belief: Belief, steps: jax.Array) -> Belief:
     """The belief after `steps` updates without data, for merging workers.
+
+    A storage whose states merge has a method `aged(belief, steps)`.
 
     Raises:
       TypeError: for memories whose states do not merge.
     """
-    raise TypeError(
-        "windowed, adaptive and random_walk states do not merge (this one keeps a "
-        f"{type(storage).__name__}): only sums of sites do, which stationary and "
-        "exponential memories keep."
-    )
+    if not hasattr(storage, "aged"):
+        raise TypeError(
+            "windowed, adaptive and random_walk states do not merge (this one keeps a "
+            f"{type(storage).__name__}): only sums of sites do, which stationary and "
+            "exponential memories keep."
+        )
+    return storage.aged(belief, steps)
+
+
+def remembers_all(storage: Any) -> bool:
+    """Whether every batch keeps its full weight, as the storage declares."""
+    return getattr(storage, "remembers_all", False)

@@ -1,16 +1,17 @@
 """Parameters that wander: the Kalman prediction step."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fisherflow_jax import information as ops
 from fisherflow_jax._ground import trees
-from fisherflow_jax.memories._memory import Belief, Memory, Prior, keep
-from fisherflow_jax.structures._diagonal import Diagonal
-from fisherflow_jax.structures._scalar import Scalar
+from fisherflow_jax._ground.checks import is_concrete
+from fisherflow_jax._ground.choices import choice
+from fisherflow_jax.memories._memory import Memory, keep
+from fisherflow_jax.structures import Diagonal, Scalar
 from fisherflow_jax.structures._structure import RANDOM_WALK
 
 PyTree = Any
@@ -20,7 +21,10 @@ class Wandering(NamedTuple):
     """Stores nothing."""
 
 
-def random_walk(process_noise: PyTree, transition: PyTree | None = None) -> Memory:
+@choice
+def random_walk(
+    process_noise: PyTree | Callable, transition: PyTree | Callable | None = None
+) -> Memory:
     r"""Lets the parameters take a random step before each update.
 
     .. math:: \theta_t = A \theta_{t-1} + \mathcal{N}(0, Q), \quad
@@ -32,8 +36,9 @@ def random_walk(process_noise: PyTree, transition: PyTree | None = None) -> Memo
       process_noise: the variance Q of a step: a number, a pytree prefix of the
         parameters, or with the full structure (or a block structure whose blocks it
         does not couple) a matrix `(d, d)` in ravelled order. In units of squared
-        parameters; with an unknown dispersion, in units of it.
-      transition: A, in the same three forms; None: the identity.
+        parameters; with an unknown dispersion, in units of it. May be traced, or a
+        function of the batch (a gap in time), called before it is taken in.
+      transition: A, in the same forms; None: the identity.
 
     Returns:
       A `Memory`. Cost of an update: one solve with a matrix right-hand side (d^3 with
@@ -47,26 +52,31 @@ def random_walk(process_noise: PyTree, transition: PyTree | None = None) -> Memo
     Example:
       >>> import fisherflow_jax as ff
       >>> ff.memories.random_walk(1e-4).name
-      'random_walk'
+      'random_walk(0.0001)'
 
     References:
       Kalman, "A new approach to linear filtering and prediction problems", 1960.
     """
-    _check_noise(process_noise)
+    if not callable(process_noise):
+        _check_noise(process_noise)
 
-    def predict(storage: Wandering, belief: Belief, prior: Prior) -> Belief:
-        noise = _operator(process_noise, belief.mean, "process_noise")
-        step = _operator(transition, belief.mean, "transition")
-        mean = belief.mean if step is None else _move(step, belief.mean)
-        information = ops.propagate(belief.information, noise, step)
-        return belief._replace(mean=mean, information=information)
+    def predict(storage: Wandering, believed: Any, batch: Any, like: PyTree) -> Any:
+        noise, step = (
+            _operator(value(batch) if callable(value) else value, like, name)
+            for value, name in (
+                (process_noise, "process_noise"),
+                (transition, "transition"),
+            )
+        )
+        return believed.moved(noise, step)
 
+    number = isinstance(process_noise, (int, float)) and transition is None
     reason = "the sum of a variance and an inverse does not stay in this structure."
     return Memory(
-        "random_walk",
-        lambda zeros: Wandering(),
-        predict,
-        keep,
+        name=f"random_walk({process_noise if number else '...'})",
+        init=lambda zeros: Wandering(),
+        predict=predict,
+        remember=keep,
         needs={RANDOM_WALK: reason},
     )
 
@@ -81,7 +91,7 @@ def _operator(value: Any, like: PyTree, name: str) -> Any:
         return None
     dtype, count = trees.float_dtype(like), trees.size(like)
     if _is_matrix(value) and value.shape == (count, count):
-        return np.asarray(value, dtype)
+        return (np if is_concrete(value) else jnp).asarray(value, dtype)
     if trees.is_leaf(value) and np.ndim(value) == 0:
         return Scalar(jnp.asarray(value, dtype))
     if _is_matrix(value) and not any(
@@ -94,13 +104,9 @@ def _operator(value: Any, like: PyTree, name: str) -> Any:
     return Diagonal(trees.broadcast_prefix(value, like, name))
 
 
-def _move(step: Any, mean: PyTree) -> PyTree:
-    if isinstance(step, (Scalar, Diagonal)):
-        return ops.matvec(step, mean)
-    return trees.unravel(step @ trees.ravel(mean), mean)
-
-
 def _check_noise(noise: PyTree) -> None:
+    if not is_concrete(noise):
+        return
     # inside a tree, an array of two axes holds the variances of a leaf's entries
     square = _is_matrix(noise) and noise.shape[0] == noise.shape[1]
     for leaf in jax.tree.leaves(noise):

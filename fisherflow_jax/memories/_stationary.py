@@ -4,13 +4,21 @@ from typing import NamedTuple
 
 import jax
 
-from fisherflow_jax.memories._memory import Belief, Memory, Prior, age, keep
+from fisherflow_jax._ground.choices import choice
+from fisherflow_jax.memories._memory import Belief, Memory, keep
 
 
 class Stationary(NamedTuple):
     """Stores nothing."""
 
+    remembers_all = True
 
+    def aged(self, belief: Belief, steps: jax.Array) -> Belief:
+        del steps
+        return belief
+
+
+@choice
 def stationary() -> Memory:
     r"""Remembers every batch at full weight: parameters that do not change.
 
@@ -28,13 +36,9 @@ def stationary() -> Memory:
       >>> ff.memories.stationary().name
       'stationary()'
     """
-    return Memory("stationary()", lambda zeros: Stationary(), _predict, keep)
-
-
-def _predict(storage: Stationary, belief: Belief, prior: Prior) -> Belief:
-    return belief
-
-
-@age.register
-def _(storage: Stationary, belief: Belief, prior: Prior, steps: jax.Array) -> Belief:
-    return belief
+    return Memory(
+        name="stationary()",
+        init=lambda zeros: Stationary(),
+        predict=lambda storage, believed, batch, like: believed,
+        remember=keep,
+    )

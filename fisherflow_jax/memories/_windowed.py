@@ -1,20 +1,23 @@
 """Only the last batches are remembered."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from fisherflow_jax.memories._memory import Belief, Memory, Prior, Site, fuse, total
+from fisherflow_jax._ground.checks import whole
+from fisherflow_jax._ground.choices import choice
+from fisherflow_jax.memories._memory import Memory, Sum, total
 
 
 class Window(NamedTuple):
     """A ring of the last sites."""
 
-    sites: Site  # leaves (size, ...)
+    sites: Sum  # leaves (size, ...)
     head: jax.Array  # () int32, sites written so far
 
 
+@choice
 def windowed(size: int) -> Memory:
     r"""Remembers the last `size` batches and the prior.
 
@@ -39,30 +42,33 @@ def windowed(size: int) -> Memory:
       >>> ff.memories.windowed(32).name
       'windowed(32)'
     """
-    if not isinstance(size, int) or size < 1:
-        raise ValueError(f"size must be a positive whole number; got {size!r}.")
+    whole(size, "size")
 
-    def predict(storage: Window, belief: Belief, prior: Prior) -> Belief:
+    def predict(storage: Window, believed: Any, batch: Any, like: Any) -> Any:
         # the oldest site leaves now: its place is where the next one goes
         place = storage.head % size
-        live = (jnp.arange(size, dtype=jnp.int32) != place).astype(belief.count.dtype)
-        return fuse(prior, total(storage.sites, live), belief)
+        weights = storage.sites.weight
+        live = (jnp.arange(size, dtype=jnp.int32) != place).astype(weights.dtype)
+        return believed.replaced_by(total(storage.sites, live))
 
-    def remember(storage: Window, belief: Belief, site: Site, prior: Prior):
-        return push(storage, site, size), belief, ()
+    return Memory(
+        name=f"windowed({size})",
+        init=lambda zeros: empty_window(zeros, size),
+        predict=predict,
+        remember=lambda storage, believed, site: (
+            push(storage, site, size),
+            believed,
+            (),
+        ),
+    )
 
-    def init(zeros: Site) -> Window:
-        return empty_window(zeros, size)
 
-    return Memory(f"windowed({size})", init, predict, remember)
-
-
-def empty_window(zeros: Site, size: int) -> Window:
+def empty_window(zeros: Sum, size: int) -> Window:
     sites = jax.tree.map(lambda x: jnp.zeros((size, *x.shape), x.dtype), zeros)
     return Window(sites, jnp.zeros((), jnp.int32))
 
 
-def push(window: Window, site: Site, size: int) -> Window:
+def push(window: Window, site: Sum, size: int) -> Window:
     place = window.head % size
     sites = jax.tree.map(lambda ring, x: ring.at[place].set(x), window.sites, site)
     return Window(sites, window.head + 1)

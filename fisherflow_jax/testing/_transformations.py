@@ -8,7 +8,7 @@ import numpy as np
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import trees
-from fisherflow_jax.flow._flow import FlowState
+from fisherflow_jax.flow import FlowState
 from fisherflow_jax.structures import Structure
 from fisherflow_jax.structures import _structure as capabilities
 from fisherflow_jax.testing._law import Dense

@@ -13,15 +13,12 @@ from fisherflow_jax._ground.batch import Batch
 from fisherflow_jax._ground.holes import has_holes
 from fisherflow_jax._ground.keys import typed_key
 from fisherflow_jax.estimators import Estimator
-from fisherflow_jax.memories import Memory
-from fisherflow_jax.memories._memory import Belief, Prior, Site, include
+from fisherflow_jax.memories import Memory, Sum
 from fisherflow_jax.model import once
 from fisherflow_jax.transforms.preconditioner import renew
 from fisherflow_jax.transforms.preconditioner.state import Curvature, Recipe
 
 PyTree = Any
-
-_NO_PRIOR = Prior(None, None)
 
 
 def refreshed(
@@ -67,10 +64,12 @@ def _take_batch(
         weight = weight.astype(before.observations.dtype)
     information, bases = measured(estimator), before.bases
     if bases is None:
-        return take_in(recipe.memory, before, information, weight, updates)
+        return take_in(recipe.memory, before, information, weight, updates, batch)
     # The squares need the basis, and the basis the factors: a batch is measured twice.
     assert weight is not None
-    ahead = take_in(recipe.memory, before, bases.site(information), weight, updates)
+    ahead = take_in(
+        recipe.memory, before, bases.site(information), weight, updates, batch
+    )
     groups = renew.turns(bases, step, *recipe.renewals, recipe.staggered)
     # without an observation nothing is decomposed, and all stays to the last bit
     groups = [(due & (weight > 0), names) for due, names in groups]
@@ -79,7 +78,7 @@ def _take_batch(
     before = before._replace(information=past, memory=storage, bases=bases)
     squares = measured(estimator.with_structure(bases.structure(information)))
     moments = bases.site(information, squares)
-    return take_in(recipe.memory, before, moments, weight, updates)
+    return take_in(recipe.memory, before, moments, weight, updates, batch)
 
 
 def _traced_once(estimator: Estimator) -> Estimator:
@@ -112,37 +111,21 @@ def measure(
     return information
 
 
-def site(information: Any, weight: jax.Array) -> Site:
-    return Site(
-        curvature=information,
-        shift=None,
-        spread=None,
-        weight=weight,
-        growth=None,
-        residual_at_origin=None,
-    )
-
-
 def take_in(
     memory: Memory,
     before: Curvature,
     information: Any,
     weight: jax.Array | None,
     like: PyTree,
+    batch: Batch | None,
 ) -> Curvature:
     """What is remembered after a batch's information, of `weight` observations.
 
     `weight=None` is one observation, known to be there. `like` is a tree with the
     parameters' shapes.
     """
-    belief = Belief(
-        mean=like,
-        information=before.information,
-        meat=None,
-        count=before.observations,
-        residual=None,
-    )
-    belief = memory.predict(before.memory, belief, _NO_PRIOR)
+    believed = Sum(before.information, before.observations)
+    believed = memory.predict(before.memory, believed, batch, like)
     one, average = jnp.ones_like(before.observations), memory.average
     if average is None:
         site_weight = one if weight is None else weight
@@ -152,12 +135,11 @@ def take_in(
         if weight is not None:
             share = share / jnp.where(weight > 0, weight, one)
         information = ops.scale(information, share)
-    added = site(information, site_weight)
-    belief = include(belief, added, like)
-    storage, belief, _ = memory.remember(before.memory, belief, added, _NO_PRIOR)
+    site = Sum(information, site_weight)
+    storage, believed, _ = memory.remember(before.memory, believed.plus(site), site)
     after = Curvature(
-        information=belief.information,
-        observations=belief.count,
+        information=believed.information,
+        observations=believed.weight,
         num_batches=before.num_batches + 1,
         memory=storage,
         bases=before.bases,

@@ -11,12 +11,12 @@ from fisherflow_jax._ground import batch as batches
 from fisherflow_jax._ground import trees
 from fisherflow_jax._ground.batch import Batch
 from fisherflow_jax._ground.sharding import in_auto_mode
+from fisherflow_jax.memories import Sum
 from fisherflow_jax.transforms.preconditioner import checks, renew
 from fisherflow_jax.transforms.preconditioner.factorise import apply
 from fisherflow_jax.transforms.preconditioner.measure import (
     mean_information,
     refreshed,
-    site,
 )
 from fisherflow_jax.transforms.preconditioner.state import (
     Curvature,
@@ -51,7 +51,7 @@ def init(recipe: Recipe, key: jax.Array | None, params: PyTree) -> ScaleByFisher
         observations=zero,
         num_batches=count,
         damping=damping_at_start(recipe, count).astype(zero.dtype),
-        memory=recipe.memory.init(site(nothing, zero)),
+        memory=recipe.memory.init(Sum(nothing, zero)),
         factorisation=kept,
         momentum=recipe.momentum.init(params),
         num_skipped=count,
