@@ -56,55 +56,50 @@ class Bank(NamedTuple):
 def bank(flows: Sequence[FisherFlow], *, forgetting: float = 0.97) -> Bank:
     r"""Runs several flows side by side and weights them by their evidence.
 
-        .. math:: w_k \propto w_k^{\alpha} \, p(y_t \,|\, \text{flow } k), \quad
-           \alpha = \text{forgetting}
+    .. math:: w_k \propto w_k^{\alpha} \, p(y_t \,|\, \text{flow } k), \quad
+       \alpha = \text{forgetting}
 
-        The flows may differ in whatever matters: decays, structures, priors. With a grid of
-        decays the bank follows continuous drift at a rate that nobody had to set. With
-        `forgetting=1` the weights are posterior probabilities of the flows.
+    The flows may differ in whatever matters: decays, structures, priors. With a grid of
+    decays the bank follows continuous drift at a rate that nobody had to set. With
+    `forgetting=1` the weights are posterior probabilities of the flows.
 
-        Args:
-          flows: at least one flow, all over the same parameters. Evidence with a known and
-            with an unknown dispersion is not comparable: do not mix the two.
-          forgetting: exponent of the old weights at each update, in (0, 1]; below one the
-            bank can come back to a member that did badly long ago.
+    Args:
+      flows: at least one flow, all over the same parameters. Evidence with a known and
+        with an unknown dispersion is not comparable: do not mix the two.
+      forgetting: exponent of the old weights at each update, in (0, 1]; below one the
+        bank can come back to a member that did badly long ago.
 
-        Returns:
-          A `Bank(init, update)`. Its state works with `standard_error`,
-          `warm_start`, `confidence_interval`, `sample` and `predict`, which are those of
-          the mixture; one batch that any member cannot take in moves none. Cost: the sum of
-          the members'.
+    Returns:
+      A `Bank(init, update)`. Its state works with `standard_error`,
+      `warm_start`, `confidence_interval`, `sample` and `predict`, which are those of
+      the mixture; one batch that any member cannot take in moves none. Cost: the sum of
+      the members'.
 
-        Raises:
-          ValueError: without flows, or for a forgetting outside (0, 1].
+    Raises:
+      ValueError: without flows, or for a forgetting outside (0, 1].
 
-        Example:
-          >>> import jax.numpy as jnp
-    import optax
-          >>> import fisherflow_jax as ff
-          >>> flows = [
-          ...     ff.fisher_flow(
-          ...         lambda params, x: x * params,
-          ...         ff.likelihoods.gaussian(),
-          ...         structure=ff.structures.full(),
-          ...         memory=ff.memories.exponential(decay),
-          ...     )
-          ...     for decay in (0.5, 0.99)
-          ... ]
-          >>> bank = ff.bank(flows)
-          >>> state = bank.init(jnp.array(0.0))
-          >>> for level in (
-          ...     0.0,
-          ...     5.0,
-          ...     10.0,
-          ... ):  # the mean moves: short memory predicts better
-          ...     state, info = bank.update(state, (jnp.ones(8), jnp.full(8, level)))
-          >>> bool(state.weights[0] > 0.9)
-          True
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> flows = [
+      ...     ff.fisher_flow(
+      ...         lambda params, x: x * params,
+      ...         ff.likelihoods.gaussian(),
+      ...         structure=ff.structures.full(),
+      ...         memory=ff.memories.exponential(decay),
+      ...     )
+      ...     for decay in (0.5, 0.99)
+      ... ]
+      >>> bank = ff.bank(flows)
+      >>> state = bank.init(jnp.array(0.0))
+      >>> for level in (0.0, 5.0, 10.0):  # the mean moves: short memory predicts better
+      ...     state, info = bank.update(state, (jnp.ones(8), jnp.full(8, level)))
+      >>> bool(state.weights[0] > 0.9)
+      True
 
-        References:
-          Raftery, Karny, Ettler, "Online prediction under model uncertainty via dynamic
-          model averaging", 2010.
+    References:
+      Raftery, Karny, Ettler, "Online prediction under model uncertainty via dynamic
+      model averaging", 2010.
     """
     flows = tuple(flows)
     if not flows:
@@ -143,8 +138,8 @@ def bank(flows: Sequence[FisherFlow], *, forgetting: float = 0.97) -> Bank:
         after = BankState(
             tuple(member for member, _ in results), jax.nn.log_softmax(joint)
         )
-        before = BankState(counted, state.log_weights)
-        after = optax.tree.where(skipped, before, after)
+        refused = BankState(counted, state.log_weights)
+        after = optax.tree.where(skipped, refused, after)
         evidence = jax.nn.logsumexp(joint)
         evidence = jnp.where(skipped, jnp.zeros_like(evidence), evidence)
         return after, BankInfo(

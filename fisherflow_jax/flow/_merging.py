@@ -109,7 +109,7 @@ def merge(states: Sequence[FlowState], start: FlowState) -> FlowState:
         residual = _fused(sums.linear, [s.residual for s in states]) + distance
     meat = None
     if start.meat is not None:
-        meat = ops.fuse(*sums.quadratic, [s.meat for s in states])
+        meat = ops.fuse(sums.quadratic[0], [s.meat for s in states])
     steps_taken = jnp.max(jnp.stack(steps))
     # without any update the state may still hold the search's start: it keeps it
     moved = optax.tree.add(aged.mean, step)
@@ -180,7 +180,7 @@ def _log_evidence(
         return total + gain
     zero = jnp.zeros_like(before)
 
-    def gain_of(residual: jax.Array, count: jax.Array, logdet: jax.Array) -> jax.Array:
+    def gain_of(residual: Any, count: jax.Array, logdet: jax.Array) -> jax.Array:
         return evidence.unknown_dispersion(
             sums.linear, residual, sums.weight, count, zero, before, logdet
         )

@@ -164,12 +164,14 @@ def _step(
 
     def halve(trial: tuple) -> tuple:
         step_size = trial[0] / 2
-        return step_size, *evaluate(add_scaled(search.mean, step_size, direction))
+        return step_size, *evaluate(
+            optax.tree.add_scale(search.mean, step_size, direction)
+        )
 
     untried = 2 * one, jnp.full_like(one, jnp.nan), search.gradient
     step_size, value, gradient = jax.lax.while_loop(too_long, halve, untried)
     moved = value <= search.objective + slack
-    reached = add_scaled(search.mean, step_size, direction)
+    reached = optax.tree.add_scale(search.mean, step_size, direction)
     # the step from there by the same factors: if short enough, it is the last
     rest = solve(gradient)
     remaining = trees.dot(gradient, rest)

@@ -140,16 +140,14 @@ def log_evidence(observed: Observed, predicted: Belief, belief: Belief) -> jax.A
         ops.logdet(after.information, mean),
     )
     if observed.recipe.estimates_dispersion:
-
-        def log_unit_variance(outputs: jax.Array, targets: Any) -> jax.Array:
-            return observed.recipe.likelihood.log_unit_variance(targets)
-
+        of_targets = observed.recipe.likelihood.log_unit_variance
+        assert of_targets is not None
         return evidence.unknown_dispersion(
             before.linear,
             after.linear,
             before.weight,
             after.weight,
-            observed.total(log_unit_variance, mean),
+            observed.total(lambda outputs, targets: of_targets(targets), mean),
             *logdets,
         )
     move = optax.tree.sub(mean, predicted.mean)

@@ -11,7 +11,9 @@ from fisherflow_jax.memories._memory import Belief, Memory, keep
 class Stationary(NamedTuple):
     """Stores nothing."""
 
-    remembers_all = True
+    @property
+    def remembers_all(self) -> bool:
+        return True
 
     def aged(self, belief: Belief, steps: jax.Array) -> Belief:
         del steps
