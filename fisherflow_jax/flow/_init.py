@@ -59,7 +59,7 @@ def begin(
     zero, none = jnp.zeros((), trees.float_dtype(mean)), jnp.zeros((), jnp.int32)
     residual = zero if recipe.estimates_dispersion else None
     zeros = Sum(
-        information=nothing,
+        curvature=nothing,
         weight=zero,
         linear=Shift(optax.tree.zeros_like(mean), residual),
         quadratic=(nothing,) if recipe.robust else (),

@@ -90,7 +90,7 @@ def merge(states: Sequence[FlowState], start: FlowState) -> FlowState:
     aged = age(start.memory, belief_of(start), steps[0])
     sums = aged.sums
 
-    information = ops.fuse(sums.information, [s.information for s in states])
+    information = ops.fuse(sums.curvature, [s.information for s in states])
     # of the beliefs: a worker without an update may still hold the search's start
     moves = [optax.tree.sub(belief_of(s).mean, aged.mean) for s in states]
     pulls = [
@@ -168,7 +168,7 @@ def _log_evidence(
     states: Sequence[FlowState],
 ) -> jax.Array:
     mean, sums = start.mean, aged.sums
-    before = ops.logdet(sums.information, mean)
+    before = ops.logdet(sums.curvature, mean)
     after = ops.logdet(information, mean)
     total = start.log_evidence
     if start.residual is None:

@@ -9,6 +9,7 @@ import optax
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import trees
+from fisherflow_jax._ground.batch import as_batch, num_observations
 from fisherflow_jax._ground.checks import holds
 from fisherflow_jax._ground.keys import typed_key
 from fisherflow_jax.flow import _evidence as evidence
@@ -81,9 +82,9 @@ def refine(flow: FisherFlow, state: FlowState, batches: Any) -> FlowState:
         key = None
         if state.key is not None:
             key = jax.random.fold_in(typed_key(state.key), state.step + index)
-        batch = batches.as_batch(batch)
+        batch = as_batch(batch)
         each_target = state.residual is not None
-        count = batches.num_observations(batch, each_target=each_target)
+        count = num_observations(batch, each_target=each_target)
         count = count.astype(state.count.dtype)
         *numbers, information = (count, *flow.evaluate(state.mean, batch, key))
         if sums is None:

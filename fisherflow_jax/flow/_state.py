@@ -114,7 +114,7 @@ def belief_of(state: FlowState) -> Belief:
     Before any update that is the prior, wherever the first search sets out from.
     """
     sums = Sum(
-        information=state.information,
+        curvature=state.information,
         weight=state.count,
         linear=state.residual,
         quadratic=() if state.meat is None else (state.meat,),

@@ -82,7 +82,7 @@ def fit(
     observed: Observed, predicted: Belief, start: PyTree, num_steps: int
 ) -> Solution:
     """The least of the batch's loss and the distance to the belief before it."""
-    before = ops.plain(predicted.sums.information)
+    before = ops.plain(predicted.sums.curvature)
     functions = observed.log_likelihood, observed.information
     if num_steps == 1:
         return single_step(*functions, predicted.mean, before, start)
@@ -94,7 +94,7 @@ def absorb(
 ) -> tuple[Sum, Belief]:
     """The batch's site, and the belief that includes it."""
     recipe, sums = observed.recipe, predicted.sums
-    before = ops.plain(sums.information)
+    before = ops.plain(sums.curvature)
     information, mean = solution.information, solution.mean
     weight = observed.num_observations.astype(sums.weight.dtype)
     meat = None
@@ -123,7 +123,7 @@ def absorb(
         at_origin = squares + 2 * trees.dot(offset, shift)
         at_origin = at_origin - ops.quadratic_form(information, offset)
     site = Sum(
-        information=information,
+        curvature=information,
         weight=weight,
         linear=Shift(shift, at_origin),
         quadratic=() if meat is None else (meat,),
@@ -136,8 +136,8 @@ def log_evidence(observed: Observed, predicted: Belief, belief: Belief) -> jax.A
     """What the batch adds to the log-evidence, `()`."""
     mean, before, after = belief.mean, predicted.sums, belief.sums
     logdets = (
-        ops.logdet(before.information, mean),
-        ops.logdet(after.information, mean),
+        ops.logdet(before.curvature, mean),
+        ops.logdet(after.curvature, mean),
     )
     if observed.recipe.estimates_dispersion:
         of_targets = observed.recipe.likelihood.log_unit_variance
@@ -151,7 +151,7 @@ def log_evidence(observed: Observed, predicted: Belief, belief: Belief) -> jax.A
             *logdets,
         )
     move = optax.tree.sub(mean, predicted.mean)
-    distance = ops.quadratic_form(before.information, move)
+    distance = ops.quadratic_form(before.curvature, move)
     value = observed.log_likelihood(mean).astype(distance.dtype)
     return evidence.known_dispersion(value, distance, *logdets)
 
@@ -168,7 +168,7 @@ def settle(
     unfinished = state.events.searches_unfinished + solution.unfinished
     after = state._replace(
         mean=belief.mean,
-        information=belief.sums.information,
+        information=belief.sums.curvature,
         count=belief.sums.weight,
         log_evidence=state.log_evidence + gain,
         meat=belief.sums.quadratic[0] if belief.sums.quadratic else None,

@@ -140,17 +140,17 @@ def adaptive(
 
 def _statistic(window: Sum, belief: Belief) -> jax.Array:
     """The Wald statistic of a window against everything before it."""
-    information, sums, shift = window.information, belief.sums, window.linear.vector
-    rest = ops.add(sums.information, ops.scale(information, -1.0))
+    information, sums, shift = window.curvature, belief.sums, window.linear.vector
+    rest = ops.add(sums.curvature, ops.scale(information, -1.0))
     offset = optax.tree.sub(belief.mean, belief.prior.origin)
-    rest_shift = optax.tree.sub(ops.matvec(sums.information, offset), shift)
+    rest_shift = optax.tree.sub(ops.matvec(sums.curvature, offset), shift)
     reference = ops.solve(rest, rest_shift)
     score = optax.tree.sub(shift, ops.matvec(information, reference))
     # (I_w + I_w I_r^-1 I_w)^-1 = I_w^-1 I_r I^-1
     gap = ops.solve(information, score)
     if sums.quadratic:
         return _robust_statistic(window, rest, gap, sums)
-    inner = ops.matvec(rest, ops.solve(sums.information, score))
+    inner = ops.matvec(rest, ops.solve(sums.curvature, score))
     statistic = trees.dot(gap, inner)
     spare = sums.weight - trees.size(belief.mean)
     for residual in jax.tree.leaves(sums.linear):  # with an unknown dispersion
@@ -166,7 +166,7 @@ def _robust_statistic(window: Sum, rest: Any, gap: PyTree, sums: Sum) -> jax.Arr
     """
     share, meat = window.weight / sums.weight, ops.plain(*sums.quadratic)
     covariance = ops.add(
-        ops.sandwich(window.information, ops.scale(meat, share)),
+        ops.sandwich(window.curvature, ops.scale(meat, share)),
         ops.sandwich(rest, ops.scale(meat, 1 - share)),
     )
     return trees.dot(gap, ops.solve(covariance, gap))

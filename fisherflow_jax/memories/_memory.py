@@ -22,14 +22,14 @@ PyTree = Any
 class Sum(NamedTuple):
     """A weighted sum over batches: of what one adds (a site), or of all remembered."""
 
-    information: Any
+    curvature: Any  # an information
     weight: jax.Array  # () effective number of observations
     linear: PyTree = ()  # what else fades like the information
     quadratic: tuple = ()  # informations that carry the weight twice
 
     def plus(self, site: "Sum") -> "Sum":
         return Sum(
-            information=ops.add(site.information, self.information),
+            curvature=ops.add(site.curvature, self.curvature),
             weight=self.weight + site.weight,
             linear=optax.tree.add(self.linear, site.linear),
             quadratic=tuple(map(ops.add, site.quadratic, self.quadratic)),
@@ -37,7 +37,7 @@ class Sum(NamedTuple):
 
     def faded(self, factor: jax.Array) -> "Sum":
         return Sum(
-            information=ops.scale(self.information, factor),
+            curvature=ops.scale(self.curvature, factor),
             weight=self.weight * factor,
             linear=jax.tree.map(lambda x: x * factor, self.linear),
             quadratic=tuple(ops.scale(x, jnp.square(factor)) for x in self.quadratic),
@@ -47,11 +47,11 @@ class Sum(NamedTuple):
         return self.faded(factor)  # a sum alone has no prior
 
     def replaced_by(self, sites: "Sum") -> "Sum":
-        return Sum(ops.conform(self.information, sites.information), sites.weight)
+        return Sum(ops.conform(self.curvature, sites.curvature), sites.weight)
 
     def moved(self, noise: Any, transition: Any) -> "Sum":
-        information = ops.propagate(self.information, noise, transition)
-        return self._replace(information=information)
+        curvature = ops.propagate(self.curvature, noise, transition)
+        return self._replace(curvature=curvature)
 
 
 class Shift(NamedTuple):
@@ -73,7 +73,7 @@ class Belief(NamedTuple):
 
     mean: PyTree
     sums: Sum
-    """The information with the prior included; linear: the `()` least value of the
+    """The curvature with the prior included; linear: the `()` least value of the
     penalised sum of squares, where it is kept; quadratic: the sum of squared scores,
     where it is kept, without the prior."""
     prior: Prior
@@ -85,31 +85,31 @@ class Belief(NamedTuple):
         """Faded, the prior taking the place of what is forgotten."""
         faded, precision = self.sums.faded(factor), self.prior.precision
         rest = ops.scale(precision, 1 - factor)
-        information = ops.add(faded.information, rest)
+        information = ops.add(faded.curvature, rest)
         # the mean moves by an increment: I theta is never carried, it loses digits
         offset = optax.tree.sub(self.mean, self.prior.origin)
         step = ops.solve(information, ops.matvec(rest, offset))
         mean = optax.tree.sub(self.mean, step)
 
         def grown(residual: jax.Array) -> jax.Array:
-            residual = residual + ops.quadratic_form(faded.information, step)
+            residual = residual + ops.quadratic_form(faded.curvature, step)
             offset = optax.tree.sub(mean, self.prior.origin)
             return residual + ops.quadratic_form(rest, offset)
 
         linear = jax.tree.map(grown, faded.linear)
-        sums = faded._replace(information=information, linear=linear)
+        sums = faded._replace(curvature=information, linear=linear)
         return self._replace(mean=mean, sums=sums)
 
     def replaced_by(self, sites: Sum) -> "Belief":
         """The belief that the prior and a sum of sites make, kept as this one is."""
         origin, precision = self.prior
         shift = sites.linear
-        information = ops.add(sites.information, precision)
+        information = ops.add(sites.curvature, precision)
         step = ops.solve(information, shift.vector)
         # as rich as the information, where the prior is richer than the structure
         quadratic = [ops.add(x, ops.scale(precision, 0.0)) for x in sites.quadratic]
         sums = Sum(
-            information=ops.conform(self.sums.information, information),
+            curvature=ops.conform(self.sums.curvature, information),
             weight=sites.weight,
             linear=jax.tree.map(
                 lambda x: x - trees.dot(step, shift.vector), shift.squares
@@ -169,7 +169,7 @@ def total(sites: Sum, weights: jax.Array) -> Sum:
         )
 
     return Sum(
-        information=ops.total(sites.information, weights),
+        curvature=ops.total(sites.curvature, weights),
         weight=plain(sites.weight),
         linear=plain(sites.linear),
         quadratic=tuple(ops.total(x, weights) for x in sites.quadratic),

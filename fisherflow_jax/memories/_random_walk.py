@@ -73,7 +73,7 @@ def random_walk(
     number = isinstance(process_noise, (int, float)) and transition is None
     reason = "the sum of a variance and an inverse does not stay in this structure."
     return Memory(
-        name=f"random_walk({process_noise if number else '...'})",
+        name="random_walk" + (f"({process_noise})" if number else ""),
         init=lambda zeros: Wandering(),
         predict=predict,
         remember=keep,

@@ -159,7 +159,7 @@ def test_after_an_alarm_the_guard_counts_from_the_change():
         ((float("nan"),), {}, "average_run_length must be above 1"),
         ((500,), {"size": 0}, "size must be a positive whole number"),
         ((500,), {"size": 2.5}, "size must be a positive whole number"),
-        ((500,), {"guard": -1}, "guard must be a whole number of at least 0"),
+        ((500,), {"guard": -1}, "guard must be a whole number, at least 0"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, options, message):

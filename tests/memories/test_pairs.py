@@ -100,7 +100,7 @@ def test_information_times_mean_grows_by_the_shift_of_the_site(structure, num_st
     for index, state in enumerate(states[1:]):
         site = jax.tree.map(lambda x, i=index: x[i], state.memory.sites)
         grown = streams.dense(before) + streams.dense(site.curvature)
-        moment = moment + streams.flat(site.shift)
+        moment = moment + streams.flat(site.linear.vector)
         offset = streams.flat(state.mean) - streams.ORIGIN
         np.testing.assert_allclose(grown @ offset, moment, rtol=1e-9, atol=1e-11)
         before = state.information

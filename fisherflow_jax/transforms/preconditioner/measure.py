@@ -138,7 +138,7 @@ def take_in(
     site = Sum(information, site_weight)
     storage, believed, _ = memory.remember(before.memory, believed.plus(site), site)
     after = Curvature(
-        information=believed.information,
+        information=believed.curvature,
         observations=believed.weight,
         num_batches=before.num_batches + 1,
         memory=storage,
