@@ -6,9 +6,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from fisherflow_jax._ground.checks import holds
+from fisherflow_jax._ground import trees
+from fisherflow_jax._ground.checks import is_concrete, not_negative
 from fisherflow_jax._ground.sharding import in_auto_mode
+from fisherflow_jax._ground.trees import as_array
 
 PyTree = Any
 
@@ -87,23 +90,26 @@ def as_batch(batch: Any) -> Batch:
             + (f" of length {len(batch)}." if hasattr(batch, "__len__") else ".")
         )
     inputs = jax.tree.map(
-        lambda x: x if _is_shared(x) else jnp.asarray(x), batch[0], is_leaf=_is_shared
+        lambda x: x if _is_shared(x) else as_array(x), batch[0], is_leaf=_is_shared
     )
-    targets = jax.tree.map(jnp.asarray, batch[1])
-    count = _num_examples(inputs, targets)
+    targets = jax.tree.map(as_array, batch[1])
+    count, dtype = _num_examples(inputs, targets), jnp.result_type(float)
     if len(batch) == 2:
-        return Batch(inputs, targets, jnp.ones((count,), jnp.result_type(float)))
-    weights = jnp.asarray(batch[2])
+        return Batch(inputs, targets, as_array(np.ones((count,), dtype)))
+    weights = as_array(batch[2], dtype)
     if weights.shape != (count,):
         raise ValueError(
             f"weights must have shape (n,) = ({count},), one multiplicity an example; "
             f"got {weights.shape}."
         )
-    weights = weights.astype(jnp.result_type(float))
-    if not holds((weights >= 0) & jnp.isfinite(weights)):
-        raise ValueError(f"weights must be finite and not negative; got {weights}.")
-    # traced values cannot raise: NaN reaches every sum over the batch
-    weights = jnp.where(weights >= 0, weights, jnp.nan)
+    if is_concrete(batch[2]):
+        known = np.asarray(batch[2]).astype(dtype)
+        not_negative(known, "weights")
+        if np.all(known > 0):
+            return Batch(inputs, targets, weights)
+    else:
+        # traced values cannot raise: NaN reaches every sum over the batch
+        weights = jnp.where(weights >= 0, weights, jnp.nan)
     return _blank(Batch(inputs, targets, weights))
 
 
@@ -140,23 +146,28 @@ def map_examples(function: Callable, batch: Batch) -> Batch:
 
 def _blank(batch: Batch) -> Batch:
     sliced, rebuild = split(batch.inputs)
-
-    def blank(sliced: list, targets: PyTree, weights: jax.Array) -> tuple:
-        used = weights > 0
-        first = jnp.argmax(used)
-
-        def fill(x: jax.Array) -> jax.Array:
-            row = jax.lax.dynamic_index_in_dim(x, first, 0)
-            # one is a possible target of every likelihood, zero is not
-            row = jnp.where(jnp.any(used), row, jnp.ones_like(row))
-            keep = used.reshape((-1,) + (1,) * (x.ndim - 1))
-            return jnp.where(keep, x, jnp.broadcast_to(row, x.shape))
-
-        return jax.tree.map(fill, (sliced, targets))
-
-    examples = sliced, batch.targets
-    sliced, targets = in_auto_mode(blank, examples, *examples, batch.weights)
+    # one program where the values are at hand, and not one an operation
+    blank = jax.jit(_blanked) if is_concrete(batch) else _blanked
+    sliced, targets = blank(sliced, batch.targets, batch.weights)
     return Batch(rebuild(sliced), targets, batch.weights)
+
+
+def _blanked(sliced: list, targets: PyTree, weights: jax.Array) -> tuple:
+    return in_auto_mode(_fill, (sliced, targets), sliced, targets, weights)
+
+
+def _fill(sliced: list, targets: PyTree, weights: jax.Array) -> tuple:
+    used = weights > 0
+    first = jnp.argmax(used)
+
+    def fill(x: jax.Array) -> jax.Array:
+        row = jax.lax.dynamic_index_in_dim(x, first, 0)
+        # one is a possible target of every likelihood, zero is not
+        row = jnp.where(jnp.any(used), row, jnp.ones_like(row))
+        keep = used.reshape((-1,) + (1,) * (x.ndim - 1))
+        return jnp.where(keep, x, jnp.broadcast_to(row, x.shape))
+
+    return jax.tree.map(fill, (sliced, targets))
 
 
 def num_observations(batch: Batch, *, each_target: bool) -> jax.Array:
@@ -173,12 +184,8 @@ def num_examples(batch: Batch) -> int:
 
 def is_finite(batch: Batch) -> jax.Array:
     """Whether all floating values are finite and no weight is negative, `()` bool."""
-    leaves = split(batch.inputs)[0] + jax.tree.leaves(batch.targets)
-    floating = [x for x in leaves if jnp.issubdtype(x.dtype, jnp.inexact)]
-    checks = [jnp.all(jnp.isfinite(x)) for x in floating]
-    weights = batch.weights
-    checks.append(jnp.all(jnp.isfinite(weights) & (weights >= 0)))
-    return jnp.all(jnp.stack(checks))
+    weights = jnp.where(batch.weights >= 0, batch.weights, jnp.nan)
+    return trees.all_finite((split(batch.inputs)[0], batch.targets, weights))
 
 
 def zero_if_missing(batch: Batch, tree: PyTree) -> PyTree:

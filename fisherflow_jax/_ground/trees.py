@@ -33,6 +33,14 @@ def widen(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
 
 
+def as_array(value: Any, dtype: Any = None) -> jax.Array:
+    """`jnp.asarray`, which would compile a program for each shape of numpy's arrays."""
+    if type(value) is np.ndarray or isinstance(value, np.generic):
+        # a copy, because what is put on a CPU may share the memory that it came in
+        return jax.device_put(np.array(value, dtype))
+    return jnp.asarray(value, dtype)
+
+
 def real_arrays(tree: PyTree, name: str) -> PyTree:
     """`tree` with arrays as leaves.
 
@@ -46,7 +54,7 @@ def real_arrays(tree: PyTree, name: str) -> PyTree:
                 f"{name} must be real floating-point arrays; "
                 f"{name}{jax.tree_util.keystr(path)} has dtype {dtype}."
             )
-    return jax.tree.map(jnp.asarray, tree)
+    return jax.tree.map(as_array, tree)
 
 
 def parameter_name(path: Any) -> str:
@@ -139,7 +147,12 @@ def _lies_under(name: str, wanted: str) -> bool:
 
 def all_finite(tree: PyTree) -> jax.Array:
     """Whether every entry of every leaf is finite, `()` bool."""
-    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
+    floating = [
+        leaf
+        for leaf in jax.tree.leaves(tree)
+        if jnp.issubdtype(leaf.dtype, jnp.inexact)
+    ]
+    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in floating]
     # A reduction of the leaves' booleans would be fused anew into every select that
     # reads it: leaves times leaves. XLA fuses no sort, and false comes first.
     return jax.lax.sort(jnp.stack([*finite, jnp.array(True)]))[0]

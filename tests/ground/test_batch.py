@@ -50,6 +50,24 @@ def test_padding_holds_the_first_used_row():
     np.testing.assert_array_equal(batch.weights, WEIGHTS)
 
 
+def test_a_batch_of_arrays_compiles_one_program_or_none(caplog):
+    plain = np.arange(21.0, dtype=np.float32).reshape((7, 3))
+    weights = np.arange(7.0)
+    on_device = jnp.asarray(weights + 0.5)
+    with jax.log_compiles():
+        batches.as_batch((plain, plain[:, 0]))
+        batches.as_batch((plain, plain[:, 0], weights + 0.5))
+        batches.as_batch((plain, plain[:, 0], on_device))
+        assert "Finished XLA compilation" not in caplog.text
+        batches.as_batch((plain, plain[:, 0], weights))
+    assert caplog.text.count("Finished XLA compilation") == 1
+
+
+def test_weights_that_a_trace_closes_over_are_checked():
+    with pytest.raises(ValueError, match="weights must be finite and not negative"):
+        jax.jit(lambda x: batches.as_batch((x, Y, -WEIGHTS)))(X)
+
+
 def test_a_batch_of_padding_alone_holds_possible_targets():
     batch = batches.as_batch((X * np.nan, Y * np.nan, np.zeros(5)))
     assert np.isfinite(batch.inputs).all()

@@ -205,3 +205,22 @@ def test_leaves_that_are_not_real_are_named():
         trees.real_arrays({"a": 1.0, "b": (2.0, 3)}, "params")
     arrays = trees.real_arrays({"a": 1.0, "b": np.ones(2, np.float16)}, "params")
     assert arrays["b"].dtype == jnp.float16
+
+
+@pytest.mark.parametrize(
+    "value",
+    [np.arange(3), np.arange(3.0), np.float16(2), np.array(True), 2.0, [1, 2], jnp.e],
+)
+def test_arrays_are_those_of_jax(value):
+    ours, theirs = trees.as_array(value), jnp.asarray(value)
+    np.testing.assert_array_equal(ours, theirs)
+    assert ours.aval == theirs.aval
+
+
+def test_arrays_do_not_share_memory():
+    # large ones, which jax takes as they are where they are aligned
+    for _ in range(8):
+        given = np.zeros(100_000, np.float32)
+        taken = trees.as_array(given)
+        given[:] = 1
+        assert taken[0] == 0
