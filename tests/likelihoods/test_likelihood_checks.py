@@ -9,6 +9,33 @@ import pytest
 
 from fisherflow_jax import likelihoods
 
+SCALES = {
+    "categorical": likelihoods.SOFTMAX,
+    "bernoulli": likelihoods.LOGIT,
+    "poisson": likelihoods.LOG,
+    "negative_binomial": likelihoods.LOG,
+    "gamma": likelihoods.LOG,
+}
+
+
+def test_what_other_rooms_ask_of_a_likelihood(case):
+    asked = case.likelihood
+    assert asked.scale == SCALES.get(case.name, likelihoods.IDENTITY)
+    assert asked.is_classes == (case.name in ("categorical", "bernoulli"))
+    mixes = case.name in ("categorical", "gaussian_location_scale")
+    assert asked.mixes_outputs == mixes
+    assert asked.needs_covariance == (case.name == "gaussian_location_scale")
+    assert asked.normal_errors == case.name.startswith("gaussian")
+    assert (asked.with_noise is not None) == (case.name == "gaussian")
+    of_the_root = {"cholesky", "diagonal_bound", "low_rank", "diagonal", "root"}
+    for bound in (
+        likelihoods.cholesky_root(asked),
+        likelihoods.diagonal_root(asked),
+        likelihoods.rank_root(asked, 1),
+    ):
+        for name in set(asked._fields) - of_the_root - {"probe_shape", "call"}:
+            assert getattr(bound, name) == getattr(asked, name), name
+
 
 def test_check_accepts_arrays_shapes_and_tracers(case):
     outputs, targets = jnp.asarray(case.outputs), jnp.asarray(case.targets)
@@ -119,6 +146,16 @@ def test_factories_return_the_same_object():
     assert make(poisson.log_prob, poisson.sample) is not make(
         poisson.log_prob, poisson.sample, num_samples=8
     )
+
+
+def test_a_likelihood_prints_as_the_call_that_makes_it():
+    categorical, gaussian = likelihoods.categorical(), likelihoods.gaussian()
+    lower = likelihoods.rank_root(categorical, 2)
+    assert repr(categorical) == "categorical()"
+    assert repr(gaussian) == "gaussian(scale=1.0)"
+    assert repr(likelihoods.cholesky_root(gaussian)) == "gaussian(scale=1.0)"
+    assert repr(lower) == "rank_root(categorical(), k=2, num_iterations=None)"
+    assert repr(categorical._replace(name="labels", call="")) == "labels"
 
 
 def test_a_likelihood_is_a_static_argument_that_compiles_once():
