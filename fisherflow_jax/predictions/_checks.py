@@ -8,36 +8,36 @@ import jax
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import batch as batches
 from fisherflow_jax._ground import trees
-from fisherflow_jax.estimators._chunking import check_chunk_size
-from fisherflow_jax.flow._bank import BankState
+from fisherflow_jax._ground.checks import whole
 from fisherflow_jax.likelihoods import Likelihood
-from fisherflow_jax.posteriors._gaussian import check_like
-from fisherflow_jax.posteriors._intervals import dispersion_of
+from fisherflow_jax.posteriors import Gaussian, check_like, gaussians
 
 PyTree = Any
 
 
-def check_inputs(state: Any, inputs: PyTree, chunk_size: int | None) -> None:
+def check_inputs(
+    state: Any, inputs: PyTree, chunk_size: int | None, robust: bool = False
+) -> None:
     """Raises where values are at hand."""
-    check_chunk_size(chunk_size)
+    if chunk_size is not None:
+        whole(chunk_size, "chunk_size", of="examples")
     batches.as_batch((inputs, None))  # a leading axis shared by all, n > 0
-    for member in members_of(state):
-        if not (hasattr(member, "mean") and hasattr(member, "information")):
-            raise TypeError(
-                "a state has .mean and .information: that of a flow, or "
-                f"ff.posterior(...); got {_described(member)}."
-            )
-        if jax.tree_util.all_leaves([member]):
-            raise TypeError(
-                "a state is a pytree, such as a NamedTuple, so that it can be an "
-                f"argument of compiled functions; got {_described(member)}."
-            )
-        dispersion_of(member)
+    gaussians(state)
+    if robust:
+        gaussians(state, robust)
+    if jax.tree_util.all_leaves([state]):
+        raise TypeError(
+            "a state is a pytree, such as a NamedTuple, so that it can be an argument "
+            f"of compiled functions; got {_described(state)}."
+        )
 
 
-def members_of(state: Any) -> tuple:
-    """The states of a bank, or the one state."""
-    return state.members if isinstance(state, BankState) else (state,)
+def one_belief(state: Any, refusal: str) -> Gaussian:
+    """The Gaussian of a state that is no mixture of several."""
+    members = gaussians(state)[1]
+    if len(members) > 1:
+        raise ValueError(f"{refusal}: ask for that of each of bank.members.")
+    return members[0]
 
 
 def check_likelihood(likelihood: Any) -> None:
@@ -49,18 +49,32 @@ def check_likelihood(likelihood: Any) -> None:
         )
 
 
+def known(likelihood: Likelihood, belief: Gaussian) -> Likelihood:
+    """The likelihood with the state's dispersion, where it is unknown."""
+    if likelihood.with_dispersion is None:
+        return likelihood
+    if belief.dispersion is None:
+        raise ValueError(
+            f"the dispersion of {likelihood.name} is unknown and this state does "
+            "not estimate it: give the likelihood it was made with, or "
+            "likelihood.with_dispersion(value)."
+        )
+    return likelihood.with_dispersion(belief.dispersion)
+
+
 def check_model(
-    state: Any, apply_fn: Callable, inputs: PyTree, likelihood: Likelihood | None = None
+    belief: Gaussian,
+    apply_fn: Callable,
+    inputs: PyTree,
+    likelihood: Likelihood | None = None,
 ) -> None:
     """Raises where model and state do not go together. Static: shapes alone."""
-    about = jax.eval_shape(ops.diagonal, ops.plain(state.information), state.mean)
-    check_like(about, state.mean)
+    mean = belief.mean
+    check_like(jax.eval_shape(ops.diagonal, belief.information, mean), mean)
     try:
-        outputs = jax.eval_shape(apply_fn, state.mean, batches.unshare(inputs))
+        outputs = jax.eval_shape(apply_fn, mean, batches.unshare(inputs))
     except Exception as error:
-        leaves = jax.tree_util.tree_leaves_with_path(
-            state.mean, is_leaf=lambda x: x is None
-        )
+        leaves = jax.tree_util.tree_leaves_with_path(mean, is_leaf=lambda x: x is None)
         holes = [trees.leaf_name(path) for path, leaf in leaves if leaf is None]
         if holes:
             error.add_note(

@@ -7,15 +7,19 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fisherflow_jax._ground import batch as batches
+from fisherflow_jax._ground.chunks import map_chunks
 from fisherflow_jax._ground.keys import typed_key
-from fisherflow_jax.flow._bank import BankState
-from fisherflow_jax.posteriors._intervals import dispersion_of
-from fisherflow_jax.predictions._checks import check_inputs, check_model
-from fisherflow_jax.predictions._layer_covariances import covariance_of_layers
-from fisherflow_jax.predictions._pulling import Puller, spreads_of, whole
-from fisherflow_jax.predictions._streaming import in_chunks
-from fisherflow_jax.predictions._whitening import Rows
+from fisherflow_jax.model import once
+from fisherflow_jax.posteriors import Gaussian
+from fisherflow_jax.predictions._checks import check_inputs, check_model, one_belief
+from fisherflow_jax.predictions._covariance import (
+    Puller,
+    Pulled,
+    by_gradients,
+    layer_covariances,
+)
+from fisherflow_jax.predictions._joint_layers import covariance_of_layers
+from fisherflow_jax.predictions._streaming import dispersed, one_by_one
 
 PyTree = Any
 
@@ -88,49 +92,39 @@ def joint(
       Khan, Immer, Abedi, Korzepa, "Approximate inference turns deep networks into
       Gaussian processes", 2019.
     """
-    check_inputs(state, inputs, chunk_size)
-    if isinstance(state, BankState):
-        raise ValueError(
-            "the joint distribution of a bank is a mixture: ask for that of each of "
-            "bank.members."
-        )
-    return _compiled(state, apply_fn, inputs, robust, chunk_size)
+    check_inputs(state, inputs, chunk_size, robust)
+    belief = one_belief(state, "the joint distribution of a bank is a mixture")
+    return _compiled(belief, apply_fn, inputs, robust, chunk_size)
 
 
 def _joint(
-    state: Any, apply_fn: Callable, inputs: PyTree, robust: bool, size: int | None
+    belief: Gaussian, apply_fn: Callable, inputs: PyTree, robust: bool, size: int | None
 ) -> Joint:
-    parts, rebuild = batches.split(inputs)
+    (parts, example_of), model = one_by_one(inputs), once(apply_fn)
     size = size or parts[0].shape[0]
-
-    def example_of(parts: list) -> PyTree:
-        return batches.unshare(rebuild([x[None] for x in parts]))
-
-    check_model(state, apply_fn, inputs)
-    spreads = spreads_of(state, apply_fn, inputs, robust)
-    if spreads is None:
-        at = whole(state, apply_fn, robust)
-        outputs, covariance = _of_rows(at, parts, example_of, size)
+    check_model(belief, model, inputs)
+    found = layer_covariances(belief, model, inputs, robust)
+    if found is None:
+        at = by_gradients(belief, model, robust)
+        outputs, covariance = _of_gradients(at, parts, example_of, size)
     else:
         outputs, covariance = covariance_of_layers(
-            state.mean, apply_fn, spreads, parts, example_of, size
+            belief.mean, model, found, parts, example_of, size
         )
-    dispersion = None if robust else dispersion_of(state)
-    if dispersion is not None:
-        covariance = covariance * dispersion
+    covariance = dispersed(covariance, belief, robust)
     return Joint(outputs.astype(covariance.dtype), (covariance + covariance.T) / 2)
 
 
-def _of_rows(
+def _of_gradients(
     at: Puller, parts: list[jax.Array], example_of: Callable[[list], PyTree], size: int
 ) -> tuple[jax.Array, jax.Array]:
-    def one(parts: list) -> tuple[jax.Array, Rows]:
-        outputs, rows_of = at(example_of(parts))
+    def one(parts: list) -> tuple[jax.Array, Pulled]:
+        outputs, pull = at(example_of(parts))
         units = jnp.eye(outputs.size, dtype=outputs.dtype)
-        return outputs[0], rows_of(units.reshape((outputs.size, *outputs.shape)))
+        return outputs[0], pull(units.reshape((outputs.size, *outputs.shape)))
 
-    outputs, rows = in_chunks(one, parts, size)
-    flat = Rows(*(x.reshape((-1, x.shape[-1])) for x in rows))
+    outputs, rows = map_chunks(jax.vmap(one), parts, size)
+    flat = Pulled(*(x.reshape((-1, x.shape[-1])) for x in rows))
     return outputs, flat.covariance()
 
 

@@ -5,8 +5,7 @@ from typing import Any
 import jax
 
 from fisherflow_jax.likelihoods import Likelihood
-from fisherflow_jax.posteriors._intervals import degrees_of_freedom_of
-from fisherflow_jax.posteriors._quantiles import two_sided
+from fisherflow_jax.posteriors import degrees_of_freedom, two_sided
 from fisherflow_jax.predictions._prediction import Prediction
 
 
@@ -57,7 +56,7 @@ def observation_interval(
             "observation_interval is for normal errors (gaussian, "
             f"gaussian_location_scale); got {likelihood.name}."
         )
-    spare = None if state is None else degrees_of_freedom_of(state)
+    spare = None if state is None else degrees_of_freedom(state)
     reach = two_sided(level, spare, prediction.mean.dtype)
     reach = reach * prediction.observation_std
     return prediction.mean - reach, prediction.mean + reach

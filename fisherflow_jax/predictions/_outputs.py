@@ -1,16 +1,15 @@
 """The linearised model: its outputs at the mean, and how unsure they are."""
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from fisherflow_jax.flow._bank import BankState
-from fisherflow_jax.posteriors._intervals import dispersion_of
+from fisherflow_jax.model import once
+from fisherflow_jax.posteriors import gaussians, mixture
 from fisherflow_jax.predictions._checks import check_inputs
-from fisherflow_jax.predictions._streaming import Spread, Wanted, spread
+from fisherflow_jax.predictions._streaming import OutputMoments, Wanted, moments
 
 PyTree = Any
 
@@ -82,64 +81,35 @@ def linearized_outputs(
       Kristiadi, Hein, Hennig, "Being Bayesian, even just a bit, fixes overconfidence in
       ReLU networks", 2020.
     """
-    check_inputs(state, inputs, chunk_size)
-    wanted = Wanted(variance=True, covariance=covariance)
-    return _compiled(state, apply_fn, inputs, wanted, robust, chunk_size)
+    check_inputs(state, inputs, chunk_size, robust)
+    wanted = Wanted(True, covariance, None, robust, chunk_size)
+    return _compiled(state, apply_fn, inputs, wanted)
 
 
-@functools.singledispatch
-def moments(
-    state: Any,
-    apply_fn: Callable,
-    inputs: PyTree,
-    wanted: Wanted,
-    robust: bool,
-    chunk_size: int | None,
-) -> Spread:
-    """What is wanted of the outputs, dispersion included."""
-    found = spread(state, apply_fn, inputs, wanted, robust, chunk_size)
-    dispersion = None if robust else dispersion_of(state)
-    if dispersion is None:
-        return found
-    return Spread(
-        found.outputs, *(None if x is None else x * dispersion for x in found[1:])
-    )
+def _mixture(
+    state: Any, apply_fn: Callable, inputs: PyTree, wanted: Wanted
+) -> Outputs:
+    weights, members = gaussians(state)
+    model = once(apply_fn)
+    found = [raw(moments(one, model, inputs, wanted)) for one in members]
+    if len(found) == 1:
+        return found[0]
+    weights = weights.astype(found[0].variance.dtype)
+    mean, variance = mixture(weights, [x.mean for x in found], [x.variance for x in found])
+    if not wanted.covariance:
+        return Outputs(mean, variance)
+    parts = []
+    for one in found:
+        away = (one.mean - mean).reshape(one.covariance.shape[:-1])
+        parts.append(one.covariance + away[..., :, None] * away[..., None, :])
+    return Outputs(mean, variance, jnp.tensordot(weights, jnp.stack(parts), 1))
 
 
-@moments.register
-def _(state: BankState, apply_fn: Callable, inputs: PyTree, wanted: Wanted, *options):
-    members = [moments(m, apply_fn, inputs, wanted, *options) for m in state.members]
-    stacked = jax.tree.map(lambda *x: jnp.stack(x), *members)
-    outputs, variance = mixture(state, stacked.outputs, stacked.variance)
-    if stacked.covariance is None:
-        return Spread(outputs, variance, None, None)
-    away = (stacked.outputs - outputs[None]).reshape(stacked.covariance.shape[:-1])
-    between = away[..., :, None] * away[..., None, :]
-    covariance = mix(state, stacked.covariance + between)
-    return Spread(outputs, variance, covariance, None)
-
-
-def mix(bank: BankState, values: jax.Array) -> jax.Array:
-    """The members' values `(members, ...)`, weighted."""
-    return jnp.tensordot(bank.weights.astype(values.dtype), values, 1)
-
-
-def mixture(
-    bank: BankState, means: jax.Array, variances: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Mean and variance of a mixture."""
-    center = mix(bank, means)
-    between = jnp.square(means - jnp.broadcast_to(center, means.shape))
-    return center, mix(bank, variances + between)
-
-
-def raw(found: Spread) -> Outputs:
+def raw(found: OutputMoments) -> Outputs:
     """The raw outputs alone."""
     variance = found.variance
     return Outputs(found.outputs.astype(variance.dtype), variance, found.covariance)
 
 
 # compiled once a model and shape, so that a second call compiles nothing
-_compiled = jax.jit(
-    lambda *arguments: raw(moments(*arguments)), static_argnums=(1, 3, 4, 5)
-)
+_compiled = jax.jit(_mixture, static_argnums=(1, 3))

@@ -7,18 +7,19 @@ import jax
 import jax.numpy as jnp
 
 from fisherflow_jax._ground import trees
-from fisherflow_jax.flow._bank import BankState
 from fisherflow_jax.likelihoods import Likelihood
-from fisherflow_jax.posteriors._intervals import degrees_of_freedom_of, dispersion_of
-from fisherflow_jax.posteriors._quantiles import check_level, two_sided
-from fisherflow_jax.predictions._checks import (
-    check_inputs,
-    check_likelihood,
-    members_of,
+from fisherflow_jax.model import once
+from fisherflow_jax.posteriors import (
+    check_level,
+    degrees_of_freedom,
+    gaussians,
+    mixture,
+    two_sided,
 )
+from fisherflow_jax.predictions._checks import check_inputs, check_likelihood, known
 from fisherflow_jax.predictions._links import Averaged
-from fisherflow_jax.predictions._outputs import Outputs, mix, mixture, moments, raw
-from fisherflow_jax.predictions._streaming import Wanted
+from fisherflow_jax.predictions._outputs import Outputs, raw
+from fisherflow_jax.predictions._streaming import Wanted, moments
 
 PyTree = Any
 
@@ -109,35 +110,33 @@ def predict(
       linearization", 2021.
     """
     check_level(level)
-    check_inputs(state, inputs, chunk_size)
+    check_inputs(state, inputs, chunk_size, robust)
     check_likelihood(likelihood)
     if link is not None and not callable(link):
         raise TypeError(
             "a link is a function of (Outputs, likelihood), such as "
             f"ff.predictions.probit(); got {link!r}."
         )
-    needs_covariance = getattr(link, "covariance", False) and likelihood.mixes_outputs
-    wanted = Wanted(link is not None, needs_covariance, likelihood)
-    parts = _compiled_parts(state, apply_fn, inputs, wanted, robust, chunk_size)
-    found = parts.moments
+    covariance = getattr(link, "covariance", False) and likelihood.mixes_outputs
+    wanted = Wanted(link is not None, covariance, likelihood, robust, chunk_size)
+    weights, members = gaussians(state)
+    found, outputs = _compiled(state, apply_fn, inputs, wanted)
     if link is not None:
-        members = members_of(state)
-        averaged = [
-            _averaged(link, outputs, known(likelihood, member), own)
-            for member, outputs, own in zip(members, parts.outputs, found, strict=True)
+        found = [
+            _averaged(link, *one, known(likelihood, belief))
+            for belief, *one in zip(members, outputs, found, strict=True)
         ]
-        found = tuple(averaged)
-    whole = _mixed(state, found)
-    dtype = trees.wide_dtype(*(x.dtype for x in jax.tree.leaves(whole)))
-    whole = jax.tree.map(lambda x: x.astype(dtype), whole)
-    reach = two_sided(level, degrees_of_freedom_of(state), dtype)
+    dtype = trees.wide_dtype(*(x.dtype for x in jax.tree.leaves(found)))
+    found = jax.tree.map(lambda x: x.astype(dtype), found)
+    whole = _mixed(weights.astype(dtype), found)
+    reach = two_sided(level, degrees_of_freedom(state), dtype)
     reach = reach * _root(whole.line_variance)
     return Prediction(
-        whole.mean,
-        _root(whole.mean_variance),
-        _root(whole.mean_variance + whole.noise),
-        likelihood.scale.inverse(whole.line - reach),
-        likelihood.scale.inverse(whole.line + reach),
+        mean=whole.mean,
+        std=_root(whole.mean_variance),
+        observation_std=_root(whole.mean_variance + whole.noise),
+        lower=likelihood.scale.inverse(whole.line - reach),
+        upper=likelihood.scale.inverse(whole.line + reach),
     )
 
 
@@ -151,55 +150,34 @@ class Moments(NamedTuple):
     noise: jax.Array  # the target's own variance
 
 
-class _Parts(NamedTuple):
-    """Of each member of a bank, or of the one state."""
-
-    moments: tuple[Moments, ...]
-    outputs: tuple[Outputs | None, ...]  # where a link asks for them
-
-
-def known(likelihood: Likelihood, state: Any) -> Likelihood:
-    """The likelihood with the state's dispersion, where it is unknown."""
-    if likelihood.with_dispersion is None:
-        return likelihood
-    dispersion = dispersion_of(state)
-    if dispersion is None:
-        raise ValueError(
-            f"the dispersion of {likelihood.name} is unknown and this state does "
-            "not estimate it: give the likelihood it was made with, or "
-            "likelihood.with_dispersion(value)."
-        )
-    return likelihood.with_dispersion(dispersion)
-
-
-def _parts(
-    state: Any,
-    apply_fn: Callable,
-    inputs: PyTree,
-    wanted: Wanted,
-    robust: bool,
-    chunk_size: int | None,
-) -> _Parts:
-    all_moments, all_outputs = [], []
-    for member in members_of(state):
-        likelihood = known(wanted.line_of, member)
-        found = moments(member, apply_fn, inputs, wanted, robust, chunk_size)
-        spread = found.line_variance
-        eta = likelihood.line(found.outputs)
+def _moments(
+    state: Any, apply_fn: Callable, inputs: PyTree, wanted: Wanted
+) -> tuple[list[Moments], list[Outputs | None]]:
+    """Of each Gaussian of the state; outputs where a link asks for them."""
+    model, all_moments, all_outputs = once(apply_fn), [], []
+    for belief in gaussians(state)[1]:
+        likelihood = known(wanted.line_of, belief)
+        found = moments(belief, model, inputs, wanted)
+        eta, spread = likelihood.line(found.outputs), found.line_variance
         mean, slope = jax.jvp(likelihood.scale.inverse, (eta,), (jnp.ones_like(eta),))
-        noise = likelihood.variance(found.outputs)
-        own = Moments(eta, spread, mean, jnp.square(slope) * spread, noise)
+        own = Moments(
+            line=eta,
+            line_variance=spread,
+            mean=mean,
+            mean_variance=jnp.square(slope) * spread,
+            noise=likelihood.variance(found.outputs),
+        )
         all_moments.append(own)
         all_outputs.append(raw(found) if wanted.variance else None)
-    return _Parts(tuple(all_moments), tuple(all_outputs))
+    return all_moments, all_outputs
 
 
 # compiled once a model and shape, so that a second call compiles nothing
-_compiled_parts = jax.jit(_parts, static_argnums=(1, 3, 4, 5))
+_compiled = jax.jit(_moments, static_argnums=(1, 3))
 
 
 def _averaged(
-    link: Callable, outputs: Outputs, likelihood: Likelihood, own: Moments
+    link: Callable, outputs: Outputs, own: Moments, likelihood: Likelihood
 ) -> Moments:
     averaged = link(outputs, likelihood)
     if not isinstance(averaged, Averaged):
@@ -225,15 +203,15 @@ def _averaged(
     return own._replace(mean=mean, mean_variance=variance, noise=noise)
 
 
-def _mixed(state: Any, found: tuple[Moments, ...]) -> Moments:
-    if not isinstance(state, BankState):
+def _mixed(weights: jax.Array, found: list[Moments]) -> Moments:
+    """The interval is of eta; the mean has its own scale, where shares sum to one."""
+    lines, line_variances, means, variances, noises = zip(*found, strict=True)
+    if len(found) == 1:
         return found[0]
-    stacked = jax.tree.map(lambda *x: jnp.stack(x), *found)
-    # eta for the interval; the mean on its own scale, where probabilities sum to one
     return Moments(
-        *mixture(state, stacked.line, stacked.line_variance),
-        *mixture(state, stacked.mean, stacked.mean_variance),
-        mix(state, stacked.noise),
+        *mixture(weights, lines, line_variances),
+        *mixture(weights, means, variances),
+        jnp.tensordot(weights, jnp.stack(noises), 1),
     )
 
 

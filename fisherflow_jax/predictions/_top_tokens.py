@@ -7,11 +7,16 @@ import jax
 import jax.numpy as jnp
 
 from fisherflow_jax._ground import trees
-from fisherflow_jax.flow._bank import BankState
+from fisherflow_jax._ground.checks import whole
 from fisherflow_jax.likelihoods import SOFTMAX, Likelihood
-from fisherflow_jax.posteriors._quantiles import check_level, two_sided
-from fisherflow_jax.predictions._checks import check_inputs, check_likelihood
-from fisherflow_jax.predictions._streaming import Chosen, spread_of_chosen
+from fisherflow_jax.model import once
+from fisherflow_jax.posteriors import Gaussian, check_level, two_sided
+from fisherflow_jax.predictions._checks import (
+    check_inputs,
+    check_likelihood,
+    one_belief,
+)
+from fisherflow_jax.predictions._streaming import Chosen, Wanted, moments_of_chosen
 
 PyTree = Any
 
@@ -85,41 +90,32 @@ def top_tokens(
       [0.7 0.2] [0.5 0.1]
     """
     check_level(level)
-    check_inputs(state, inputs, chunk_size)
+    check_inputs(state, inputs, chunk_size, robust)
     check_likelihood(likelihood)
     if likelihood.scale != SOFTMAX:
         raise ValueError(
             f"top_tokens is for categorical targets; got {likelihood.name}."
         )
-    if isinstance(state, BankState):
-        raise ValueError("top_tokens takes one state: ask for each of bank.members.")
-    if not isinstance(k, int) or k < 1:
-        raise ValueError(f"k is a positive whole number of classes; got {k!r}.")
-    ids, line, variance = _compiled(
-        state, apply_fn, likelihood, inputs, k, robust, chunk_size
-    )
+    belief = one_belief(state, "top_tokens takes one state")
+    whole(k, "k", of="classes")
+    wanted = Wanted(line_of=likelihood, robust=robust, chunk_size=chunk_size)
+    ids, line, variance = _compiled(belief, apply_fn, inputs, k, wanted)
     dtype = trees.wide_dtype(line.dtype, variance.dtype)
     line = line.astype(dtype)
     std = jnp.sqrt(variance.astype(dtype))
     reach = two_sided(level, None, dtype) * std
     share = jax.nn.sigmoid(line)
     return TopTokens(
-        ids,
-        share,
-        share * jax.nn.sigmoid(-line) * std,
-        jax.nn.sigmoid(line - reach),
-        jax.nn.sigmoid(line + reach),
+        ids=ids,
+        probabilities=share,
+        std=share * jax.nn.sigmoid(-line) * std,
+        lower=jax.nn.sigmoid(line - reach),
+        upper=jax.nn.sigmoid(line + reach),
     )
 
 
 def _top(
-    state: Any,
-    apply_fn: Callable,
-    likelihood: Likelihood,
-    inputs: PyTree,
-    k: int,
-    robust: bool,
-    chunk_size: int | None,
+    belief: Gaussian, apply_fn: Callable, inputs: PyTree, k: int, wanted: Wanted
 ) -> Chosen:
     def choose(logits: jax.Array) -> jax.Array:
         if k > logits.shape[-1]:
@@ -128,12 +124,10 @@ def _top(
 
     def log_odds(logits: jax.Array, extra: jax.Array) -> jax.Array:
         # by the likelihood's own line, which is finite for saturated logits
-        return jnp.take_along_axis(likelihood.line(logits), extra, -1)
+        return jnp.take_along_axis(wanted.line_of.line(logits), extra, -1)
 
-    return spread_of_chosen(
-        state, apply_fn, inputs, likelihood, choose, log_odds, robust, chunk_size
-    )
+    return moments_of_chosen(belief, once(apply_fn), inputs, wanted, choose, log_odds)
 
 
 # compiled once a model and shape, so that a second call compiles nothing
-_compiled = jax.jit(_top, static_argnums=(1, 2, 4, 5, 6))
+_compiled = jax.jit(_top, static_argnums=(1, 3, 4))

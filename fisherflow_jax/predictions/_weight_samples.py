@@ -9,9 +9,8 @@ import jax.numpy as jnp
 from fisherflow_jax._ground import batch as batches
 from fisherflow_jax._ground.keys import typed_key
 from fisherflow_jax.likelihoods import Likelihood
-from fisherflow_jax.posteriors._sampling import sample
-from fisherflow_jax.predictions._checks import check_inputs, check_likelihood
-from fisherflow_jax.predictions._prediction import known
+from fisherflow_jax.posteriors import gaussians, sample
+from fisherflow_jax.predictions._checks import check_inputs, check_likelihood, known
 
 PyTree = Any
 
@@ -80,7 +79,10 @@ def weight_samples(
         )
     check_inputs(state, inputs, None)
     check_likelihood(likelihood)
-    likelihood = known(likelihood, state)
+    belief, *rest = gaussians(state)[1]
+    if rest:  # no one dispersion
+        belief = belief._replace(dispersion=None)
+    likelihood = known(likelihood, belief)
     keys = jax.random.split(typed_key(key), num_samples)
     example = batches.unshare(inputs)
 
@@ -88,7 +90,7 @@ def weight_samples(
         outputs = apply_fn(params, example)
         return likelihood.mean(outputs), likelihood.variance(outputs)
 
-    center, noise = one(state.mean)
+    center, noise = one(belief.mean)
     zero = jnp.zeros_like(center), jnp.zeros_like(center), jnp.zeros_like(noise)
 
     def step(sums: Any, key: jax.Array) -> tuple[Any, None]:

@@ -49,6 +49,6 @@ def test_bad_input():
         ff.predictions.top_tokens(
             *arguments[:2], ff.likelihoods.poisson(), MODEL.inputs, 1
         )
-    bank = ff.BankState((posterior,), jnp.zeros(1))
+    bank = ff.BankState((posterior, posterior), jnp.log(jnp.array([0.5, 0.5])))
     with pytest.raises(ValueError, match="takes one state"):
         ff.predictions.top_tokens(bank, *arguments[1:], 1)

@@ -1,0 +1,238 @@
+r"""Cotangents of one example pulled back, so that products are covariances of outputs.
+
+With one variance a parameter, or a parameter of a Kronecker eigenbasis, the layers are
+tapped: what enters them and what returns to their outputs is enough, and no gradient of
+a kernel is formed where it is used once an example.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fisherflow_jax import information as ops
+from fisherflow_jax import layers as layers_of
+from fisherflow_jax._ground import trees
+from fisherflow_jax._ground.linalg import product
+from fisherflow_jax.layers import Layer, Layers
+from fisherflow_jax.posteriors import Gaussian
+from fisherflow_jax.structures._algebra import layer_vectors
+from fisherflow_jax.structures._algebra.kronecker_factors import with_bias
+
+PyTree = Any
+
+
+class Pulled(NamedTuple):
+    """R pulled-back vectors, so that `left_r . right_s` is the covariance of r and s.
+
+    Where a root of the information is at hand both are its solution, so that variances
+    are sums of squares and never negative.
+    """
+
+    left: jax.Array  # (R, q)
+    right: jax.Array  # (R, q)
+
+    def mixed(self, matrix: jax.Array) -> "Pulled":
+        """The combinations `matrix (S, R)` of the vectors."""
+        matrix = matrix.astype(self.left.dtype)
+        left = product("sr,rq->sq", matrix, self.left)
+        if self.right is self.left:
+            return Pulled(left, left)
+        return Pulled(left, product("sr,rq->sq", matrix, self.right))
+
+    def variance(self) -> jax.Array:
+        """`(R,)`."""
+        return jnp.sum(self.left * self.right, -1)
+
+    def covariance(self) -> jax.Array:
+        """`(R, R)`."""
+        return product("rq,sq->rs", self.left, self.right)
+
+
+# an example, leading axis 1 -> its outputs (1, ...), and cotangents (R, 1, ...) -> Pulled
+Puller = Callable[[PyTree], tuple[jax.Array, Callable[[jax.Array], Pulled]]]
+
+
+def by_gradients(belief: Gaussian, apply_fn: Callable, robust: bool) -> Puller:
+    """By gradients of all parameters, for any structure; factorised once."""
+    white = _whitened(belief, robust)
+
+    def at(example: PyTree) -> tuple[jax.Array, Callable[[jax.Array], Pulled]]:
+        outputs, vjp = jax.vjp(lambda params: apply_fn(params, example), belief.mean)
+
+        def pull(cotangents: jax.Array) -> Pulled:
+            pulled = jax.vmap(lambda cotangent: vjp(cotangent)[0])(cotangents)
+            return white(trees.widen(pulled))
+
+        return outputs, pull
+
+    return at
+
+
+def _whitened(belief: Gaussian, robust: bool) -> Callable[[PyTree], Pulled]:
+    """Leaves `(R, *leaf.shape)` -> `Pulled`, by a root where the structure has one."""
+    information, meat = belief.information, belief.meat
+    if not robust and ops.provides(ops.whitener, information):
+        root = ops.whitener(information)
+
+        def halved(stack: PyTree) -> Pulled:
+            half = root.matrix(stack)
+            return Pulled(half, half)
+
+        return halved
+    solve = ops.solver(information)
+
+    def solved(stack: PyTree) -> Pulled:
+        once = jax.vmap(solve)(stack)
+        if not robust:
+            return Pulled(trees.ravel(stack, 1), trees.ravel(once, 1))
+        filled = jax.vmap(lambda v: ops.matvec(meat, v))(once)
+        return Pulled(trees.ravel(once, 1), trees.ravel(filled, 1))
+
+    return solved
+
+
+class LayerCovariance(NamedTuple):
+    """The covariance of one layer: diagonal in a basis of each of its two sides."""
+
+    layer: Layer
+    variances: jax.Array  # (K, I, O)
+    inputs: jax.Array | None = None  # columns (K, I, I); None: the identity
+    outputs: jax.Array | None = None  # columns (K, O, O)
+
+    def entered(self, inputs: jax.Array, dtype: Any) -> jax.Array:
+        """A dense layer's inputs `(K, T, I)`, its bias's ones with them, turned."""
+        inputs = inputs.astype(dtype)
+        if self.layer.bias is not None:
+            inputs = with_bias(inputs)
+        return _turned("kti,kij->ktj", inputs, self.inputs)
+
+    def returned(self, gradients: jax.Array) -> jax.Array:
+        """Gradients `(..., K, T, O)` with respect to the layer's outputs, turned."""
+        return _turned("...kto,kop->...ktp", gradients, self.outputs)
+
+    def weights(self, entered: jax.Array) -> jax.Array:
+        """`sum_i a_i^2 V_io` at each position, `(K, T, O)`."""
+        return product("kti,kio->kto", jnp.square(entered), self.variances)
+
+    def pulled(self, inputs: jax.Array, gradients: jax.Array) -> Pulled:
+        """Of inputs `(K, T, I)` (or ids) and gradients `(R, K, T, O)`.
+
+        No root is taken: its derivative is infinite where all inputs are zero.
+        """
+        right = self.returned(gradients)
+        if self.layer.kind == "embedding":
+            pair = self.looked_up(inputs, right)
+        else:
+            entered = self.entered(inputs, right.dtype)
+            if self.layer.num_positions == 1:
+                right = right[:, :, 0]
+                pair = Pulled(right * self.weights(entered)[None, :, 0], right)
+            else:
+                right = product("kti,rkto->rkio", entered, right)
+                pair = Pulled(right * self.variances[None], right)
+        return Pulled(*(x.reshape((gradients.shape[0], -1)) for x in pair))
+
+    def looked_up(self, ids: jax.Array, returned: jax.Array) -> Pulled:
+        """The rows of the table that one example looks up, each counted once."""
+        same = ids[:, :, None] == ids[:, None, :]
+        summed = product("kts,rkso->rkto", same.astype(returned.dtype), returned)
+        positions = jnp.arange(ids.shape[1], dtype=jnp.int32)
+        first = jnp.argmax(same, axis=-1).astype(jnp.int32) == positions[None]
+        copies = jnp.arange(ids.shape[0], dtype=jnp.int32)[:, None]
+        # the number of rows stands for an id out of bounds
+        counts = first & (ids < self.layer.num_inputs)
+        variances = self.variances[jnp.broadcast_to(copies, ids.shape), ids]
+        variances = jnp.where(counts[..., None], variances, jnp.zeros_like(variances))
+        left = summed * variances[None]
+        if self.layer.bias is None:
+            return Pulled(left, summed)
+        of_bias = jnp.sum(returned, axis=2, keepdims=True)
+        return Pulled(
+            jnp.concatenate([left, of_bias * self.variances[None, :, -1:]], axis=2),
+            jnp.concatenate([summed, of_bias], axis=2),
+        )
+
+
+def _turned(spec: str, values: jax.Array, columns: jax.Array | None) -> jax.Array:
+    return values if columns is None else product(spec, values, columns)
+
+
+class LayerCovariances(NamedTuple):
+    """A covariance that is diagonal, parameter by parameter or in an eigenbasis."""
+
+    layers: Layers
+    each: list[LayerCovariance]  # in the order of the layers
+    others: dict[int, jax.Array]  # leaf index -> variances like the leaf
+
+    def of_leaf(self, leaf: int, gradients: jax.Array) -> Pulled:
+        """Of a leaf that is no layer's, gradients `(R, ...)`."""
+        flat = gradients.reshape((gradients.shape[0], -1))
+        return Pulled(flat * self.others[leaf].reshape((1, -1)), flat)
+
+
+def layer_covariances(
+    belief: Gaussian, apply_fn: Callable, inputs: PyTree, robust: bool
+) -> LayerCovariances | None:
+    """The covariance layer by layer; None where it has no such form."""
+    information, mean, meat = belief.information, belief.mean, belief.meat
+    known = ops.facts(information)
+    if not known.elementwise and (robust or known.layers is None):
+        return None
+    layers = layers_of.find_layers(apply_fn, mean, inputs)
+    sides: dict = {}
+    if known.elementwise:
+        if robust:
+            entries = ops.diagonal(ops.sandwich(information, meat), mean)
+        else:
+            entries = ops.inverse_diagonal(information, mean)
+        matrices, others = layer_vectors.split(layers, entries, trees.float_dtype(mean))
+        values = matrices | others
+    elif _treatment(layers) != _treatment(known.layers):
+        return None
+    else:
+        found = ops.spectral(information, mean).map(lambda value: 1 / value)
+        values, sides = found.values, found.basis.sides
+    names = layers.names
+    return LayerCovariances(
+        layers,
+        [
+            LayerCovariance(
+                layer, values[names[layer.kernel]], *sides.get(names[layer.kernel], ())
+            )
+            for layer in layers.layers
+        ],
+        {leaf: values[names[leaf]] for leaf, _ in layers.fallback},
+    )
+
+
+def _treatment(layers: Layers) -> Any:
+    """What a prediction's layers share with those of the data, of another length."""
+    each = [dataclasses.replace(layer, num_positions=0) for layer in layers.layers]
+    return each, {leaf for leaf, _ in layers.fallback}, layers.names, layers.shapes
+
+
+def by_layers(mean: PyTree, apply_fn: Callable, found: LayerCovariances) -> Puller:
+    """By what enters and returns to each layer."""
+    dtype = trees.float_dtype(mean)
+
+    def at(example: PyTree) -> tuple[jax.Array, Callable[[jax.Array], Pulled]]:
+        outputs, entering, back = layers_of.tap(apply_fn, found.layers, mean, example)
+
+        def pull(cotangents: jax.Array) -> Pulled:
+            gradients, others = jax.vmap(back)(cotangents)
+            pairs = [
+                one.pulled(inputs, gradient.astype(dtype))
+                for one, inputs, gradient in zip(
+                    found.each, entering, gradients, strict=True
+                )
+            ]
+            pairs += [found.of_leaf(i, x.astype(dtype)) for i, x in others.items()]
+            parts = zip(*pairs, strict=True)
+            return Pulled(*(jnp.concatenate(part, -1) for part in parts))
+
+        return outputs, pull
+
+    return at
