@@ -51,7 +51,7 @@ class Pulled(NamedTuple):
         return product("rq,sq->rs", self.left, self.right)
 
 
-# an example, leading axis 1 -> its outputs (1, ...), and cotangents (R, 1, ...) -> Pulled
+# an example, leading axis 1 -> outputs (1, ...), and cotangents (R, 1, ...) -> Pulled
 Puller = Callable[[PyTree], tuple[jax.Array, Callable[[jax.Array], Pulled]]]
 
 

@@ -13,8 +13,8 @@ from fisherflow_jax.model import once
 from fisherflow_jax.posteriors import Gaussian
 from fisherflow_jax.predictions._checks import check_inputs, check_model, one_belief
 from fisherflow_jax.predictions._covariance import (
-    Puller,
     Pulled,
+    Puller,
     by_gradients,
     layer_covariances,
 )

@@ -86,23 +86,21 @@ def linearized_outputs(
     return _compiled(state, apply_fn, inputs, wanted)
 
 
-def _mixture(
-    state: Any, apply_fn: Callable, inputs: PyTree, wanted: Wanted
-) -> Outputs:
+def _mixture(state: Any, apply_fn: Callable, inputs: PyTree, wanted: Wanted) -> Outputs:
     weights, members = gaussians(state)
     model = once(apply_fn)
     found = [raw(moments(one, model, inputs, wanted)) for one in members]
     if len(found) == 1:
         return found[0]
     weights = weights.astype(found[0].variance.dtype)
-    mean, variance = mixture(weights, [x.mean for x in found], [x.variance for x in found])
+    means = [one.mean for one in found]
+    mean, variance = mixture(weights, means, [one.variance for one in found])
     if not wanted.covariance:
         return Outputs(mean, variance)
-    parts = []
-    for one in found:
-        away = (one.mean - mean).reshape(one.covariance.shape[:-1])
-        parts.append(one.covariance + away[..., :, None] * away[..., None, :])
-    return Outputs(mean, variance, jnp.tensordot(weights, jnp.stack(parts), 1))
+    within = jnp.stack([jnp.asarray(one.covariance) for one in found])
+    away = (jnp.stack(means) - mean[None]).reshape(within.shape[:-1])
+    between = away[..., :, None] * away[..., None, :]
+    return Outputs(mean, variance, jnp.tensordot(weights, within + between, 1))
 
 
 def raw(found: OutputMoments) -> Outputs:

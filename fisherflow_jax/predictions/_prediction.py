@@ -123,8 +123,8 @@ def predict(
     found, outputs = _compiled(state, apply_fn, inputs, wanted)
     if link is not None:
         found = [
-            _averaged(link, *one, known(likelihood, belief))
-            for belief, *one in zip(members, outputs, found, strict=True)
+            _averaged(link, given, known(likelihood, belief), own)
+            for belief, given, own in zip(members, outputs, found, strict=True)
         ]
     dtype = trees.wide_dtype(*(x.dtype for x in jax.tree.leaves(found)))
     found = jax.tree.map(lambda x: x.astype(dtype), found)
@@ -177,7 +177,7 @@ _compiled = jax.jit(_moments, static_argnums=(1, 3))
 
 
 def _averaged(
-    link: Callable, outputs: Outputs, own: Moments, likelihood: Likelihood
+    link: Callable, outputs: Outputs, likelihood: Likelihood, own: Moments
 ) -> Moments:
     averaged = link(outputs, likelihood)
     if not isinstance(averaged, Averaged):
@@ -205,13 +205,17 @@ def _averaged(
 
 def _mixed(weights: jax.Array, found: list[Moments]) -> Moments:
     """The interval is of eta; the mean has its own scale, where shares sum to one."""
-    lines, line_variances, means, variances, noises = zip(*found, strict=True)
-    if len(found) == 1:
-        return found[0]
+    (line, mean, noise), (line_variance, mean_variance, _) = mixture(
+        weights,
+        [(one.line, one.mean, one.noise) for one in found],
+        [(one.line_variance, one.mean_variance, one.noise) for one in found],
+    )
     return Moments(
-        *mixture(weights, lines, line_variances),
-        *mixture(weights, means, variances),
-        jnp.tensordot(weights, jnp.stack(noises), 1),
+        line=line,
+        line_variance=line_variance,
+        mean=mean,
+        mean_variance=mean_variance,
+        noise=noise,
     )
 
 

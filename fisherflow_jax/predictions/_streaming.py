@@ -177,9 +177,9 @@ def moments_of_chosen(
 
 def _closed(last: LastLayer, wanted: Wanted, at_once: int) -> OutputMoments:
     """Of one example, from the closed form of a last layer."""
-    outputs, likelihood = last.outputs, wanted.line_of
+    outputs, likelihood, line_variance = last.outputs, wanted.line_of, None
     if likelihood is None:
-        line_variance = None
+        pass
     elif not likelihood.mixes_outputs:
         line_variance = last.variance()
     elif likelihood.scale == SOFTMAX:
@@ -187,10 +187,10 @@ def _closed(last: LastLayer, wanted: Wanted, at_once: int) -> OutputMoments:
     else:
         line_variance = _of_line(likelihood.line, outputs[None], last.pull, at_once)
     return OutputMoments(
-        outputs,
-        last.variance() if wanted.variance else None,
-        last.covariance() if wanted.covariance else None,
-        line_variance,
+        outputs=outputs,
+        variance=last.variance() if wanted.variance else None,
+        covariance=last.covariance() if wanted.covariance else None,
+        line_variance=line_variance,
     )
 
 
@@ -198,46 +198,41 @@ def _pulled(
     outputs: jax.Array, pull: Callable, wanted: Wanted, at_once: int
 ) -> OutputMoments:
     """Of one example, by pulling back `at_once` cotangents at a time."""
-    shape, count = outputs.shape[1:], outputs.size
+    shape, count, line_of = outputs.shape[1:], outputs.size, wanted.line_of
     k = shape[-1] if shape else 1
-    variance = covariance = line_variance = None
+    places, within = (jnp.arange(number, dtype=jnp.int32) for number in (count, k))
 
     def rows_at(places: jax.Array) -> Pulled:
         return pull(_units(places, outputs))
 
-    if count == k <= min(at_once, _TOGETHER):
-        rows = rows_at(jnp.arange(k, dtype=jnp.int32))
-        if wanted.covariance:
-            covariance = rows.covariance()
-        if wanted.variance:
-            variance = rows.variance().reshape(shape)
-        if wanted.line_of is not None:
-            line_variance = _mixed(wanted.line_of, outputs, rows)
-        return OutputMoments(outputs[0], variance, _shaped(covariance, shape), line_variance)
-
-    if wanted.covariance:
-        within = jnp.arange(k, dtype=jnp.int32)
+    rows = rows_at(places) if count == k <= min(at_once, _TOGETHER) else None
+    variance = covariance = line_variance = None
+    if wanted.covariance and rows is not None:
+        covariance = rows.covariance()
+    elif wanted.covariance:
         covariance = map_chunks(
             jax.vmap(lambda position: rows_at(position * k + within).covariance()),
-            jnp.arange(count // k, dtype=jnp.int32),
+            places[: count // k],
             max(at_once // k, 1),
         )
-        if wanted.variance:
-            variance = jnp.diagonal(covariance, axis1=-2, axis2=-1).reshape(shape)
+    if wanted.variance and rows is not None:
+        variance = rows.variance()
+    elif wanted.variance and covariance is not None:
+        variance = jnp.diagonal(covariance, axis1=-2, axis2=-1)
     elif wanted.variance:
-        places = jnp.arange(count, dtype=jnp.int32)
         variance = map_chunks(lambda p: rows_at(p).variance(), places, at_once)
-        variance = variance.reshape(shape)
-    if wanted.line_of is not None:
-        line_variance = _of_line(wanted.line_of.line, outputs, pull, at_once)
-    return OutputMoments(outputs[0], variance, _shaped(covariance, shape), line_variance)
-
-
-def _shaped(covariance: jax.Array | None, shape: tuple[int, ...]) -> jax.Array | None:
-    if covariance is None:
-        return None
-    k = covariance.shape[-1]
-    return covariance.reshape((*shape[:-1], k, k))
+    if line_of is not None and rows is not None:
+        line_variance = _mixed(line_of, outputs, rows)
+    elif line_of is not None:
+        line_variance = _of_line(line_of.line, outputs, pull, at_once)
+    return OutputMoments(
+        outputs=outputs[0],
+        variance=None if variance is None else variance.reshape(shape),
+        covariance=(
+            None if covariance is None else covariance.reshape((*shape[:-1], k, k))
+        ),
+        line_variance=line_variance,
+    )
 
 
 def _units(places: jax.Array, like: jax.Array) -> jax.Array:

@@ -109,7 +109,9 @@ def test_outputs_of_one_number_an_example():
 def test_bad_input():
     posterior, model = cases.state("mlp", "full"), MODELS["mlp"]
     arguments = posterior, model.apply_fn
-    with pytest.raises(ValueError, match="chunk_size is a positive whole number"):
+    with pytest.raises(
+        ValueError, match="chunk_size must be a positive whole number of examples; got"
+    ):
         ff.predictions.linearized_outputs(*arguments, model.inputs, chunk_size=0)
     with pytest.raises(ValueError, match="must not be empty"):
         ff.predictions.linearized_outputs(*arguments, model.inputs[:0])

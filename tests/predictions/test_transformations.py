@@ -1,5 +1,7 @@
 """jit, vmap and derivatives of predictions, and what their programs hold."""
 
+import collections
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -101,3 +103,31 @@ def test_float32_stays_float32():
     assert {x.dtype for x in found} == {np.dtype("float32")}
     expected = cases.explicit("mlp", exact)
     np.testing.assert_allclose(found.covariance, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("structure", ["full", "diagonal", "kronecker"])
+def test_the_model_is_traced_once_a_shape(structure):
+    posterior, traced = cases.state("mlp", structure), collections.Counter()
+
+    def apply_fn(params, x):
+        traced[x.shape] += 1
+        return MODEL.apply_fn(params, x)
+
+    bank = ff.BankState((posterior, posterior), jnp.log(jnp.array([0.5, 0.5])))
+    link = ff.predictions.probit()
+    calls = (
+        lambda: ff.predict(posterior, apply_fn, CATEGORICAL, MODEL.inputs),
+        lambda: ff.predict(bank, apply_fn, CATEGORICAL, MODEL.inputs, link=link),
+        lambda: ff.predictions.top_tokens(
+            posterior, apply_fn, CATEGORICAL, MODEL.inputs, 2
+        ),
+        lambda: ff.predictions.linearized_outputs(posterior, apply_fn, MODEL.inputs),
+        lambda: ff.predictions.joint(posterior, apply_fn, MODEL.inputs),
+    )
+    shape = MODEL.inputs.shape
+    for call in calls:
+        traced.clear()
+        call()
+        assert traced == {shape: 1, (1, *shape[1:]): 1}
+        call()  # of what is compiled
+        assert traced.total() == 2
