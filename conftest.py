@@ -69,3 +69,10 @@ def pytest_runtest_protocol(item: pytest.Item):
         with jax.enable_x64(False):
             return (yield)
     return (yield)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what tests recorded, such as the lines of code."""
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties:
+            terminalreporter.write_line(f"{name}: {value}")
