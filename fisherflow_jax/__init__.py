@@ -60,6 +60,7 @@ from fisherflow_jax.flow import refine as refine
 from fisherflow_jax.flow import warm_start as warm_start
 from fisherflow_jax.model import negative_log_likelihood as negative_log_likelihood
 from fisherflow_jax.model import only as only
+from fisherflow_jax.model import scores as scores
 from fisherflow_jax.posteriors import Estimate as Estimate
 from fisherflow_jax.posteriors import Posterior as Posterior
 from fisherflow_jax.posteriors import Summary as Summary

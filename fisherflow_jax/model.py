@@ -1,6 +1,8 @@
 """A model: traced once a shape, its log-likelihood, its loss, and parts of it."""
 
-from collections.abc import Callable
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,9 +13,66 @@ from fisherflow_jax._ground import batch as batches
 from fisherflow_jax._ground import sharding as meshes
 from fisherflow_jax._ground import trees
 from fisherflow_jax._ground.batch import Batch
+from fisherflow_jax.layers import Layers, expecting, find_layers
 from fisherflow_jax.likelihoods import Likelihood
 
 PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """The pair of apply_fn and likelihood, and what shapes alone tell of it."""
+
+    apply_fn: Callable
+    likelihood: Likelihood
+    known: dict[Any, Any] = dataclasses.field(
+        default_factory=dict, compare=False, repr=False
+    )
+
+    def traced_once(self) -> "Model":
+        """For one computation, in which `apply_fn` is traced once a shape."""
+        return dataclasses.replace(self, apply_fn=once(self.apply_fn))
+
+    def outputs(self, params: PyTree, inputs: PyTree) -> Any:
+        """The outputs' shapes."""
+        key, arrays, rebuild = by_shapes((params, batches.unshare(inputs)))
+        if key not in self.known:
+            self.known[key] = jax.eval_shape(
+                lambda *arrays: self.apply_fn(*rebuild(arrays)), *arrays
+            )
+        return self.known[key]
+
+    def interaction(self, params: PyTree, inputs: PyTree) -> str | None:
+        """What takes the examples of a batch together, if anything is seen to."""
+        key = "interaction", by_shapes((params, inputs))[0]
+        if key not in self.known:
+            self.known[key] = find_layers(self.apply_fn, params, inputs).together
+        return self.known[key]
+
+    def check(self, params: PyTree, batch: Batch, layers: Layers | None = None) -> None:
+        """Raises where the outputs do not fit the batch or the likelihood.
+
+        Inputs other than those that `layers` were found for are named where it fails.
+        """
+        with expecting(layers, batch.inputs):
+            outputs = self.outputs(params, batch.inputs)
+        count = batches.num_examples(batch)
+        shape = getattr(outputs, "shape", None)
+        if not shape or shape[0] != count:
+            raise ValueError(
+                "apply_fn(params, inputs) must return one array of outputs whose "
+                f"leading axis is the examples' (n = {count}); got {outputs}."
+            )
+        self.likelihood.check(outputs, batch.targets)
+
+    def log_likelihood(self, params: PyTree, batch: Batch) -> jax.Array:
+        """The weighted sum of the examples' log-likelihoods, a number."""
+        return log_likelihood(self.apply_fn, self.likelihood, params, batch)
+
+    def loss(self, params: PyTree, batch: Batch) -> jax.Array:
+        """Minus its mean."""
+        total = self.log_likelihood(params, batch)
+        return -total / jnp.sum(batch.weights).astype(total.dtype)
 
 
 class Once:
@@ -24,36 +83,15 @@ class Once:
         self.traced: dict[Any, tuple[Callable, Any]] = {}
 
     def __call__(self, params: PyTree, inputs: PyTree) -> Any:
-        leaves = jax.tree.leaves((params, inputs))
-        treedef: Any = jax.tree.structure((params, inputs))
-        held = tuple(None if _is_array(x) else _Held(x) for x in leaves)
-        arrays = [x for x in leaves if _is_array(x)]
-        mesh = jax.sharding.get_abstract_mesh()
-        key = treedef, held, mesh, tuple(map(jax.typeof, arrays))
+        key, arrays, rebuild = by_shapes((params, inputs))
+        key = key, jax.sharding.get_abstract_mesh()
         if key not in self.traced:
-
-            def flat(*arrays: Any) -> Any:
-                rest = iter(arrays)
-                filled = [next(rest) if x is None else x.value for x in held]
-                return self.function(*treedef.unflatten(filled))
-
-            jaxpr, outputs = jax.make_jaxpr(flat, return_shape=True)(*arrays)
+            jaxpr, outputs = jax.make_jaxpr(
+                lambda *arrays: self.function(*rebuild(arrays)), return_shape=True
+            )(*arrays)
             self.traced[key] = jaxpr_as_fun(jaxpr), jax.tree.structure(outputs)
         run, output_tree = self.traced[key]
         return output_tree.unflatten(run(*arrays))
-
-
-class _Held:
-    """What is no array, a flag among shared inputs: part of the program."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Held) and self.value is other.value
-
-    def __hash__(self) -> int:
-        return id(self.value)
 
 
 def once(apply_fn: Callable) -> Callable:
@@ -71,8 +109,42 @@ def plain(apply_fn: Any) -> Any:
     return apply_fn.function if isinstance(apply_fn, Once) else apply_fn
 
 
+def by_shapes(tree: PyTree) -> tuple[Any, list, Callable[[Sequence], PyTree]]:
+    """What tells a tree's shapes and types from others, its arrays, and its rebuilding.
+
+    What is no array (a flag among shared inputs) is known by its identity.
+    """
+    leaves, treedef = jax.tree.flatten(tree)
+    held = [None if _is_array(x) else _Held(x) for x in leaves]
+    arrays = [x for x in leaves if _is_array(x)]
+
+    def rebuild(arrays: Sequence) -> PyTree:
+        rest = iter(arrays)
+        filled = [next(rest) if x is None else x.value for x in held]
+        return jax.tree.unflatten(treedef, filled)
+
+    return (treedef, *held, *map(_type, arrays)), arrays, rebuild
+
+
 def _is_array(leaf: Any) -> bool:
     return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+
+
+def _type(array: Any) -> Any:
+    return array if isinstance(array, jax.ShapeDtypeStruct) else jax.typeof(array)
+
+
+class _Held:
+    """A value that equals itself alone, and stays while it is asked for."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Held) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
 
 
 def weighted_sum(
@@ -135,11 +207,70 @@ def negative_log_likelihood(
     """
 
     def loss(params: PyTree, batch: Any) -> jax.Array:
-        batch = batches.as_batch(batch)
-        total = log_likelihood(apply_fn, likelihood, params, batch)
-        return -total / jnp.sum(batch.weights).astype(total.dtype)
+        return Model(apply_fn, likelihood).loss(params, batches.as_batch(batch))
 
     return loss
+
+
+def scores(
+    apply_fn: Callable, likelihood: Likelihood, params: PyTree, batch: Any
+) -> PyTree:
+    r"""The score of every example, weighted: the gradient of its log-probability.
+
+    .. math:: w_i \nabla_\theta \log p(y_i | f(\theta, x_i))
+
+    They sum to the score of the batch. A row of weight zero has a score of zero,
+    whatever it holds; the log-probabilities of several targets of one example are
+    summed.
+
+    Args:
+      apply_fn: `(params, inputs) -> outputs`, leading axis = examples.
+      likelihood: from `ff.likelihoods`.
+      params: pytree of real arrays.
+      batch: `(inputs, targets)` or `(inputs, targets, weights)`.
+
+    Returns:
+      A pytree like the parameters with leaves `(n, *leaf.shape)`, in float32 or wider.
+      Cost: one forward and one backward pass an example; memory n times the parameters.
+
+    Raises:
+      ValueError: without targets; where outputs, targets and likelihood do not fit; for
+        a model whose examples interact, of which no row has a score of its own.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> model = lambda params, x: x @ params, ff.likelihoods.gaussian()
+      >>> x, y = jnp.array([[1.0, 2.0], [1.0, 0.0]]), jnp.array([3.0, 1.0])
+      >>> ff.scores(*model, jnp.zeros(2), (x, y))  # residuals times inputs
+      Array([[3., 6.],
+             [1., 0.]], dtype=float32)
+    """
+    model = Model(apply_fn, likelihood).traced_once()
+    params, batch = trees.real_arrays(params, "params"), batches.as_batch(batch)
+    if batch.targets is None:
+        raise ValueError("scores need targets; the batch's are None.")
+    return meshes.replicated(functools.partial(_scores, model), params, batch)
+
+
+def _scores(model: Model, params: PyTree, batch: Batch) -> PyTree:
+    model.check(params, batch)
+    together = model.interaction(params, batch.inputs)
+    if together is not None:
+        raise ValueError(
+            f"the model's examples interact ({together}), so that no row has a score "
+            "of its own: give a model that is evaluated row by row, such as batch "
+            "normalisation with its statistics in ff.Shared."
+        )
+    sliced, rebuild = batches.split(batch.inputs)
+
+    def one(parts: list, targets: PyTree, weight: jax.Array) -> PyTree:
+        rows = jax.tree.map(lambda x: x[None], (parts, targets, weight))
+        row = Batch(rebuild(rows[0]), *rows[1:])
+        score = trees.widen(jax.grad(model.log_likelihood)(params, row))
+        return batches.zero_if_missing(row, score)
+
+    return jax.vmap(one)(sliced, batch.targets, batch.weights)
 
 
 def only(
@@ -153,9 +284,9 @@ def only(
     Args:
       apply_fn: `(params, inputs) -> outputs`.
       params: all parameters.
-      chosen: a function of a leaf's path (`jax.tree_util.keystr`, such as
-        `"['head']['kernel']"`), or a pytree of booleans like the parameters, or a
-        prefix of it.
+      chosen: a function of a parameter's name (`layers.0.weight`), a list of names
+        (`["head"]` chooses all that lies under it), booleans like the parameters, or a
+        prefix of them.
 
     Returns:
       `(apply_chosen, chosen_params)`: a function `(chosen_params, inputs) -> outputs`,
@@ -170,34 +301,13 @@ def only(
       >>> import fisherflow_jax as ff
       >>> apply_fn = lambda params, x: jnp.tanh(x @ params["w"]) @ params["head"]
       >>> params = {"w": jnp.ones((2, 3)), "head": jnp.ones(3)}
-      >>> model, head = ff.only(apply_fn, params, lambda path: "head" in path)
+      >>> model, head = ff.only(apply_fn, params, ["head"])
       >>> head
       {'head': Array([1., 1., 1.], dtype=float32), 'w': None}
       >>> model(head, jnp.zeros((1, 2)))
       Array([0.], dtype=float32)
     """
-    if callable(chosen):
-        mask = jax.tree_util.tree_map_with_path(
-            lambda path, _: bool(chosen(jax.tree_util.keystr(path))), params
-        )
-    else:
-        try:
-            mask = jax.tree.map(
-                lambda keep, part: jax.tree.map(lambda _: bool(keep), part),
-                chosen,
-                params,
-            )
-        except ValueError as error:
-            raise ValueError(
-                "chosen must be a pytree of booleans like the parameters, or a prefix "
-                f"of it: {error}"
-            ) from error
-    if not any(jax.tree.leaves(mask)):
-        names = [
-            jax.tree_util.keystr(path)
-            for path, _ in jax.tree_util.tree_leaves_with_path(params)
-        ]
-        raise ValueError(f"no parameter is chosen; their paths are {names}.")
+    mask = trees.chosen(params, chosen)
     kept = jax.tree.map(lambda keep, x: x if keep else None, mask, params)
     held = jax.tree.map(lambda keep, x: None if keep else x, mask, params)
 

@@ -2,6 +2,7 @@
 
 from fisherflow_jax.estimators._choice import Choice as Choice
 from fisherflow_jax.estimators._choice import bind as bind
+from fisherflow_jax.estimators._choice import rule as rule
 from fisherflow_jax.estimators._estimator import Estimator as Estimator
 from fisherflow_jax.estimators._exact import exact as exact
 from fisherflow_jax.estimators._hutchinson import hutchinson as hutchinson

@@ -6,15 +6,21 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from fisherflow_jax._ground.checks import whole
+from fisherflow_jax._ground.choices import comparable, hashable
 from fisherflow_jax.estimators._estimator import Estimator
+from fisherflow_jax.estimators._pull import pulled
+from fisherflow_jax.estimators._rule import Cotangents, Rule
 from fisherflow_jax.likelihoods import Likelihood
 from fisherflow_jax.model import plain
 from fisherflow_jax.structures import Structure
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Choice:
     """An estimator's function and the options given to it; equal ones are equal.
+
+    Called with a model and a structure, it is bound to them.
 
     Example:
       >>> import fisherflow_jax as ff
@@ -34,45 +40,162 @@ class Choice:
         options = dict(self.options) | options
         return self.factory(apply_fn, likelihood, structure, **options)
 
+    __call__ = bind
+
+    @functools.cached_property
+    def _key(self) -> Any:
+        return self.factory, comparable(dict(self.options))
+
+    def __eq__(self, other: object) -> bool:
+        try:
+            return isinstance(other, Choice) and self._key == other._key
+        except TypeError:  # an option that is traced, or has no hash
+            return self is other
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
     def __repr__(self) -> str:
-        options = ", ".join(f"{name}={shown(value)}" for name, value in self.options)
+        options = ", ".join(f"{name}={_shown(value)}" for name, value in self.options)
         return f"{self.factory.__name__}({options})"
 
 
-def shown(value: Any) -> str:
+def _shown(value: Any) -> str:
     """A function by its name, anything else as it is."""
     return getattr(value, "__name__", None) or repr(value)
 
 
-def choosable(
-    make: Callable[..., Estimator], needs_model: bool = True
-) -> Callable[..., Any]:
-    """An estimator's function, of which a call with options alone is a `Choice`."""
+def choosable(make: Callable[..., Any], needs_model: bool = True) -> Callable[..., Any]:
+    """An estimator's function, of which a call with options alone is a `Choice`.
+
+    `make` returns the `Rule` of its options, or a function of the model: options that
+    it shares with a rule are the rule's.
+    """
     signature = inspect.signature(make)
 
     @functools.wraps(make)
     def factory(*args: Any, **kwargs: Any) -> Any:
-        call = signature.bind_partial(*args, **kwargs)
+        call = signature.bind(*args, **kwargs)
         call.apply_defaults()
-        apply_fn, likelihood, structure, *_ = call.args
-        options = {
-            name: value
+        model = call.args[:3]
+        made = make(*call.args, **call.kwargs)
+        if isinstance(made, Rule):
+            shared = {"groups", "chunk_size", "fast_squares", "root"}
+            own = {key: call.kwargs[key] for key in shared & call.kwargs.keys()}
+            named = dataclasses.replace(made, name=make.__name__, **own)
+            made = functools.partial(pulled, named)
+        given = tuple(
+            (name, value)
             for name, value in call.kwargs.items()
             if value is not signature.parameters[name].default
-        }
-        choice = Choice(factory, tuple(options.items()))
-        if apply_fn is None and likelihood is None and structure is None:
+        )
+        choice = Choice(factory, given)
+        if all(part is None for part in model):
             return choice
         if needs_model:
-            _check_model(make.__name__, apply_fn, likelihood, structure)
-        estimator = make(apply_fn, likelihood, structure, **options)
-        return dataclasses.replace(
-            estimator,
-            rebuild=functools.partial(choice.bind, apply_fn, likelihood),
-            bound=(choice, apply_fn, likelihood, structure),
-        )
+            _check_model(make.__name__, *model)
+        return _bound(choice, made(*model), *model)
 
     return factory
+
+
+def rule(
+    cotangents: Cotangents,
+    *,
+    name: str | None = None,
+    random: bool = False,
+    needs_targets: bool = False,
+    num_columns: int = 1,
+    groups: int | None = None,
+    chunk_size: int | None = None,
+    fast_squares: bool = True,
+) -> Choice:
+    r"""An estimator of one's own: the vectors that enter at the outputs of an example.
+
+    .. math:: \sum_i w_i J_i^\top \Big(\sum_{r=1}^R c_{ir} c_{ir}^\top\Big) J_i
+
+    with `J_i` the Jacobian of the outputs of example i and `c_ir` its cotangents. All
+    estimators of this package that pull vectors back are made of such a rule.
+
+    Args:
+      cotangents: `(likelihood, outputs, targets, key) -> (R, *outputs.shape)`: of one
+        example, with a leading axis of length 1 in `outputs` and `targets`; `key` is
+        None unless `random`.
+      name: for messages; None: that of the function.
+      random: whether it draws from the key, of which each example has its own.
+      needs_targets: whether a batch without targets is refused.
+      num_columns: R, where `groups` is given.
+      groups: None: squares of every example; G: the number of equal micro-batches whose
+        vectors are summed before they are squared, for cotangents of mean zero that are
+        independent between examples.
+      chunk_size: examples whose vectors are held at once; None: about 64 MiB.
+      fast_squares: square linear layers from their inputs and output gradients, where
+        the structure does.
+
+    Returns:
+      A `Choice`, as `ff.estimators.exact()` is one: flows and optimisers take it, and
+      called with `(apply_fn, likelihood, structure)` it is an `Estimator`. Cost: one
+      forward and R backward passes an example.
+
+    Raises:
+      ValueError: for options that are not positive whole numbers.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> def residual(likelihood, outputs, targets, key):
+      ...     return (targets - outputs)[None]  # the score, clipped
+      >>> clipped = ff.estimators.rule(
+      ...     lambda *of: jnp.clip(residual(*of), -1, 1),
+      ...     name="clipped",
+      ...     needs_targets=True,
+      ... )
+      >>> model = lambda params, x: x @ params, ff.likelihoods.gaussian()
+      >>> estimator = clipped(*model, ff.structures.diagonal())
+      >>> estimator(jnp.zeros(2), (jnp.array([[1.0, 2.0]]), jnp.array([3.0])))
+      Diagonal(entries=Array([1., 4.], dtype=float32))
+    """
+    whole(num_columns, "num_columns")
+    fields = Rule(
+        cotangents,
+        random=random,
+        needs_targets=needs_targets,
+        num_columns=num_columns,
+        name=name or str(getattr(cotangents, "__name__", "rule")),
+        groups=groups,
+        chunk_size=chunk_size,
+        fast_squares=fast_squares,
+    )
+    return Choice(_own, (("cotangents", fields),))
+
+
+def _own(
+    apply_fn: Any, likelihood: Any, structure: Any, *, cotangents: Rule, **others: Any
+) -> Estimator:
+    _check_model(cotangents.name, apply_fn, likelihood, structure)
+    model = apply_fn, likelihood, structure
+    fields = dataclasses.replace(cotangents, **others)
+    return _bound(
+        Choice(_own, (("cotangents", fields),)), pulled(fields, *model), *model
+    )
+
+
+_own.__name__ = "rule"
+
+
+def _bound(
+    choice: Choice,
+    estimator: Estimator,
+    apply_fn: Any,
+    likelihood: Any,
+    structure: Structure,
+) -> Estimator:
+    return dataclasses.replace(
+        estimator,
+        rebuild=functools.partial(choice.bind, apply_fn, likelihood),
+        bound=(choice, apply_fn, likelihood, structure),
+    )
 
 
 def bind(
@@ -93,14 +216,12 @@ def bind(
       ValueError: for an estimator of another model or structure, by its name; for what
         is no estimator.
     """
+    bound = estimator
     if isinstance(estimator, Estimator):
         _check_bound(estimator, apply_fn, likelihood, structure)
         if not estimator.bound:  # built by hand
             return estimator
         estimator = estimator.bound[0]
-    if isinstance(estimator, Choice):
-        return estimator.bind(apply_fn, likelihood, structure, **options)
-    bound = estimator
     if callable(estimator):
         bound = estimator(apply_fn, likelihood, structure, **options)
     if not isinstance(bound, Estimator):
@@ -119,11 +240,12 @@ def _check_bound(
     for what, one, other in zip(
         ("apply_fn", "likelihood", "structure"), own, given, strict=True
     ):
+        one, other = plain(one), plain(other)
         # one that was built by hand does not say what model it is of
-        if one is not None and plain(one) != plain(other):
+        if one is not None and one is not other and hashable(one) != hashable(other):
             raise ValueError(
                 f"estimators.{estimator.name} is bound to another {what}, "
-                f"{shown(one)}, than the one here, {shown(other)}: give it without a "
+                f"{_shown(one)}, than the one here, {_shown(other)}: give it without a "
                 f"model, as ff.estimators.{estimator.name}(...) with options alone."
             )
 

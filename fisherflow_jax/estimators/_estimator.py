@@ -1,6 +1,7 @@
 """What an estimator is: a call that turns params and a batch into an information."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,8 @@ import jax
 from fisherflow_jax._ground import batch as batches
 from fisherflow_jax._ground import sharding as meshes
 from fisherflow_jax._ground import trees
+from fisherflow_jax._ground.checks import is_concrete
+from fisherflow_jax._ground.choices import compiled, hashable, shared
 from fisherflow_jax._ground.keys import typed_key
 from fisherflow_jax.structures import Structure
 
@@ -29,6 +32,8 @@ class Estimator:
     """Why it cannot serve as a flow's curvature; None: it can."""
     from_gradient: Callable[[PyTree], Any] | None = None
     """A mean gradient -> the information, where no pass of the model is needed."""
+    check: Callable[[PyTree, batches.Batch], None] | None = None
+    """Raises where a batch does not fit; `compute` does it too."""
     describe_paths: Callable[[PyTree, batches.Batch], str] | None = None
     vectors_a_batch: int | None = None
     """The rank that one batch adds, where it does not grow with the examples."""
@@ -37,13 +42,18 @@ class Estimator:
     bound: tuple[Any, ...] | None = None
     """`(choice, apply_fn, likelihood, structure)`: what equal estimators share."""
 
+    @functools.cached_property  # written past the frozen fields
+    def _key(self) -> Any:
+        if self.bound is None:
+            return self.name, id(self)
+        choice, apply_fn, likelihood, structure = self.bound
+        return choice, apply_fn and hashable(apply_fn), likelihood, structure
+
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Estimator) or self.bound is None:
-            return self is other
-        return self.bound == other.bound
+        return isinstance(other, Estimator) and self._key == other._key
 
     def __hash__(self) -> int:
-        return hash(self.bound and (self.bound[0], id(self.bound[1]))) or id(self)
+        return hash(self._key)
 
     def __repr__(self) -> str:
         if self.bound is None:
@@ -59,7 +69,13 @@ class Estimator:
         typed = None if key is None else typed_key(key)
         params = trees.real_arrays(params, "params")
         batch = batches.as_batch(batch)
-        return meshes.replicated(self.compute, params, batch, typed)
+        if meshes.has_explicit_axes() or not is_concrete((params, batch, typed)):
+            return meshes.replicated(self.compute, params, batch, typed)
+        own = shared(self)
+        information = compiled(own, _compute)(params, batch, typed)
+        if own.check is not None:  # values, which were not at hand in the program
+            own.check(params, batch)
+        return information
 
     def with_structure(self, structure: Structure) -> "Estimator":
         """The same estimator in another structure: the same draws for the same key.
@@ -107,8 +123,8 @@ class Estimator:
           >>> params = {"gain": jnp.ones(()), "w": jnp.ones((3, 2))}
           >>> print(estimator.paths(params, (jnp.ones((5, 3)), jnp.ones((5, 2)))))
           parameter  shape   path
-          ['gain']   ()      a gradient for each example (used in mul)
-          ['w']      (3, 2)  squares of inputs times squares of gradients
+          gain       ()      a gradient for each example (used in mul)
+          w          (3, 2)  squares of inputs times squares of gradients
         """
         if self.describe_paths is None:
             raise ValueError(
@@ -117,3 +133,7 @@ class Estimator:
             )
         params = trees.real_arrays(params, "params")
         return self.describe_paths(params, batches.as_batch(batch))
+
+
+def _compute(estimator: Estimator, params: PyTree, batch: Any, key: Any) -> Any:
+    return estimator.compute(params, batch, key)

@@ -6,8 +6,7 @@ from typing import Any
 import jax
 
 from fisherflow_jax.estimators._choice import choosable
-from fisherflow_jax.estimators._estimator import Estimator
-from fisherflow_jax.estimators._pulling import pulled
+from fisherflow_jax.estimators._rule import Rule
 from fisherflow_jax.likelihoods import Likelihood, cholesky_root, root_columns
 from fisherflow_jax.structures import Structure
 
@@ -27,7 +26,7 @@ def exact(
     root: Callable[[Likelihood], Likelihood] = cholesky_root,
     chunk_size: int | None = None,
     fast_squares: bool = True,
-) -> Estimator:
+) -> Rule:
     r"""The expected Fisher information, without noise.
 
     .. math:: F = \sum_i w_i J_i^\top L_i L_i^\top J_i
@@ -79,15 +78,4 @@ def exact(
       Amari, "Natural gradient works efficiently in learning", 1998.
       Martens, "New insights and perspectives on the natural gradient method", 2020.
     """
-    assert likelihood is not None
-    rooted = root(likelihood)
-    return pulled(
-        "exact",
-        _columns,
-        apply_fn,
-        rooted,
-        structure,
-        chunk_size=chunk_size,
-        fast_squares=fast_squares,
-        random=rooted.random_root,
-    )
+    return Rule(_columns, random=None)

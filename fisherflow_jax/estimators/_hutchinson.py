@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from fisherflow_jax._ground import trees
+from fisherflow_jax._ground.checks import whole
 from fisherflow_jax.estimators._choice import choosable
-from fisherflow_jax.estimators._estimator import Estimator
 from fisherflow_jax.estimators._probes import rademacher
-from fisherflow_jax.estimators._pulling import pulled
+from fisherflow_jax.estimators._rule import Rule
 from fisherflow_jax.likelihoods import Likelihood, diagonal_root, rank_root
 from fisherflow_jax.structures import Structure
 
@@ -42,31 +42,11 @@ def _probed(probe: Probe, num_probes: int) -> Callable:
 
 
 def _random_root(
-    name: str,
-    apply_fn: Any,
-    likelihood: Any,
-    structure: Any,
-    *,
-    num_probes: int = 1,
-    groups: int | None = 1,
-    probe: Probe = rademacher,
-    chunk_size: int | None = None,
-    fast_squares: bool = True,
-) -> Estimator:
-    if not isinstance(num_probes, int) or num_probes < 1:
-        raise ValueError(f"num_probes is a positive whole number; got {num_probes!r}.")
-    return pulled(
-        name,
-        _probed(probe, num_probes),
-        apply_fn,
-        likelihood,
-        structure,
-        groups=groups,
-        chunk_size=chunk_size,
-        fast_squares=fast_squares,
-        random=True,
-        num_columns=num_probes,
-    )
+    probe: Probe, num_probes: int, root: Callable[[Likelihood], Likelihood] | None
+) -> Rule:
+    whole(num_probes, "num_probes")
+    cotangents = _probed(probe, num_probes)
+    return Rule(cotangents, random=True, num_columns=num_probes, root=root)
 
 
 @choosable
@@ -81,7 +61,7 @@ def hutchinson(
     root: Callable[[Likelihood], Likelihood] | None = None,
     chunk_size: int | None = None,
     fast_squares: bool = True,
-) -> Estimator:
+) -> Rule:
     r"""The Fisher information from one random backward pass: unbiased, no labels.
 
     .. math:: \hat F = g g^\top, \quad g = \sum_i \sqrt{w_i} J_i^\top L_i \xi_i, \quad
@@ -158,17 +138,7 @@ def hutchinson(
       Hutchinson, "A stochastic estimator of the trace of the influence matrix for
       Laplacian smoothing splines", 1990.
     """
-    return _random_root(
-        "hutchinson",
-        apply_fn,
-        likelihood if root is None or likelihood is None else root(likelihood),
-        structure,
-        num_probes=num_probes,
-        groups=groups,
-        probe=probe,
-        chunk_size=chunk_size,
-        fast_squares=fast_squares,
-    )
+    return _random_root(probe, num_probes, root)
 
 
 hutchinson_sqrt = hutchinson
@@ -185,7 +155,7 @@ def hutchinson_dg(
     probe: Probe = rademacher,
     chunk_size: int | None = None,
     fast_squares: bool = True,
-) -> Estimator:
+) -> Rule:
     r"""An upper bound of the Fisher information, from one random backward pass.
 
     .. math:: E \hat F = \sum_i w_i J_i^\top \operatorname{diag}(p_i) J_i
@@ -226,18 +196,7 @@ def hutchinson_dg(
       Sun, "Deterministic Bounds and Random Estimates of Metric Tensors on
       Neuromanifolds", 2026.
     """
-    assert likelihood is not None
-    return _random_root(
-        "hutchinson_dg",
-        apply_fn,
-        diagonal_root(likelihood),
-        structure,
-        num_probes=num_probes,
-        groups=groups,
-        probe=probe,
-        chunk_size=chunk_size,
-        fast_squares=fast_squares,
-    )
+    return _random_root(probe, num_probes, diagonal_root)
 
 
 @choosable
@@ -253,7 +212,7 @@ def hutchinson_rankk(
     probe: Probe = rademacher,
     chunk_size: int | None = None,
     fast_squares: bool = True,
-) -> Estimator:
+) -> Rule:
     r"""A lower bound of the Fisher information, from one random backward pass.
 
     .. math:: E \hat F = \sum_i w_i J_i^\top L_i^{(k)} L_i^{(k)\top} J_i \preceq F
@@ -300,18 +259,8 @@ def hutchinson_rankk(
       Tanabe, Sagae, "An exact Cholesky decomposition and the generalized inverse of the
       variance-covariance matrix of the multinomial distribution", 1992.
     """
-    assert likelihood is not None
-    return _random_root(
-        "hutchinson_rankk",
-        apply_fn,
-        rank_root(likelihood, k, num_iterations),
-        structure,
-        num_probes=num_probes,
-        groups=groups,
-        probe=probe,
-        chunk_size=chunk_size,
-        fast_squares=fast_squares,
-    )
+    root = functools.partial(rank_root, k=k, num_iterations=num_iterations)
+    return _random_root(probe, num_probes, root)
 
 
 hutchinson_rank1 = functools.partial(hutchinson_rankk, k=1)

@@ -1,18 +1,20 @@
 """The observed information: minus the Hessian of the log-likelihood."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
+from fisherflow_jax import information as ops
 from fisherflow_jax._ground import trees
 from fisherflow_jax._ground.batch import Batch, num_examples, zero_if_missing
+from fisherflow_jax._ground.checks import whole
+from fisherflow_jax._ground.chunks import sum_chunks
 from fisherflow_jax.estimators._choice import choosable
-from fisherflow_jax.estimators._chunking import check_chunk_size, sum_informations
 from fisherflow_jax.estimators._estimator import Estimator
-from fisherflow_jax.estimators._pulling import check_outputs
 from fisherflow_jax.likelihoods import Likelihood
-from fisherflow_jax.model import log_likelihood
+from fisherflow_jax.model import Model
 from fisherflow_jax.structures import Structure
 from fisherflow_jax.structures._structure import OBSERVED
 
@@ -26,7 +28,7 @@ def observed(
     structure: Structure | None = None,
     *,
     chunk_size: int | None = None,
-) -> Estimator:
+) -> Callable[..., Estimator]:
     r"""Minus the Hessian of the log-likelihood at the data's labels.
 
     .. math:: -\sum_i w_i \nabla_\theta^2 \log p(y_i | f(\theta, x_i))
@@ -65,32 +67,57 @@ def observed(
       Efron, Hinkley, "Assessing the accuracy of the maximum likelihood estimator:
       observed versus expected Fisher information", 1978.
     """
-    check_chunk_size(chunk_size)
-    assert apply_fn is not None and likelihood is not None and structure is not None
+    if chunk_size is not None:
+        whole(chunk_size, "chunk_size", of="examples")
+    return functools.partial(_of_model, chunk_size)
+
+
+def _of_model(
+    chunk_size: int | None,
+    apply_fn: Callable,
+    likelihood: Likelihood,
+    structure: Structure,
+) -> Estimator:
     structure.require(
         OBSERVED, "a Hessian is not a sum of squares, which is all it can hold."
     )
-    from_matvec = structure.from_matvec
-    assert from_matvec is not None
-
-    def compute(params: PyTree, batch: Batch, key: jax.Array | None) -> Any:
-        del key
-        check_outputs(apply_fn, likelihood, params, batch)
-        wide = trees.widen(params)
-
-        def reduce(chunk: Batch, keys: jax.Array | None) -> Any:
-            del keys
-            score = jax.grad(lambda p: -log_likelihood(apply_fn, likelihood, p, chunk))
-            _, product = jax.linearize(score, wide)
-            return from_matvec(lambda v: zero_if_missing(chunk, product(v)), wide)
-
-        size = chunk_size or num_examples(batch)
-        return sum_informations(reduce, structure, params, batch, None, size)
-
+    model = Model(apply_fn, likelihood)
     return Estimator(
         "observed",
-        compute,
+        functools.partial(_compute, model, structure, chunk_size),
         structure,
         not_a_curvature="minus the Hessian need not be positive semi-definite; "
         "estimators.exact is its expectation",
+        check=model.check,
+    )
+
+
+def _compute(
+    model: Model,
+    structure: Structure,
+    chunk_size: int | None,
+    params: PyTree,
+    batch: Batch,
+    key: jax.Array | None,
+) -> Any:
+    del key
+    model = model.traced_once()
+    model.check(params, batch)
+    wide, from_matvec = trees.widen(params), structure.from_matvec
+    assert from_matvec is not None  # which `require` has asked
+
+    def minus_hessian(chunk: Batch, keys: jax.Array | None) -> Any:
+        del keys
+        _, product = jax.linearize(
+            jax.grad(lambda p: -model.log_likelihood(p, chunk)), wide
+        )
+        return from_matvec(lambda v: zero_if_missing(chunk, product(v)), wide)
+
+    return sum_chunks(
+        minus_hessian,
+        ops.add,
+        lambda: structure.isotropic(params, 0.0),
+        batch,
+        None,
+        chunk_size or num_examples(batch),
     )

@@ -6,10 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fisherflow_jax._ground.checks import whole
 from fisherflow_jax.estimators._choice import choosable
-from fisherflow_jax.estimators._estimator import Estimator
 from fisherflow_jax.estimators._probes import rademacher
-from fisherflow_jax.estimators._pulling import pulled
+from fisherflow_jax.estimators._rule import Rule
 from fisherflow_jax.likelihoods import Likelihood
 from fisherflow_jax.structures import Structure
 
@@ -56,7 +56,7 @@ def empirical(
     groups: int | None = None,
     chunk_size: int | None = None,
     fast_squares: bool = True,
-) -> Estimator:
+) -> Rule:
     r"""The empirical Fisher: the sum of squared scores of the data's labels.
 
     .. math:: \sum_i w_i s_i s_i^\top, \quad
@@ -109,18 +109,8 @@ def empirical(
       Kunstner, Balles, Hennig, "Limitations of the empirical Fisher approximation for
       natural gradient descent", 2019.
     """
-    return pulled(
-        "empirical",
-        _data_scores if groups is None else _signed_scores,
-        apply_fn,
-        likelihood,
-        structure,
-        groups=groups,
-        chunk_size=chunk_size,
-        fast_squares=fast_squares,
-        random=groups is not None,
-        needs_targets=True,
-    )
+    cotangents = _data_scores if groups is None else _signed_scores
+    return Rule(cotangents, random=groups is not None, needs_targets=True)
 
 
 @choosable
@@ -133,7 +123,7 @@ def monte_carlo(
     groups: int | None = None,
     chunk_size: int | None = None,
     fast_squares: bool = True,
-) -> Estimator:
+) -> Rule:
     r"""The Fisher information from labels drawn from the model: unbiased, noisy.
 
     .. math:: \sum_i w_i \frac{1}{m} \sum_{k=1}^m s_{ik} s_{ik}^\top, \quad
@@ -183,19 +173,5 @@ def monte_carlo(
       >>> print(round(float(information.value), 1))  # the exact value is 1
       1.0
     """
-    if not isinstance(num_samples, int) or num_samples < 1:
-        raise ValueError(
-            f"num_samples is a positive whole number; got {num_samples!r}."
-        )
-    return pulled(
-        "monte_carlo",
-        _sampled_scores(num_samples),
-        apply_fn,
-        likelihood,
-        structure,
-        groups=groups,
-        chunk_size=chunk_size,
-        fast_squares=fast_squares,
-        random=True,
-        num_columns=num_samples,
-    )
+    whole(num_samples, "num_samples")
+    return Rule(_sampled_scores(num_samples), random=True, num_columns=num_samples)

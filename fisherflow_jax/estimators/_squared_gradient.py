@@ -9,9 +9,8 @@ import jax
 from fisherflow_jax._ground.batch import Batch, zero_if_missing
 from fisherflow_jax.estimators._choice import choosable
 from fisherflow_jax.estimators._estimator import Estimator
-from fisherflow_jax.estimators._pulling import check_outputs
 from fisherflow_jax.likelihoods import Likelihood
-from fisherflow_jax.model import negative_log_likelihood
+from fisherflow_jax.model import Model
 from fisherflow_jax.structures import Structure
 
 PyTree = Any
@@ -22,7 +21,7 @@ def squared_gradient(
     apply_fn: Callable | None = None,
     likelihood: Likelihood | None = None,
     structure: Structure | None = None,
-) -> Estimator:
+) -> Callable[..., Estimator]:
     r"""The square of the batch's mean gradient, as Adam keeps it. Not a Fisher.
 
     .. math:: g g^\top, \quad g = -\frac{1}{\sum_i w_i} \sum_i w_i s_i
@@ -55,22 +54,35 @@ def squared_gradient(
     References:
       Kingma, Ba, "Adam: a method for stochastic optimization", 2015.
     """
+    return _of_model
+
+
+def _of_model(
+    apply_fn: Callable | None,
+    likelihood: Likelihood | None,
+    structure: Structure | None,
+) -> Estimator:
     if structure is None:
         raise ValueError("squared_gradient needs structure=, from ff.structures.")
+    reduce = structure.reduce
+    model = None
+    if apply_fn is not None and likelihood is not None:
+        model = Model(apply_fn, likelihood)
 
     def from_gradient(gradient: PyTree) -> Any:
-        return structure.reduce(jax.tree.map(lambda x: x[None], gradient))
+        return reduce(jax.tree.map(lambda x: x[None], gradient))
 
     def compute(params: PyTree, batch: Batch, key: jax.Array | None) -> Any:
         del key
-        if apply_fn is None or likelihood is None:
+        if model is None:
             raise ValueError(
                 "squared_gradient was built without apply_fn and likelihood, so it "
                 "only squares ready gradients: call its from_gradient, or give it both."
             )
-        check_outputs(apply_fn, likelihood, params, batch)
-        loss = negative_log_likelihood(apply_fn, likelihood)
-        return from_gradient(zero_if_missing(batch, jax.grad(loss)(params, batch)))
+        traced = model.traced_once()
+        traced.check(params, batch)
+        gradient = jax.grad(traced.loss)(params, batch)
+        return from_gradient(zero_if_missing(batch, gradient))
 
     return Estimator(
         "squared_gradient",
@@ -78,4 +90,5 @@ def squared_gradient(
         structure,
         not_a_curvature="the square of a mean gradient is not a sum over observations",
         from_gradient=from_gradient,
+        check=None if model is None else model.check,
     )

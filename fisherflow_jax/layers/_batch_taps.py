@@ -9,7 +9,7 @@ import jax
 from fisherflow_jax._ground import batch as batches
 from fisherflow_jax.layers._evaluation import evaluate
 from fisherflow_jax.layers._examples import Value, examples_first
-from fisherflow_jax.layers._inputs import named
+from fisherflow_jax.layers._inputs import expecting
 from fisherflow_jax.layers._layer import Layers
 from fisherflow_jax.layers._taps import (
     check_parameters,
@@ -86,7 +86,7 @@ def tap_batch(
     """
     check_parameters(layers, params)
     count = batches.split(inputs)[0][0].shape[0]
-    with named(layers, inputs):
+    with expecting(layers, inputs):
         traced = trace(apply_fn, params, inputs, count=count)
     check_same(layers, traced.layers)
     outputs, operands, pull_back = evaluate(traced, layers.summed)

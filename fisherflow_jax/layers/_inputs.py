@@ -28,7 +28,7 @@ def shapes_of_one(inputs: PyTree) -> Shapes:
 
 
 @contextlib.contextmanager
-def named(layers: "Layers | None", inputs: PyTree) -> Iterator[None]:
+def expecting(layers: "Layers | None", inputs: PyTree) -> Iterator[None]:
     """An error of the model, with other inputs than those of the layers, names both."""
     try:
         yield

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from fisherflow_jax._ground import trees
 from fisherflow_jax.layers._evaluation import evaluate
-from fisherflow_jax.layers._inputs import named
+from fisherflow_jax.layers._inputs import expecting
 from fisherflow_jax.layers._layer import Layers
 from fisherflow_jax.layers._table import descriptions
 from fisherflow_jax.layers._tracing import Traced, trace
@@ -65,7 +65,7 @@ def tap(
       Dangel, Kunstner and Hennig, "BackPACK: packing more into backprop", 2020.
     """
     check_parameters(layers, params)
-    with named(layers, inputs):
+    with expecting(layers, inputs):
         traced = trace(apply_fn, params, inputs)
     check_same(layers, traced.layers)
     return tap_traced(traced)

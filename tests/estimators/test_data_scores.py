@@ -121,9 +121,9 @@ def test_a_ready_gradient_needs_no_model():
 
 
 def test_squared_gradient_says_what_it_was_built_without():
-    with pytest.raises(ValueError, match="squared_gradient needs structure="):
-        ff.estimators.squared_gradient()
     model = NAMED["labels"]
+    with pytest.raises(ValueError, match="squared_gradient needs structure="):
+        ff.estimators.squared_gradient(model.apply_fn, model.likelihood)
     estimator = ff.estimators.squared_gradient(structure=STRUCTURES["units"])
     with pytest.raises(ValueError, match="built without apply_fn and likelihood"):
         estimator(model.params, model.batch)

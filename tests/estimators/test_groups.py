@@ -300,12 +300,12 @@ def test_groups_must_divide_the_batch():
 
 @pytest.mark.parametrize("groups", [0, -1, 2.0])
 def test_groups_are_a_positive_whole_number(groups):
-    with pytest.raises(ValueError, match="groups is a positive whole number"):
+    with pytest.raises(ValueError, match="groups must be a positive whole number"):
         build("monte_carlo", groups=groups)
 
 
 def test_the_number_of_probes_is_a_positive_whole_number():
-    with pytest.raises(ValueError, match="num_probes is a positive whole number"):
+    with pytest.raises(ValueError, match="num_probes must be a positive whole number"):
         build("hutchinson", num_probes=0)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import fisherflow_jax as ff
-from fisherflow_jax.estimators import _chunking as chunking
+from fisherflow_jax.estimators import _plan as plans
 from program_size import largest
 
 COUNT, INPUTS, HIDDEN = 64, 3, 40
@@ -46,7 +46,7 @@ def test_without_chunks_all_vectors_are_held():
 
 
 def test_by_default_the_chunk_is_bounded(monkeypatch):
-    monkeypatch.setattr(chunking, "CHUNK_ENTRIES", 5 * SIZE)
+    monkeypatch.setattr(plans, "CHUNK_ENTRIES", 5 * SIZE)
     assert peak(fast_squares=False) <= 5 * SIZE
 
 

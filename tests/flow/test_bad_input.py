@@ -118,7 +118,7 @@ def test_a_level_lies_between_0_and_1(level):
 
 @pytest.mark.parametrize("chunk_size", [0, -1, 2.0])
 def test_a_chunk_holds_a_whole_number_of_examples(chunk_size):
-    with pytest.raises(ValueError, match="chunk_size is a positive whole number"):
+    with pytest.raises(ValueError, match="chunk_size must be a positive whole number"):
         build(chunk_size=chunk_size)
 
 

@@ -45,7 +45,7 @@ def held(stack: PyTree) -> int | None:
         if is_product(leaf):
             sides.append((leaf.inputs.shape[-1], leaf.gradients.shape[-1]))
         else:
-            sides.append((1, leaf[0].size))
+            sides.append((1, math.prod(leaf.shape[1:])))
         size += math.prod(sides[-1])
     entries = sum(max(side) ** 2 for side in zip(*sides, strict=True))
     if columns == 1 or not all(map(math.prod, sides)):

@@ -1,0 +1,227 @@
+"""The plan of a pull-back: which way parameters take, and how much is held at once.
+
+Decided once from shapes, for what is computed and for what is told in a table.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+
+from fisherflow_jax import layers as layers_of
+from fisherflow_jax._ground import batch as batches
+from fisherflow_jax._ground import tables, trees
+from fisherflow_jax._ground.batch import Batch, num_examples
+from fisherflow_jax.estimators._rule import Rule
+from fisherflow_jax.layers import Layer, Layers
+from fisherflow_jax.model import Model, by_shapes
+from fisherflow_jax.structures import OuterProducts, Structure
+
+PyTree = Any
+
+# Pulled-back vectors held at once when no chunk_size is given: 64 MiB in float32.
+CHUNK_ENTRIES = 2**24
+# Of groups, whose passes are large enough to run one after the other: 4 MiB, a cache.
+GROUP_ENTRIES = 2**20
+
+
+class Plan(NamedTuple):
+    """Which way a batch of these shapes takes."""
+
+    taps: bool  # whether layers are tapped; else gradients are whole
+    group_length: int  # examples whose vectors are summed before they are squared
+    at_once: int  # units (examples, or groups of them) held at once
+    words: tuple[str, ...]  # of each parameter, how its squares are made
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pull:
+    """A rule for a model, reduced by a structure."""
+
+    rule: Rule
+    model: Model
+    structure: Structure
+    plans: dict[Any, Plan] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        layers = self.structure.layers
+        if layers is None or not layers.batched:
+            return
+        for name, allowed in (
+            ("groups", (None, 1)),
+            ("chunk_size", (None,)),
+            ("fast_squares", (True,)),
+        ):
+            value = getattr(self.rule, name)
+            if value not in allowed:
+                raise ValueError(
+                    f"{self.structure.name} was given layers of a model that is run on "
+                    f"whole batches ({layers.together or 'batched=True'}), where a "
+                    "part of a batch would be a batch of its own, and single examples "
+                    f"have no vectors: {name} must be {allowed[0]}; got {value!r}."
+                )
+
+    @property
+    def rows_of(self) -> Layers | None:
+        """The layers by which whole batches are pulled back, if they are."""
+        layers = self.structure.layers
+        batched = layers is not None and layers.batched and self.rule.groups is None
+        return layers if batched else None
+
+    def traced_once(self) -> "Pull":
+        """For one computation, in which the model is traced once a shape."""
+        return dataclasses.replace(self, model=self.model.traced_once())
+
+    def cotangents(self, outputs: jax.Array, targets: Any, key: Any) -> jax.Array:
+        """Of one example, `(R, 1, ...)`: of its outputs `(1, ...)` and its targets."""
+        targets = jax.tree.map(lambda y: y[None], targets)
+        outputs = jax.lax.stop_gradient(outputs)
+        return self.rule.cotangents(self.model.likelihood, outputs, targets, key)
+
+
+def check(pull: Pull, params: PyTree, batch: Batch) -> None:
+    """Raises where the batch is not what the rule and the model take."""
+    if pull.rule.needs_targets and batch.targets is None:
+        raise ValueError(
+            f"estimators.{pull.rule.name} needs targets; the batch's are None."
+        )
+    pull.model.check(params, batch, pull.structure.layers)
+
+
+def table(pull: Pull, params: PyTree, batch: Batch) -> str:
+    """How each parameter's squares are made."""
+    pull = pull.traced_once()
+    pull.model.check(params, batch._replace(targets=None), pull.structure.layers)
+    words = plan_of(pull, params, batch).words
+    named = trees.named_leaves(params)
+    rows = [
+        (name, leaf.shape, way) for (name, leaf), way in zip(named, words, strict=True)
+    ]
+    return tables.aligned([("parameter", "shape", "path"), *rows], text=True)
+
+
+def plan_of(pull: Pull, params: PyTree, batch: Batch) -> Plan:
+    """The plan for these shapes, of which each is decided once."""
+    key = by_shapes((params, batch))[0]
+    if key not in pull.plans:
+        pull.plans[key] = _plan(pull, params, batch)
+    return pull.plans[key]
+
+
+def _plan(pull: Pull, params: PyTree, batch: Batch) -> Plan:
+    rule, structure, count = pull.rule, pull.structure, num_examples(batch)
+    if pull.rows_of is not None:
+        return Plan(True, count, 1, _words(pull.rows_of))
+    if count % (rule.groups or 1):
+        raise ValueError(
+            f"groups = {rule.groups} must divide the number of examples n = {count}: "
+            "the batch is cut into equal micro-batches (pad it with rows of weight "
+            "zero)."
+        )
+    length = 1 if rule.groups is None else count // rule.groups
+    columns = _num_columns(pull, params, batch)
+    entries, bound, words = columns * trees.size(params), CHUNK_ENTRIES, None
+    path, taps = "a gradient for each example", False
+    if length > 1:
+        path, bound = f"one gradient for each group of {length} examples", GROUP_ENTRIES
+    elif rule.fast_squares and (
+        structure.takes_outer_products or structure.held_by_outer_products
+    ):
+        one = _first(batch)
+        layers = layers_of.find_layers(
+            pull.model.apply_fn, params, one.inputs, batched=False
+        )
+        stack = _shapes_of_vectors(params, layers, columns)
+        if structure.takes_outer_products:
+            taps, entries, words = True, sum(map(_held, stack)), _words(layers)
+        elif structure.held_by_outer_products is not None:
+            held = structure.held_by_outer_products(stack)
+            if held is not None:
+                taps, entries = True, held
+                path = "products of inputs times products of gradients"
+    if length == 1 and not taps and not structure.takes_outer_products:
+        path = f"{path} ({structure.name} reduces whole vectors)"
+    if rule.chunk_size is None:
+        at_once = fitting(entries, bound)
+    else:
+        at_once = max(rule.chunk_size // length, 1)
+    return Plan(taps, length, at_once, words or (path,) * len(jax.tree.leaves(params)))
+
+
+def fitting(entries: int, bound: int) -> int:
+    """How many units of so many entries each are held at once."""
+    return max(bound // max(entries, 1), 1)
+
+
+def _first(batch: Batch) -> Batch:
+    """The shapes of the first example."""
+    return batches.map_examples(lambda x: jax.eval_shape(lambda x: x[:1], x), batch)
+
+
+def _num_columns(pull: Pull, params: PyTree, batch: Batch) -> int:
+    """The cotangents of an example."""
+    if pull.rule.needs_targets and batch.targets is None:  # of which a table is made
+        return pull.rule.num_columns
+    one = _first(batch)
+    outputs = pull.model.outputs(params, one.inputs)
+    key = jax.eval_shape(jax.random.key, 0) if pull.rule.random else None
+    targets = jax.tree.map(
+        lambda y: jax.ShapeDtypeStruct(y.shape[1:], y.dtype), one.targets
+    )
+    return jax.eval_shape(pull.cotangents, outputs, targets, key).shape[0]
+
+
+def products(layer: Layer, inputs: Any, gradients: Any, weights: Any) -> OuterProducts:
+    """The vectors of a layer's kernel."""
+    return OuterProducts(
+        inputs,
+        gradients,
+        weights,
+        layer.num_inputs,
+        layer.bias is not None,
+        layer.kernel_layout,
+    )
+
+
+def _shapes_of_vectors(params: PyTree, layers: Layers, columns: int) -> list:
+    """Of one example: for each parameter outer products, or a stack, as shapes."""
+    dtype = trees.float_dtype(params)
+
+    def shape(*sizes: int) -> Any:
+        return jax.ShapeDtypeStruct(sizes, dtype)
+
+    stack = [shape(columns, *leaf.shape) for leaf in jax.tree.leaves(params)]
+    for layer in layers.layers:
+        each = (layer.num_stacked, layer.num_positions)
+        ids = layer.kind == "embedding"
+        inputs = shape(1, *each) if ids else shape(1, *each, layer.num_inputs)
+        gradients = shape(1, columns, *each, layer.num_outputs)
+        stack[layer.kernel] = products(layer, inputs, gradients, shape(1))
+    return stack
+
+
+def _held(leaf: Any) -> int:
+    return leaf.entries if isinstance(leaf, OuterProducts) else leaf.size
+
+
+def _words(layers: Layers) -> tuple[str, ...]:
+    """How each parameter's per-example squares are made."""
+    words = {}
+    for layer in layers.layers:
+        shared = layer.num_positions
+        if shared == 1:
+            path = "squares of inputs times squares of gradients"
+        elif layer.kind == "embedding":
+            path = f"gradients summed by id over {shared} positions"
+        else:
+            path = (
+                "a gradient for each example, from inputs and gradients at "
+                f"{shared} positions"
+            )
+        words[layer.kernel] = path
+        if layer.bias is not None:
+            words[layer.bias] = "squares of gradients"
+    for leaf, reason in layers.fallback:
+        each = "the batch" if leaf in layers.summed else "each example"
+        words[leaf] = f"a gradient for {each} ({reason})"
+    return tuple(words[i] for i in range(len(words)))

@@ -1,0 +1,288 @@
+"""Pulling cotangents back through the model: by example, by group, by rows of a batch.
+
+Weights enter once, as the square root on each example's vectors. Squares are taken
+example by example, or of the sum over a group: with cotangents that have mean zero and
+are independent between examples, the cross terms vanish in the mean.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fisherflow_jax import information as ops
+from fisherflow_jax import layers as layers_of
+from fisherflow_jax._ground import batch as batches
+from fisherflow_jax._ground import trees
+from fisherflow_jax._ground.batch import Batch, num_examples
+from fisherflow_jax._ground.chunks import sum_chunks
+from fisherflow_jax.estimators import _plan as plans
+from fisherflow_jax.estimators._estimator import Estimator
+from fisherflow_jax.estimators._plan import Pull
+from fisherflow_jax.estimators._probes import rademacher
+from fisherflow_jax.estimators._rule import Rule
+from fisherflow_jax.layers import Layers
+from fisherflow_jax.model import Model
+from fisherflow_jax.structures import Structure
+
+PyTree = Any
+
+# folding in i gives the i-th key of a split, from which a rule may draw: far from those
+_SIGNS = 2**31 - 1
+
+
+def pulled(
+    rule: Rule, apply_fn: Callable, likelihood: Any, structure: Structure
+) -> Estimator:
+    """The estimator of a rule."""
+    if rule.root is not None:
+        likelihood = rule.root(likelihood)
+    random = likelihood.random_root if rule.random is None else rule.random
+    rule = dataclasses.replace(rule, random=random)
+    pull = Pull(rule, Model(apply_fn, likelihood), structure)
+    groups = rule.groups
+    return Estimator(
+        rule.name,
+        functools.partial(_compute, pull),
+        structure,
+        random=random or pull.rows_of is not None,
+        check=functools.partial(plans.check, pull),
+        describe_paths=functools.partial(plans.table, pull),
+        vectors_a_batch=None if groups is None else groups * rule.num_columns,
+    )
+
+
+def _compute(pull: Pull, params: PyTree, batch: Batch, key: jax.Array | None) -> Any:
+    pull = pull.traced_once()
+    plans.check(pull, params, batch)
+    plan = plans.plan_of(pull, params, batch)
+    keys = example_keys(key, num_examples(batch))
+    if pull.rows_of is not None:
+        return pull.structure.reduce(_of_rows(pull, params, batch, keys, pull.rows_of))
+    if plan.group_length > 1:
+        return _sum_groups(pull, plan, params, batch, keys)
+    vectors = functools.partial(_of_examples, pull, params, plan.taps)
+    return sum_informations(pull.structure, vectors, params, batch, keys, plan.at_once)
+
+
+def example_keys(key: jax.Array | None, count: int) -> jax.Array | None:
+    """A key for each example, so that neither chunks nor groups change a draw."""
+    if key is None:
+        return None
+    indices = jnp.arange(count, dtype=jnp.uint32)
+    return jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
+
+
+def sum_informations(
+    structure: Structure,
+    vectors: Callable[[Batch, jax.Array | None], PyTree],
+    params: PyTree,
+    batch: Batch,
+    keys: jax.Array | None,
+    size: int,
+) -> Any:
+    """The informations of chunks' vectors, added."""
+    return sum_chunks(
+        lambda *chunk: structure.reduce(vectors(*chunk)),
+        ops.add,
+        lambda: structure.isotropic(params, 0.0),
+        batch,
+        keys,
+        size,
+    )
+
+
+# ---- squares of each example
+
+
+def _of_examples(
+    pull: Pull, params: PyTree, taps: bool, batch: Batch, keys: jax.Array | None
+) -> PyTree:
+    """A tree like the parameters, of `OuterProducts` and stacks `(n * R, ...)`."""
+    sliced, rebuild = batches.split(batch.inputs)
+    dtype = trees.float_dtype(params)
+    find = layers_of.find_and_tap if taps else _no_layers
+
+    def one(parts: list, targets: Any, weight: jax.Array, key: Any) -> tuple:
+        inputs = rebuild([x[None] for x in parts])
+        layers, outputs, entering, pull_back = find(pull.model.apply_fn, params, inputs)
+        vectors = jax.vmap(pull_back)(pull.cotangents(outputs, targets, key))
+        # after widening: the root of a weight has no exact bfloat16
+        weighted = jax.tree.map(lambda x: _weigh(x.astype(dtype), weight), vectors)
+        # zero times what is not finite in a blanked row would be NaN
+        entering = jax.tree.map(
+            lambda x: jnp.where(weight == 0, jnp.zeros_like(x), x), entering
+        )
+        return layers, entering, *weighted
+
+    layers, entering, gradients, others = jax.vmap(one)(
+        sliced, batch.targets, batch.weights, keys
+    )
+    others = {i: _merge_axes(x) for i, x in others.items()}
+    return _tree(params, layers, entering, gradients, batch.weights, others)
+
+
+def _no_layers(apply_fn: Callable, params: PyTree, inputs: PyTree) -> tuple:
+    """As `find_and_tap` of a model without layers: all gradients are whole."""
+    inputs = batches.unshare(inputs)
+    outputs, vjp = jax.vjp(lambda p: apply_fn(p, inputs), params)
+    return (
+        None,
+        outputs,
+        (),
+        lambda c: ((), dict(enumerate(jax.tree.leaves(vjp(c)[0])))),
+    )
+
+
+def _tree(
+    params: PyTree,
+    layers: Layers | None,
+    entering: tuple,  # of each layer (n, K, T, I), or ids (n, K, T)
+    gradients: tuple,  # of each layer (n, R, K, T, O)
+    weights: jax.Array,
+    others: dict,  # leaf index -> (n * R, *leaf.shape)
+) -> PyTree:
+    leaves = dict(others)
+    found = layers.layers if layers else ()
+    for layer, inputs, vectors in zip(found, entering, gradients, strict=True):
+        leaves[layer.kernel] = plans.products(layer, inputs, vectors, weights)
+        if layer.bias is not None and layer.bias_layout is not None:
+            summed = _merge_axes(jnp.sum(vectors, axis=3))
+            leaves[layer.bias] = jax.vmap(layer.bias_layout.to_leaf)(summed)
+    treedef: Any = jax.tree.structure(params)
+    return treedef.unflatten([leaves[i] for i in range(len(leaves))])
+
+
+# ---- squares of rows of a batch whose examples interact
+
+
+def _of_rows(
+    pull: Pull, params: PyTree, batch: Batch, keys: jax.Array | None, layers: Layers
+) -> PyTree:
+    """As `_of_examples`, from one pass of the whole batch through the model.
+
+    The vectors of a layer are those of its rows. A random sign for each example makes
+    the squares of what several examples bring to one row right in the mean.
+    """
+    outputs, entering, pull_back = layers_of.tap_batch(
+        pull.model.apply_fn, layers, params, batch.inputs
+    )
+    returned = _each(pull_back, _weighted_cotangents(pull, outputs, batch, keys, True))
+    dtype = trees.float_dtype(params)
+
+    def without_padding(values: jax.Array) -> jax.Array:
+        blank = (batch.weights == 0).reshape((-1,) + (1,) * (values.ndim - 1))
+        return jnp.where(blank, jnp.zeros_like(values), values)
+
+    def rows(values: jax.Array) -> jax.Array:  # (R, n, ...) -> (n, R, ...)
+        return without_padding(jnp.moveaxis(values, 1, 0).astype(dtype))
+
+    others = {i: _merge_axes(rows(x)) for i, x in returned.rows.items()}
+    others |= {i: x.astype(dtype) for i, x in returned.sums.items()}
+    entering = jax.tree.map(without_padding, entering)
+    gradients = jax.tree.map(rows, returned.gradients)
+    return _tree(params, layers, entering, gradients, batch.weights, others)
+
+
+def _weighted_cotangents(
+    pull: Pull,
+    outputs: jax.Array,
+    batch: Batch,
+    keys: jax.Array | None,
+    signed: bool = False,
+) -> jax.Array:
+    """Of all examples, in one array `(R, n, ...)`, in the type of the outputs."""
+
+    def one(outputs: jax.Array, targets: Any, weight: jax.Array, key: Any) -> jax.Array:
+        vectors = trees.widen(pull.cotangents(outputs[None], targets, key)[:, 0])
+        weighted = _weigh(vectors, weight)
+        if signed:
+            sign_key = jax.random.fold_in(key, _SIGNS)
+            weighted = weighted * rademacher(sign_key, (), weighted.dtype)
+        return weighted.astype(outputs.dtype)
+
+    return jax.vmap(one, out_axes=1)(outputs, batch.targets, batch.weights, keys)
+
+
+# ---- squares of sums over groups
+
+
+def _of_group(
+    pull: Pull, params: PyTree, group: Batch, keys: jax.Array | None
+) -> PyTree:
+    """Vectors summed over the group, leaves `(R, *leaf.shape)`."""
+    inputs = batches.unshare(group.inputs)
+    outputs, vjp = jax.vjp(lambda p: pull.model.apply_fn(p, inputs), params)
+    cotangents = _weighted_cotangents(pull, outputs, group, keys)
+    at_once = plans.fitting(trees.size(params), plans.GROUP_ENTRIES)
+    summed = _each(lambda c: vjp(c)[0], cotangents, at_once)
+    return batches.zero_if_missing(group, trees.widen(summed))
+
+
+def _each(function: Callable, stack: PyTree, at_once: int | None = None) -> PyTree:
+    """`jax.vmap(function)(stack)`, `at_once` of the leading axis at a time."""
+    count = jax.tree.leaves(stack)[0].shape[0]
+    if count == 1:  # plain products, not batched ones
+        result = function(jax.tree.map(lambda x: x[0], stack))
+        return jax.tree.map(lambda x: x[None], result)
+    if at_once is None or count <= at_once:
+        return jax.vmap(function)(stack)
+    return jax.lax.map(function, stack, batch_size=at_once if at_once > 1 else None)
+
+
+def _sum_groups(
+    pull: Pull,
+    plan: plans.Plan,
+    params: PyTree,
+    batch: Batch,
+    keys: jax.Array | None,
+) -> Any:
+    length = plan.group_length
+    of_group = functools.partial(_of_group, pull, params)
+
+    def vectors(group: Batch, keys: jax.Array | None) -> PyTree:
+        def zeros() -> PyTree:
+            shapes = jax.eval_shape(of_group, group, keys)
+            return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+        size = pull.rule.chunk_size or length
+        return sum_chunks(of_group, _add, zeros, group, keys, size)
+
+    def cut(x: jax.Array) -> jax.Array:
+        return x.reshape((x.shape[0] // length, length, *x.shape[1:]))
+
+    def of_groups(part: Batch, keys: jax.Array | None) -> PyTree:
+        sliced, rebuild = batches.split(part.inputs)
+
+        def one(group: tuple) -> PyTree:
+            leaves, *rest, group_keys = group
+            return vectors(Batch(rebuild(leaves), *rest), group_keys)
+
+        units = sliced, part.targets, part.weights, keys
+        return jax.tree.map(_merge_axes, _each(one, units))
+
+    if length == num_examples(batch):
+        return pull.structure.reduce(vectors(batch, keys))
+    grouped, keys = batches.map_examples(cut, batch), jax.tree.map(cut, keys)
+    return sum_informations(
+        pull.structure, of_groups, params, grouped, keys, plan.at_once
+    )
+
+
+def _add(left: PyTree, right: PyTree) -> PyTree:
+    return jax.tree.map(jnp.add, left, right)
+
+
+def _weigh(values: jax.Array, weight: jax.Array) -> jax.Array:
+    """One example's vectors times the root of its weight, zero for a blanked row."""
+    weighted = values * jnp.sqrt(weight).astype(values.dtype)
+    # no blanked row is finite for every model
+    return jnp.where(weight == 0, jnp.zeros_like(values), weighted)
+
+
+def _merge_axes(values: jax.Array) -> jax.Array:
+    """`(n, R, ...)` as `(n * R, ...)`, also of leaves without entries."""
+    return values.reshape((values.shape[0] * values.shape[1], *values.shape[2:]))
