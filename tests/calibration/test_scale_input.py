@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import pytest
 
 import fisherflow_jax as ff
+from together import together
 
 X = jnp.arange(12.0).reshape(6, 2) / 10
 STATE = ff.Posterior(
@@ -16,6 +17,7 @@ def apply_fn(params, x):
     return x @ params
 
 
+@together
 @pytest.mark.parametrize(
     "data, text",
     [

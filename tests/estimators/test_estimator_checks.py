@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import fisherflow_jax as ff
+from together import together
 
 X, Y = np.ones((4, 2)), np.zeros(4)
 PARAMS = np.ones(2)
@@ -24,6 +25,7 @@ def call(name, batch, apply_fn=linear, likelihood=None, params=PARAMS):
     return estimator(params, batch, jax.random.key(0))
 
 
+@together
 @every_estimator
 @pytest.mark.parametrize(
     "apply_fn",
@@ -40,6 +42,7 @@ def test_outputs_lead_with_the_examples(name, apply_fn):
         call(name, (X, Y), apply_fn)
 
 
+@together
 @every_estimator
 def test_targets_have_the_shape_of_the_outputs(name):
     with pytest.raises(ValueError, match=r"drop it \(targets\[\.\.\., 0\]\)"):
@@ -48,6 +51,7 @@ def test_targets_have_the_shape_of_the_outputs(name):
         call(name, (X, Y), lambda params, x: (x @ params)[:, None])
 
 
+@together
 @every_estimator
 def test_outputs_are_floating_point(name):
     with pytest.raises(ValueError, match="outputs must be floating point"):
@@ -73,6 +77,7 @@ BATCHES = {
 }
 
 
+@together
 @pytest.mark.parametrize("case", BATCHES)
 def test_batches(case):
     batch, message = BATCHES[case]
@@ -80,6 +85,7 @@ def test_batches(case):
         call("exact", batch)
 
 
+@together
 @pytest.mark.parametrize("name", NAMES[:-1])
 @pytest.mark.parametrize("chunk_size", [0, -1, 2.0])
 def test_chunk_sizes(name, chunk_size):
@@ -92,6 +98,7 @@ def test_chunk_sizes(name, chunk_size):
         )
 
 
+@together
 @every_estimator
 @pytest.mark.parametrize("dtype", ["int32", "complex128", "bool"])
 def test_parameters_are_real_floating_point(name, dtype):

@@ -6,6 +6,7 @@ import pytest
 
 import fisherflow_jax as ff
 import streams
+from together import together
 
 FLOW = streams.flow()
 BATCH = streams.batches(4)[0]
@@ -72,6 +73,7 @@ def test_a_prior_precision_is_positive_and_fits(prior_precision, message):
         build(prior_precision=prior_precision).init(streams.tree(np.zeros(3)))
 
 
+@together
 @pytest.mark.parametrize(
     ("batch", "message"),
     [

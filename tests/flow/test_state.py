@@ -9,6 +9,7 @@ import pytest
 
 import fisherflow_jax as ff
 import streams
+from together import together
 
 OPTIONS = {"num_steps": 4, "robust": True}
 BATCHES = streams.batches(8, "bernoulli")
@@ -32,6 +33,7 @@ every_case = pytest.mark.parametrize(
 )
 
 
+@together
 @every_case
 @pytest.mark.parametrize(
     "name", ["mean", "information", "count", "log_evidence", "step"]
@@ -43,11 +45,13 @@ def test_optax_finds_one_of_each_name(flow, state, name):
     assert changed.count == 5.0
 
 
+@together
 @every_case
 def test_a_state_is_arrays_only(flow, state):
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state))
 
 
+@together
 @every_case
 def test_flax_writes_and_reads_it(flow, state):
     # other numbers than a fresh state's

@@ -10,6 +10,7 @@ import pytest
 import fisherflow_jax as ff
 import structure_cases as cases
 from structure_cases import CASES, COMPENSATED, SIZE, STRUCTURES
+from together import together
 
 VECTOR = np.random.default_rng(7).normal(size=SIZE)
 DAMPING = 0.3
@@ -130,6 +131,7 @@ def test_only_scalar_needs_a_template(case):
     assert jax.tree.structure(without) == jax.tree.structure(results(case))
 
 
+@together
 @pytest.mark.parametrize("compensated", [False, True])
 @pytest.mark.parametrize(
     "operation",
@@ -142,6 +144,7 @@ def test_scalar_without_a_template_says_what_is_missing(operation, compensated):
         getattr(ff.information, operation)(cases.information(case), *arguments)
 
 
+@together
 @pytest.mark.parametrize(
     "operation",
     [

@@ -12,6 +12,7 @@ import fisherflow_jax as ff
 import structure_cases as cases
 from fisherflow_jax.structures._compensated import compensate
 from structure_cases import CASES, NAMED, SIZE, STRUCTURES
+from together import together
 
 every_structure = pytest.mark.parametrize("case", STRUCTURES, ids=repr)
 every_case = pytest.mark.parametrize("case", CASES, ids=repr)
@@ -66,6 +67,7 @@ class State(NamedTuple):
     information: Any
 
 
+@together
 @every_structure
 @pytest.mark.parametrize("compensated", [False, True])
 def test_a_state_passes_through_optaxs_tree_functions(case, compensated):
@@ -97,6 +99,7 @@ def test_map_params_finds_the_leaves_that_are_shaped_like_parameters():
             np.testing.assert_array_equal(leaf, 2.0)
 
 
+@together
 @every_structure
 @pytest.mark.parametrize("empty", [{}, optax.MaskedNode(), {"a": (), "b": None}])
 def test_a_tree_without_leaves_is_a_model_without_parameters(case, empty):
@@ -117,6 +120,7 @@ def test_masked_parameters_leave_their_place_out(case):
     )
 
 
+@together
 @every_structure
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
 def test_information_of_narrow_vectors_is_float32(case, dtype):

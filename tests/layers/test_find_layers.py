@@ -10,6 +10,7 @@ import fisherflow_jax as ff
 from fisherflow_jax.layers import find_layers
 from layer_cases import FOUND, treatments
 from layer_near_misses import NEAR_MISSES
+from together import together
 
 CASES = FOUND | NEAR_MISSES
 
@@ -19,6 +20,7 @@ def found(name):
     return find_layers(apply_fn, params, inputs)
 
 
+@together
 @pytest.mark.usefixtures("strict_promotion")
 @pytest.mark.parametrize("name", CASES)
 def test_treatment_of_every_parameter(name):

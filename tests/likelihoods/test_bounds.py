@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from fisherflow_jax import likelihoods
+from together import together
 
 CATEGORICAL, BERNOULLI = likelihoods.categorical(), likelihoods.bernoulli()
 LOCATION_SCALE = likelihoods.gaussian_location_scale()
@@ -45,6 +46,7 @@ def user_built(likelihood):
 # ---- likelihoods with nothing to change
 
 
+@together
 @pytest.mark.parametrize("name", TRANSFORMATIONS)
 @pytest.mark.parametrize(
     "likelihood",
@@ -74,6 +76,7 @@ def test_others_that_are_left_as_they_are():
     assert likelihoods.cholesky_root(bound) is bound
 
 
+@together
 @pytest.mark.parametrize("name", TRANSFORMATIONS)
 @pytest.mark.parametrize("likelihood", [CATEGORICAL, GENERIC], ids=["closed", "drawn"])
 def test_the_same_call_gives_the_same_object(likelihood, name):

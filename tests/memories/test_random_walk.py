@@ -5,6 +5,7 @@ import pytest
 
 import fisherflow_jax as ff
 import streams
+from together import together
 
 _root = np.random.default_rng(3).normal(size=(3, 3))
 MATRIX = 0.1 * _root @ _root.T
@@ -152,6 +153,7 @@ def test_missing_batches_move_the_belief_also_before_any_data():
     )
 
 
+@together
 @pytest.mark.parametrize(
     ("structure", "noise", "transition", "message"),
     [

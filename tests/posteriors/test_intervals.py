@@ -11,6 +11,7 @@ from scipy import stats
 import fisherflow_jax as ff
 import structure_cases as cases
 from structure_cases import COMPENSATED, STRUCTURES
+from together import together
 
 MEAN = np.linspace(-1.0, 2.0, cases.SIZE)
 EXACT = {"rtol": 1e-9}
@@ -101,6 +102,7 @@ def test_robust_error_does_not_depend_on_the_dispersion(full):
     )
 
 
+@together
 @pytest.mark.parametrize("level", [0.0, 1.0, -0.5, 95])
 @pytest.mark.parametrize(
     "name", ["confidence_interval", "delta_method", "predict", "summary"]
@@ -116,6 +118,7 @@ def test_robust_without_the_scores(full, name):
         asks(full)[name](robust=True)
 
 
+@together
 @pytest.mark.parametrize("robust", [False, True])
 @pytest.mark.parametrize("name", NAMES)
 def test_too_few_observations_for_the_dispersion(full, name, robust):

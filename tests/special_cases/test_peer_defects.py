@@ -9,6 +9,7 @@ import pytest
 from scipy.stats import multivariate_normal
 
 import fisherflow_jax as ff
+from together import together
 
 ops = ff.information
 CATEGORICAL, GAUSSIAN = ff.likelihoods.categorical(), ff.likelihoods.gaussian()
@@ -140,6 +141,7 @@ FACTORIES = [
 ]
 
 
+@together
 @pytest.mark.parametrize("factory", FACTORIES)
 def test_an_unknown_option_is_an_error(factory):
     parameters = inspect.signature(factory).parameters.values()

@@ -8,12 +8,14 @@ import pytest
 import fisherflow_jax as ff
 import transform_cases as cases
 from fisherflow_jax.transforms import scale_by_fisher
+from together import together
 
 ESTIMATOR = cases.given(ff.structures.diagonal())
 OPTIONS = {"memory": ff.memories.stationary(), "damping": 0.1}
 PARAMS = jax.tree.map(jnp.asarray, cases.PARAMS)
 
 
+@together
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -9,6 +9,7 @@ import pytest
 
 import fisherflow_jax as ff
 import transform_cases as cases
+from together import together
 
 PARAMS = cases.network_params()
 BATCH = cases.NETWORK_BATCH
@@ -30,6 +31,7 @@ def update(kind="K-FAC", *, updates=GRADIENT, params=PARAMS, **extra):
     )
 
 
+@together
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
