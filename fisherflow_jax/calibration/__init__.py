@@ -8,11 +8,11 @@ from fisherflow_jax.calibration._conformal import (
 )
 from fisherflow_jax.calibration._conformal import conformal_sets as conformal_sets
 from fisherflow_jax.calibration._conformal import least_ambiguous as least_ambiguous
+from fisherflow_jax.calibration._marginal_likelihood import PriorSearch as PriorSearch
 from fisherflow_jax.calibration._marginal_likelihood import (
     log_marginal_likelihood as log_marginal_likelihood,
 )
-from fisherflow_jax.calibration._prior_precision import PriorSearch as PriorSearch
-from fisherflow_jax.calibration._prior_precision import (
+from fisherflow_jax.calibration._marginal_likelihood import (
     maximize_marginal_likelihood as maximize_marginal_likelihood,
 )
 from fisherflow_jax.calibration._scale import Calibration as Calibration

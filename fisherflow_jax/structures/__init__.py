@@ -22,6 +22,7 @@ from fisherflow_jax.structures._moving_kronecker import LayerBases as LayerBases
 from fisherflow_jax.structures._moving_kronecker import (
     MovingKronecker as MovingKronecker,
 )
+from fisherflow_jax.structures._prior import as_precision as as_precision
 from fisherflow_jax.structures._scalar import Scalar as Scalar
 from fisherflow_jax.structures._scalar import scalar as scalar
 from fisherflow_jax.structures._structure import Structure as Structure

@@ -10,18 +10,39 @@ import optax
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import trees
 from fisherflow_jax._ground.checks import holds, is_concrete
-from fisherflow_jax.structures import Block, Diagonal, Full, LowRank, Scalar, UnitBlock
 from fisherflow_jax.structures._algebra import dense
+from fisherflow_jax.structures._block import Block, UnitBlock
+from fisherflow_jax.structures._diagonal import Diagonal
+from fisherflow_jax.structures._full import Full
+from fisherflow_jax.structures._low_rank import LowRank
+from fisherflow_jax.structures._scalar import Scalar
 
 PyTree = Any
 
 
-def as_precision(prior_precision: Any, params: PyTree) -> Any:
+def as_precision(prior_precision: Any, params: PyTree, beside: Any = None) -> Any:
     """The prior precision as an information.
 
+    Args:
+      prior_precision: a number, a pytree prefix of numbers, or an information.
+      params: the parameters.
+      beside: an information whose structure must hold the prior exactly; None: any.
+
     Raises:
-      ValueError: if it is not positive or does not fit the parameters.
+      ValueError: if it is not positive, or does not fit the parameters or `beside`.
     """
+    precision = _as_precision(prior_precision, params)
+    if beside is not None:
+        numbers = prior_precision
+        if _is_information(numbers):
+            if not ops.facts(precision).elementwise:
+                return precision
+            numbers = ops.spectral(precision, params).values
+        ops.check_prior(beside, numbers, params)
+    return precision
+
+
+def _as_precision(prior_precision: Any, params: PyTree) -> Any:
     if _is_information(prior_precision):
         dtype = trees.float_dtype(params)
         precision = jax.tree.map(lambda x: jnp.asarray(x, dtype), prior_precision)
