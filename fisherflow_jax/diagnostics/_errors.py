@@ -9,14 +9,12 @@ import jax.numpy as jnp
 
 from fisherflow_jax import estimators, structures
 from fisherflow_jax import information as ops
-from fisherflow_jax._ground import trees
-from fisherflow_jax._ground.batch import Batch, is_finite, unshare
-from fisherflow_jax._ground.checks import holds
+from fisherflow_jax._ground import checks, trees
+from fisherflow_jax._ground.batch import Batch, is_finite, unshare, zero_if_missing
 from fisherflow_jax._ground.keys import typed_key
-from fisherflow_jax.accumulation._loading import each_batch
-from fisherflow_jax.accumulation._running import accumulate
-from fisherflow_jax.diagnostics._operator import fisher_product
+from fisherflow_jax.accumulation import accumulate, each_batch
 from fisherflow_jax.likelihoods import Likelihood
+from fisherflow_jax.posteriors import check_like
 
 PyTree = Any
 
@@ -91,11 +89,7 @@ def relative_error(
 
 def probes_for(params: PyTree, key: Any, num_probes: int) -> PyTree:
     """Normal vectors, leaves `(num_probes, ...)`; all `d` unit vectors if as many."""
-    if not isinstance(num_probes, int) or num_probes < 2:
-        raise ValueError(
-            "num_probes is a whole number of at least 2, for a standard error; got "
-            f"{num_probes!r}."
-        )
+    checks.whole(num_probes, "num_probes", least=2, of="probes, for a standard error")
     count, dtype = trees.size(params), trees.float_dtype(params)
     if num_probes >= count:
         return trees.unravel(jnp.eye(count, dtype=dtype), params)
@@ -114,48 +108,63 @@ def exact_products(
     """The exact information times each probe, summed over the batches."""
     total = jax.tree.map(jnp.zeros_like, probes)
     for number, batch in enumerate(each_batch(batches)):
-        likelihood.check(
-            jax.eval_shape(apply_fn, params, unshare(batch.inputs)),
-            batch.targets,
-        )
-        if not holds(is_finite(batch)):
+        outputs = jax.eval_shape(apply_fn, params, unshare(batch.inputs))
+        likelihood.check(outputs, batch.targets)
+        if not checks.holds(is_finite(batch)):
             raise ValueError(
                 f"batch {number} holds a NaN or an infinite value in a row of positive "
                 "weight."
             )
         drawn = jax.random.fold_in(typed_key(key), number)
-        total = _add_products(apply_fn, likelihood, params, batch, probes, drawn, total)
+        products = _products(apply_fn, likelihood, params, batch, probes, drawn)
+        total = jax.tree.map(lambda x, y: x + y.astype(x.dtype), total, products)
     return total
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _add_products(
+def _products(
     apply_fn: Callable,
     likelihood: Likelihood,
     params: PyTree,
     batch: Batch,
     probes: PyTree,
     key: jax.Array,
-    total: PyTree,
 ) -> PyTree:
-    def product(probe: PyTree) -> PyTree:
-        return fisher_product(apply_fn, likelihood, params, batch, probe, key)
+    """`sum_i w_i J_i^T L_i L_i^T J_i v` of each probe v, the root's draws the same.
 
-    products = jax.lax.map(product, probes)
-    return jax.tree.map(lambda x, y: x + y.astype(x.dtype), total, products)
+    By one forward and one backward derivative. Memory: a pass of the whole batch.
+    """
+    inputs = unshare(batch.inputs)
+
+    def model(p: PyTree) -> jax.Array:
+        return apply_fn(p, inputs)
+
+    def product(vector: PyTree) -> PyTree:
+        tangent = jax.tree.map(lambda v, p: v.astype(p.dtype), vector, params)
+        outputs, moved = jax.jvp(model, (params,), (tangent,))
+        shape = likelihood.probe_shape(outputs.shape)
+        probes = jax.ShapeDtypeStruct(shape, trees.wide_dtype(outputs.dtype))
+
+        def root(x: jax.Array) -> jax.Array:
+            return likelihood.root(outputs, x, key)
+
+        (transposed,) = jax.linear_transpose(root, probes)(moved)
+        cotangents = root(transposed)
+        weights = batch.weights.astype(trees.wide_dtype(cotangents.dtype))
+        weights = weights.reshape((-1,) + (1,) * (cotangents.ndim - 1))
+        weighted = jnp.where(weights > 0, weights * cotangents.astype(weights.dtype), 0)
+        _, vjp = jax.vjp(model, params)
+        product = trees.widen(vjp(weighted.astype(outputs.dtype))[0])
+        return zero_if_missing(batch, product)
+
+    return jax.lax.map(product, probes)
 
 
 def error_of(
     information: Any, params: PyTree, probes: PyTree, products: PyTree
 ) -> RelativeError:
     """The relative error from probes and their exact products."""
-    entries = jax.eval_shape(lambda i: ops.diagonal(i, params), information)
-    shapes = [jax.tree.map(jnp.shape, tree) for tree in (entries, params)]
-    if shapes[0] != shapes[1]:
-        raise ValueError(
-            "the information is about another tree than params: its parameters have "
-            f"shapes {shapes[0]}, not {shapes[1]}."
-        )
+    check_like(jax.eval_shape(ops.diagonal, information, params), params)
     return _error(information, params, probes, products)
 
 
@@ -188,7 +197,7 @@ def trace_ratio(
     batches: Any,
     key: Any = None,
     *,
-    reference: Callable[..., Any] = estimators.exact,
+    reference: Any = estimators.exact,
 ) -> jax.Array:
     r"""The trace of the empirical Fisher as a share of the expected one's.
 
@@ -206,8 +215,8 @@ def trace_ratio(
       batches: a batch with targets, a list of batches, or `ff.Stacked`; no generator,
         since it is read twice.
       key: for a reference that draws.
-      reference: a factory of `ff.estimators` for the denominator: `exact`, or
-        `monte_carlo`, which is cheaper for many outputs.
+      reference: of `ff.estimators`, for the denominator: `exact`, or `monte_carlo`,
+        which is cheaper for many outputs.
 
     Returns:
       A number. Cost: the diagonal by both estimators.
@@ -237,21 +246,13 @@ def trace_ratio(
         raise ValueError("the data are read twice: give a list of batches.")
     several = list(each_batch(batches)) if isinstance(batches, tuple) else batches
     traces = []
-    for factory, draws in ((estimators.empirical, None), (reference, key)):
-        estimator = _estimator(factory, apply_fn, likelihood)
+    for choice, draws in ((estimators.empirical, None), (reference, key)):
+        estimator = estimators.bind(choice, apply_fn, likelihood, structures.diagonal())
         found = accumulate(estimator, params, several, draws, progress=False)
-        if not holds(found.num_skipped == 0):
+        if not checks.holds(found.num_skipped == 0):
             raise ValueError(
                 f"{found.num_skipped} batches hold values that are not finite, or "
                 f"targets that {likelihood.name} cannot produce."
             )
         traces.append(ops.trace(found.information))
     return traces[0] / traces[1]
-
-
-# the same object for the same model, so that looking again compiles nothing
-@functools.lru_cache(maxsize=8)
-def _estimator(
-    factory: Callable[..., Any], apply_fn: Callable, likelihood: Likelihood
-) -> Any:
-    return factory(apply_fn, likelihood, structures.diagonal())

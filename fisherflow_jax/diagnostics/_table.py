@@ -8,13 +8,15 @@ import jax.numpy as jnp
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import trees
-from fisherflow_jax.diagnostics._dimensions import effective_parameters, effective_rank
+from fisherflow_jax._ground.tables import aligned
+from fisherflow_jax.accumulation import each_batch
 from fisherflow_jax.diagnostics._errors import (
     error_of,
     exact_products,
     probes_for,
     trace_ratio,
 )
+from fisherflow_jax.diagnostics._spectrum import effective_parameters, effective_rank
 from fisherflow_jax.likelihoods import Likelihood
 
 PyTree = Any
@@ -41,10 +43,10 @@ class Table(NamedTuple):
 
     def __str__(self) -> str:
         head = ("", "numbers", "trace", "error", "±", "eff. params", "eff. rank")
-        body = [
+        rows = [
             (
                 row.name,
-                str(row.numbers),
+                row.numbers,
                 f"{row.trace:.4g}",
                 f"{row.error:.3f}",
                 f"{row.standard_error:.3f}",
@@ -53,16 +55,11 @@ class Table(NamedTuple):
             )
             for row in self.rows
         ]
-        widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
-        lines = []
-        for line in (head, *body):
-            cells = [line[0].ljust(widths[0])]
-            cells += [x.rjust(w) for x, w in zip(line[1:], widths[1:], strict=True)]
-            lines.append("  ".join(cells).rstrip())
-        lines.append(f"{self.num_parameters} parameters")
-        if self.empirical_share is not None:
-            lines[-1] += f"; trace(empirical) / trace(exact) {self.empirical_share:.3g}"
-        return "\n".join(lines)
+        text = f"{aligned([head, *rows])}\n{self.num_parameters} parameters"
+        if self.empirical_share is None:
+            return text
+        share = f"trace(empirical) / trace(exact) {self.empirical_share:.3g}"
+        return f"{text}; {share}"
 
 
 def table(
@@ -135,21 +132,18 @@ def table(
         error = error_of(information, params, probes, products)
         rows.append(
             Row(
-                name,
-                sum(int(jnp.size(x)) for x in jax.tree.leaves(information)),
-                float(ops.trace(information, params)),
-                float(error.value),
-                float(error.standard_error),
-                float(effective_parameters(information, prior_precision, params)),
-                effective_rank(information, params),
+                name=name,
+                numbers=sum(jnp.size(x) for x in jax.tree.leaves(information)),
+                trace=float(ops.trace(information, params)),
+                error=float(error.value),
+                standard_error=float(error.standard_error),
+                effective_parameters=float(
+                    effective_parameters(information, prior_precision, params)
+                ),
+                effective_rank=effective_rank(information, params),
             )
         )
     share = None
-    if _has_targets(batches):
+    if next(iter(each_batch(batches))).targets is not None:
         share = float(trace_ratio(apply_fn, likelihood, params, batches, key))
     return Table(tuple(rows), trees.size(params), share)
-
-
-def _has_targets(batches: Any) -> bool:
-    first = batches if isinstance(batches, tuple) else next(iter(batches))
-    return first[1] is not None

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from fisherflow_jax.diagnostics._eigenvalues import eigenvalues
+from fisherflow_jax.diagnostics import eigenvalues
 from fisherflow_jax.plots._axes import GREY, axes_or_new, quieten
 
 PyTree = Any

@@ -233,3 +233,39 @@ def test_an_unknown_dispersion_needs_a_function():
         maximize_marginal_likelihood(
             likelihood, jnp.ones(2), FLAT, 0.0, prior_precision=jnp.ones(2)
         )
+
+
+def test_low_rank_takes_no_spectrum():
+    """Of 9000 parameters, whose dense matrix would be refused."""
+    count, base, prior = 9000, 0.1, 0.7
+    wide = ff.structures.LowRank(jnp.full(count, base), jnp.ones((1, count)))
+    mean = jnp.full(count, 0.01)
+    logdet = (count - 1) * np.log(base + prior) + np.log(base + prior + count)
+    step = prior * count * 0.01**2
+    expected = 0.5 * (count * np.log(prior) - logdet - step)
+    found = log_marginal_likelihood(mean, wide, 0.0, prior)
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
+    search = maximize_marginal_likelihood(
+        ff.likelihoods.gaussian(), mean, wide, 0.0, prior_precision=prior
+    )
+    np.testing.assert_allclose(search.before, expected, rtol=1e-10)
+    directions = base + np.array([count, 0])
+    share = np.sum(directions / (directions + prior) * [1, count - 1])
+    found = ff.diagnostics.effective_parameters(wide, prior)
+    np.testing.assert_allclose(found, share, rtol=1e-9)
+
+
+def test_a_prior_given_as_an_information_fits_the_layers():
+    fitting = {"b": jnp.full(2, 0.4), "w": jnp.full((3, 2), 0.4)}
+    mean, _ = solved(np.full(8, 0.4), 0.5)
+    kronecker = information("kronecker")
+    one = log_marginal_likelihood(mean, kronecker, -3.0, 0.4)
+    for prior in (
+        ff.structures.Diagonal(fitting),
+        ff.structures.Scalar(jnp.array(0.4)),
+    ):
+        again = log_marginal_likelihood(mean, kronecker, -3.0, prior)
+        np.testing.assert_allclose(again, one, rtol=1e-12)
+    other = ff.structures.Diagonal(fitting | {"b": jnp.array([0.4, 0.5])})
+    with pytest.raises(ValueError, match="one number a layer"):
+        log_marginal_likelihood(mean, kronecker, -3.0, other)

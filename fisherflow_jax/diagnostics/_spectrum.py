@@ -1,4 +1,4 @@
-"""How many directions the data determine."""
+"""The eigenvalues of an information, and how many directions the data determine."""
 
 from typing import Any
 
@@ -7,12 +7,37 @@ import jax.numpy as jnp
 import numpy as np
 
 from fisherflow_jax import information as ops
-from fisherflow_jax.diagnostics._eigenvalues import eigenvalues
-from fisherflow_jax.structures import EigenKronecker, Kronecker
-from fisherflow_jax.structures import _prior as priors
-from fisherflow_jax.structures._algebra import eigen as eigenbasis
+from fisherflow_jax.structures import as_precision
 
 PyTree = Any
+
+
+def eigenvalues(information: Any, like: PyTree | None = None) -> np.ndarray:
+    """All eigenvalues of an information, from the largest to the smallest.
+
+    Args:
+      information: of any structure.
+      like: a tree with the parameters' shapes; only the scalar structure needs it.
+
+    Returns:
+      An array `(d,)` of float64. Cost: that of the dense matrix, d^3; for scalar and
+      diagonal a sort, for block the sum of the blocks' cubes, for Kronecker that of its
+      factors' cubes, and for low rank on a constant diagonal d rank^2.
+
+    Raises:
+      ValueError: where a matrix of more than 4096 rows would be needed.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> information = ff.structures.Full(jnp.array([[2.0, 1.0], [1.0, 2.0]]))
+      >>> print(ff.diagnostics.eigenvalues(information).round(3))
+      [3. 1.]
+    """
+    with jax.enable_x64(True):  # float32 would lose the small ones beside the large
+        wide = jax.tree.map(lambda x: jnp.asarray(np.asarray(x, float)), information)
+        found = [np.ravel(x) for x in ops.eigenvalues(ops.plain(wide), like)]
+    return np.sort(np.concatenate(found))[::-1]
 
 
 def effective_parameters(
@@ -47,22 +72,11 @@ def effective_parameters(
       MacKay, "Bayesian interpolation", 1992.
     """
     like = ops.diagonal(information, like) if like is None else like
-    precision = priors.as_precision(prior_precision, like)
-    total = ops.add(information, precision)
-    if isinstance(total, (Kronecker, EigenKronecker)):
-        return _of_layers(information, total)
-    return priors.effective_parameters(total, precision, like)
-
-
-def _of_layers(information: Any, total: Any) -> jax.Array:
-    """The sum of ratios, which do not cancel."""
-    before, after = eigenbasis.spectra(information), eigenbasis.spectra(total)
-    shares = [jnp.sum(before[name].values / x.values) for name, x in after.items()]
-    shares += [
-        jnp.sum(information.other_entries[name] / x)
-        for name, x in total.other_entries.items()
-    ]
-    return sum(shares[1:], start=shares[0])
+    precision = as_precision(prior_precision, like, beside=information)
+    logdet = ops.determinant(information, precision, like)
+    # the slope of log |s F + P| at s = 1, in which nothing cancels
+    one = jnp.ones((), jax.eval_shape(ops.logdet, precision, like).dtype)
+    return jax.grad(lambda factor: logdet(precision, factor))(one)
 
 
 def effective_rank(information: Any, like: PyTree | None = None) -> float:
@@ -95,12 +109,8 @@ def effective_rank(information: Any, like: PyTree | None = None) -> float:
     References:
       Roy, Vetterli, "The effective rank: a measure of effective dimensionality", 2007.
     """
-    return rank_of(eigenvalues(information, like))
-
-
-def rank_of(values: np.ndarray) -> float:
-    """The effective rank of a spectrum; what is not positive counts as zero."""
-    positive = values[values > 0]
+    values = eigenvalues(information, like)
+    positive = values[values > 0]  # what is not positive is rounding
     if positive.size == 0:
         return 0.0
     shares = positive / positive.sum()
