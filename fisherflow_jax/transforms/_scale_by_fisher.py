@@ -6,6 +6,7 @@ from typing import Any
 
 import optax
 
+from fisherflow_jax._ground import choices
 from fisherflow_jax._ground.keys import key_data
 from fisherflow_jax.estimators import Estimator
 from fisherflow_jax.memories import Memory
@@ -16,7 +17,7 @@ from fisherflow_jax.transforms.preconditioner.factorise import (
 from fisherflow_jax.transforms.preconditioner.state import Damping, Recipe
 from fisherflow_jax.transforms.preconditioner.step import init, update
 
-_IDENTITY = optax.identity()
+_IDENTITY = optax.with_extra_args_support(optax.identity())
 
 
 def scale_by_fisher(
@@ -130,12 +131,13 @@ def scale_by_fisher(
         inverse_period=inverse_period,
         staggered=spread_inverses,
         corrected=eigenvalue_correction,
-        momentum=optax.with_extra_args_support(momentum or _IDENTITY),
+        momentum=optax.with_extra_args_support(momentum) if momentum else _IDENTITY,
         power=power,
         root_damping=root_damping,
         factorise=factorise or exact_factorise,
     )
     check_recipe(recipe)
+    recipe = choices.shared(recipe)
     if key is not None and not estimator.random:
         raise ValueError(f"estimators.{estimator.name} draws nothing; it takes no key.")
     return optax.GradientTransformationExtraArgs(

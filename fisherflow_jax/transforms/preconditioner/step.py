@@ -1,16 +1,21 @@
 """A preconditioner's state and its one step, as functions of the recipe."""
 
+import contextlib
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import batch as batches
-from fisherflow_jax._ground import trees
+from fisherflow_jax._ground import choices, trees
 from fisherflow_jax._ground.batch import Batch
-from fisherflow_jax._ground.sharding import in_auto_mode
+from fisherflow_jax._ground.checks import is_concrete
+from fisherflow_jax._ground.sharding import in_auto_mode, on_one_device
 from fisherflow_jax.memories import Sum
 from fisherflow_jax.transforms.preconditioner import checks, renew
 from fisherflow_jax.transforms.preconditioner.factorise import apply
@@ -35,6 +40,22 @@ PyTree = Any
 def init(recipe: Recipe, key: jax.Array | None, params: PyTree) -> ScaleByFisherState:
     """The state before the first batch; `params` may be shapes."""
     checks.check_real(params)
+    start = _compiled(recipe, _start, (key, params))
+    return start(key, params)
+
+
+def _compiled(recipe: Recipe, function: Callable, arguments: Any) -> Callable:
+    """`function(recipe, ...)`, compiled once a recipe where it would run eagerly."""
+    leaves = jax.tree.leaves(arguments)
+    arrays = all(isinstance(x, (jax.Array, np.ndarray)) for x in leaves)
+    if arrays and is_concrete(leaves) and on_one_device(leaves):
+        with contextlib.suppress(TypeError):  # a choice without a hash, as an array
+            hash(recipe)
+            return choices.compiled(recipe, function)
+    return functools.partial(function, recipe)
+
+
+def _start(recipe: Recipe, key: jax.Array | None, params: PyTree) -> ScaleByFisherState:
     nothing, bases = _nothing(recipe, params)
     checks.check_rank(recipe.estimator, nothing)
     zero = jnp.zeros((), trees.float_dtype(params))
@@ -118,8 +139,12 @@ def update(
         batch = key = None
 
     def run(updates, state, params, batch, key, model):
-        batch = None if batch is None else batches.as_batch(batch)
-        return _advance(recipe, updates, state, params, batch, key, model, extra)
+        advance: Callable = functools.partial(_advance, recipe)
+        if batch is not None:
+            batch = batches.as_batch(batch)
+            given = updates, state, params, batch, key, model, extra
+            advance = _compiled(recipe, _advance, given)
+        return advance(updates, state, params, batch, key, model, extra)
 
     arguments = updates, state, params, batch, key, model
     return in_auto_mode(run, (updates, state), *arguments)
