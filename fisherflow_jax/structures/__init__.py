@@ -25,4 +25,5 @@ from fisherflow_jax.structures._moving_kronecker import (
 from fisherflow_jax.structures._prior import as_precision as as_precision
 from fisherflow_jax.structures._scalar import Scalar as Scalar
 from fisherflow_jax.structures._scalar import scalar as scalar
+from fisherflow_jax.structures._structure import ADAPTIVE as ADAPTIVE
 from fisherflow_jax.structures._structure import Structure as Structure

@@ -3,6 +3,7 @@
 import optax
 
 from fisherflow_jax import estimators, memories, structures
+from fisherflow_jax._ground.checks import fraction
 from fisherflow_jax.transforms._scale_by_fisher import scale_by_fisher
 
 
@@ -54,8 +55,7 @@ def adam(
     References:
       Kingma, Ba, "Adam: a method for stochastic optimization", 2015.
     """
-    if not 0 < b2 < 1:
-        raise ValueError(f"b2 must be in (0, 1); got {b2}.")
+    fraction(b2, "b2")
     return optax.chain(
         scale_by_fisher(
             estimators.squared_gradient(structure=structures.diagonal()),

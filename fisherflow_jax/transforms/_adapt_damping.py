@@ -9,6 +9,7 @@ import optax
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import trees
+from fisherflow_jax._ground.checks import fraction, not_negative, whole
 from fisherflow_jax._ground.holes import fill_with_zeros, has_holes
 from fisherflow_jax._ground.sharding import in_auto_mode
 from fisherflow_jax.transforms._get_information import (
@@ -16,7 +17,6 @@ from fisherflow_jax.transforms._get_information import (
     fisher_state,
     is_fisher_state,
 )
-from fisherflow_jax.transforms.preconditioner.checks import check_not_negative
 from fisherflow_jax.transforms.preconditioner.state import ScaleByFisherState
 
 PyTree = Any
@@ -219,13 +219,11 @@ def _check(
             "loss is a function of (params, batch), such as "
             f"ff.negative_log_likelihood(apply_fn, likelihood); got {loss!r}."
         )
-    if not isinstance(period, int) or period < 1:
-        raise ValueError(f"period is a positive whole number of steps; got {period!r}.")
-    if not 0 < rate < 1:
-        raise ValueError(f"rate must be in (0, 1); got {rate}.")
+    whole(period, "period", of="steps")
+    fraction(rate, "rate")
     if not low <= high:
         raise ValueError(f"low must not exceed high; got {low} and {high}.")
-    check_not_negative(smallest, "smallest")
+    not_negative(smallest, "smallest")
     if not smallest <= largest:
         raise ValueError(
             f"smallest must not exceed largest; got {smallest} and {largest}."

@@ -186,10 +186,10 @@ def test_within_a_chain_a_mask_and_a_scan():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"period": 0}, "period is a positive whole number of steps; got 0"),
+        ({"period": 0}, "period must be a positive whole number of steps; got 0"),
         ({"rate": 1.0}, r"rate must be in \(0, 1\); got 1\.0"),
         ({"low": 0.8}, r"low must not exceed high; got 0\.8 and 0\.75"),
-        ({"smallest": -1.0}, r"smallest is finite and not negative; got -1\.0"),
+        ({"smallest": -1.0}, r"smallest must be finite and not negative; got -1\.0"),
         ({"largest": 0.0}, "smallest must not exceed largest; got 1e-08 and 0"),
     ],
 )

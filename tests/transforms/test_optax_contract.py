@@ -76,7 +76,9 @@ def test_inject_hyperparams_with_static_args():
     damped, state = injected.update(GRADIENT, state, PARAMS, batch=BATCH)
     assert float(optax.tree.norm(damped)) < 0.1 * float(optax.tree.norm(updates))
     assert optax.tree.get(state.inner_state, "damping") == 100.0
-    with pytest.raises(ValueError, match=r"period is a positive whole .*static_args"):
+    with pytest.raises(
+        ValueError, match=r"period must be a positive whole .*static_args"
+    ):
         optax.inject_hyperparams(scale_by_fisher, static_args=("estimator", "memory"))(
             cases.given(ff.structures.diagonal()), **OPTIONS, period=2
         ).init(PARAMS)

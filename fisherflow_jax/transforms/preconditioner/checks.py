@@ -8,19 +8,19 @@ import jax.numpy as jnp
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import trees
-from fisherflow_jax._ground.checks import is_concrete
+from fisherflow_jax._ground.checks import not_negative, whole
 from fisherflow_jax._ground.holes import has_holes
 from fisherflow_jax._ground.keys import key_data
 from fisherflow_jax.estimators import Estimator
 from fisherflow_jax.memories import Memory
-from fisherflow_jax.structures import _structure as capabilities
+from fisherflow_jax.structures import ADAPTIVE
 from fisherflow_jax.transforms.preconditioner.state import Recipe
 
 PyTree = Any
 
 _STATIC = (
-    "; within optax.inject_hyperparams name it in static_args, as estimator, memory, "
-    "period, inverse_period, power, factorise and key"
+    "within optax.inject_hyperparams name it in static_args, as estimator, memory, "
+    "period, inverse_period, power, factorise and key."
 )
 
 
@@ -34,32 +34,28 @@ def check_recipe(recipe: Recipe) -> None:
         )
     if not isinstance(memory, Memory):
         raise ValueError(f"memory is from ff.memories; got {memory!r}.")
-    if capabilities.ADAPTIVE in memory.needs:
+    if ADAPTIVE in memory.needs:
         raise ValueError(
             f"{memory.name} tests the estimates of a flow, and a preconditioner has "
             "none: take stationary, windowed, exponential or random_walk."
         )
     for capability, reason in memory.needs.items():
         estimator.structure.require(capability, reason)
-    _check_steps(recipe.period, "period")
-    if recipe.inverse_period is not None:
-        _check_steps(recipe.inverse_period, "inverse_period")
+    try:
+        whole(recipe.period, "period", of="steps")
+        if recipe.inverse_period is not None:
+            whole(recipe.inverse_period, "inverse_period", of="steps")
+    except ValueError as error:
+        raise ValueError(f"{error} Or {_STATIC}") from error
     power = recipe.power
     if not isinstance(power, (int, float)) or not -math.inf < power <= 0:
         raise ValueError(
-            f"power is a number of at most 0, such as -1; got {power!r}{_STATIC}."
+            f"power is a number of at most 0, such as -1; got {power!r}; {_STATIC}"
         )
-    check_not_negative(recipe.root_damping, "root_damping")
+    _check_number(recipe.root_damping, "root_damping")
     if not callable(recipe.damping):
-        check_not_negative(recipe.damping, "damping")
+        _check_number(recipe.damping, "damping")
     _check_renewals(recipe)
-
-
-def _check_steps(value: Any, name: str) -> None:
-    if not isinstance(value, int) or value < 1:
-        raise ValueError(
-            f"{name} is a positive whole number of steps; got {value!r}{_STATIC}."
-        )
 
 
 def _check_renewals(recipe: Recipe) -> None:
@@ -68,7 +64,7 @@ def _check_renewals(recipe: Recipe) -> None:
         ("eigenvalue_correction", recipe.corrected),
     ):
         if not isinstance(value, bool):
-            raise ValueError(f"{name} is True or False; got {value!r}{_STATIC}.")
+            raise ValueError(f"{name} is True or False; got {value!r}; {_STATIC}")
     whole, stride = recipe.renewals
     given = f"inverse_period = {recipe.inverse_period} and period = {recipe.period}."
     if recipe.corrected:
@@ -110,11 +106,10 @@ def check_rank(estimator: Estimator, information: Any) -> None:
     )
 
 
-def check_not_negative(value: Any, name: str) -> None:
+def _check_number(value: Any, name: str) -> None:
     if jnp.shape(value) != ():
         raise ValueError(f"{name} is one number; got shape {jnp.shape(value)}.")
-    if is_concrete(value) and not 0 <= float(value) < math.inf:
-        raise ValueError(f"{name} is finite and not negative; got {value}.")
+    not_negative(value, name)
 
 
 def check_real(params: PyTree) -> None:
@@ -124,8 +119,8 @@ def check_real(params: PyTree) -> None:
         if not jnp.issubdtype(dtype, jnp.floating):
             raise ValueError(
                 "params must be real floating-point arrays; "
-                f"params{jax.tree_util.keystr(path)} has dtype {dtype} (leave it out "
-                "with optax.masked)."
+                f"{trees.parameter_name(path)} has dtype {dtype} (leave it out with "
+                "optax.masked)."
             )
 
 
@@ -133,22 +128,18 @@ def check_same(left: PyTree, right: PyTree, rule: str) -> None:
     """Raises where two trees have other leaves or shapes, by the first that differs."""
     leaves = [
         {
-            jax.tree_util.keystr(path): jnp.shape(leaf)
+            trees.parameter_name(path): jnp.shape(leaf)
             for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
         }
         for tree in (left, right)
     ]
     if leaves[0] == leaves[1]:
         return
-    differing = sorted(
-        path
-        for path in leaves[0] | leaves[1]
-        if leaves[0].get(path) != leaves[1].get(path)
-    )
-    first = differing[0]
+    one, other = leaves
+    first = min(name for name in one | other if one.get(name) != other.get(name))
     raise ValueError(
-        f"{rule}; at {first} there is {leaves[0].get(first, 'nothing')} in one and "
-        f"{leaves[1].get(first, 'nothing')} in the other."
+        f"{rule}; at {first} there is {one.get(first, 'nothing')} in one and "
+        f"{other.get(first, 'nothing')} in the other."
     )
 
 
