@@ -167,6 +167,32 @@ def compiled(recipe: Any, function: Callable, **options: Any) -> Callable:
     return own[function]
 
 
+def run(recipe: Any, function: Callable, *arguments: Any) -> Any:
+    """`function(recipe, *arguments)`, as one program where it would run eagerly.
+
+    That is compiled once a recipe. Traced, with arguments that are no arrays or lie on
+    several devices, or with a recipe without a hash (it holds an array, which may be
+    another one at each call), it runs as it is.
+    """
+    leaves = jax.tree.leaves(arguments)
+    if _has_hash(recipe) and all(map(_is_at_hand, leaves)):
+        return compiled(recipe, function)(*arguments)
+    return function(recipe, *arguments)
+
+
+def _has_hash(value: Any) -> bool:
+    try:
+        return hash(value) is not None
+    except TypeError:
+        return False
+
+
+def _is_at_hand(leaf: Any) -> bool:
+    if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer):
+        return len(leaf.sharding.device_set) == 1
+    return isinstance(leaf, np.ndarray)
+
+
 def _holds_tracer(value: Any, seen: set[int]) -> bool:
     """Whether a tracer is in a value, its fields, or what its functions close over."""
     if isinstance(value, jax.core.Tracer):

@@ -31,11 +31,5 @@ def replicated(function: Callable, *arguments: Any) -> Any:
     return jax.sharding.auto_axes(function, out_sharding=whole)(*arguments)
 
 
-def on_one_device(arrays: PyTree) -> bool:
-    """Whether no array is cut or copied over several devices."""
-    leaves = [x for x in jax.tree.leaves(arrays) if isinstance(x, jax.Array)]
-    return all(len(x.sharding.device_set) == 1 for x in leaves)
-
-
 def has_explicit_axes() -> bool:
     return bool(jax.sharding.get_abstract_mesh().explicit_axes)

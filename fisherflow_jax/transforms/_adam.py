@@ -4,7 +4,10 @@ import optax
 
 from fisherflow_jax import estimators, memories, structures
 from fisherflow_jax._ground.checks import fraction
+from fisherflow_jax._ground.choices import choice
 from fisherflow_jax.transforms._scale_by_fisher import scale_by_fisher
+
+_average = choice(optax.ema)
 
 
 def adam(
@@ -61,7 +64,7 @@ def adam(
             estimators.squared_gradient(structure=structures.diagonal()),
             memory=memories.exponential(b2),
             damping=eps_root,
-            momentum=optax.ema(b1, accumulator_dtype=mu_dtype),
+            momentum=_average(b1, accumulator_dtype=mu_dtype),
             power=-0.5,
             root_damping=eps,
         ),

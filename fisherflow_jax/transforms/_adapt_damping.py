@@ -1,5 +1,7 @@
 """Damping that follows how well the quadratic model has predicted the loss."""
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from fisherflow_jax import information as ops
-from fisherflow_jax._ground import trees
+from fisherflow_jax._ground import choices, trees
 from fisherflow_jax._ground.checks import fraction, not_negative, whole
 from fisherflow_jax._ground.holes import fill_with_zeros, has_holes
 from fisherflow_jax._ground.sharding import in_auto_mode
@@ -117,68 +119,97 @@ def adapt_damping(
             "optax.GradientTransformationExtraArgs(steps.init, steps.update), with "
             "steps the MultiSteps."
         )
+    loss = choices.hashable(loss)
+    rule = choices.shared(_Rule(loss, period, rate, low, high, smallest, largest))
     inner = optax.with_extra_args_support(transformation)
+    return optax.GradientTransformationExtraArgs(
+        functools.partial(_init, inner), functools.partial(_update, rule, inner)
+    )
 
-    def init_fn(params: PyTree) -> AdaptDampingState:
-        unknown = jnp.full((), jnp.nan, trees.float_dtype(params))
-        return AdaptDampingState(inner.init(params), unknown)
 
-    def update_fn(
-        updates: PyTree,
-        state: AdaptDampingState,
-        params: PyTree | None = None,
-        *,
-        batch: Any = None,
-        value: jax.Array | None = None,
-        model_params: PyTree | None = None,
-        **extra: Any,
-    ) -> tuple[PyTree, AdaptDampingState]:
-        model = params if model_params is None else model_params
-        if batch is None or model is None or has_holes(model):
-            raise ValueError(
-                "adapt_damping compares losses: call update(updates, state, params, "
-                "batch=(inputs, targets)), and within optax.masked or optax.partition "
-                "with model_params=, the whole tree."
-            )
-        known = {"value": value, "model_params": model_params}
-        known = {name: x for name, x in known.items() if x is not None}
-        steps, after = inner.update(
-            updates, state.adapted_state, params, batch=batch, **known, **extra
+@dataclasses.dataclass(frozen=True)
+class _Rule:
+    loss: Callable[[PyTree, Any], jax.Array]
+    period: int
+    rate: float
+    low: float
+    high: float
+    smallest: float
+    largest: float
+
+
+def _init(
+    inner: optax.GradientTransformationExtraArgs, params: PyTree
+) -> AdaptDampingState:
+    unknown = jnp.full((), jnp.nan, trees.float_dtype(params))
+    return AdaptDampingState(inner.init(params), unknown)
+
+
+def _update(
+    rule: _Rule,
+    inner: optax.GradientTransformationExtraArgs,
+    updates: PyTree,
+    state: AdaptDampingState,
+    params: PyTree | None = None,
+    *,
+    batch: Any = None,
+    value: jax.Array | None = None,
+    model_params: PyTree | None = None,
+    **extra: Any,
+) -> tuple[PyTree, AdaptDampingState]:
+    model = params if model_params is None else model_params
+    if batch is None or model is None or has_holes(model):
+        raise ValueError(
+            "adapt_damping compares losses: call update(updates, state, params, "
+            "batch=(inputs, targets)), and within optax.masked or optax.partition "
+            "with model_params=, the whole tree."
         )
-        found = fisher_state(after)
-        # not so in an update that is skipped, or that only accumulates
-        stepped = found.step > fisher_state(state.adapted_state).step
+    known = {"value": value, "model_params": model_params}
+    known = {name: x for name, x in known.items() if x is not None}
+    steps, after = inner.update(
+        updates, state.adapted_state, params, batch=batch, **known, **extra
+    )
+    found = fisher_state(after)
+    # not so in an update that is skipped, or that only accumulates
+    stepped = found.step > fisher_state(state.adapted_state).step
+    like = found.damping, state.reduction_ratio
+    damping, ratio = in_auto_mode(
+        functools.partial(choices.run, rule, _adapted),
+        like,
+        *(updates, steps, found, stepped, model, batch, value, state.reduction_ratio),
+    )
+    return steps, AdaptDampingState(_with_damping(after, damping), ratio)
 
-        def compare(updates, steps, found, stepped, model, batch, value, ratio):
-            def judged() -> tuple[jax.Array, jax.Array]:
-                start = loss(model, batch) if value is None else value
-                now, predicted = _outcome(loss, updates, steps, found, model, batch)
-                start, now = (jnp.asarray(x).astype(ratio.dtype) for x in (start, now))
-                new = (start - now) / predicted.astype(ratio.dtype)
-                # what is not a number is a bad step too
-                good = (predicted > 0) & (new >= low)
-                factor = jnp.where(good, 1.0, rate**-period)
-                factor = jnp.where(good & (new > high), rate**period, factor)
-                damping = found.damping * factor.astype(found.damping.dtype)
-                counts = jnp.isfinite(start)
-                return (
-                    jnp.where(
-                        counts, jnp.clip(damping, smallest, largest), found.damping
-                    ),
-                    jnp.where(counts, new, ratio),
-                )
 
-            due = stepped & (found.step % period == 0)
-            return jax.lax.cond(due, judged, lambda: (found.damping, ratio))
+def _adapted(
+    rule: _Rule,
+    updates: PyTree,
+    steps: PyTree,
+    found: ScaleByFisherState,
+    stepped: jax.Array,
+    model: PyTree,
+    batch: Any,
+    value: jax.Array | None,
+    ratio: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """The damping and the ratio after a step, compared where it is time to."""
 
-        data = model, batch, value, state.reduction_ratio
-        like = found.damping, state.reduction_ratio
-        damping, ratio = in_auto_mode(
-            compare, like, updates, steps, found, stepped, *data
-        )
-        return steps, AdaptDampingState(_with_damping(after, damping), ratio)
+    def judged() -> tuple[jax.Array, jax.Array]:
+        start = rule.loss(model, batch) if value is None else value
+        now, predicted = _outcome(rule.loss, updates, steps, found, model, batch)
+        start, now = (jnp.asarray(x).astype(ratio.dtype) for x in (start, now))
+        new = (start - now) / predicted.astype(ratio.dtype)
+        # what is not a number is a bad step too
+        good = (predicted > 0) & (new >= rule.low)
+        factor = jnp.where(good, 1.0, rule.rate**-rule.period)
+        factor = jnp.where(good & (new > rule.high), rule.rate**rule.period, factor)
+        damping = found.damping * factor.astype(found.damping.dtype)
+        damping = jnp.clip(damping, rule.smallest, rule.largest)
+        fresh, kept = (damping, new), (found.damping, ratio)
+        return optax.tree.where(jnp.isfinite(start), fresh, kept)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    due = stepped & (found.step % rule.period == 0)
+    return jax.lax.cond(due, judged, lambda: (found.damping, ratio))
 
 
 def _outcome(

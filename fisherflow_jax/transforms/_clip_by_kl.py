@@ -1,5 +1,7 @@
 """A trust region in the space of distributions."""
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from fisherflow_jax._ground import batch as batches
-from fisherflow_jax._ground import trees
+from fisherflow_jax._ground import choices, trees
 from fisherflow_jax._ground.batch import Batch
 from fisherflow_jax._ground.checks import is_concrete
 from fisherflow_jax._ground.holes import fill_with_zeros, has_holes
@@ -74,82 +76,108 @@ def clip_by_kl(
     """
     if jnp.shape(max_kl) != () or (is_concrete(max_kl) and not float(max_kl) > 0):
         raise ValueError(f"max_kl is one positive number; got {max_kl}.")
-    rooted = cholesky_root(likelihood)
+    recipe = choices.shared(_Region(choices.hashable(apply_fn), likelihood, max_kl))
+    return optax.GradientTransformationExtraArgs(
+        _init, functools.partial(_update, recipe)
+    )
 
-    def init_fn(params: PyTree) -> ClipByKLState:
-        dtype = trees.float_dtype(params)
-        return ClipByKLState(jnp.zeros((), dtype), jnp.zeros((), jnp.int32))
 
-    def update_fn(
-        updates: PyTree,
-        state: ClipByKLState,
-        params: PyTree | None = None,
-        *,
-        batch: Any = None,
-        key: Any = None,
-        model_params: PyTree | None = None,
-        **extra: Any,
-    ) -> tuple[PyTree, ClipByKLState]:
-        del extra
-        model = params if model_params is None else model_params
-        if batch is None or model is None:
-            missing = "batch" if batch is None else "params"
-            raise ValueError(
-                f"clip_by_kl needs {missing}: call update(updates, state, params, "
-                "batch=(inputs, targets))."
-            )
-        if has_holes(model):
-            raise ValueError(
-                "the parameters have holes, which optax.masked and optax.partition "
-                "make: give clip_by_kl the whole tree, "
-                "update(..., model_params=params)."
-            )
-        if rooted.random_root and key is None:
-            raise ValueError(
-                f"{likelihood.name} samples its root: give each update a key."
-            )
-        typed = typed_key(key) if rooted.random_root else None
+@dataclasses.dataclass(frozen=True)
+class _Region:
+    apply_fn: Callable
+    likelihood: Likelihood
+    max_kl: float | jax.Array
 
-        def clip(updates, state, model, batch, typed):
-            direction = updates
-            if has_holes(updates):
-                direction = fill_with_zeros(updates, model)
-            kl = _divergence(model, direction, batches.as_batch(batch), typed).astype(
-                state.kl.dtype
-            )
-            finite = jnp.isfinite(kl)
-            factor = jnp.sqrt(max_kl / jnp.maximum(kl, max_kl)).astype(kl.dtype)
-            clipped = jax.tree.map(
-                lambda x: jnp.where(
-                    finite, (x * factor).astype(x.dtype), jnp.zeros_like(x)
-                ),
-                updates,
-            )
-            count = state.num_unmeasured + (~finite).astype(jnp.int32)
-            return clipped, ClipByKLState(jnp.where(finite, kl, state.kl), count)
+    @property
+    def rooted(self) -> Likelihood:
+        return cholesky_root(self.likelihood)
 
-        arguments = updates, state, model, batch, typed
-        return in_auto_mode(clip, (updates, state), *arguments)
 
-    def _divergence(
-        params: PyTree, direction: PyTree, batch: Batch, key: jax.Array | None
-    ) -> jax.Array:
-        inputs = batches.unshare(batch.inputs)
-        direction = jax.tree.map(
-            lambda x, like: x.astype(like.dtype), direction, params
+def _init(params: PyTree) -> ClipByKLState:
+    dtype = trees.float_dtype(params)
+    return ClipByKLState(jnp.zeros((), dtype), jnp.zeros((), jnp.int32))
+
+
+def _update(
+    region: _Region,
+    updates: PyTree,
+    state: ClipByKLState,
+    params: PyTree | None = None,
+    *,
+    batch: Any = None,
+    key: Any = None,
+    model_params: PyTree | None = None,
+    **extra: Any,
+) -> tuple[PyTree, ClipByKLState]:
+    del extra
+    model = params if model_params is None else model_params
+    if batch is None or model is None:
+        missing = "batch" if batch is None else "params"
+        raise ValueError(
+            f"clip_by_kl needs {missing}: call update(updates, state, params, "
+            "batch=(inputs, targets))."
         )
-        outputs, change = jax.jvp(
-            lambda p: apply_fn(p, inputs), (params,), (direction,)
+    if has_holes(model):
+        raise ValueError(
+            "the parameters have holes, which optax.masked and optax.partition make: "
+            "give clip_by_kl the whole tree, update(..., model_params=params)."
         )
-        likelihood.check(outputs, None)
-        dtype = trees.wide_dtype(outputs.dtype)
-        outputs, change = outputs.astype(dtype), change.astype(dtype)
-        probes = jnp.zeros(rooted.probe_shape(outputs.shape), dtype)
-        # the root is linear in its probes: its transpose turns the change into L^T dz
-        _, transpose = jax.vjp(lambda x: rooted.root(outputs, x, key), probes)
-        (turned,) = transpose(change)
-        squares = jnp.sum(jnp.square(turned).reshape((turned.shape[0], -1)), axis=1)
-        weights = batch.weights.astype(dtype)
-        return jnp.sum(weights * squares) / (2 * jnp.sum(weights))
+    drawn = region.rooted.random_root
+    if drawn and key is None:
+        raise ValueError(
+            f"{region.likelihood.name} samples its root: give each update a key."
+        )
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    def run(updates, state, model, batch, key):
+        batch = batches.as_batch(batch)
+        return choices.run(region, _clip, updates, state, model, batch, key)
+
+    arguments = updates, state, model, batch, typed_key(key) if drawn else None
+    return in_auto_mode(run, (updates, state), *arguments)
+
+
+def _clip(
+    region: _Region,
+    updates: PyTree,
+    state: ClipByKLState,
+    model: PyTree,
+    batch: Batch,
+    key: jax.Array | None,
+) -> tuple[PyTree, ClipByKLState]:
+    direction = updates
+    if has_holes(updates):
+        direction = fill_with_zeros(updates, model)
+    kl = _divergence(region, model, direction, batch, key).astype(state.kl.dtype)
+    finite = jnp.isfinite(kl)
+    factor = jnp.sqrt(region.max_kl / jnp.maximum(kl, region.max_kl)).astype(kl.dtype)
+    clipped = jax.tree.map(
+        lambda x: jnp.where(finite, (x * factor).astype(x.dtype), jnp.zeros_like(x)),
+        updates,
+    )
+    count = state.num_unmeasured + (~finite).astype(jnp.int32)
+    return clipped, ClipByKLState(jnp.where(finite, kl, state.kl), count)
+
+
+def _divergence(
+    region: _Region,
+    params: PyTree,
+    direction: PyTree,
+    batch: Batch,
+    key: jax.Array | None,
+) -> jax.Array:
+    """The mean divergence of an example's distribution, to second order."""
+    inputs = batches.unshare(batch.inputs)
+    direction = jax.tree.map(lambda x, like: x.astype(like.dtype), direction, params)
+    outputs, change = jax.jvp(
+        lambda p: region.apply_fn(p, inputs), (params,), (direction,)
+    )
+    region.likelihood.check(outputs, None)
+    dtype = trees.wide_dtype(outputs.dtype)
+    outputs, change = outputs.astype(dtype), change.astype(dtype)
+    probes = jnp.zeros(region.rooted.probe_shape(outputs.shape), dtype)
+    # the root is linear in its probes: its transpose turns the change into L^T dz
+    _, transpose = jax.vjp(lambda x: region.rooted.root(outputs, x, key), probes)
+    (turned,) = transpose(change)
+    squares = jnp.sum(jnp.square(turned).reshape((turned.shape[0], -1)), axis=1)
+    weights = batch.weights.astype(dtype)
+    return jnp.sum(weights * squares) / (2 * jnp.sum(weights))

@@ -17,7 +17,7 @@ from fisherflow_jax.transforms.preconditioner.factorise import (
 from fisherflow_jax.transforms.preconditioner.state import Damping, Recipe
 from fisherflow_jax.transforms.preconditioner.step import init, update
 
-_IDENTITY = optax.with_extra_args_support(optax.identity())
+_IDENTITY = optax.identity()
 
 
 def scale_by_fisher(
@@ -131,7 +131,7 @@ def scale_by_fisher(
         inverse_period=inverse_period,
         staggered=spread_inverses,
         corrected=eigenvalue_correction,
-        momentum=optax.with_extra_args_support(momentum) if momentum else _IDENTITY,
+        momentum=momentum or _IDENTITY,
         power=power,
         root_damping=root_damping,
         factorise=factorise or exact_factorise,

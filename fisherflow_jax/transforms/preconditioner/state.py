@@ -30,7 +30,7 @@ class Recipe:
     """Whether parts of a factorisation are renewed by turns."""
     corrected: bool
     """Whether eigenvalues are corrected."""
-    momentum: optax.GradientTransformationExtraArgs
+    momentum: optax.GradientTransformation
     power: float
     root_damping: jax.typing.ArrayLike
     factorise: Callable[..., Any]

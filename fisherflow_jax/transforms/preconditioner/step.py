@@ -1,21 +1,16 @@
 """A preconditioner's state and its one step, as functions of the recipe."""
 
-import contextlib
-import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import batch as batches
 from fisherflow_jax._ground import choices, trees
 from fisherflow_jax._ground.batch import Batch
-from fisherflow_jax._ground.checks import is_concrete
-from fisherflow_jax._ground.sharding import in_auto_mode, on_one_device
+from fisherflow_jax._ground.sharding import in_auto_mode
 from fisherflow_jax.memories import Sum
 from fisherflow_jax.transforms.preconditioner import checks, renew
 from fisherflow_jax.transforms.preconditioner.factorise import apply
@@ -40,19 +35,7 @@ PyTree = Any
 def init(recipe: Recipe, key: jax.Array | None, params: PyTree) -> ScaleByFisherState:
     """The state before the first batch; `params` may be shapes."""
     checks.check_real(params)
-    start = _compiled(recipe, _start, (key, params))
-    return start(key, params)
-
-
-def _compiled(recipe: Recipe, function: Callable, arguments: Any) -> Callable:
-    """`function(recipe, ...)`, compiled once a recipe where it would run eagerly."""
-    leaves = jax.tree.leaves(arguments)
-    arrays = all(isinstance(x, (jax.Array, np.ndarray)) for x in leaves)
-    if arrays and is_concrete(leaves) and on_one_device(leaves):
-        with contextlib.suppress(TypeError):  # a choice without a hash, as an array
-            hash(recipe)
-            return choices.compiled(recipe, function)
-    return functools.partial(function, recipe)
+    return choices.run(recipe, _start, key, params)
 
 
 def _start(recipe: Recipe, key: jax.Array | None, params: PyTree) -> ScaleByFisherState:
@@ -139,12 +122,11 @@ def update(
         batch = key = None
 
     def run(updates, state, params, batch, key, model):
-        advance: Callable = functools.partial(_advance, recipe)
-        if batch is not None:
-            batch = batches.as_batch(batch)
-            given = updates, state, params, batch, key, model, extra
-            advance = _compiled(recipe, _advance, given)
-        return advance(updates, state, params, batch, key, model, extra)
+        given = updates, state, params
+        if batch is None:  # compiled, Adam's last bits would be others than Optax's
+            return _advance(recipe, *given, None, None, None, extra)
+        batch = batches.as_batch(batch)
+        return choices.run(recipe, _advance, *given, batch, key, model, extra)
 
     arguments = updates, state, params, batch, key, model
     return in_auto_mode(run, (updates, state), *arguments)
@@ -169,7 +151,8 @@ def _advance(
     factorisation, kept, sound = _renewed(
         recipe, curvature, updates, state, damping, sound
     )
-    moved, moments = recipe.momentum.update(updates, state.momentum, params, **extra)
+    momentum = optax.with_extra_args_support(recipe.momentum)
+    moved, moments = momentum.update(updates, state.momentum, params, **extra)
     scaled = apply(factorisation, moved)
     sound = sound & trees.all_finite(scaled)
     result = jax.tree.map(

@@ -1,0 +1,93 @@
+"""Optimisers of equal choices share what is compiled of them."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import fisherflow_jax as ff
+import transform_cases as cases
+
+PARAMS, BATCH = cases.network_params(), cases.NETWORK_BATCH
+PROGRAMS: list[str] = []
+
+
+def _listen(event, duration, **_):
+    if event == "/jax/core/compile/backend_compile_duration":
+        PROGRAMS.append(event)
+
+
+jax.monitoring.register_event_duration_secs_listener(_listen)
+
+
+def kfac(**options):
+    layers = ff.layers.find_layers(cases.network, PARAMS, BATCH[0])
+    return ff.kfac(0.1, *cases.MODEL, layers, key=0, **options)
+
+
+def natural_gradient():
+    return ff.natural_gradient(
+        0.1,
+        ff.estimators.hutchinson(num_probes=32),
+        *cases.MODEL,
+        structure=ff.structures.full(),
+        memory=ff.memories.windowed(2),
+        period=2,
+        key=0,
+    )
+
+
+OPTIMIZERS = {
+    "kfac": kfac,
+    "bounded kfac": functools.partial(kfac, max_kl=0.1),
+    "corrected kfac": functools.partial(
+        kfac, eigenvalue_correction=True, spread_inverses=True
+    ),
+    "natural_gradient": natural_gradient,
+    "adapt_damping": lambda: ff.transforms.adapt_damping(
+        natural_gradient(), cases.LOSS, period=1
+    ),
+    "adam": lambda: ff.adam(0.1),
+}
+
+
+def two_eager_steps(optimizer):
+    state, params = optimizer.init(PARAMS), PARAMS
+    for _ in range(2):
+        gradients = jax.tree.map(jnp.ones_like, params)
+        updates, state = optimizer.update(gradients, state, params, batch=BATCH)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_second_optimizer_of_equal_choices_compiles_nothing(name):
+    first = two_eager_steps(OPTIMIZERS[name]())
+    PROGRAMS.clear()
+    second = two_eager_steps(OPTIMIZERS[name]())
+    assert not PROGRAMS
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+def test_other_choices_are_other_programs():
+    steps = [two_eager_steps(kfac(damping=damping)) for damping in (0.1, 0.2)]
+    assert np.any(steps[0]["w"] != steps[1]["w"])
+
+
+def test_eager_steps_are_those_of_a_compiled_loop():
+    found = two_eager_steps(kfac())
+    expected = jax.jit(lambda: two_eager_steps(kfac()))()
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-5), found, expected
+    )
+
+
+def test_a_bad_batch_is_refused_before_anything_is_compiled():
+    optimizer = kfac()
+    state = optimizer.init(PARAMS)
+    weights = np.full(len(BATCH[0]), -1.0)
+    with pytest.raises(ValueError, match="weights must be finite and not negative"):
+        optimizer.update(PARAMS, state, PARAMS, batch=(*BATCH, weights))
