@@ -45,14 +45,14 @@ def real_arrays(tree: PyTree, name: str) -> PyTree:
     """`tree` with arrays as leaves.
 
     Raises:
-      ValueError: for a leaf that is not real floating point, by its path in `name`.
+      ValueError: for a leaf that is not real floating point, naming it and `name`.
     """
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    for leaf_name, leaf in named_leaves(tree):
         dtype = getattr(leaf, "dtype", None) or np.asarray(leaf).dtype
         if not jnp.issubdtype(dtype, jnp.floating):
             raise ValueError(
-                f"{name} must be real floating-point arrays; "
-                f"{name}{jax.tree_util.keystr(path)} has dtype {dtype}."
+                f"{name} must be real floating-point arrays; {leaf_name} has dtype "
+                f"{dtype}."
             )
     return jax.tree.map(as_array, tree)
 
@@ -156,16 +156,6 @@ def all_finite(tree: PyTree) -> jax.Array:
     # A reduction of the leaves' booleans would be fused anew into every select that
     # reads it: leaves times leaves. XLA fuses no sort, and false comes first.
     return jax.lax.sort(jnp.stack([*finite, jnp.array(True)]))[0]
-
-
-def leaf_name(path: Any) -> str:
-    """A leaf's path, the same whether or not flax's nnx has wrapped the leaf.
-
-    `nnx.Optimizer` shows `init` a state of variables, and `update` their values.
-    """
-    # a leaf has no attributes, so that no two leaves get one name
-    is_variable = path and path[-1] == jax.tree_util.GetAttrKey("value")
-    return jax.tree_util.keystr(path[:-1] if is_variable else path)
 
 
 def same_structure(left: PyTree, right: PyTree) -> bool:

@@ -157,11 +157,11 @@ def _scan(
 
 def _finite(params: PyTree) -> PyTree:
     if is_concrete(params):
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        for name, leaf in trees.named_leaves(params):
             if not bool(jnp.all(jnp.isfinite(leaf))):
                 raise ValueError(
-                    f"params{jax.tree_util.keystr(path)} holds a NaN or an infinite "
-                    "value: there is no information there."
+                    f"parameter {name} holds a NaN or an infinite value: there is no "
+                    "information there."
                 )
     return params
 

@@ -82,10 +82,10 @@ def find_layers(
       ... }
       >>> print(ff.layers.find_layers(apply_fn, params, jnp.ones((8, 3))))
       parameter  shape   treatment              inputs  outputs  stacked  shared
-      ['b']      (4,)    bias of ['w']          1       4        1        1
-      ['scale']  (2,)    no layer: used in mul
-      ['v']      (2, 4)  dense                  4       2        1        1
-      ['w']      (3, 4)  dense                  3       4        1        1
+      b          (4,)    bias of w              1       4        1        1
+      scale      (2,)    no layer: used in mul
+      v          (2, 4)  dense                  4       2        1        1
+      w          (3, 4)  dense                  3       4        1        1
 
     References:
       Martens and Grosse, "Optimizing neural networks with Kronecker-factored

@@ -21,7 +21,7 @@ def shapes_of_one(inputs: PyTree) -> Shapes:
     """Of one example; parts in `ff.Shared` have none."""
     leaves = jax.tree_util.tree_leaves_with_path(inputs, is_leaf=is_shared)
     return tuple(
-        (trees.leaf_name(path), tuple(jnp.shape(leaf)[1:]))
+        (trees.parameter_name(path) if path else "", tuple(jnp.shape(leaf)[1:]))
         for path, leaf in leaves
         if not is_shared(leaf)
     )
@@ -57,7 +57,7 @@ def _first(layers: "Layers") -> str:
         return ""
     first = min(layers.layers, key=lambda layer: layer.uses)
     return (
-        f"; the first layer is {layers.names[first.kernel] or '(the only array)'}, "
+        f"; the first layer is {layers.names[first.kernel]}, "
         f"{first.kind}, of {first.num_inputs} inputs and kernel shape "
         f"{layers.shapes[first.kernel]}"
     )

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from fisherflow_jax._ground.tables import aligned
+
 if TYPE_CHECKING:
     from fisherflow_jax.layers._layer import Layer, Layers
 
@@ -10,7 +12,7 @@ HEADER = ("parameter", "shape", "treatment", "inputs", "outputs", "stacked", "sh
 
 def table(layers: "Layers") -> str:
     """One row for each leaf, in their order."""
-    names = [name or "(the only array)" for name in layers.names]
+    names = layers.names
     rows: dict[int, tuple[str, ...]] = {}
     for leaf, reason in layers.fallback:
         square = "; one square a batch" if leaf in layers.summed else ""
@@ -24,15 +26,10 @@ def table(layers: "Layers") -> str:
     lines = [HEADER] + [
         (name, str(layers.shapes[i]), *rows[i]) for i, name in enumerate(names)
     ]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    padded = (
-        "  ".join(map(str.ljust, line, widths)).rstrip()  # one line a parameter
-        for line in lines
-    )
+    text = aligned(lines, text=True)
     if not layers.batched:
-        return "\n".join(padded)
-    reason = layers.together or "as asked"
-    return "\n".join([*padded, f"examples: run together ({reason})"])
+        return text
+    return f"{text}\nexamples: run together ({layers.together or 'as asked'})"
 
 
 def descriptions(layers: "Layers") -> list[str]:

@@ -135,7 +135,7 @@ def concatenated(parts: list[jax.Array], axis: int = 1) -> jax.Array:
 def check_parameters(expected: Layers, params: PyTree) -> None:
     """Before a model sees parameters that are not its own."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    names = tuple(trees.leaf_name(path) for path, _ in leaves)
+    names = tuple(trees.parameter_name(path) for path, _ in leaves)
     shapes = tuple(jnp.shape(leaf) for _, leaf in leaves)
     for what, was, now in (
         ("names", expected.names, names),

@@ -41,9 +41,9 @@ def trace(
     Of one example, or of a whole batch of `count` examples, where layers are those
     whose inputs belong to single examples.
     """
-    named = jax.tree_util.tree_leaves_with_path(params)
-    names = tuple(trees.leaf_name(path) for path, _ in named)
-    for name, (_, leaf) in zip(names, named, strict=True):
+    named = trees.named_leaves(params)
+    names = tuple(name for name, _ in named)
+    for name, leaf in named:
         _check_parameter(name, leaf)
     received = batches.unshare(inputs)
     leaves = jax.tree.leaves((params, received))
@@ -224,7 +224,7 @@ def _check_parameter(name: str, leaf: Any) -> None:
     if not is_array(leaf) or not jnp.issubdtype(leaf.dtype, jnp.floating):
         raise ValueError(
             "params must be real floating-point arrays, or their shapes; "
-            f"params{name} is {described(leaf)}."
+            f"{name} is {described(leaf)}."
         )
 
 

@@ -75,7 +75,7 @@ def check_model(
         outputs = jax.eval_shape(apply_fn, mean, batches.unshare(inputs))
     except Exception as error:
         leaves = jax.tree_util.tree_leaves_with_path(mean, is_leaf=lambda x: x is None)
-        holes = [trees.leaf_name(path) for path, leaf in leaves if leaf is None]
+        holes = [trees.parameter_name(path) for path, leaf in leaves if leaf is None]
         if holes:
             error.add_note(
                 f"The state is about some of the parameters, without {holes}: it goes "

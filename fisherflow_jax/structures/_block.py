@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import keystr
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import trees
@@ -62,7 +61,7 @@ def block(partition: Partition | None = None) -> Structure:
       partition: None: one block for each output unit (last axis) of each leaf, so that
         a kernel `(inputs, units)` has `units` blocks of `inputs x inputs`. A pytree
         like the parameters whose leaves are group names (a prefix will do), or a
-        function from a leaf's path (`jax.tree_util.keystr`, such as `"['w']"`) to a
+        function from a parameter's name (such as `"layers.0.weight"`) to a
         group name: leaves that share a name share a block.
 
     Returns:
@@ -90,11 +89,11 @@ def block(partition: Partition | None = None) -> Structure:
 
 
 def _names(tree: PyTree, partition: Partition) -> list[str]:
-    paths = jax.tree_util.tree_leaves_with_path(tree)
-    if not paths:
+    parameters = [name for name, _ in trees.named_leaves(tree)]
+    if not parameters:
         return []  # optax.tree.map_params builds states on a tree without leaves
     if callable(partition):
-        names = [partition(keystr(path)) for path, _ in paths]
+        names = [partition(name) for name in parameters]
     else:
         try:
             filled = jax.tree.map(
@@ -106,11 +105,11 @@ def _names(tree: PyTree, partition: Partition) -> list[str]:
                 f"prefix of it: {error}"
             ) from error
         names = jax.tree.leaves(filled)
-    for (path, _), name in zip(paths, names, strict=True):
+    for parameter, name in zip(parameters, names, strict=True):
         if not isinstance(name, str):
             raise ValueError(
                 f"partition must name groups by strings; got {name!r} for parameter "
-                f"{keystr(path)}."
+                f"{parameter}."
             )
     return names
 

@@ -87,11 +87,11 @@ def kronecker(
       ...     apply_fn, ff.likelihoods.gaussian(), ff.structures.kronecker(layers)
       ... )
       >>> information = estimator(params, batch)
-      >>> information.input_factors["['w']"][0]  # of the inputs (1, 2), and 1
+      >>> information.input_factors["w"][0]  # of the inputs (1, 2), and 1
       Array([[1., 2., 1.],
              [2., 4., 2.],
              [1., 2., 1.]], dtype=float32)
-      >>> information.output_factors["['w']"][0]
+      >>> information.output_factors["w"][0]
       Array([[1., 0.],
              [0., 1.]], dtype=float32)
 

@@ -59,9 +59,9 @@ def arrays(information: Any) -> None:
         f"{kind} has fields {taken}, which the states that hold it also have: "
         "optax.tree.get would find two"
     )
-    for path, leaf in jax.tree_util.tree_leaves_with_path(information):
+    for name, leaf in trees.named_leaves(information):
         assert isinstance(leaf, (jax.Array, np.ndarray, jax.ShapeDtypeStruct)), (
-            f"{kind}{jax.tree_util.keystr(path)} is no array but {type(leaf).__name__}"
+            f"{kind}: {name} is no array but {type(leaf).__name__}"
         )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 import fisherflow_jax as ff
+from fisherflow_jax._ground.trees import parameter_name
 
 COUNT = 7  # no multiple of the chunk sizes that are tried
 WEIGHTS = np.array([1.0, 0.0, 2.5, 1.0, 0.0, 2.0, 0.25])
@@ -198,7 +199,7 @@ def _mask(names_of_leaf):
     names = [
         name
         for path, leaf in leaves
-        for name in names_of_leaf(jax.tree_util.keystr(path), leaf.shape)
+        for name in names_of_leaf(parameter_name(path), leaf.shape)
     ]
     return np.array([[left == right for left in names] for right in names])
 

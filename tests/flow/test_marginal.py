@@ -18,7 +18,7 @@ for _ in range(5):
 
 
 def names(path):
-    return "first" if path in ("['a']", "['b']") else "second"
+    return "first" if path in ("a", "b") else "second"
 
 
 STRUCTURES = {

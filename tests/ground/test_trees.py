@@ -201,7 +201,7 @@ def test_a_check_of_many_leaves_is_not_fused_into_every_select():
 
 
 def test_leaves_that_are_not_real_are_named():
-    with pytest.raises(ValueError, match=r"params\['b'\]\[1\] has dtype int"):
+    with pytest.raises(ValueError, match=r"params must be .*; b\.1 has dtype int"):
         trees.real_arrays({"a": 1.0, "b": (2.0, 3)}, "params")
     arrays = trees.real_arrays({"a": 1.0, "b": np.ones(2, np.float16)}, "params")
     assert arrays["b"].dtype == jnp.float16

@@ -24,9 +24,9 @@ def test_a_row_for_each_parameter_with_its_numbers():
         "shared",
     ]
     assert [line.split() for line in lines] == [
-        ["['b']", "(2,", "2)", "bias", "of", "['v']", "1", "2", "2", "1"],
-        ["['v']", "(2,", "3,", "2)", "dense", "3", "2", "2", "1"],
-        ["['w']", "(2,", "4,", "3)", "dense", "4", "6", "1", "5"],
+        ["b", "(2,", "2)", "bias", "of", "v", "1", "2", "2", "1"],
+        ["v", "(2,", "3,", "2)", "dense", "3", "2", "2", "1"],
+        ["w", "(2,", "4,", "3)", "dense", "4", "6", "1", "5"],
     ]
 
 
@@ -48,5 +48,5 @@ def test_reasons_are_told():
 
 def test_parameters_that_are_one_array():
     found = layers.find_layers(lambda w, x: x @ w, jnp.ones((3, 2)), jnp.ones((1, 3)))
-    assert "(the only array)  (3, 2)  dense" in str(found)
+    assert "theta      (3, 2)  dense" in str(found)
     assert "parameter" in str(layers.find_layers(lambda p, x: x, (), jnp.ones((1, 3))))

@@ -168,15 +168,15 @@ def recurrent(p, x):
 @pytest.mark.parametrize(
     ("apply_fn", "params", "inputs", "match"),
     [
-        (recurrent, {}, STEPS[:1, :4], r"\['u'\] was dense .*T = 5.* it is .*T = 4"),
-        (recurrent, {}, STEPS[:2], r"\['u'\] was dense .*T = 5.* it is .*T = 10"),
+        (recurrent, {}, STEPS[:1, :4], r" u was dense .*T = 5.* it is .*T = 4"),
+        (recurrent, {}, STEPS[:2], r" u was dense .*T = 5.* it is .*T = 10"),
         (recurrent, {"z": 1.0}, STEPS[:1], r"names were .*'w'.* now .*'w'.*'z'"),
         (recurrent, {"u": draw(2, 3)}, STEPS[:1], r"\(3, 3\), .* now .*\(2, 3\), "),
         (
             lambda p, x: recurrent(p, x) * p["u"][:1],
             {},
             STEPS[:1],
-            r"\['u'\] was dense .* now it is no layer \(used in slice\)",
+            r" u was dense .* now it is no layer \(used in slice\)",
         ),
     ],
 )

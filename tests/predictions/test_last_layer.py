@@ -31,7 +31,7 @@ def last(classes, features=3, dtype=float):
 
 def eigen(apply_fn, params, classes, features=3):
     layers = ff.layers.find_layers(apply_fn, params, X)
-    name = "['head']"
+    name = "head"
     turn = [np.linalg.qr(RNG.normal(size=(n, n)))[0] for n in (features + 1, classes)]
     return ff.Posterior(
         params,

@@ -114,7 +114,7 @@ def test_sharing_is_exact_where_it_should_be(sharing, pool, is_exact):
     apply_fn = functools.partial(deep_linear, pool=pool)
     layers = ff.layers.find_layers(apply_fn, params, inputs)
     structures = (
-        ff.structures.kronecker(layers, sharing={"['a']": sharing, "['b']": sharing}),
+        ff.structures.kronecker(layers, sharing={"a": sharing, "b": sharing}),
         FULL,
     )
     found, expected = jax.jit(
@@ -141,7 +141,7 @@ def test_the_correction_is_the_diagonal_in_the_eigenbasis_and_never_worse():
     plain, corrected = dense(information()), dense(information("corrected"))
     assert np.linalg.norm(corrected - expected) < np.linalg.norm(plain - expected)
     found = information("corrected")
-    name = "['last']"
+    name = "last"
     basis = np.kron(found.input_bases[name][0], found.output_bases[name][0])
     rotated = basis.T @ exact()[BLOCKS[1], BLOCKS[1]] @ basis
     np.testing.assert_allclose(
@@ -282,11 +282,11 @@ def test_random_estimators_have_the_factors_for_mean(name, options):
     @jax.jit
     def moments(keys):
         drawn = jax.vmap(lambda key: estimator(PARAMS, (INPUTS, None), key))(keys)
-        factors = drawn.output_factors["['last']"]
+        factors = drawn.output_factors["last"]
         return factors.mean(0), factors.std(0)
 
     mean, deviation = moments(jax.random.split(jax.random.key(1), 2000))
-    expected = information().output_factors["['last']"]
+    expected = information().output_factors["last"]
     error = np.asarray(deviation) / np.sqrt(2000) + 1e-12
     assert np.abs((mean - expected) / error).max() < 4.5
 
@@ -331,9 +331,9 @@ def test_wide_sides_keep_a_diagonal():
         PARAMS, (INPUTS, None)
     )
     shapes = jax.tree.map(jnp.shape, (found.input_factors, found.output_factors))
-    name = "['first']['w']"
+    name = "first.w"
     assert shapes[0][name] == (1, 4) and shapes[1][name] == (1, 4)
-    assert shapes[1]["['last']"] == (1, 3, 3)
+    assert shapes[1]["last"] == (1, 3, 3)
     whole = information().input_factors[name]
     np.testing.assert_allclose(found.input_factors[name][0], np.diag(whole[0]), **EXACT)
     zero = structure.isotropic(PARAMS, 0.0)
@@ -355,19 +355,19 @@ def test_an_embedding_is_a_product_with_one_hot_rows(sharing):
     def run(params, apply_fn):
         layers = ff.layers.find_layers(apply_fn, params, ids)
         structure = ff.structures.kronecker(
-            layers, sharing=dict.fromkeys(("['table']", "['head']"), sharing)
+            layers, sharing=dict.fromkeys(("table", "head"), sharing)
         )
         return ff.estimators.exact(apply_fn, CATEGORICAL, structure)(
             params, (ids, None)
         )
 
     found, expected = jax.jit(lambda p: (run(p, looked_up), run(p, multiplied)))(params)
-    rows = expected.input_factors["['table']"]
+    rows = expected.input_factors["table"]
     np.testing.assert_allclose(
-        found.input_factors["['table']"][0], np.diag(rows[0]), **EXACT
+        found.input_factors["table"][0], np.diag(rows[0]), **EXACT
     )
     np.testing.assert_allclose(
-        found.output_factors["['table']"], expected.output_factors["['table']"], **EXACT
+        found.output_factors["table"], expected.output_factors["table"], **EXACT
     )
 
 
@@ -386,7 +386,7 @@ def test_other_layers_are_refused():
     estimator = ff.estimators.exact(
         other_bias, CATEGORICAL, ff.structures.kronecker(LAYERS)
     )
-    with pytest.raises(ValueError, match=r"\['first'\]\['w'\] is not the one"):
+    with pytest.raises(ValueError, match=r" first\.w is not the one"):
         jax.eval_shape(estimator, PARAMS, (INPUTS, None))
     for factory in (ff.estimators.hutchinson, ff.estimators.squared_gradient):
         whole = factory(network, CATEGORICAL, ff.structures.kronecker(LAYERS))
@@ -394,7 +394,7 @@ def test_other_layers_are_refused():
             key = jax.random.key(0)
             jax.eval_shape(whole, PARAMS, (INPUTS, np.zeros(6, int)), key)
     with pytest.raises(ValueError, match="no kernels"):
-        ff.structures.kronecker(LAYERS, sharing={"['w']": of_positions.pool})
+        ff.structures.kronecker(LAYERS, sharing={"w": of_positions.pool})
     with pytest.raises(ValueError, match="leaves"):
         ff.information.matvec(information(), {"w": draw(3, 3, seed=16)})
 

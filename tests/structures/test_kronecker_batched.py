@@ -108,7 +108,7 @@ def every_outcome(name="exact"):
     estimator = ESTIMATORS[name](TOGETHER, CATEGORICAL, structure)
     keys = jax.random.split(jax.random.key(0), 64)
     drawn = jit(jax.vmap(lambda key: estimator(PARAMS, (X, Y), key)))(keys)
-    factor = np.asarray(drawn.output_factors["['w']"]).reshape((64, -1))
+    factor = np.asarray(drawn.output_factors["w"]).reshape((64, -1))
     _, first = np.unique(factor.round(9), axis=0, return_index=True)
     assert len(first) == 2 ** (len(X) - 1)
     return jax.tree.map(lambda x: np.asarray(x)[first].mean(0), drawn)
@@ -119,7 +119,7 @@ def test_the_mean_over_signs_holds_the_interaction():
     fisher = output_fisher(outputs)
     expected = np.einsum("jico,jcd,jidp->op", jacobian, fisher, jacobian)
     found = every_outcome()
-    np.testing.assert_allclose(found.output_factors["['w']"][0], expected, rtol=1e-8)
+    np.testing.assert_allclose(found.output_factors["w"][0], expected, rtol=1e-8)
     # not those of the rows' own outputs alone
     own = np.einsum("iico,icd,iidp->op", jacobian, fisher, jacobian)
     assert np.abs(own / expected - 1).max() > 0.05
@@ -132,11 +132,9 @@ def test_parameters_of_the_normalisation_are_squared_row_by_row():
     slope = 1 - np.tanh(h * p["scale"] + p["shift"]) ** 2
     bilinear = np.einsum("oc,icd,od->io", p["v"], output_fisher(outputs), p["v"])
     found = every_outcome().other_entries
-    np.testing.assert_allclose(
-        found["['shift']"], (slope**2 * bilinear).sum(0), rtol=1e-8
-    )
+    np.testing.assert_allclose(found["shift"], (slope**2 * bilinear).sum(0), rtol=1e-8)
     expected = ((h * slope) ** 2 * bilinear).sum(0)
-    np.testing.assert_allclose(found["['scale']"], expected, rtol=1e-8)
+    np.testing.assert_allclose(found["scale"], expected, rtol=1e-8)
 
 
 @pytest.mark.parametrize("name", ["monte_carlo", "hutchinson"])
@@ -146,11 +144,11 @@ def test_random_estimators_have_the_same_mean(name):
     @jit
     def moments(keys):
         drawn = jax.vmap(lambda key: estimator(PARAMS, (X, None), key))(keys)
-        factor = drawn.output_factors["['w']"]
+        factor = drawn.output_factors["w"]
         return factor.mean(0), factor.std(0)
 
     mean, deviation = moments(jax.random.split(jax.random.key(1), 2000))
-    expected = every_outcome().output_factors["['w']"]
+    expected = every_outcome().output_factors["w"]
     assert np.abs((mean - expected) / (deviation / np.sqrt(2000))).max() < 4.5
 
 
@@ -160,7 +158,7 @@ def test_empirical_rows_of_interacting_examples():
     rows = np.einsum("jico,jc->jio", jacobian, residual)
     found = every_outcome("empirical").output_factors
     np.testing.assert_allclose(
-        found["['w']"][0], np.einsum("jio,jip->op", rows, rows), rtol=1e-8
+        found["w"][0], np.einsum("jio,jip->op", rows, rows), rtol=1e-8
     )
 
 
@@ -178,7 +176,7 @@ def test_the_correction_runs_whole_batches_too():
 
     plain, corrected = run(PARAMS, jax.random.key(2))
     # the trace of sum_i (a_i a_i^T) x (g_i g_i^T) does not depend on the basis
-    assert corrected.eigenvalues["['w']"].shape == (1, 3, 3)
+    assert corrected.eigenvalues["w"].shape == (1, 3, 3)
     close(corrected.num_observations, plain.num_observations)
 
 
@@ -191,7 +189,7 @@ def test_padding_adds_nothing_of_its_own():
     estimator = jit(ff.estimators.exact(TOGETHER, CATEGORICAL, structure))
     found = estimator(PARAMS, (padded, None, weights), jax.random.key(0))
     h = np.concatenate([X, np.ones((4, 1))], 1)
-    np.testing.assert_allclose(found.input_factors["['w']"][0], h.T @ h, **EXACT)
+    np.testing.assert_allclose(found.input_factors["w"][0], h.T @ h, **EXACT)
     close(found, estimator(PARAMS, (filled, None, weights), jax.random.key(0)))
     assert found.num_observations == 4
 

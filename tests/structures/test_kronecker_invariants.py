@@ -56,7 +56,7 @@ VARIANTS = {
 @functools.cache
 def factors(apply_fn=scanned, sharing="expand"):
     layers = ff.layers.find_layers(apply_fn, PARAMS, X)
-    kernels = dict.fromkeys(("['u']", "['w']"), SHARING[sharing])
+    kernels = dict.fromkeys(("u", "w"), SHARING[sharing])
     structure = ff.structures.kronecker(layers, sharing=kernels)
     estimator = ff.estimators.exact(apply_fn, CATEGORICAL, structure)
     return jax.jit(estimator, compiler_options=FAST)(PARAMS, (X, None, WEIGHTS))
@@ -94,8 +94,8 @@ def by_hand(sharing):
 
 def matches(sharing):
     found, (inputs, outputs) = factors(scanned, sharing), by_hand(sharing)
-    return np.allclose(found.input_factors["['w']"][0], inputs, **EXACT) and (
-        np.allclose(found.output_factors["['w']"][0], outputs, **EXACT)
+    return np.allclose(found.input_factors["w"][0], inputs, **EXACT) and (
+        np.allclose(found.output_factors["w"][0], outputs, **EXACT)
     )
 
 
@@ -143,11 +143,11 @@ def test_vectors_as_matrices_and_back_bit_for_bit():
     vector = jax.tree.map(lambda x: jnp.asarray(draw(*x.shape, seed=5)), PARAMS)
     matrices, others = layer_vectors.split(layers, vector, jnp.float64)
     assert {name: m.shape for name, m in matrices.items()} == {
-        "['u']": (1, 3, 3),
-        "['w']": (1, 3, 3),
+        "u": (1, 3, 3),
+        "w": (1, 3, 3),
     }
     assert others == {}
-    np.testing.assert_array_equal(matrices["['w']"][0, -1], vector["b"])
+    np.testing.assert_array_equal(matrices["w"][0, -1], vector["b"])
     back = layer_vectors.join(layers, matrices | others, vector)
     jax.tree.map(np.testing.assert_array_equal, back, vector)
 
@@ -167,8 +167,8 @@ def test_the_correction_of_shared_kernels_is_the_diagonal_in_its_basis():
     exact = np.asarray(ff.information.to_dense(full))
     # in ravelled order b (3), u (9), w (6); the bias is the last row of w's matrix
     for name, places in (
-        ("['u']", np.arange(3, 12)),
-        ("['w']", np.r_[np.arange(12, 18), np.arange(3)]),
+        ("u", np.arange(3, 12)),
+        ("w", np.r_[np.arange(12, 18), np.arange(3)]),
     ):
         block = exact[np.ix_(places, places)]
         basis = np.kron(found.input_bases[name][0], found.output_bases[name][0])

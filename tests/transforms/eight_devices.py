@@ -11,6 +11,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import fisherflow_jax as ff
+from fisherflow_jax._ground.trees import parameter_name
 
 COUNT, CLASSES = 16, 4
 LIKELIHOOD = ff.likelihoods.categorical()
@@ -173,7 +174,7 @@ IN_AUTO_MESH = {
 
 def assert_close(left, right):
     def close(path, x, y):
-        name = jax.tree_util.keystr(path)
+        name = parameter_name(path)
         np.testing.assert_allclose(x, y, **EXACT, err_msg=name)
 
     jax.tree_util.tree_map_with_path(close, left, right)
@@ -183,7 +184,7 @@ def cut_a_factor(carry):
     """The state with one factor of K-FAC over two devices, where it is to stay."""
     params, state = carry["mlp"]["kfac"]
     factors = dict(optax.tree.get(state, "output_factors"))
-    factors["['w']"] = jax.device_put(factors["['w']"], P(None, "model", None))
+    factors["w"] = jax.device_put(factors["w"], P(None, "model", None))
     state = optax.tree.set(state, output_factors=factors)
     return carry | {"mlp": carry["mlp"] | {"kfac": (params, state)}}
 

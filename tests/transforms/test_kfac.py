@@ -57,14 +57,14 @@ def by_hand(gradients):
         g = g + np.sqrt(DAMPING) / pi * np.eye(len(g))
         return np.linalg.solve(a, matrix) @ np.linalg.inv(g)
 
-    first, last = "['first']['w']", "['last']"
+    first, last = "first.w", "last"
     stacked = np.concatenate([gradients["first"]["w"], gradients["first"]["b"][None]])
     stacked = solve(first, stacked)
     return {
         "first": {"b": stacked[-1], "w": stacked[:-1]},
         "last": solve(last, np.asarray(gradients["last"])),
         "scale": gradients["scale"]
-        / (np.asarray(found.other_entries["['scale']"]) + DAMPING),
+        / (np.asarray(found.other_entries["scale"]) + DAMPING),
     }
 
 

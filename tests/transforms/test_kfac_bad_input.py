@@ -41,7 +41,7 @@ def update(kind="K-FAC", *, updates=GRADIENT, params=PARAMS, **extra):
             {"batch": (np.ones((4, 3), np.float32), None)},
             ValueError,
             r"shape \(3,\) an example, .* found for inputs of shape \(2,\); the "
-            r"first layer is \['w'\], dense, of 2 inputs .* \(2, 4\)\. It says: ",
+            r"first layer is w, dense, of 2 inputs .* \(2, 4\)\. It says: ",
         ),
         (
             {"batch": (np.ones(4, np.float32), None)},
@@ -61,7 +61,7 @@ def update(kind="K-FAC", *, updates=GRADIENT, params=PARAMS, **extra):
                 "updates": {**PARTS, "out": jnp.ones((4, 2))},
             },
             ValueError,
-            r"leaf \['out'\] has shape \(4, 2\), and the layers .* it has \(4, 3\)",
+            r"leaf out has shape \(4, 2\), and the layers .* it has \(4, 3\)",
         ),
     ],
 )
@@ -72,9 +72,9 @@ def test_updates_that_do_not_fit(kind, arguments, error, message):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_state_of_other_parameters_than_the_layers(kind):
-    with pytest.raises(ValueError, match=r"leaf \['head'\] is not like the parameters"):
+    with pytest.raises(ValueError, match=r"leaf head is not like the parameters"):
         optimizer(kind).init({**PARTS, "head": PARAMS["out"]})
-    with pytest.raises(ValueError, match=r"leaf \['out'\] has shape \(5, 3\)"):
+    with pytest.raises(ValueError, match=r"leaf out has shape \(5, 3\)"):
         optimizer(kind).init({**PARTS, "out": jnp.ones((5, 3))})
 
 
@@ -84,7 +84,7 @@ def test_a_model_whose_layers_are_others():
 
     transformation = ff.kfac(0.1, turned, cases.MODEL[1], LAYERS, key=0)
     state = jax.eval_shape(transformation.init, PARAMS)
-    with pytest.raises(ValueError, match=r"\['w'\]"):
+    with pytest.raises(ValueError, match="whole vectors of w:"):
         jax.eval_shape(
             functools.partial(transformation.update, batch=BATCH),
             GRADIENT,

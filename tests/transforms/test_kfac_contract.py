@@ -32,7 +32,7 @@ PARAMS = {
 PARAMS = jax.tree.map(jnp.asarray, PARAMS)
 GRADIENT = jax.tree.map(lambda x: jnp.sin(7 * x), PARAMS)
 LAYERS = ff.layers.find_layers(network, PARAMS, BATCH[0])
-FACTORS = ("['first']['w']", "['last']")
+FACTORS = ("first.w", "last")
 
 
 def stacked(*batches):

@@ -12,9 +12,8 @@ PyTree = Any
 
 
 def named(tree: PyTree) -> dict[str, Any]:
-    """Leaves by their path, as in `layers.names`."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {trees.leaf_name(path): leaf for path, leaf in leaves}
+    """Leaves by their name, as in `layers.names`."""
+    return dict(trees.named_leaves(tree))
 
 
 def split(
@@ -75,7 +74,7 @@ def join(layers: Layers, parts: dict[str, jax.Array], like: PyTree) -> PyTree:
             f"layers were found: {list(layers.names)}."
         )
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: leaves[trees.leaf_name(path)], like
+        lambda path, _: leaves[trees.parameter_name(path)], like
     )
 
 
