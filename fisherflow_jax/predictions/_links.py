@@ -167,7 +167,7 @@ def output_samples(key: Any, num_samples: int = 256) -> Link:
 
 def _root(outputs: Outputs, likelihood: Likelihood) -> jax.Array:
     """A root of each position's covariance `(n, ..., k, k)`, or of the variances."""
-    if not likelihood.mixes_outputs:
+    if not likelihood.mixes_outputs or outputs.mean.ndim == 1:
         tiny = jnp.finfo(outputs.variance.dtype).tiny
         return jnp.sqrt(jnp.maximum(outputs.variance, tiny))
     covariance = _covariance(outputs, "output_samples")
