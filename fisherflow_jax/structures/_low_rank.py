@@ -10,7 +10,7 @@ from jax.scipy.linalg import cho_solve
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import linalg, trees
-from fisherflow_jax._ground.checks import is_concrete
+from fisherflow_jax._ground.checks import is_concrete, whole
 from fisherflow_jax._ground.choices import choice
 from fisherflow_jax._ground.holes import punch
 from fisherflow_jax.structures._diagonal import Diagonal
@@ -62,8 +62,7 @@ def low_rank(rank: int) -> Structure:
       Chang, Duran-Martin, Shestopaloff, Jones, Murphy, "Low-rank extended Kalman
       filtering for online learning of neural networks from streaming data", 2023.
     """
-    if not isinstance(rank, int) or rank < 1:
-        raise ValueError(f"rank must be a positive whole number; got {rank!r}.")
+    whole(rank, "rank")
 
     def isotropic(params: PyTree, value: jax.typing.ArrayLike) -> LowRank:
         dtype = trees.float_dtype(params)

@@ -7,14 +7,13 @@ With R vectors an example the products of two layers' vectors are
 one matrix product with n rows in place of n R.
 """
 
-import functools
 import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.lax import Precision
 
+from fisherflow_jax._ground.linalg import product
 from fisherflow_jax.structures._algebra.outer_products import OuterProducts
 
 PyTree = Any
@@ -93,7 +92,6 @@ def _pair(leaf: Any, count: int, dtype: Any) -> _Pair:
 
 def _block(left: _Pair, right: _Pair) -> jax.Array:
     """`(I, O, I', O')`."""
-    product = functools.partial(jnp.einsum, precision=Precision.HIGHEST)
     inputs = left.inputs[:, :, None] * right.inputs[:, None, :]
     gradients = product("nro,nrp->nop", left.gradients, right.gradients)
     return product("nij,nop->iojp", inputs, gradients)

@@ -7,8 +7,8 @@ that share the kernel.
 
 import jax
 import jax.numpy as jnp
-from jax.lax import Precision
 
+from fisherflow_jax._ground.linalg import product
 from fisherflow_jax.structures._algebra.outer_products import OuterProducts
 from fisherflow_jax.structures.sharing import Sharing
 
@@ -18,7 +18,7 @@ def _gram(rows: jax.Array, widest: int) -> jax.Array:
     if rows.shape[-1] > widest:
         axes = (*range(rows.ndim - 3), rows.ndim - 2)
         return jnp.sum(jnp.square(rows), axis=axes)
-    return jnp.einsum("...ksi,...ksj->kij", rows, rows, precision=Precision.HIGHEST)
+    return product("...ksi,...ksj->kij", rows, rows)
 
 
 def with_bias(inputs: jax.Array) -> jax.Array:

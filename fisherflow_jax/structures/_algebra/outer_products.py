@@ -6,7 +6,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.lax import Precision
+
+from fisherflow_jax._ground.linalg import product
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -65,11 +66,8 @@ class OuterProducts:
             return self.layout.to_leaf(self._squares_of_rows())
         if self.num_positions == 1:
             gradients = jnp.sum(jnp.square(self.gradients[:, :, :, 0]), axis=1)
-            squares = jnp.einsum(
-                "nki,nko->kio",
-                jnp.square(self._wide_inputs()[:, :, 0]),
-                gradients,
-                precision=Precision.HIGHEST,
+            squares = product(
+                "nki,nko->kio", jnp.square(self._wide_inputs()[:, :, 0]), gradients
             )
         else:
             squares = jnp.sum(jnp.square(self._products()), axis=(0, 1))
@@ -83,15 +81,8 @@ class OuterProducts:
         # |sum_t a_t g_t^T|^2 = sum_ts (a_t . a_s) (g_t . g_s)
         if positions * (self.num_inputs + outputs) <= self.num_inputs * outputs:
             inputs = self._wide_inputs()
-            gram = jnp.einsum(
-                "nkti,nksi->nkts", inputs, inputs, precision=Precision.HIGHEST
-            )
-            outer = jnp.einsum(
-                "nrkto,nrkso->nkts",
-                self.gradients,
-                self.gradients,
-                precision=Precision.HIGHEST,
-            )
+            gram = product("nkti,nksi->nkts", inputs, inputs)
+            outer = product("nrkto,nrkso->nkts", self.gradients, self.gradients)
             return jnp.sum(gram * outer)
         return jnp.sum(self.squares())
 
@@ -99,21 +90,13 @@ class OuterProducts:
         return self.inputs.astype(self.gradients.dtype)
 
     def _products(self) -> jax.Array:
-        return jnp.einsum(
-            "nkti,nrkto->nrkio",
-            self._wide_inputs(),
-            self.gradients,
-            precision=Precision.HIGHEST,
-        )
+        return product("nkti,nrkto->nrkio", self._wide_inputs(), self.gradients)
 
     def _summed_by_id(self) -> jax.Array:
         """At each position the sum of g over the positions with the same id."""
         same = self.inputs[:, :, :, None] == self.inputs[:, :, None, :]
-        return jnp.einsum(
-            "nkts,nrkso->nrkto",
-            same.astype(self.gradients.dtype),
-            self.gradients,
-            precision=Precision.HIGHEST,
+        return product(
+            "nkts,nrkso->nrkto", same.astype(self.gradients.dtype), self.gradients
         )
 
     def _squares_of_rows(self) -> jax.Array:
