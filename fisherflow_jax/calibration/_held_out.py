@@ -11,7 +11,7 @@ from fisherflow_jax._ground import batch as batches
 from fisherflow_jax._ground import trees
 from fisherflow_jax._ground.batch import Batch
 from fisherflow_jax._ground.checks import holds
-from fisherflow_jax.accumulation._loading import each_batch
+from fisherflow_jax.accumulation import each_batch
 from fisherflow_jax.likelihoods import Likelihood
 from fisherflow_jax.predictions import Outputs, linearized_outputs
 

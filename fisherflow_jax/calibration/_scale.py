@@ -12,10 +12,8 @@ from fisherflow_jax._ground.checks import holds, is_concrete
 from fisherflow_jax.calibration import _densities as densities
 from fisherflow_jax.calibration import _scale_search as scale_search
 from fisherflow_jax.calibration._held_out import held_out
-from fisherflow_jax.flow._bank import BankState
 from fisherflow_jax.likelihoods import Likelihood
-from fisherflow_jax.posteriors._gaussian import Posterior
-from fisherflow_jax.posteriors._intervals import dispersion_of
+from fisherflow_jax.posteriors import Gaussian, Posterior, gaussian
 
 
 class Calibration(NamedTuple):
@@ -83,7 +81,7 @@ def calibrate(
       ValueError: for empty validation data, and, where the values are at hand, for
         targets that cannot be and values that are not finite; for a link beside a
         likelihood without classes; for gaussian targets that are all predicted exactly.
-      TypeError: for a bank, which has no one covariance.
+      TypeError: for a mixture, such as a bank's state, which has no one covariance.
 
     Example:
       >>> import jax.numpy as jnp
@@ -106,10 +104,7 @@ def calibrate(
       Ritter, Botev, Barber, "A scalable Laplace approximation for neural networks",
       2018.
     """
-    if isinstance(state, BankState):
-        raise TypeError(
-            "a bank's members have a covariance each: calibrate one of state.members."
-        )
+    belief = gaussian(state)
     if link is not None and not likelihood.is_classes:
         raise ValueError(
             "a link makes probabilities of classes, which likelihood "
@@ -129,7 +124,7 @@ def calibrate(
         covariance=lambda *shapes: density(*shapes).needs_covariance,
         chunk_size=chunk_size,
     )
-    dispersion = dispersion_of(state)
+    dispersion = belief.dispersion
     value = density(held.outputs.mean.shape, held.targets.shape).value
     with_dispersion = likelihood.with_dispersion
     start = jnp.ones((), held.weights.dtype) if dispersion is None else dispersion
@@ -148,14 +143,14 @@ def calibrate(
         if with_noise is not None:
             noise = jnp.sqrt(likelihood.variance(held.outputs.mean).ravel()[0])
     return Calibration(
-        _rescaled(state, found.scale, dispersion),
-        calibrated,
-        found.scale,
-        noise,
-        found.before,
-        found.after,
-        found.mean_only,
-        found.boundary,
+        posterior=_rescaled(state, belief, found.scale),
+        likelihood=calibrated,
+        scale=found.scale,
+        noise=noise,
+        before=found.before,
+        after=found.after,
+        mean_only=found.mean_only,
+        boundary=found.boundary,
     )
 
 
@@ -172,10 +167,12 @@ def _check_noise(dispersion: jax.Array) -> None:
         )
 
 
-def _rescaled(state: Any, scale: jax.Array, dispersion: jax.Array | None) -> Posterior:
-    dtype = trees.float_dtype(state.mean)
+def _rescaled(state: Any, belief: Gaussian, scale: jax.Array) -> Posterior:
+    dtype = trees.float_dtype(belief.mean)
     scale = scale.astype(dtype)
-    factor = scale if dispersion is None else scale * dispersion.astype(dtype)
-    information = ops.scale(ops.plain(state.information), 1 / factor)
+    factor = scale
+    if belief.dispersion is not None:
+        factor = scale * belief.dispersion.astype(dtype)
+    information = ops.scale(belief.information, 1 / factor)
     before = getattr(state, "temperature", jnp.ones((), dtype))
-    return Posterior(state.mean, information, before * scale)
+    return Posterior(belief.mean, information, before * scale)

@@ -1,8 +1,8 @@
 """Plots, for which matplotlib must be installed; each returns its Axes."""
 
 from fisherflow_jax.plots._bands import estimate_over_stream as estimate_over_stream
+from fisherflow_jax.plots._bands import intervals as intervals
 from fisherflow_jax.plots._bands import prediction_band as prediction_band
-from fisherflow_jax.plots._intervals import intervals as intervals
 from fisherflow_jax.plots._reliability import reliability_diagram as reliability_diagram
 from fisherflow_jax.plots._spectrum import eigenvalues as eigenvalues
 from fisherflow_jax.plots._spectrum import information_spectrum as information_spectrum

@@ -5,6 +5,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from fisherflow_jax._ground import trees
+
 PyTree = Any
 
 GREY = "0.6"
@@ -28,9 +30,13 @@ def axes_or_new(ax: Any) -> Any:
     return pyplot.subplots(layout="constrained")[1]
 
 
-def quieten(ax: Any) -> None:
-    """Takes off the frame's upper and right side."""
+def finish(ax: Any, label: str | None, legend: str = "best", **texts: Any) -> Any:
+    """Writes what is said of the axes, and a legend where there is a label."""
+    ax.set(**texts)
     ax.spines[["top", "right"]].set_visible(False)
+    if label is not None:
+        ax.legend(frameon=False, loc=legend)
+    return ax
 
 
 def columns(tree: PyTree, batch_dims: int, name: str) -> np.ndarray:
@@ -51,10 +57,20 @@ def columns(tree: PyTree, batch_dims: int, name: str) -> np.ndarray:
     return np.concatenate(flat, -1)
 
 
+def ends(
+    estimate: PyTree, lower: PyTree, upper: PyTree, batch_dims: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Estimates and both ends of their intervals, as `columns`, of one shape."""
+    middle = columns(estimate, batch_dims, "estimate")
+    low = same_shape("lower", columns(lower, batch_dims, "lower"), middle.shape)
+    high = same_shape("upper", columns(upper, batch_dims, "upper"), middle.shape)
+    return middle, low, high
+
+
 def names_of(tree: PyTree, names: Any, batch_dims: int, count: int) -> list[str]:
-    """One name a parameter: those given, or the paths in the tree."""
+    """One name a parameter: those given, or theirs."""
     if names is None:
-        return _paths(tree, batch_dims)
+        return trees.entry_names(tree, batch_dims)
     flat = [str(name) for leaf in jax.tree.leaves(names) for name in np.ravel(leaf)]
     if len(flat) != count:
         raise ValueError(f"names must be one a parameter ({count}); got {len(flat)}.")
@@ -65,14 +81,3 @@ def same_shape(name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarr
     if array.shape != shape:
         raise ValueError(f"{name} must have the shape {shape}; got {array.shape}.")
     return array
-
-
-def _paths(tree: PyTree, batch_dims: int) -> list[str]:
-    labels = []
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        name = jax.tree_util.keystr(path, simple=True, separator=".")
-        shape = np.shape(leaf)[batch_dims:]
-        for index in np.ndindex(shape):
-            place = ",".join(str(i) for i in index)
-            labels.append(f"{name or 'theta'}[{place}]" if shape else name or "theta")
-    return labels

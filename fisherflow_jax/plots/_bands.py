@@ -1,4 +1,4 @@
-"""A line with a band: predictions over an input, estimates over a stream."""
+"""Estimates with their intervals; lines with a band, over an input or a stream."""
 
 from typing import Any
 
@@ -6,10 +6,12 @@ import jax
 import numpy as np
 
 from fisherflow_jax.plots._axes import (
+    GREY,
     axes_or_new,
     columns,
+    ends,
+    finish,
     names_of,
-    quieten,
     same_shape,
 )
 
@@ -17,6 +19,75 @@ PyTree = Any
 
 # More lines than this cannot be told apart.
 _MOST_LINES = 10
+
+
+def intervals(
+    estimate: PyTree,
+    lower: PyTree,
+    upper: PyTree,
+    *,
+    names: Any = None,
+    truth: PyTree | None = None,
+    label: str | None = None,
+    color: Any = None,
+    ax: Any = None,
+) -> Any:
+    """Draws an interval a parameter, one below the other.
+
+    Args:
+      estimate: a pytree, such as `state.mean`.
+      lower: like the estimate; with `upper`, what `ff.confidence_interval` returns.
+      upper: like the estimate.
+      names: one a parameter, in ravelled order; None: paths in the tree.
+      truth: like the estimate, drawn as crosses.
+      label: for the legend, which is drawn when there is one.
+      color: of the intervals; None: the Axes' next.
+      ax: matplotlib Axes; None: those of a new figure. Others may be drawn on them.
+
+    Returns:
+      The Axes.
+
+    Raises:
+      ImportError: if `ax` is None and matplotlib is missing.
+      ValueError: for shapes that differ, names that do not fit, or a lower end above
+        the upper one.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import matplotlib
+      >>> matplotlib.use("agg")
+      >>> from fisherflow_jax import plots
+      >>> mean = {"slope": jnp.array(1.0), "offset": jnp.array(-0.5)}
+      >>> ends = [{name: x + d for name, x in mean.items()} for d in (-0.2, 0.2)]
+      >>> ax = plots.intervals(mean, *ends)
+      >>> print([tick.get_text() for tick in ax.get_yticklabels()])
+      ['offset', 'slope']
+    """
+    middle, low, high = ends(estimate, lower, upper, 0)
+    if (low > high).any():
+        place = int(np.argmax(low > high))
+        raise ValueError(
+            "lower must not be above upper; parameter "
+            f"{place} has [{low[place]:g}, {high[place]:g}]."
+        )
+    labels = names_of(estimate, names, 0, len(middle))
+    marks = None
+    if truth is not None:
+        marks = same_shape("truth", columns(truth, 0, "truth"), middle.shape)
+    ax = axes_or_new(ax)
+    # several sets of intervals on one Axes stand beside each other, not over each other
+    places = np.arange(len(middle)) + 0.2 * len(ax.containers)
+    ax.axvline(0, color=GREY, linewidth=1, zorder=1)
+    # the ends are drawn, not their distance: an estimate may lie outside its interval
+    artist = ax.errorbar(
+        middle, places, fmt="o", markersize=5, color=color, label=label, zorder=3
+    )
+    ax.hlines(places, low, high, color=artist.lines[0].get_color(), zorder=2)
+    if marks is not None:
+        ax.plot(marks, places, "x", color="black", markersize=7, zorder=4)
+    ax.set_yticks(np.arange(len(middle)), labels)
+    ax.set_ylim(len(middle) - 0.4, -0.6)  # the first on top
+    return finish(ax, label, xlabel="estimate")
 
 
 def prediction_band(
@@ -76,11 +147,7 @@ def prediction_band(
     _band(ax, x[order], middle, low, high, label, color)
     if points is not None:
         ax.plot(x, points, ".", color="black", markersize=4, alpha=0.6, zorder=1)
-    ax.set(xlabel="input", ylabel="target")
-    quieten(ax)
-    if label is not None:
-        ax.legend(frameon=False)
-    return ax
+    return finish(ax, label, xlabel="input", ylabel="target")
 
 
 def estimate_over_stream(
@@ -126,15 +193,13 @@ def estimate_over_stream(
       >>> print(ax.get_legend().get_texts()[0].get_text())
       rate
     """
-    middle = columns(estimate, 1, "estimate")
+    middle, low, high = ends(estimate, lower, upper, 1)
     steps, count = middle.shape
     if count > _MOST_LINES:
         raise ValueError(
             f"{count} lines cannot be told apart: choose at most {_MOST_LINES} of the "
             "parameters, such as estimate['bias']."
         )
-    low = same_shape("lower", columns(lower, 1, "lower"), middle.shape)
-    high = same_shape("upper", columns(upper, 1, "upper"), middle.shape)
     if observations is None:
         x = np.arange(1, steps + 1, dtype=float)
     else:
@@ -148,11 +213,8 @@ def estimate_over_stream(
         )
         if true is not None:
             ax.plot(x, true[:, index], ":", color=color, linewidth=1.5, zorder=4)
-    ax.set_xlabel("steps" if observations is None else "observations")
-    ax.set_ylabel("estimate")
-    quieten(ax)
-    ax.legend(frameon=False)
-    return ax
+    axis = "steps" if observations is None else "observations"
+    return finish(ax, labels[0], xlabel=axis, ylabel="estimate")
 
 
 def _truth(truth: PyTree, estimate: PyTree, shape: tuple[int, ...]) -> np.ndarray:

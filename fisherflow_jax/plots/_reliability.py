@@ -3,10 +3,10 @@
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
+from fisherflow_jax._ground import checks
 from fisherflow_jax.metrics import ReliabilityCurve
-from fisherflow_jax.plots._axes import GREY, axes_or_new, quieten
+from fisherflow_jax.plots._axes import GREY, axes_or_new, finish
 
 
 def reliability_diagram(
@@ -55,8 +55,7 @@ def reliability_diagram(
       Wilson, "Probable inference, the law of succession, and statistical inference",
       1927.
     """
-    if not 0 < level < 1:
-        raise ValueError(f"level must be in (0, 1); got {level}.")
+    checks.fraction(level, "level")
     confidence, accuracy, number = (np.asarray(x, float) for x in curve)
     if number.ndim != 1 or not np.nansum(number) > 0:
         raise ValueError(
@@ -90,18 +89,22 @@ def reliability_diagram(
         linewidth=6,
         zorder=2,
     )
-    ax.set(xlim=(-0.02, 1.02), ylim=(0, 1.02), aspect="equal")
-    ax.set(
-        xlabel="predicted probability", ylabel="frequency (stems: share of examples)"
+    return finish(
+        ax,
+        label,
+        "upper left",
+        xlim=(-0.02, 1.02),
+        ylim=(0, 1.02),
+        aspect="equal",
+        xlabel="predicted probability",
+        ylabel="frequency (stems: share of examples)",
     )
-    quieten(ax)
-    if label is not None:
-        ax.legend(loc="upper left", frameon=False)
-    return ax
 
 
 def _wilson(share: np.ndarray, number: np.ndarray, level: float):
-    z2 = stats.norm.ppf((1 + level) / 2) ** 2
+    from scipy.special import ndtri  # slow to import
+
+    z2 = ndtri((1 + level) / 2) ** 2
     middle = (share + z2 / (2 * number)) / (1 + z2 / number)
     spread = share * (1 - share) / number + z2 / (4 * number**2)
     reach = np.sqrt(z2 * spread) / (1 + z2 / number)

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from fisherflow_jax.diagnostics import eigenvalues
-from fisherflow_jax.plots._axes import GREY, axes_or_new, quieten
+from fisherflow_jax.plots._axes import GREY, axes_or_new, finish
 
 PyTree = Any
 
@@ -81,8 +81,4 @@ def information_spectrum(
     if floor is not None:
         ax.axhline(floor, color=GREY, linestyle="--", linewidth=1, zorder=1)
     ax.set_yscale("log")
-    ax.set(xlabel="rank", ylabel="eigenvalue of the information")
-    quieten(ax)
-    if label is not None:
-        ax.legend(frameon=False)
-    return ax
+    return finish(ax, label, xlabel="rank", ylabel="eigenvalue of the information")
