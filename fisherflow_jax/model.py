@@ -159,11 +159,11 @@ def weighted_sum(
     def total(outputs: PyTree, targets: PyTree, weights: jax.Array) -> jax.Array:
         values = function(outputs, targets)
         values = values.astype(trees.wide_dtype(values.dtype))
-        values = jnp.sum(values.reshape((values.shape[0], -1)), axis=1)
+        values = jnp.sum(values, axis=tuple(range(1, values.ndim)))
         weights = weights.astype(values.dtype)
-        # where, so that a row of weight zero stays out even if it is not finite
-        kept = jnp.where(weights == 0, jnp.zeros_like(values), weights * values)
-        return jnp.sum(kept)
+        # a row of weight zero stays out even if it is not finite
+        out = weights == 0
+        return jnp.sum(jax.lax.select(out, jnp.zeros_like(values), weights * values))
 
     return meshes.replicated(total, outputs, batch.targets, batch.weights)
 

@@ -145,6 +145,11 @@ def _lies_under(name: str, wanted: str) -> bool:
     return name == wanted or name.startswith(f"{wanted}.")
 
 
+def where(condition: jax.Array, yes: PyTree, no: PyTree) -> PyTree:
+    """One tree or another of its types, by a `()` bool: one equation a leaf."""
+    return jax.tree.map(lambda x, y: jax.lax.select(condition, x, y), yes, no)
+
+
 def all_finite(tree: PyTree) -> jax.Array:
     """Whether every entry of every leaf is finite, `()` bool."""
     floating = [

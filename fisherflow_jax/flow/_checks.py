@@ -1,11 +1,15 @@
 """What a flow accepts of parameters and values."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
+import numpy as np
 
+from fisherflow_jax._ground import batch as batches
 from fisherflow_jax._ground import trees
-from fisherflow_jax._ground.checks import is_concrete
+from fisherflow_jax._ground.batch import Batch
+from fisherflow_jax._ground.checks import holds, is_concrete
+from fisherflow_jax.likelihoods import Likelihood
 
 PyTree = Any
 
@@ -15,32 +19,26 @@ def parameters(tree: PyTree, name: str) -> PyTree:
     return trees.widen(trees.real_arrays(tree, name))
 
 
-class Sound(NamedTuple):
-    """What must hold of an update, each `()` bool."""
-
-    finite: jax.Array  # the batch
-    possible: jax.Array  # its targets
-    taken_in: jax.Array  # the belief that includes it
-
-
-def check_sound(sound: Sound, likelihood: Any) -> None:
-    """Raises where an update is seen to have failed (not under jit)."""
-    if not is_concrete(sound):
+def check_taken_in(skipped: jax.Array, likelihood: Likelihood, batch: Batch) -> None:
+    """Raises where an update is seen to have failed (not under jit), saying why."""
+    if not is_concrete(skipped) or not skipped:
         return
-    if not sound.finite:
-        raise ValueError(
-            "the batch holds a NaN or an infinite value in a row of positive weight "
-            "(under jit it would be skipped and counted)."
-        )
-    if not sound.possible:
-        raise ValueError(
-            f"the batch holds targets that {likelihood.name} cannot produce (under jit "
-            "it would be skipped and counted)."
-        )
-    if not sound.taken_in:
+    if holds(batches.is_finite(batch)):
+        possible = likelihood.support(batch.targets)
+        used = batch.weights > 0
+        at_hand = is_concrete((possible, used))
+        if at_hand and not np.asarray(possible)[np.asarray(used)].all():
+            raise ValueError(
+                f"the batch holds targets that {likelihood.name} cannot produce (under "
+                "jit it would be skipped and counted)."
+            )
         raise ValueError(
             "the batch's log-likelihood, its information or the updated belief is not "
             "finite (under jit it would be skipped and counted): a label beyond the "
             "model's classes, an overflow, or an information that is not positive "
             "definite in this precision?"
         )
+    raise ValueError(
+        "the batch holds a NaN or an infinite value in a row of positive weight "
+        "(under jit it would be skipped and counted)."
+    )

@@ -9,6 +9,7 @@ import optax
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import trees
+from fisherflow_jax.model import once
 
 PyTree = Any
 
@@ -78,6 +79,20 @@ class _Search(NamedTuple):
     steps: jax.Array
 
 
+class _Trial(NamedTuple):
+    """A step tried from where the search is."""
+
+    begun: jax.Array  # () bool: what follows up to the decrement is known
+    objective: jax.Array
+    direction: PyTree
+    decrement: jax.Array
+    step_size: jax.Array
+    value: jax.Array  # of the objective after the step; NaN: not tried yet
+    gradient: PyTree
+    rest: PyTree  # the Newton step from there, by the same factors
+    remaining: jax.Array  # () its squared length
+
+
 def damped_newton(
     log_likelihood: Callable[[PyTree], jax.Array],
     curvature: Callable[[PyTree], Any],
@@ -95,12 +110,15 @@ def damped_newton(
     with the factors of the one before, which saves its information.
     """
 
+    @_once
     def evaluate(x: PyTree) -> tuple[jax.Array, PyTree]:
         """The objective and its gradient."""
         value, score = jax.value_and_grad(log_likelihood)(x)
         offset = optax.tree.sub(x, center)
         pull = ops.matvec(information, offset)
         return 0.5 * trees.dot(offset, pull) - value, optax.tree.sub(pull, score)
+
+    information_at = _once(curvature)
 
     def unfinished(search: _Search) -> jax.Array:
         return (
@@ -112,7 +130,7 @@ def damped_newton(
     def body(turn: tuple[_Search, Any, jax.Array]) -> tuple[_Search, Any, jax.Array]:
         # the last turn takes the information where the steps have ended
         search = turn[0]
-        own = curvature(search.mean)
+        own = information_at(search.mean)
         go_on = unfinished(search)
         search = jax.lax.cond(
             go_on,
@@ -121,16 +139,17 @@ def damped_newton(
         )
         return search, own, ~go_on
 
-    value, gradient = evaluate(start)
+    like = jax.eval_shape(evaluate, start)
+    zero, zeros = optax.tree.zeros_like(like)
     search = _Search(
         mean=start,
-        objective=value,
-        gradient=gradient,
-        step_size=jnp.ones_like(value),
-        decrement=jnp.full_like(value, jnp.inf),
+        objective=zero,
+        gradient=zeros,
+        step_size=zero + 1,
+        decrement=zero + jnp.inf,
         steps=jnp.zeros((), jnp.int32),
     )
-    nothing = optax.tree.zeros_like(jax.eval_shape(curvature, start))
+    nothing = optax.tree.zeros_like(jax.eval_shape(information_at, start))
     search, own, _ = jax.lax.while_loop(
         lambda turn: ~turn[2], body, (search, nothing, jnp.zeros((), bool))
     )
@@ -144,45 +163,85 @@ def damped_newton(
     )
 
 
+def _once(function: Callable[[PyTree], Any]) -> Callable[[PyTree], Any]:
+    """`function`, whose Python runs once, however often its shapes are asked for."""
+    traced = once(lambda x, _: function(x))
+    return lambda x: traced(x, ())
+
+
 def _step(
     search: _Search,
     solve: Callable[[PyTree], PyTree],
     evaluate: Callable[[PyTree], tuple[jax.Array, PyTree]],
 ) -> _Search:
-    """A step along the Newton direction, and a second by the same factors if short."""
-    direction = optax.tree.scale(-1.0, solve(search.gradient))
-    decrement = -trees.dot(search.gradient, direction)
-    # sums of rounded terms: a step may seem to grow the objective by this much
-    slack = 4 * jnp.finfo(search.objective.dtype).eps * jnp.abs(search.objective)
-    one = jnp.ones_like(search.step_size)
+    """A step along the Newton direction, and a second by the same factors if short.
 
-    def too_long(trial: tuple) -> jax.Array:
-        step_size, value, _ = trial
-        enough = _SUFFICIENT_DECREASE * step_size * decrement
-        worse = ~(value <= search.objective - enough + slack)  # NaN is worse
-        return worse & (step_size > _SMALLEST_STEP)
-
-    def halve(trial: tuple) -> tuple:
-        step_size = trial[0] / 2
-        return step_size, *evaluate(
-            optax.tree.add_scale(search.mean, step_size, direction)
-        )
-
-    untried = 2 * one, jnp.full_like(one, jnp.nan), search.gradient
-    step_size, value, gradient = jax.lax.while_loop(too_long, halve, untried)
-    moved = value <= search.objective + slack
-    reached = optax.tree.add_scale(search.mean, step_size, direction)
-    # the step from there by the same factors: if short enough, it is the last
-    rest = solve(gradient)
-    remaining = trees.dot(gradient, rest)
-    short = remaining <= _CHORD_TOLERANCE
-    found = search._replace(
-        mean=optax.tree.where(short, optax.tree.sub(reached, rest), reached),
-        objective=value,
-        gradient=gradient,
-        step_size=jnp.where(short, one, step_size),
-        decrement=jnp.where(short, remaining, decrement),
+    All trials are one loop, that of the start too, where the first step sets out
+    knowing neither objective nor direction: the objective is written out once.
+    """
+    eps = jnp.finfo(search.objective.dtype).eps
+    two, nan = (
+        jnp.full_like(search.objective, 2),
+        jnp.full_like(search.objective, jnp.nan),
     )
-    stuck = search._replace(step_size=jnp.zeros_like(one), decrement=decrement)
-    found = optax.tree.where(moved, found, stuck)
-    return found._replace(steps=search.steps + 1)
+    rest = solve(search.gradient)
+    untried = _Trial(
+        begun=search.steps > 0,
+        objective=search.objective,
+        direction=optax.tree.scale(-1.0, rest),
+        decrement=trees.dot(search.gradient, rest),
+        step_size=two,
+        value=nan,
+        gradient=search.gradient,
+        rest=rest,
+        remaining=nan,
+    )
+
+    def slack(trial: _Trial) -> jax.Array:
+        # sums of rounded terms: a step may seem to grow the objective by this much
+        return 4 * eps * jnp.abs(trial.objective)
+
+    def too_long(trial: _Trial) -> jax.Array:
+        enough = _SUFFICIENT_DECREASE * trial.step_size * trial.decrement
+        worse = ~(
+            trial.value <= trial.objective - enough + slack(trial)
+        )  # NaN is worse
+        return ~trial.begun | (worse & (trial.step_size > _SMALLEST_STEP))
+
+    def halve(trial: _Trial) -> _Trial:
+        step_size = trial.step_size / 2
+        reached = optax.tree.add_scale(search.mean, step_size, trial.direction)
+        value, gradient = evaluate(reached)
+        rest = solve(gradient)
+        tried = trial._replace(
+            step_size=step_size,
+            value=value,
+            gradient=gradient,
+            rest=rest,
+            remaining=trees.dot(gradient, rest),
+        )
+        begun = tried._replace(
+            begun=jnp.ones_like(trial.begun),
+            objective=value,
+            direction=optax.tree.scale(-1.0, rest),
+            decrement=tried.remaining,
+            step_size=two,
+            value=nan,
+        )
+        return trees.where(trial.begun, tried, begun)
+
+    trial = jax.lax.while_loop(too_long, halve, untried)
+    moved = trial.value <= trial.objective + slack(trial)
+    reached = optax.tree.add_scale(search.mean, trial.step_size, trial.direction)
+    # the step from there by the same factors: if short enough, it is the last
+    short = moved & (trial.remaining <= _CHORD_TOLERANCE)
+    last = optax.tree.sub(reached, trial.rest)
+    one = jnp.ones_like(two)
+    return _Search(
+        mean=trees.where(short, last, trees.where(moved, reached, search.mean)),
+        objective=trial.value,
+        gradient=trial.gradient,
+        step_size=trees.where(short, one, trees.where(moved, trial.step_size, 0 * one)),
+        decrement=trees.where(short, trial.remaining, trial.decrement),
+        steps=search.steps + 1,
+    )

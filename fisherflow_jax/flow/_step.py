@@ -14,12 +14,13 @@ from fisherflow_jax._ground.choices import compiled
 from fisherflow_jax._ground.keys import typed_key
 from fisherflow_jax.flow import _evidence as evidence
 from fisherflow_jax.flow import _marginal as marginal
-from fisherflow_jax.flow._checks import Sound, check_sound, parameters
+from fisherflow_jax.flow._checks import check_taken_in, parameters
 from fisherflow_jax.flow._newton import Solution, damped_newton, single_step
 from fisherflow_jax.flow._observed import Observed
 from fisherflow_jax.flow._recipe import Recipe
 from fisherflow_jax.flow._state import FlowInfo, FlowState, belief_of
 from fisherflow_jax.memories import Belief, Shift, Sum
+from fisherflow_jax.model import weighted_sum
 
 PyTree = Any
 
@@ -34,48 +35,40 @@ def update(
     # compiled once a recipe and shape, so that a plain Python loop over a data loader
     # does not trace its searches anew at each batch
     run = compiled(recipe, advance, static_argnums=2)
-    after, info, sound = run(state, batch, num_steps or recipe.num_steps)
-    check_sound(sound, recipe.likelihood)
+    after, info = run(state, batch, num_steps or recipe.num_steps)
+    check_taken_in(info.skipped, recipe.likelihood, batch)
     return after, info
 
 
 def advance(
     recipe: Recipe, state: FlowState, batch: Batch, num_steps: int
-) -> tuple[FlowState, FlowInfo, Sound]:
+) -> tuple[FlowState, FlowInfo]:
     key = None
     if state.key is not None:
         key = jax.random.fold_in(typed_key(state.key), state.step)
     observed = Observed(recipe, batch, key)
     believed = belief_of(state)
     predicted = recipe.memory.predict(state.memory, believed, batch, believed.mean)
-    start = optax.tree.where(state.step > 0, predicted.mean, state.mean)
+    start = trees.where(state.step > 0, predicted.mean, state.mean)
 
     solution = fit(observed, predicted, start, num_steps)
-    site, belief = absorb(observed, predicted, solution, state.count > 0)
-    gain = log_evidence(observed, predicted, belief)
+    site, belief, distance = absorb(observed, predicted, solution, state.count > 0)
+    gain, before = log_evidence(observed, predicted, belief, distance)
     storage, belief, report = recipe.memory.remember(state.memory, belief, site)
 
-    sound = Sound(
-        finite=batches.is_finite(batch),
-        possible=jnp.all(
-            recipe.likelihood.support(batch.targets).reshape(len(batch.weights), -1)
-            | ~(batch.weights > 0)[:, None]
-        ),
-        taken_in=trees.all_finite((belief, gain)),
-    )
-    after = settle(state, belief, storage, gain, solution, sound)
-    missing = ~jnp.any(batch.weights > 0)
-    moved = after.num_skipped == state.num_skipped
+    finite = trees.all_finite((belief.mean, belief.sums, gain))
+    sound = batches.is_finite(batch) & finite
+    missing, nothing = ~jnp.any(batch.weights > 0), jnp.zeros_like(solution.decrement)
     info = FlowInfo(
-        log_likelihood=observed.log_likelihood(predicted.mean),
-        log_evidence=jnp.where(moved, gain, jnp.zeros_like(gain)),
+        log_likelihood=before,
+        log_evidence=trees.where(sound, gain, jnp.zeros_like(gain)),
         step_size=solution.step_size,
-        decrement=jnp.where(missing, 0, solution.decrement),
-        skipped=~moved,
+        decrement=trees.where(missing, nothing, solution.decrement),
+        skipped=~sound,
         missing=missing,
         memory=report,
     )
-    return after, info, sound
+    return settle(state, belief, storage, gain, solution, sound), info
 
 
 def fit(
@@ -91,8 +84,11 @@ def fit(
 
 def absorb(
     observed: Observed, predicted: Belief, solution: Solution, started: jax.Array
-) -> tuple[Sum, Belief]:
-    """The batch's site, and the belief that includes it."""
+) -> tuple[Sum, Belief, jax.Array]:
+    """The batch's site, the belief that includes it, and how far its mean moved.
+
+    That is the squared length by the information before.
+    """
     recipe, sums = observed.recipe, predicted.sums
     before = ops.plain(sums.curvature)
     information, mean = solution.information, solution.mean
@@ -100,7 +96,7 @@ def absorb(
     meat = None
     if recipe.robust:
         # the first batch's scores are taken at its solution: the start says nothing
-        at = optax.tree.where(started, predicted.mean, mean)
+        at = trees.where(started, predicted.mean, mean)
         meat = observed.squared_scores(at)
     if recipe.marginal:
         score = jax.grad(observed.log_likelihood)(solution.at)
@@ -112,48 +108,63 @@ def absorb(
         mean = optax.tree.add(predicted.mean, ops.solve(total, pull))
     move = optax.tree.sub(mean, predicted.mean)
     moved = ops.matvec(before, move)
-    offset = optax.tree.sub(mean, predicted.prior.origin)
-    # by difference, so that I theta = I^- theta^- + shift holds for every structure
-    # and any number of steps
-    shift = optax.tree.add(ops.matvec(information, offset), moved)
-    growth = at_origin = None
+    distance = trees.dot(move, moved)
+    squares = growth = None
     if recipe.likelihood.pearson is not None:
         squares = observed.total(recipe.likelihood.pearson, mean)
-        growth = squares + trees.dot(move, moved)
-        at_origin = squares + 2 * trees.dot(offset, shift)
-        at_origin = at_origin - ops.quadratic_form(information, offset)
+        growth = squares + distance
     site = Sum(
         curvature=information,
         weight=weight,
-        linear=Shift(shift, at_origin),
+        linear=growth,
         quadratic=() if meat is None else (meat,),
     )
-    sums = sums.plus(site._replace(linear=growth))
-    return site, predicted._replace(mean=mean, sums=sums)
+    belief = predicted._replace(mean=mean, sums=sums.plus(site))
+    shift: Any = ()
+    if recipe.memory.keeps_sites:
+        shift = shift_of(information, belief, moved, squares)
+    return site._replace(linear=shift), belief, distance
 
 
-def log_evidence(observed: Observed, predicted: Belief, belief: Belief) -> jax.Array:
-    """What the batch adds to the log-evidence, `()`."""
+def shift_of(
+    information: Any, belief: Belief, moved: PyTree, squares: jax.Array | None
+) -> Shift:
+    """What a batch says of the mean, `moved` being `I^- (theta - theta^-)`."""
+    offset = optax.tree.sub(belief.mean, belief.prior.origin)
+    # by difference, so that I theta = I^- theta^- + shift holds for every structure
+    # and any number of steps
+    shift = optax.tree.add(ops.matvec(information, offset), moved)
+    if squares is not None:
+        squares = squares + 2 * trees.dot(offset, shift)
+        squares = squares - ops.quadratic_form(information, offset)
+    return Shift(shift, squares)
+
+
+def log_evidence(
+    observed: Observed, predicted: Belief, belief: Belief, distance: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """What the batch adds to the log-evidence, and its log-likelihood before, `()`."""
+    likelihood = observed.recipe.likelihood
     mean, before, after = belief.mean, predicted.sums, belief.sums
-    logdets = (
-        ops.logdet(before.curvature, mean),
-        ops.logdet(after.curvature, mean),
+    logdets = ops.logdet(before.curvature, mean), ops.logdet(after.curvature, mean)
+    if likelihood.log_unit_variance is None:
+        # one after the other, so that the model is written out once
+        points = jax.tree.map(lambda *x: jnp.stack(x), predicted.mean, mean)
+        ahead, value = jax.lax.map(observed.log_likelihood, points)
+        value = value.astype(distance.dtype)
+        return evidence.known_dispersion(value, distance, *logdets), ahead
+    of_targets = likelihood.log_unit_variance
+    gain = evidence.unknown_dispersion(
+        before.linear,
+        after.linear,
+        before.weight,
+        after.weight,
+        weighted_sum(
+            lambda params, inputs: (), lambda _, y: of_targets(y), mean, observed.batch
+        ),
+        *logdets,
     )
-    if observed.recipe.estimates_dispersion:
-        of_targets = observed.recipe.likelihood.log_unit_variance
-        assert of_targets is not None
-        return evidence.unknown_dispersion(
-            before.linear,
-            after.linear,
-            before.weight,
-            after.weight,
-            observed.total(lambda outputs, targets: of_targets(targets), mean),
-            *logdets,
-        )
-    move = optax.tree.sub(mean, predicted.mean)
-    distance = ops.quadratic_form(before.curvature, move)
-    value = observed.log_likelihood(mean).astype(distance.dtype)
-    return evidence.known_dispersion(value, distance, *logdets)
+    return gain, observed.log_likelihood(predicted.mean)
 
 
 def settle(
@@ -162,7 +173,7 @@ def settle(
     storage: Any,
     gain: jax.Array,
     solution: Solution,
-    sound: Sound,
+    sound: jax.Array,
 ) -> FlowState:
     """The state after the batch, or before it and a batch skipped."""
     unfinished = state.events.searches_unfinished + solution.unfinished
@@ -178,7 +189,7 @@ def settle(
         events=state.events._replace(searches_unfinished=unfinished),
     )
     skipped = state._replace(num_skipped=state.num_skipped + 1)
-    return optax.tree.where(sound.finite & sound.taken_in, after, skipped)
+    return trees.where(sound, after, skipped)
 
 
 def evaluate(

@@ -153,6 +153,8 @@ class Memory:
     """`(storage, believed with the site, site) -> (storage, believed, report)`."""
     needs: dict[str, str] = dataclasses.field(default_factory=dict)
     """Capabilities asked of the structure, with the reason for each."""
+    keeps_sites: bool = True
+    """Whether `remember` looks at what a site says of the mean."""
     average: MovingAverage | None = None
     """In a preconditioner only; None: sums are kept."""
 

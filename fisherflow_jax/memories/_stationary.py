@@ -43,4 +43,5 @@ def stationary() -> Memory:
         init=lambda zeros: Stationary(),
         predict=lambda storage, believed, batch, like: believed,
         remember=keep,
+        keeps_sites=False,
     )
