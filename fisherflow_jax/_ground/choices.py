@@ -122,7 +122,7 @@ class _ByIdentity:
         return repr(self.function)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _ByIdentity) and self.function is other.function
+        return self.function is getattr(other, "function", other)
 
     def __hash__(self) -> int:
         return id(self.function)

@@ -1,5 +1,6 @@
 """A flow before any data."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -8,7 +9,7 @@ import optax
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import trees
-from fisherflow_jax._ground.choices import compiled
+from fisherflow_jax._ground.choices import Compared, compiled, shared
 from fisherflow_jax._ground.keys import key_data
 from fisherflow_jax.flow._checks import parameters
 from fisherflow_jax.flow._recipe import Recipe
@@ -40,7 +41,16 @@ def init(
             f"estimators.{curvature.name} draws at random: give flow.init a key."
         )
     precision = priors.as_precision(recipe.prior_precision.value, mean)
-    return compiled(recipe, begin)(mean, origin, precision, key_data(key))
+    # compiled once for all models
+    recipe = dataclasses.replace(
+        recipe,
+        apply_fn=begin,
+        estimator=Compared(None),
+        prior_precision=Compared(None),
+        num_steps=1,
+        chunk_size=None,
+    )
+    return compiled(shared(recipe), begin)(mean, origin, precision, key_data(key))
 
 
 def begin(
