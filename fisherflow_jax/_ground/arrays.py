@@ -22,3 +22,9 @@ def widen(values: Any) -> jax.Array:
 def like(values: Any, reference: jax.Array) -> jax.Array:
     """The values, a number or an array of any type, in the dtype of the reference."""
     return jnp.asarray(values).astype(reference.dtype)
+
+
+def safe_sqrt(values: jax.Array) -> jax.Array:
+    """The square root, with derivative zero where the value is zero."""
+    some = values != 0
+    return jnp.where(some, jnp.sqrt(jnp.where(some, values, 1)), 0)

@@ -217,13 +217,8 @@ def bernoulli() -> Likelihood:
         distance = jnp.abs(logits)
         return jnp.exp(-0.5 * distance) / (1 + jnp.exp(-distance))
 
-    built = one_output(
-        "bernoulli",
-        LOGIT,
-        support=support,
-        log_prob=log_prob,
-        variance=lambda logits: jax.nn.sigmoid(logits) * jax.nn.sigmoid(-logits),
-        sample=sample,
-        root=root,
-    )
+    def variance(logits: jax.Array) -> jax.Array:
+        return jax.nn.sigmoid(logits) * jax.nn.sigmoid(-logits)
+
+    built = one_output("bernoulli", LOGIT, support, log_prob, variance, sample, root)
     return built._replace(expected_log_prob=_probit(built.log_prob))

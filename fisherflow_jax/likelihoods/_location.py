@@ -27,7 +27,7 @@ from fisherflow_jax.likelihoods._likelihood import (
     scaled_probes,
 )
 from fisherflow_jax.likelihoods._log_gamma import log_beta
-from fisherflow_jax.likelihoods._one_output import of_outputs_and_targets, one_output
+from fisherflow_jax.likelihoods._one_output import on_both, one_output
 
 
 def _finite(targets: ArrayLike) -> jax.Array:
@@ -74,7 +74,7 @@ def gaussian(scale: ArrayLike | None = 1.0) -> Likelihood:
     if scale is None:
         return gaussian(1.0)._replace(
             with_dispersion=lambda dispersion: gaussian(jnp.sqrt(dispersion)),
-            pearson=of_outputs_and_targets(name, lambda z, y: (y - z) ** 2),
+            pearson=on_both(name, lambda z, y: (y - z) ** 2),
             log_unit_variance=lambda targets: jnp.zeros_like(widen(targets)),
         )
     require_positive(name, "scale", scale)
@@ -95,17 +95,12 @@ def gaussian(scale: ArrayLike | None = 1.0) -> Likelihood:
         mean = widen(mean)
         return normal_log_density(like(targets, mean) - mean, spread + variance(mean))
 
-    return one_output(
-        name,
-        IDENTITY,
-        support=_finite,
-        log_prob=log_prob,
-        variance=variance,
-        sample=sample,
-        root=lambda location: 1 / like(scale, location),
-        expected_log_prob=expected_log_prob,
-        normal_errors=True,
-        with_noise=gaussian,
+    def root(location: jax.Array) -> jax.Array:
+        return 1 / like(scale, location)
+
+    known = one_output(name, IDENTITY, _finite, log_prob, variance, sample, root)
+    return known._replace(
+        expected_log_prob=expected_log_prob, normal_errors=True, with_noise=gaussian
     )
 
 
@@ -283,12 +278,4 @@ def student_t(df: ArrayLike, scale: ArrayLike) -> Likelihood:
         nu, s = both(location)
         return jnp.sqrt((nu + 1) / (nu + 3)) / s
 
-    return one_output(
-        name,
-        IDENTITY,
-        support=_finite,
-        log_prob=log_prob,
-        variance=variance,
-        sample=sample,
-        root=root,
-    )
+    return one_output(name, IDENTITY, _finite, log_prob, variance, sample, root)

@@ -8,7 +8,7 @@ from fisherflow_jax._ground.arrays import like, widen
 from fisherflow_jax.likelihoods._checks import require_positive
 from fisherflow_jax.likelihoods._likelihood import LOG, Likelihood, family, nan_outside
 from fisherflow_jax.likelihoods._log_gamma import log_beta, stirling_remainder
-from fisherflow_jax.likelihoods._one_output import of_outputs_and_targets, one_output
+from fisherflow_jax.likelihoods._one_output import on_both, one_output
 
 
 def _nonnegative(targets: ArrayLike) -> jax.Array:
@@ -67,15 +67,10 @@ def poisson() -> Likelihood:
         draws = jax.random.poisson(key, jnp.exp(log_rate))
         return draws.astype(log_rate.dtype)
 
-    return one_output(
-        "poisson",
-        LOG,
-        support=_nonnegative,
-        log_prob=log_prob,
-        variance=jnp.exp,
-        sample=sample,
-        root=lambda log_rate: jnp.exp(0.5 * log_rate),
-    )
+    def root(log_rate: jax.Array) -> jax.Array:
+        return jnp.exp(0.5 * log_rate)
+
+    return one_output("poisson", LOG, _nonnegative, log_prob, jnp.exp, sample, root)
 
 
 @family
@@ -146,15 +141,7 @@ def negative_binomial(concentration: ArrayLike) -> Likelihood:
         odds, r = log_odds(log_mean)
         return jnp.sqrt(r) * jnp.exp(0.5 * jax.nn.log_sigmoid(odds))
 
-    return one_output(
-        name,
-        LOG,
-        support=_nonnegative,
-        log_prob=log_prob,
-        variance=variance,
-        sample=sample,
-        root=root,
-    )
+    return one_output(name, LOG, _nonnegative, log_prob, variance, sample, root)
 
 
 @family
@@ -201,9 +188,7 @@ def gamma(shape: ArrayLike | None = 1.0) -> Likelihood:
     if shape is None:
         return gamma(1.0)._replace(
             with_dispersion=lambda dispersion: gamma(1 / dispersion),
-            pearson=of_outputs_and_targets(
-                name, lambda log_mean, y: (y * jnp.exp(-log_mean) - 1) ** 2
-            ),
+            pearson=on_both(name, lambda z, y: (y * jnp.exp(-z) - 1) ** 2),
             log_unit_variance=_log_square,
         )
     require_positive(name, "shape", shape)
@@ -227,15 +212,10 @@ def gamma(shape: ArrayLike | None = 1.0) -> Likelihood:
         # Underflow would leave the support.
         return jnp.maximum(draws, jnp.finfo(draws.dtype).tiny)
 
-    return one_output(
-        name,
-        LOG,
-        support=_positive,
-        log_prob=log_prob,
-        variance=variance,
-        sample=sample,
-        root=lambda log_mean: jnp.sqrt(like(shape, log_mean)),
-    )
+    def root(log_mean: jax.Array) -> jax.Array:
+        return jnp.sqrt(like(shape, log_mean))
+
+    return one_output(name, LOG, _positive, log_prob, variance, sample, root)
 
 
 def _log_square(targets: ArrayLike) -> jax.Array:

@@ -16,7 +16,7 @@ from fisherflow_jax.likelihoods._likelihood import (
 )
 
 
-def of_outputs_and_targets(
+def on_both(
     name: str, function: Callable[[jax.Array, jax.Array], jax.Array]
 ) -> Callable[[ArrayLike, ArrayLike], jax.Array]:
     """A function of both, of one shape and wide, for those that pass the check."""
@@ -39,19 +39,17 @@ def _check(name: str, outputs: Any, targets: Any) -> None:
 def one_output(
     name: str,
     scale: Scale,
-    *,
     support: Callable[[ArrayLike], jax.Array],
     log_prob: Callable[[jax.Array, jax.Array], jax.Array],
     variance: Callable[[jax.Array], jax.Array],
     sample: Callable[[jax.Array, jax.Array], jax.Array],
     root: Callable[[jax.Array], jax.Array],
-    **others: Any,
 ) -> Likelihood:
     """A `Likelihood` of functions of wide outputs (and wide targets, in the support).
 
     `root` is the square root of the Fisher information of one output.
     """
-    value = of_outputs_and_targets(name, log_prob)
+    value = on_both(name, log_prob)
 
     def log_prob_or_nan(outputs: ArrayLike, targets: ArrayLike) -> jax.Array:
         values = value(outputs, targets)
@@ -73,5 +71,4 @@ def one_output(
         support=support,
         check=lambda outputs, targets: _check(name, outputs, targets),
         diagonal=True,
-        **others,
     )

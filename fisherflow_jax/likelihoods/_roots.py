@@ -1,5 +1,6 @@
 """The same likelihood with another root: of fewer columns, or of a bound."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -7,6 +8,9 @@ from fisherflow_jax._ground.checks import whole
 from fisherflow_jax._ground.choices import choice
 from fisherflow_jax.likelihoods._bounds import diagonal_of_columns, rank_of_columns
 from fisherflow_jax.likelihoods._likelihood import Likelihood, Root
+
+# Of the likelihood's own root: a bound has none of these.
+_OTHERS: dict[str, Any] = dict.fromkeys(("cholesky", "diagonal_bound", "low_rank"))
 
 
 def _with_root(
@@ -20,9 +24,8 @@ def _with_root(
         made = getattr(likelihood, name)
         if made is not None:
             changes[name] = lambda value, made=made: transform(made(value))
-    return likelihood._replace(
-        root=root.apply, probe_shape=root.probe_shape, call=call, **changes
-    )
+    changes |= {"root": root.apply, "probe_shape": root.probe_shape, "call": call}
+    return likelihood._replace(**changes)
 
 
 @choice
@@ -72,13 +75,8 @@ def cholesky_root(likelihood: Likelihood) -> Likelihood:
     """
     if likelihood.cholesky is None:
         return likelihood
-    return _with_root(
-        cholesky_root,
-        likelihood,
-        likelihood.cholesky,
-        f"cholesky_root({likelihood})",
-        cholesky=None,
-    )
+    call, root = f"cholesky_root({likelihood})", likelihood.cholesky
+    return _with_root(cholesky_root, likelihood, root, call, cholesky=None)
 
 
 @choice
@@ -122,16 +120,8 @@ def diagonal_root(likelihood: Likelihood) -> Likelihood:
     if likelihood.diagonal:
         return likelihood
     bound = likelihood.diagonal_bound or diagonal_of_columns(likelihood)
-    return _with_root(
-        diagonal_root,
-        likelihood,
-        bound,
-        f"diagonal_root({likelihood})",
-        diagonal=True,
-        cholesky=None,
-        diagonal_bound=None,
-        low_rank=None,
-    )
+    call = f"diagonal_root({likelihood})"
+    return _with_root(diagonal_root, likelihood, bound, call, diagonal=True, **_OTHERS)
 
 
 @choice
@@ -205,13 +195,6 @@ def rank_root(
             f"rank_root: k = {k}, but {likelihood.name} has one output a target (its "
             "root is diagonal), of rank 1; k is at most 1, where the bound is exact."
         )
-    return _with_root(
-        lambda known: rank_root(known, k, num_iterations),
-        likelihood,
-        bound,
-        f"rank_root({likelihood}, k={k}, num_iterations={num_iterations})",
-        diagonal=False,
-        cholesky=None,
-        diagonal_bound=None,
-        low_rank=None,
-    )
+    again = functools.partial(rank_root, k=k, num_iterations=num_iterations)
+    call = f"rank_root({likelihood}, k={k}, num_iterations={num_iterations})"
+    return _with_root(again, likelihood, bound, call, diagonal=False, **_OTHERS)

@@ -51,15 +51,15 @@ class Pulled(NamedTuple):
         return product("rq,sq->rs", self.left, self.right)
 
 
-# an example, leading axis 1 -> outputs (1, ...), and cotangents (R, 1, ...) -> Pulled
-Puller = Callable[[PyTree], tuple[jax.Array, Callable[[jax.Array], Pulled]]]
+Pull = Callable[[jax.Array], Pulled]  # of cotangents (R, 1, ...)
+Puller = Callable[[PyTree], tuple[jax.Array, Pull]]  # an example -> outputs (1, ...)
 
 
 def by_gradients(belief: Gaussian, apply_fn: Callable, robust: bool) -> Puller:
     """By gradients of all parameters, for any structure; factorised once."""
     white = _whitened(belief, robust)
 
-    def at(example: PyTree) -> tuple[jax.Array, Callable[[jax.Array], Pulled]]:
+    def at(example: PyTree) -> tuple[jax.Array, Pull]:
         outputs, vjp = jax.vjp(lambda params: apply_fn(params, example), belief.mean)
 
         def pull(cotangents: jax.Array) -> Pulled:
@@ -218,7 +218,7 @@ def by_layers(mean: PyTree, apply_fn: Callable, found: LayerCovariances) -> Pull
     """By what enters and returns to each layer."""
     dtype = trees.float_dtype(mean)
 
-    def at(example: PyTree) -> tuple[jax.Array, Callable[[jax.Array], Pulled]]:
+    def at(example: PyTree) -> tuple[jax.Array, Pull]:
         outputs, entering, back = layers_of.tap(apply_fn, found.layers, mean, example)
 
         def pull(cotangents: jax.Array) -> Pulled:

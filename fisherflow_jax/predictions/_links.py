@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fisherflow_jax._ground.arrays import safe_sqrt
+from fisherflow_jax._ground.checks import whole
 from fisherflow_jax._ground.keys import key_data, typed_key
 from fisherflow_jax.likelihoods import LOG, SOFTMAX, Likelihood
 from fisherflow_jax.predictions._outputs import Outputs
@@ -122,10 +124,7 @@ def output_samples(key: Any, num_samples: int = 256) -> Link:
       >>> print(link(outputs, ff.likelihoods.bernoulli()).mean.round(1))
       [0.7]
     """
-    if not isinstance(num_samples, int) or num_samples < 2:
-        raise ValueError(
-            f"num_samples is a whole number of draws above 1; got {num_samples!r}."
-        )
+    whole(num_samples, "num_samples", least=2, of="draws")
     data = key_data(key)
     if data is None:
         raise ValueError("output_samples needs a key: an int, or a key of jax.random.")
@@ -145,24 +144,32 @@ def output_samples(key: Any, num_samples: int = 256) -> Link:
             drawn = mean + shift
             return likelihood.mean(drawn), likelihood.variance(drawn)
 
-        shapes = jax.eval_shape(one, keys[0])
-        zero, noise = (jnp.zeros(x.shape, x.dtype) for x in shapes)
-        # around the value at the mean, so that few draws of small spread lose nothing
-        center = likelihood.mean(mean)
-
-        def step(sums: Any, key: jax.Array) -> tuple[Any, None]:
-            value, own = one(key)
-            away = value - center
-            return (sums[0] + away, sums[1] + jnp.square(away), sums[2] + own), None
-
-        sums, _ = jax.lax.scan(step, (zero, zero, noise), keys)
-        shift, square, noise = (x / num_samples for x in sums)
-        # sqrt has no derivative at zero: where nothing is uncertain
-        spread = jnp.maximum(square - jnp.square(shift), 0)
-        std = jnp.where(spread > 0, jnp.sqrt(jnp.where(spread > 0, spread, 1)), 0)
-        return Averaged(center + shift, std, noise)
+        center, spread, noise = drawn_moments(one, keys, likelihood.mean(mean))
+        return Averaged(center, safe_sqrt(spread), noise)
 
     return Link("output_samples", average, covariance=True)
+
+
+def drawn_moments(
+    one: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
+    keys: jax.Array,
+    center: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Of `value, noise = one(key)`: the mean and variance of value, mean of noise.
+
+    Around the value at the mean, so that few draws of small spread lose nothing.
+    """
+
+    def step(sums: Any, key: jax.Array) -> tuple[Any, None]:
+        value, own = one(key)
+        away = value - center
+        return (sums[0] + away, sums[1] + jnp.square(away), sums[2] + own), None
+
+    shapes = jax.eval_shape(one, keys[0])
+    zero, noise = (jnp.zeros(x.shape, x.dtype) for x in shapes)
+    sums, _ = jax.lax.scan(step, (zero, zero, noise), keys)
+    shift, square, noise = (x / keys.shape[0] for x in sums)
+    return center + shift, jnp.maximum(square - jnp.square(shift), 0), noise
 
 
 def _root(outputs: Outputs, likelihood: Likelihood) -> jax.Array:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from fisherflow_jax._ground import trees
+from fisherflow_jax._ground.arrays import safe_sqrt
 from fisherflow_jax.likelihoods import Likelihood
 from fisherflow_jax.model import once
 from fisherflow_jax.posteriors import (
@@ -128,15 +129,19 @@ def predict(
         ]
     dtype = trees.wide_dtype(*(x.dtype for x in jax.tree.leaves(found)))
     found = jax.tree.map(lambda x: x.astype(dtype), found)
-    whole = _mixed(weights.astype(dtype), found)
-    reach = two_sided(level, degrees_of_freedom(state), dtype)
-    reach = reach * _root(whole.line_variance)
+    # eta for the interval; the mean on its own scale, where probabilities sum to one
+    (line, mean, noise), (spread, variance, _) = mixture(
+        weights.astype(dtype),
+        [(one.line, one.mean, one.noise) for one in found],
+        [(one.line_variance, one.mean_variance, one.noise) for one in found],
+    )
+    reach = two_sided(level, degrees_of_freedom(state), dtype) * safe_sqrt(spread)
     return Prediction(
-        mean=whole.mean,
-        std=_root(whole.mean_variance),
-        observation_std=_root(whole.mean_variance + whole.noise),
-        lower=likelihood.scale.inverse(whole.line - reach),
-        upper=likelihood.scale.inverse(whole.line + reach),
+        mean=mean,
+        std=safe_sqrt(variance),
+        observation_std=safe_sqrt(variance + noise),
+        lower=likelihood.scale.inverse(line - reach),
+        upper=likelihood.scale.inverse(line + reach),
     )
 
 
@@ -201,25 +206,3 @@ def _averaged(
     elif noise is None:
         noise = own.noise
     return own._replace(mean=mean, mean_variance=variance, noise=noise)
-
-
-def _mixed(weights: jax.Array, found: list[Moments]) -> Moments:
-    """The interval is of eta; the mean has its own scale, where shares sum to one."""
-    (line, mean, noise), (line_variance, mean_variance, _) = mixture(
-        weights,
-        [(one.line, one.mean, one.noise) for one in found],
-        [(one.line_variance, one.mean_variance, one.noise) for one in found],
-    )
-    return Moments(
-        line=line,
-        line_variance=line_variance,
-        mean=mean,
-        mean_variance=mean_variance,
-        noise=noise,
-    )
-
-
-def _root(variance: jax.Array) -> jax.Array:
-    """The square root, with derivative zero where the variance is."""
-    some = variance != 0
-    return jnp.where(some, jnp.sqrt(jnp.where(some, variance, 1)), 0)

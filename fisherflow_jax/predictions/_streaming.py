@@ -12,7 +12,9 @@ from fisherflow_jax.likelihoods import SOFTMAX, Likelihood
 from fisherflow_jax.posteriors import Gaussian
 from fisherflow_jax.predictions._checks import check_model
 from fisherflow_jax.predictions._covariance import (
+    Pull,
     Pulled,
+    Puller,
     by_gradients,
     by_layers,
     layer_covariances,
@@ -64,7 +66,7 @@ class _Examples(NamedTuple):
 
     parts: list[jax.Array]  # leading axis n
     last: Callable[[list], LastLayer] | None  # where there is a closed form
-    pull: Callable[[list], tuple[jax.Array, Callable[[jax.Array], Pulled]]]
+    pull: Puller  # of slices of the parts
 
 
 def _examples(
@@ -81,7 +83,7 @@ def _examples(
         def last(one: list) -> LastLayer:
             return form(example_of(one))
 
-        def pull(one: list) -> tuple[jax.Array, Callable[[jax.Array], Pulled]]:
+        def pull(one: list) -> tuple[jax.Array, Pull]:
             known = last(one)
             return known.outputs[None], known.pull
 

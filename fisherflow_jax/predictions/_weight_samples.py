@@ -7,10 +7,13 @@ import jax
 import jax.numpy as jnp
 
 from fisherflow_jax._ground import batch as batches
+from fisherflow_jax._ground.checks import whole
 from fisherflow_jax._ground.keys import typed_key
 from fisherflow_jax.likelihoods import Likelihood
+from fisherflow_jax.model import once
 from fisherflow_jax.posteriors import gaussians, sample
 from fisherflow_jax.predictions._checks import check_inputs, check_likelihood, known
+from fisherflow_jax.predictions._links import drawn_moments
 
 PyTree = Any
 
@@ -73,10 +76,7 @@ def weight_samples(
       Immer, Korzepa, Bauer, "Improving predictions of Bayesian neural nets via local
       linearization", 2021.
     """
-    if not isinstance(num_samples, int) or num_samples < 2:
-        raise ValueError(
-            f"num_samples is a whole number of draws above 1; got {num_samples!r}."
-        )
+    whole(num_samples, "num_samples", least=2, of="draws")
     check_inputs(state, inputs, None)
     check_likelihood(likelihood)
     belief, *rest = gaussians(state)[1]
@@ -86,19 +86,13 @@ def weight_samples(
     keys = jax.random.split(typed_key(key), num_samples)
     example = batches.unshare(inputs)
 
-    def one(params: PyTree) -> tuple[jax.Array, jax.Array]:
-        outputs = apply_fn(params, example)
+    model = once(apply_fn)
+
+    def at(params: PyTree) -> tuple[jax.Array, jax.Array]:
+        outputs = model(params, example)
         return likelihood.mean(outputs), likelihood.variance(outputs)
 
-    center, noise = one(belief.mean)
-    zero = jnp.zeros_like(center), jnp.zeros_like(center), jnp.zeros_like(noise)
-
-    def step(sums: Any, key: jax.Array) -> tuple[Any, None]:
-        value, own = one(sample(state, key))
-        away = value - center
-        return (sums[0] + away, sums[1] + jnp.square(away), sums[2] + own), None
-
-    sums, _ = jax.lax.scan(step, zero, keys)
-    shift, square, noise = (x / num_samples for x in sums)
-    variance = jnp.maximum(square - jnp.square(shift), 0)
-    return WeightSamples(center + shift, jnp.sqrt(variance), jnp.sqrt(variance + noise))
+    mean, variance, noise = drawn_moments(
+        lambda key: at(sample(state, key)), keys, at(belief.mean)[0]
+    )
+    return WeightSamples(mean, jnp.sqrt(variance), jnp.sqrt(variance + noise))

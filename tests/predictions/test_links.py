@@ -226,5 +226,8 @@ def test_links_refuse_what_they_are_not_for():
     ):
         with pytest.raises(ValueError, match="needs the covariance of the outputs"):
             link(bare, CATEGORICAL)
-    with pytest.raises(ValueError, match="above 1; got 1"):
+    with pytest.raises(
+        ValueError,
+        match="num_samples must be a whole number of draws, at least 2; got 1",
+    ):
         ff.predictions.output_samples(0, 1)

@@ -133,7 +133,7 @@ def test_drawn_parameters_of_a_network_collapse():
 
 
 def test_bad_input():
-    with pytest.raises(ValueError, match="above 1; got 0"):
+    with pytest.raises(ValueError, match="at least 2; got 0"):
         ff.predictions.weight_samples(
             POSTERIOR, location, ff.likelihoods.gaussian(), LINEAR.inputs, 0, 0
         )
