@@ -2,14 +2,19 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from fisherflow_jax._ground import trees
+from fisherflow_jax.information._basis import Columns, Spectral
 
 PyTree = Any
 Information = Any
+
+# A matrix of this order takes 128 MiB in float64, and seconds for its eigenvalues.
+LARGEST_DENSE = 4096
 
 
 def _unsupported(operation: str, information: Any) -> TypeError:
@@ -18,6 +23,111 @@ def _unsupported(operation: str, information: Any) -> TypeError:
         f"{type(information).__name__}; an information is what an estimator returns "
         "or a state's .information."
     )
+
+
+class Facts(NamedTuple):
+    """What other rooms may know of an information, beside its operations."""
+
+    elementwise: bool = False
+    """Its eigenvectors are the parameters: scalar, diagonal."""
+    dense: bool = False
+    """It keeps matrices, whose inverse follows the noise of a few random vectors."""
+    layers: Any = None
+    """The `Layers` by whose kernels it is kept, if it is."""
+
+
+@functools.singledispatch
+def facts(information: Information) -> Facts:
+    """What is known of the structure of an information, from its type and shapes."""
+    return Facts()
+
+
+def provides(operation: Callable, information: Information) -> bool:
+    """Whether the structure has this operation itself, and not by its default."""
+    dispatch = operation.dispatch  # type: ignore[attr-defined]
+    return dispatch(type(plain(information))) is not dispatch(object)
+
+
+def dense_matrix(information: Information, like: PyTree | None, what: str) -> jax.Array:
+    """`to_dense` for a default, refused where it is too large.
+
+    Raises:
+      ValueError: above 4,096 parameters, with the bytes that the matrix would take.
+    """
+    wanted = jax.eval_shape(lambda i: to_dense(i, like), information)
+    count = wanted.shape[0]
+    if count > LARGEST_DENSE:
+        raise ValueError(
+            f"{what} of a {type(information).__name__} information of {count} "
+            f"parameters would take its dense matrix, {count * count} numbers or "
+            f"{count * count * wanted.dtype.itemsize:,} bytes, and is refused above "
+            f"{LARGEST_DENSE} parameters: take a part of the parameters, or a "
+            "diagonal, block or kronecker structure."
+        )
+    return to_dense(information, like)
+
+
+def is_information(value: Any) -> bool:
+    """Whether a value is of a type that a structure has registered."""
+    return provides(matvec, value) or provides(spectral, value)
+
+
+@functools.singledispatch
+def spectral(information: Information, like: PyTree | None = None) -> Spectral:
+    r"""The eigenvalues, and the turn into their basis: `Spectral(values, basis)`.
+
+    Powers, roots and determinants follow from it: `spectral(I).map(f).times(v)` is
+    :math:`f(I) v`. With a tree that has holes as `like`, what is hidden is left out of
+    what is summed and multiplied.
+
+    Args:
+      information: of any structure.
+      like: a tree with the parameters' shapes, for structures that store none.
+
+    Returns:
+      A `Spectral`. Scalar and diagonal: their own numbers. Full and block: an
+      eigendecomposition of each block. Kronecker: of its two factors. All others (low
+      rank, a structure of one's own that does not register it): of the dense matrix.
+
+    Raises:
+      ValueError: where a dense matrix of more than 4,096 parameters would be needed,
+        with its bytes.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> information = ff.structures.Full(jnp.array([[2.0, 1.0], [1.0, 2.0]]))
+      >>> found = ff.information.spectral(information)
+      >>> print(found.values.round(3))
+      [1. 3.]
+      >>> root = found.map(jnp.sqrt)
+      >>> print(root.times(root.times(jnp.array([1.0, 0.0]))).round(3))
+      [2. 1.]
+    """
+    if not is_information(information):
+        raise _unsupported("spectral", information)
+    matrix = dense_matrix(information, like, "the eigenvalues")
+    return Spectral(*_eigh(matrix))
+
+
+def _eigh(matrix: jax.Array) -> tuple[jax.Array, Columns]:
+    values, columns = jnp.linalg.eigh(matrix)
+    # rounding brings the smallest eigenvalues of a singular matrix below zero
+    return jnp.maximum(values, 0), Columns(columns)
+
+
+def _own(
+    information: Information, operation: str, like: PyTree | None = None
+) -> Spectral:
+    """The spectrum by which an operation works that the structure does not register."""
+    if not provides(spectral, information):
+        raise _unsupported(operation, information)
+    return spectral(information, like)
+
+
+def shapes(information: Information, like: PyTree | None) -> PyTree:
+    """`like`, or else the shapes of the parameters as the information stores them."""
+    return jax.eval_shape(diagonal, information) if like is None else like
 
 
 @functools.singledispatch
@@ -31,7 +141,7 @@ def matvec(information: Information, vector: PyTree) -> PyTree:
       >>> ff.information.matvec(information, jnp.array([3.0, 4.0]))
       Array([3., 8.], dtype=float32)
     """
-    raise _unsupported("matvec", information)
+    return _own(information, "matvec").times(vector)
 
 
 @functools.singledispatch
@@ -44,7 +154,7 @@ def solver(
     so that parameters of very different scale cost no digits. An operator that is not
     positive definite gives NaN.
     """
-    raise _unsupported("solver", information)
+    return _own(information, "solver").map(lambda x: x + damping).divide
 
 
 def solve(
@@ -62,34 +172,49 @@ def solve(
     return solver(information, damping)(vector)
 
 
+def _sum(
+    function: Callable, information: Information, operation: str, like: PyTree | None
+) -> jax.Array:
+    """The sum of `function(value)` over all eigenvalues."""
+    found = _own(information, operation, like)
+    sums = [jnp.sum(function(x)) for x in found.expanded(shapes(information, like))]
+    return sum(sums, start=jnp.zeros((), trees.float_dtype(found.values)))
+
+
 @functools.singledispatch
 def logdet(information: Information, like: PyTree | None = None) -> jax.Array:
     """The log-determinant `log |I|`, a number."""
-    raise _unsupported("logdet", information)
+    return _sum(jnp.log, information, "logdet", like)
 
 
 @functools.singledispatch
 def trace(information: Information, like: PyTree | None = None) -> jax.Array:
     """The trace of `I`, a number."""
-    raise _unsupported("trace", information)
+    return _sum(jnp.asarray, information, "trace", like)
 
 
 @functools.singledispatch
 def diagonal(information: Information, like: PyTree | None = None) -> PyTree:
     """The diagonal of `I`, a pytree like the parameters."""
-    raise _unsupported("diagonal", information)
+    found = _own(information, "diagonal", like)
+    return found.basis.diagonal(found.values, like)
 
 
 @functools.singledispatch
 def inverse_diagonal(information: Information, like: PyTree | None = None) -> PyTree:
     """The diagonal of `I^-1`: the variance of each parameter, a pytree like them."""
-    raise _unsupported("inverse_diagonal", information)
+    found = _own(information, "inverse_diagonal", like).map(lambda x: 1 / x)
+    return found.basis.diagonal(found.values, like)
 
 
 @functools.singledispatch
 def to_dense(information: Information, like: PyTree | None = None) -> jax.Array:
     """The matrix `(d, d)` in the order of `jax.tree.leaves`, each leaf ravelled."""
-    raise _unsupported("to_dense", information)
+    found = _own(information, "to_dense", like)
+    like = shapes(information, like)
+    units = jnp.eye(trees.size(like), dtype=trees.float_dtype(found.values))
+    matrix = trees.ravel(jax.vmap(found.times)(trees.unravel(units, like)), 1)
+    return (matrix + matrix.T) / 2
 
 
 def quadratic_form(information: Information, vector: PyTree) -> jax.Array:

@@ -42,15 +42,7 @@ class UnitBlock(NamedTuple):
 dense.register(Block)
 dense.register(UnitBlock)
 
-_SUPPORTS = frozenset(
-    {
-        structure.RANDOM_WALK,
-        structure.ROBUST,
-        structure.MARGINAL,
-        structure.COMPENSATED,
-        structure.OBSERVED,
-    }
-)
+_SUPPORTS = structure.OF_A_MATRIX | {structure.MARGINAL}
 
 
 @choice

@@ -11,6 +11,7 @@ from fisherflow_jax._ground.choices import choice
 from fisherflow_jax._ground.holes import punch
 from fisherflow_jax.layers import Layers
 from fisherflow_jax.structures import _structure as structure
+from fisherflow_jax.structures._algebra import elementwise
 from fisherflow_jax.structures._algebra.basis import diagonal_of
 from fisherflow_jax.structures._algebra.outer_products import squares
 from fisherflow_jax.structures._scalar import Scalar
@@ -62,15 +63,7 @@ def diagonal(layers: Layers | None = None) -> Structure:
         "diagonal()",
         reduce,
         isotropic,
-        supports=frozenset(
-            {
-                structure.RANDOM_WALK,
-                structure.ROBUST,
-                structure.MARGINAL,
-                structure.COMPENSATED,
-                structure.OBSERVED,
-            }
-        ),
+        supports=structure.OF_A_MATRIX | {structure.MARGINAL},
         from_matvec=lambda matvec, params: Diagonal(diagonal_of(matvec, params)),
         from_full=lambda full: Diagonal(ops.diagonal(full)),
         takes_outer_products=True,
@@ -78,54 +71,24 @@ def diagonal(layers: Layers | None = None) -> Structure:
     )
 
 
-def _map(function: Any, information: Diagonal, *rest: PyTree) -> Diagonal:
-    return Diagonal(jax.tree.map(function, information.entries, *rest))
+def _add_other(left: Diagonal, right: Any) -> Any:
+    if isinstance(right, Scalar):
+        return Diagonal(
+            jax.tree.map(lambda a: a + right.value.astype(a.dtype), left.entries)
+        )
+    return NotImplemented
 
 
-@ops.matvec.register
-def _(information: Diagonal, vector: PyTree) -> PyTree:
-    return _map(lambda a, x: a * x.astype(a.dtype), information, vector).entries
+def _entries_of(information: Diagonal, operator: Any, name: str) -> PyTree:
+    if not isinstance(operator, (Scalar, Diagonal)):
+        raise ValueError(
+            f"with the diagonal structure {name} must be a number or a pytree "
+            "prefix of the parameters, to keep the structure; got a matrix."
+        )
+    return ops.diagonal(operator, information.entries)
 
 
-@ops.solver.register
-def _(information: Diagonal, damping: jax.typing.ArrayLike = 0.0):
-    damped = _map(lambda a: a + damping, information)
-    return lambda v: _map(lambda a, x: x.astype(a.dtype) / a, damped, v).entries
-
-
-@ops.facts.register
-def _(information: Diagonal) -> ops.Facts:
-    return ops.Facts(elementwise=True)
-
-
-@ops.spectral.register
-def _(information: Diagonal, like: PyTree | None = None) -> ops.Spectral:
-    return ops.Spectral(information.entries, ops.Parameters())
-
-
-@ops.restrict.register
-def _(information: Diagonal, shown: PyTree, like: PyTree | None = None) -> Diagonal:
-    return Diagonal(punch(information.entries, shown))
-
-
-@ops.logdet.register
-def _(information: Diagonal, like: PyTree | None = None) -> jax.Array:
-    return jnp.sum(jnp.log(trees.ravel(information.entries)))
-
-
-@ops.trace.register
-def _(information: Diagonal, like: PyTree | None = None) -> jax.Array:
-    return jnp.sum(trees.ravel(information.entries))
-
-
-@ops.diagonal.register
-def _(information: Diagonal, like: PyTree | None = None) -> PyTree:
-    return information.entries
-
-
-@ops.inverse_diagonal.register
-def _(information: Diagonal, like: PyTree | None = None) -> PyTree:
-    return _map(lambda a: 1 / a, information).entries
+elementwise.register(Diagonal, _add_other, _entries_of, ops.Parameters())
 
 
 @ops.to_dense.register
@@ -133,48 +96,6 @@ def _(information: Diagonal, like: PyTree | None = None) -> jax.Array:
     return jnp.diag(trees.ravel(information.entries))
 
 
-@ops.add_to.register
-def _(left: Diagonal, right: Any) -> Any:
-    if isinstance(right, Diagonal):
-        return _map(jnp.add, left, right.entries)
-    if isinstance(right, Scalar):
-        return _map(lambda a: a + right.value.astype(a.dtype), left)
-    return NotImplemented
-
-
-@ops.scale.register
-def _(information: Diagonal, factor: jax.typing.ArrayLike) -> Diagonal:
-    return _map(lambda a: a * factor, information)
-
-
-@ops.total.register
-def _(stacked: Diagonal, weights: jax.Array) -> Diagonal:
-    return _map(lambda a: jnp.tensordot(weights, a, 1), stacked)
-
-
-@ops.inverse.register
-def _(information: Diagonal) -> Diagonal:
-    return _map(lambda a: 1 / a, information)
-
-
-@ops.sandwich.register
-def _(information: Diagonal, meat: Diagonal) -> Diagonal:
-    return _map(lambda a, m: m / jnp.square(a), information, meat.entries)
-
-
-@ops.propagate.register
-def _(information: Diagonal, noise: Any, transition: Any | None = None) -> Diagonal:
-    for name, operator in (("process_noise", noise), ("transition", transition)):
-        if not isinstance(operator, (Scalar, Diagonal, type(None))):
-            raise ValueError(
-                f"with the diagonal structure {name} must be a number or a pytree "
-                "prefix of the parameters, to keep the structure; got a matrix."
-            )
-    like = information.entries
-    variances = ops.diagonal(noise, like)
-    if transition is None:
-        return _map(lambda a, q: a / (1 + q * a), information, variances)
-    factors = ops.diagonal(transition, like)
-    return _map(
-        lambda a, q, f: a / (jnp.square(f) + q * a), information, variances, factors
-    )
+@ops.restrict.register
+def _(information: Diagonal, shown: PyTree, like: PyTree | None = None) -> Diagonal:
+    return Diagonal(punch(information.entries, shown))

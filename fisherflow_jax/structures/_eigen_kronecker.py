@@ -11,7 +11,7 @@ from fisherflow_jax import information as ops
 from fisherflow_jax._ground import trees
 from fisherflow_jax.layers import Layers
 from fisherflow_jax.structures._algebra import eigen as eigenbasis
-from fisherflow_jax.structures._algebra import layer_products
+from fisherflow_jax.structures._algebra import layer_products, linear
 from fisherflow_jax.structures._algebra.eigen import Sides
 from fisherflow_jax.structures._algebra.kronecker_factors import with_bias
 from fisherflow_jax.structures._algebra.outer_products import OuterProducts
@@ -203,8 +203,11 @@ def _seen_from(ours: EigenKronecker, theirs: EigenKronecker) -> dict[str, jax.Ar
     return jax.lax.cond(same, lambda x: x, turn, theirs.eigenvalues)
 
 
-@eigenbasis.sum_of_equals.register
-def _(left: EigenKronecker, right: EigenKronecker) -> EigenKronecker:
+@ops.add_to.register
+def _(left: EigenKronecker, right: Any) -> Any:
+    if not isinstance(right, EigenKronecker):
+        return eigenbasis.add_other(left, right)
+    linear.check_same(left.layers, right.layers, EigenKronecker)
     return left._replace(
         eigenvalues=jax.tree.map(jnp.add, left.eigenvalues, _seen_from(left, right)),
         shifts=jax.tree.map(jnp.add, left.shifts, right.shifts),
@@ -215,17 +218,15 @@ def _(left: EigenKronecker, right: EigenKronecker) -> EigenKronecker:
 
 @ops.scale.register
 def _(information: EigenKronecker, factor: jax.typing.ArrayLike) -> EigenKronecker:
-    scaled = eigenbasis.scaled(information, factor)
-    return scaled._replace(
-        input_bases=information.input_bases, output_bases=information.output_bases
-    )
+    return _with_bases_of(information, linear.scaled(information, factor))
 
 
 @ops.total.register
 def _(stacked: EigenKronecker, weights: jax.Array) -> EigenKronecker:
     first = jax.tree.map(lambda x: x[0], stacked)
     seen = stacked._replace(eigenvalues=_seen_from(first, stacked))
-    summed = jax.tree.map(lambda x: jnp.tensordot(weights.astype(x.dtype), x, 1), seen)
-    return summed._replace(
-        input_bases=first.input_bases, output_bases=first.output_bases
-    )
+    return _with_bases_of(first, linear.total(seen, weights))
+
+
+def _with_bases_of(one: EigenKronecker, other: EigenKronecker) -> EigenKronecker:
+    return other._replace(input_bases=one.input_bases, output_bases=one.output_bases)

@@ -83,15 +83,7 @@ def full() -> Structure:
         "full()",
         reduce,
         isotropic,
-        supports=frozenset(
-            {
-                structure.RANDOM_WALK,
-                structure.ADAPTIVE,
-                structure.ROBUST,
-                structure.COMPENSATED,
-                structure.OBSERVED,
-            }
-        ),
+        supports=structure.OF_A_MATRIX | {structure.ADAPTIVE},
         from_matvec=from_matvec,
         from_full=lambda information: information,
         held_by_outer_products=gram.held,

@@ -254,6 +254,5 @@ def _(information: Kronecker, like: PyTree | None = None) -> jax.Array:
 
 @ops.diagonal.register
 def _(information: Kronecker, like: PyTree | None = None) -> PyTree:
-    like = eigenbasis.template(information, like)
     parts = _diagonals(information) | information.other_entries
     return layer_vectors.join(information.layers, parts, like)

@@ -22,6 +22,7 @@ from jax.lax import Precision
 from fisherflow_jax import information as ops
 from fisherflow_jax.structures import _eigen_kronecker as eigen_kronecker
 from fisherflow_jax.structures._algebra import eigen as eigenbasis
+from fisherflow_jax.structures._algebra import linear
 from fisherflow_jax.structures._eigen_kronecker import Columns, EigenKronecker
 from fisherflow_jax.structures._structure import Structure
 
@@ -132,22 +133,7 @@ def _is_moving(node: Any) -> bool:
     return isinstance(node, MovingKronecker)
 
 
-@ops.add_to.register
-def _(left: MovingKronecker, right: Any) -> Any:
-    if not isinstance(right, MovingKronecker):
-        return NotImplemented
-    return jax.tree.map(jnp.add, left, right)
-
-
-@ops.scale.register
-def _(information: MovingKronecker, factor: jax.typing.ArrayLike) -> MovingKronecker:
-    factor = jnp.asarray(factor, information.factors.num_observations.dtype)
-    return jax.tree.map(lambda x: x * factor, information)
-
-
-@ops.total.register
-def _(stacked: MovingKronecker, weights: jax.Array) -> MovingKronecker:
-    return jax.tree.map(lambda x: jnp.tensordot(weights.astype(x.dtype), x, 1), stacked)
+linear.register(MovingKronecker)
 
 
 def _move_layer(

@@ -34,7 +34,7 @@ def as_precision(prior_precision: Any, params: PyTree, beside: Any = None) -> An
     precision = _as_precision(prior_precision, params)
     if beside is not None:
         numbers = prior_precision
-        if _is_information(numbers):
+        if ops.is_information(numbers):
             if not ops.facts(precision).elementwise:
                 return precision
             numbers = ops.spectral(precision, params).values
@@ -43,7 +43,7 @@ def as_precision(prior_precision: Any, params: PyTree, beside: Any = None) -> An
 
 
 def _as_precision(prior_precision: Any, params: PyTree) -> Any:
-    if _is_information(prior_precision):
+    if ops.is_information(prior_precision):
         dtype = trees.float_dtype(params)
         precision = jax.tree.map(lambda x: jnp.asarray(x, dtype), prior_precision)
         values = ops.diagonal(precision, params)
@@ -95,10 +95,6 @@ def starting_information(nothing: Any, precision: Any) -> Any:
             f"(a number or a pytree prefix); got a {type(precision).__name__}."
         )
     return information
-
-
-def _is_information(value: Any) -> bool:
-    return ops.matvec.dispatch(type(value)) is not ops.matvec.dispatch(object)
 
 
 def _check_positive(prior_precision: PyTree) -> None:

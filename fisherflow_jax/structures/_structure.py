@@ -17,6 +17,8 @@ ROBUST = "robust=True"
 MARGINAL = "marginal=True"
 COMPENSATED = "compensated=True"
 OBSERVED = "the observed information"
+# of every structure whose information is its own part of the matrix
+OF_A_MATRIX = frozenset({RANDOM_WALK, ROBUST, COMPENSATED, OBSERVED})
 
 
 class Structure(NamedTuple):

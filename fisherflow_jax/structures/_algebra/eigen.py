@@ -5,7 +5,6 @@ everything else is written here once.
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -13,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from fisherflow_jax import information as ops
-from fisherflow_jax._ground import trees
 from fisherflow_jax._ground.linalg import eigh, product
 from fisherflow_jax.layers import Layers
-from fisherflow_jax.structures._algebra import layer_vectors
+from fisherflow_jax.structures._algebra import layer_vectors, linear
+from fisherflow_jax.structures._algebra.layer_vectors import check_like
 from fisherflow_jax.structures._diagonal import Diagonal
 from fisherflow_jax.structures._scalar import Scalar
 
@@ -77,6 +76,13 @@ class KernelBases(NamedTuple):
             leaves[name] = self.sides[name].out_of(leaves[name])
         return layer_vectors.join(self.layers, leaves, like)
 
+    def diagonal(self, values: dict[str, jax.Array], like: PyTree | None) -> PyTree:
+        entries = {
+            name: self.sides[name].diagonal_of(x) if name in self.sides else x
+            for name, x in values.items()
+        }
+        return layer_vectors.join(self.layers, entries, like)
+
     def parts(self, values: PyTree) -> list[tuple[str, int]]:
         return parts_by_layer((values, self.sides))
 
@@ -102,15 +108,6 @@ def decompose(factor: jax.Array) -> tuple[jax.Array, jax.Array | None]:
 
 def _dtype(information: Any) -> Any:
     return information.num_observations.dtype
-
-
-def template(information: Any, like: PyTree | None) -> PyTree:
-    """A tree like the parameters: the one that is given, or that of the layers."""
-    if like is not None:
-        return like
-    layers = information.layers
-    shapes = [jax.ShapeDtypeStruct(s, _dtype(information)) for s in layers.shapes]
-    return jax.tree.unflatten(layers.tree, shapes)
 
 
 @functools.singledispatch
@@ -164,63 +161,8 @@ def names_shown(information: Any, like: PyTree | None) -> set[str]:
     return set(layer_vectors.named(like))
 
 
-def _matvec(information: Any, vector: PyTree) -> PyTree:
-    return _spectral(information).times(vector)
-
-
-def _solver(information: Any, damping: jax.typing.ArrayLike = 0.0):
-    damping = jnp.asarray(damping, _dtype(information))
-    return _spectral(information).map(lambda x: x + damping).divide
-
-
-def _sum(function: Callable, information: Any, like: PyTree | None) -> jax.Array:
-    sums = [jnp.sum(function(x)) for x in _spectral(information, like).values.values()]
-    return sum(sums, start=jnp.zeros((), _dtype(information)))
-
-
-def _logdet(information: Any, like: PyTree | None = None) -> jax.Array:
-    return _sum(jnp.log, information, like)
-
-
-def _trace(information: Any, like: PyTree | None = None) -> jax.Array:
-    return _sum(lambda x: x, information, like)
-
-
-def _diagonal_of(found: ops.Spectral, like: PyTree) -> PyTree:
-    sides = found.basis.sides
-    entries = {
-        name: sides[name].diagonal_of(x) if name in sides else x
-        for name, x in found.values.items()
-    }
-    return layer_vectors.join(found.basis.layers, entries, like)
-
-
-def _diagonal(information: Any, like: PyTree | None = None) -> PyTree:
-    like = template(information, like)
-    return _diagonal_of(_spectral(information, like), like)
-
-
-def _inverse_diagonal(information: Any, like: PyTree | None = None) -> PyTree:
-    like = template(information, like)
-    return _diagonal_of(_spectral(information, like).map(lambda x: 1 / x), like)
-
-
-def _to_dense(information: Any, like: PyTree | None = None) -> jax.Array:
-    like = template(information, like)
-    count = trees.size(like)
-    rows = trees.unravel(jnp.eye(count, dtype=_dtype(information)), like)
-    dense = jax.vmap(lambda row: trees.ravel(ops.matvec(information, row)))(rows)
-    return (dense + dense.T) / 2
-
-
-def _add_to(left: Any, right: Any) -> Any:
-    if type(right) is type(left):
-        if right.layers != left.layers:
-            raise TypeError(
-                "two Kronecker informations add only when they are about the same "
-                f"layers; got\n{left.layers}\nand\n{right.layers}"
-            )
-        return sum_of_equals(left, right)
+def add_other(left: Any, right: Any) -> Any:
+    """The sum with a number, or with a prior of one number a layer."""
     if isinstance(right, Scalar):
         value = right.value.astype(_dtype(left))
         return left._replace(
@@ -232,12 +174,6 @@ def _add_to(left: Any, right: Any) -> Any:
     if isinstance(right, Diagonal):
         return _add_diagonal(left, right)
     return NotImplemented
-
-
-@functools.singledispatch
-def sum_of_equals(left: Any, right: Any) -> Any:
-    """The sum of two informations of one type about the same layers."""
-    return jax.tree.map(jnp.add, left, right)
 
 
 def _add_diagonal(left: Any, right: Diagonal) -> Any:
@@ -257,24 +193,6 @@ def _add_diagonal(left: Any, right: Diagonal) -> Any:
         name: values + others[name] for name, values in left.other_entries.items()
     }
     return left._replace(shifts=shifts, other_entries=entries)
-
-
-def scaled(information: Any, factor: jax.typing.ArrayLike) -> Any:
-    """Every array times a number."""
-    factor = jnp.asarray(factor, _dtype(information))
-    return jax.tree.map(lambda x: x * factor, information)
-
-
-def _total(stacked: Any, weights: jax.Array) -> Any:
-    return jax.tree.map(lambda x: jnp.tensordot(weights, x, 1), stacked)
-
-
-def _restrict(information: Any, shown: PyTree, like: PyTree | None = None) -> Any:
-    return information  # layers by name fit a tree with holes
-
-
-def _check_like(information: Any, params: PyTree) -> None:
-    layer_vectors.check_like(information.layers, params)
 
 
 def _check_prior(information: Any, prior: PyTree, like: PyTree) -> None:
@@ -307,18 +225,12 @@ def _check_prior(information: Any, prior: PyTree, like: PyTree) -> None:
 
 def register(kind: type) -> None:
     """Gives a type with `spectrum` all operations of `ff.information`."""
-    ops.matvec.register(kind, _matvec)
-    ops.solver.register(kind, _solver)
+    linear.register(kind, add_other)
     ops.facts.register(kind, lambda information: ops.Facts(layers=information.layers))
     ops.spectral.register(kind, _spectral)
-    ops.restrict.register(kind, _restrict)
+    # layers by name fit a tree with holes
+    ops.restrict.register(kind, lambda information, shown, like=None: information)
     ops.check_prior.register(kind, _check_prior)
-    ops.check_like.register(kind, _check_like)
-    ops.logdet.register(kind, _logdet)
-    ops.trace.register(kind, _trace)
-    ops.diagonal.register(kind, _diagonal)
-    ops.inverse_diagonal.register(kind, _inverse_diagonal)
-    ops.to_dense.register(kind, _to_dense)
-    ops.add_to.register(kind, _add_to)
-    ops.scale.register(kind, scaled)
-    ops.total.register(kind, _total)
+    ops.check_like.register(
+        kind, lambda information, params: check_like(information.layers, params)
+    )

@@ -56,9 +56,14 @@ def split(
     return matrices, others
 
 
-def join(layers: Layers, parts: dict[str, jax.Array], like: PyTree) -> PyTree:
-    """The inverse of `split`, of matrices and other leaves: a tree like `like`."""
+def join(layers: Layers, parts: dict[str, jax.Array], like: PyTree | None) -> PyTree:
+    """The inverse of `split`, of matrices and other leaves: a tree like `like`.
+
+    None: like the parameters in which the layers were found.
+    """
     leaves = dict(parts)
+    if like is None:
+        like = jax.tree.unflatten(layers.tree, range(len(layers.names)))
     for layer in layers.layers:
         name = layers.names[layer.kernel]
         if name in parts:

@@ -1,7 +1,7 @@
-"""Eigenvalues and what is written once against them; roots, factors and parts.
+"""What is written once against the contract: roots, factors, determinants, parts.
 
-Each operation has a default, through the dense matrix where there is no other way: a
-structure that registers the required operations alone has all of these.
+Each has a default, through the dense matrix where there is no other way: a structure
+that registers the required operations alone has all of these.
 """
 
 import functools
@@ -13,200 +13,14 @@ import jax.numpy as jnp
 
 from fisherflow_jax._ground import trees
 from fisherflow_jax.information import _operations as ops
+from fisherflow_jax.information._basis import (
+    Parts,
+    Spectral,
+    nothing_to_spread,
+)
 
 PyTree = Any
 Information = Any
-
-# A matrix of this order takes 128 MiB in float64, and seconds for its eigenvalues.
-LARGEST_DENSE = 4096
-Parts = list[tuple[str, int]]  # of each leaf: its part, and d^3 of its matrices
-
-
-class Facts(NamedTuple):
-    """What other rooms may know of an information, beside its operations."""
-
-    elementwise: bool = False
-    """Its eigenvectors are the parameters: scalar, diagonal."""
-    dense: bool = False
-    """It keeps matrices, whose inverse follows the noise of a few random vectors."""
-    layers: Any = None
-    """The `Layers` by whose kernels it is kept, if it is."""
-
-
-@functools.singledispatch
-def facts(information: Information) -> Facts:
-    """What is known of the structure of an information, from its type and shapes."""
-    return Facts()
-
-
-def provides(operation: Callable, information: Information) -> bool:
-    """Whether the structure has this operation itself, and not by its default."""
-    dispatch = operation.dispatch  # type: ignore[attr-defined]
-    return dispatch(type(ops.plain(information))) is not dispatch(object)
-
-
-def dense_matrix(information: Information, like: PyTree | None, what: str) -> jax.Array:
-    """`to_dense` for a default, refused where it is too large.
-
-    Raises:
-      ValueError: above 4,096 parameters, with the bytes that the matrix would take.
-    """
-    wanted = jax.eval_shape(lambda i: ops.to_dense(i, like), information)
-    count = wanted.shape[0]
-    if count > LARGEST_DENSE:
-        raise ValueError(
-            f"{what} of a {type(information).__name__} information of {count} "
-            f"parameters would take its dense matrix, {count * count} numbers or "
-            f"{count * count * wanted.dtype.itemsize:,} bytes, and is refused above "
-            f"{LARGEST_DENSE} parameters: take a part of the parameters, or a "
-            "diagonal, block or kronecker structure."
-        )
-    return ops.to_dense(information, like)
-
-
-def nothing_to_spread(what: str) -> ValueError:
-    return ValueError(
-        "spread_inverses=True renews layers or blocks by turns: of "
-        f"{what} there is nothing to spread. It is for the structures kronecker and "
-        "block."
-    )
-
-
-# ---- eigenvalues
-
-
-class Spectral(NamedTuple):
-    r"""The operator :math:`B \, \mathrm{diag}(\lambda) \, B^\top`, a pytree of arrays.
-
-    `basis.into(v)` is :math:`B^\top v`, `basis.out_of(c, like)` is :math:`B c`, a tree
-    like the parameters, and `basis.laid_out(v)` has the entries of `v` in the places of
-    coordinates, without a turn. The values are a tree like the coordinates, or a prefix
-    of it (one number for all of them).
-    """
-
-    values: PyTree
-    basis: Any
-
-    def times(self, vector: PyTree) -> PyTree:
-        """`B diag(values) B^T v`, like the vector."""
-        return self._turn(jnp.multiply, vector)
-
-    def divide(self, vector: PyTree) -> PyTree:
-        """`B diag(1 / values) B^T v`, like the vector."""
-        return self._turn(jnp.divide, vector)
-
-    def _turn(self, function: Callable, vector: PyTree) -> PyTree:
-        coordinates = self.basis.into(vector)
-        return self.basis.out_of(self._each(function, coordinates), vector)
-
-    def quotient(self, coordinates: PyTree) -> PyTree:
-        """Coordinates divided by the values."""
-        return self._each(jnp.divide, coordinates)
-
-    def _each(self, function: Callable, coordinates: PyTree) -> PyTree:
-        def leaf(value: jax.Array, part: PyTree) -> PyTree:
-            return jax.tree.map(lambda x: function(x.astype(value.dtype), value), part)
-
-        return jax.tree.map(leaf, _beside(self.values, coordinates), coordinates)
-
-    def map(self, function: Callable, *trees_: PyTree) -> "Spectral":
-        """`B diag(f(values)) B^T`."""
-        return Spectral(jax.tree.map(function, self.values, *trees_), self.basis)
-
-    def expanded(self, like: PyTree) -> list[jax.Array]:
-        """All eigenvalues, each as often as it occurs; `like` the parameters."""
-        shapes = jax.eval_shape(self.basis.into, like)
-        filled = jax.tree.map(
-            lambda value, part: jax.tree.map(
-                lambda x: jnp.broadcast_to(value, x.shape), part
-            ),
-            _beside(self.values, shapes),
-            shapes,
-        )
-        return jax.tree.leaves(filled)
-
-
-def _beside(values: PyTree, coordinates: PyTree) -> PyTree:
-    # a tree with holes has no coordinates of what is hidden
-    if isinstance(values, dict) and isinstance(coordinates, dict):
-        return {name: values[name] for name in coordinates}
-    return values
-
-
-class Parameters(NamedTuple):
-    """The basis of the parameters themselves: nothing is turned."""
-
-    def into(self, vector: PyTree) -> PyTree:
-        return vector
-
-    def out_of(self, coordinates: PyTree, like: PyTree) -> PyTree:
-        return coordinates
-
-    def laid_out(self, vector: PyTree) -> PyTree:
-        return vector
-
-    def parts(self, values: PyTree) -> "Parts":
-        raise nothing_to_spread("an elementwise information")
-
-
-class Columns(NamedTuple):
-    """Eigenvectors as the columns of one matrix."""
-
-    columns: jax.Array  # (d, d)
-
-    def into(self, vector: PyTree) -> jax.Array:
-        return self.laid_out(vector) @ self.columns
-
-    def out_of(self, coordinates: jax.Array, like: PyTree) -> PyTree:
-        return trees.unravel(self.columns @ coordinates, like)
-
-    def parts(self, values: PyTree) -> "Parts":
-        raise nothing_to_spread("one matrix")
-
-    def laid_out(self, vector: PyTree) -> jax.Array:
-        return trees.ravel(vector).astype(self.columns.dtype)
-
-
-@functools.singledispatch
-def spectral(information: Information, like: PyTree | None = None) -> Spectral:
-    r"""The eigenvalues, and the turn into their basis: `Spectral(values, basis)`.
-
-    Powers, roots and determinants follow from it: `spectral(I).map(f).times(v)` is
-    :math:`f(I) v`. With a tree that has holes as `like`, what is hidden is left out of
-    what is summed and multiplied.
-
-    Args:
-      information: of any structure.
-      like: a tree with the parameters' shapes, for structures that store none.
-
-    Returns:
-      A `Spectral`. Scalar and diagonal: their own numbers. Full and block: an
-      eigendecomposition of each block. Kronecker: of its two factors. All others (low
-      rank, a structure of one's own that does not register it): of the dense matrix.
-
-    Raises:
-      ValueError: where a dense matrix of more than 4,096 parameters would be needed,
-        with its bytes.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> import fisherflow_jax as ff
-      >>> information = ff.structures.Full(jnp.array([[2.0, 1.0], [1.0, 2.0]]))
-      >>> found = ff.information.spectral(information)
-      >>> print(found.values.round(3))
-      [1. 3.]
-      >>> root = found.map(jnp.sqrt)
-      >>> print(root.times(root.times(jnp.array([1.0, 0.0]))).round(3))
-      [2. 1.]
-    """
-    matrix = dense_matrix(information, like, "the eigenvalues")
-    return Spectral(*_eigh(matrix))
-
-
-def _eigh(matrix: jax.Array) -> tuple[jax.Array, Columns]:
-    values, columns = jnp.linalg.eigh(matrix)
-    # rounding brings the smallest eigenvalues of a singular matrix below zero
-    return jnp.maximum(values, 0), Columns(columns)
 
 
 @functools.singledispatch
@@ -214,12 +28,11 @@ def eigenvalues(
     information: Information, like: PyTree | None = None
 ) -> list[jax.Array]:
     """All eigenvalues, in no order, in arrays that together have d entries."""
-    if not provides(spectral, information):
-        return [jnp.linalg.eigvalsh(dense_matrix(information, like, "the eigenvalues"))]
-    found = spectral(information, like)
-    if like is None:
-        like = jax.eval_shape(ops.diagonal, information)
-    return found.expanded(like)
+    if not ops.provides(ops.spectral, information):
+        matrix = ops.dense_matrix(information, like, "the eigenvalues")
+        return [jnp.linalg.eigvalsh(matrix)]
+    found = ops.spectral(information, like)
+    return found.expanded(ops.shapes(information, like))
 
 
 def determinant(
@@ -238,19 +51,19 @@ def determinant(
         and one number a layer (see `check_prior`) in that of a Kronecker information.
       like: a tree with the parameters' shapes.
     """
-    information, known = ops.plain(information), facts(information)
+    information, known = ops.plain(information), ops.facts(information)
     is_number = False
-    if facts(precision).elementwise:
-        values = spectral(precision, like).values
+    if ops.facts(precision).elementwise:
+        values = ops.spectral(precision, like).values
         is_number = trees.is_leaf(values) and jnp.ndim(values) == 0
-    aligned = facts(precision).elementwise and (
+    aligned = ops.facts(precision).elementwise and (
         known.elementwise or known.layers is not None
     )
-    if not provides(spectral, information) or not (aligned or is_number):
+    if not ops.provides(ops.spectral, information) or not (aligned or is_number):
         return lambda precision, factor: ops.logdet(
             ops.add(ops.scale(information, factor), precision), like
         )
-    found = spectral(information, like)
+    found = ops.spectral(information, like)
     values = found.expanded(like)
 
     def by_eigenvalues(precision: Information, factor: jax.Array) -> jax.Array:
@@ -308,10 +121,9 @@ def effective(
     References:
       MacKay, "Bayesian interpolation", 1992.
     """
-    if like is None:
-        like = jax.eval_shape(ops.diagonal, information)
+    like = ops.shapes(information, like)
     count = jnp.asarray(trees.size(like), trees.float_dtype(like))
-    if facts(precision).elementwise:
+    if ops.facts(precision).elementwise:
         prior = trees.ravel(ops.diagonal(precision, like))
         held = jnp.sum(prior * trees.ravel(ops.inverse_diagonal(information, like)))
     else:
@@ -377,11 +189,11 @@ def whitener(
       >>> print(white.matrix(chosen) @ white.matrix(many).T)
       [[0.5 1. ]]
     """
-    found = spectral(information, like).map(lambda value: jnp.sqrt(value + damping))
+    found = ops.spectral(information, like).map(lambda value: jnp.sqrt(value + damping))
 
     def color(coordinates: PyTree) -> PyTree:
         template = like
-        if template is None and not facts(information).elementwise:
+        if template is None and not ops.facts(information).elementwise:
             template = jax.eval_shape(ops.diagonal, information)
         return found.basis.out_of(found.quotient(coordinates), template)
 
@@ -457,8 +269,8 @@ def factorise(information: Information, damping: jax.Array) -> Any:
     Full and block: Cholesky factors. Structures that have their eigenvalues: these,
     damped, as a `Spectral`. All others are solved anew for each vector.
     """
-    if provides(spectral, information):
-        return spectral(information).map(lambda value: value + damping)
+    if ops.provides(ops.spectral, information):
+        return ops.spectral(information).map(lambda value: value + damping)
     return Unfactorised(information, damping)
 
 

@@ -1,0 +1,119 @@
+"""Eigenvalues and the basis that they belong to."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fisherflow_jax._ground import trees
+
+PyTree = Any
+Parts = list[tuple[str, int]]  # of each leaf: its part, and d^3 of its matrices
+
+
+def nothing_to_spread(what: str) -> ValueError:
+    return ValueError(
+        "spread_inverses=True renews layers or blocks by turns: of "
+        f"{what} there is nothing to spread. It is for the structures kronecker and "
+        "block."
+    )
+
+
+class Spectral(NamedTuple):
+    r"""The operator :math:`B \, \mathrm{diag}(\lambda) \, B^\top`, a pytree of arrays.
+
+    `basis.into(v)` is :math:`B^\top v`, `basis.out_of(c, like)` is :math:`B c`, a tree
+    like the parameters; `basis.laid_out(v)` has the entries of `v` in the places of
+    coordinates, without a turn, and `basis.diagonal(values, like)` is the operator's
+    diagonal. The values are a tree like the coordinates, or a prefix
+    of it (one number for all of them).
+    """
+
+    values: PyTree
+    basis: Any
+
+    def times(self, vector: PyTree) -> PyTree:
+        """`B diag(values) B^T v`, like the vector."""
+        return self._turn(jnp.multiply, vector)
+
+    def divide(self, vector: PyTree) -> PyTree:
+        """`B diag(1 / values) B^T v`, like the vector."""
+        return self._turn(jnp.divide, vector)
+
+    def _turn(self, function: Callable, vector: PyTree) -> PyTree:
+        coordinates = self.basis.into(vector)
+        return self.basis.out_of(self._each(function, coordinates), vector)
+
+    def quotient(self, coordinates: PyTree) -> PyTree:
+        """Coordinates divided by the values."""
+        return self._each(jnp.divide, coordinates)
+
+    def _each(self, function: Callable, coordinates: PyTree) -> PyTree:
+        def leaf(value: jax.Array, part: PyTree) -> PyTree:
+            return jax.tree.map(lambda x: function(x.astype(value.dtype), value), part)
+
+        return jax.tree.map(leaf, _beside(self.values, coordinates), coordinates)
+
+    def map(self, function: Callable, *trees_: PyTree) -> "Spectral":
+        """`B diag(f(values)) B^T`."""
+        return Spectral(jax.tree.map(function, self.values, *trees_), self.basis)
+
+    def expanded(self, like: PyTree) -> list[jax.Array]:
+        """All eigenvalues, each as often as it occurs; `like` the parameters."""
+        shapes = jax.eval_shape(self.basis.into, like)
+        filled = jax.tree.map(
+            lambda value, part: jax.tree.map(
+                lambda x: jnp.broadcast_to(value, x.shape), part
+            ),
+            _beside(self.values, shapes),
+            shapes,
+        )
+        return jax.tree.leaves(filled)
+
+
+def _beside(values: PyTree, coordinates: PyTree) -> PyTree:
+    # a tree with holes has no coordinates of what is hidden
+    if isinstance(values, dict) and isinstance(coordinates, dict):
+        return {name: values[name] for name in coordinates}
+    return values
+
+
+class Parameters(NamedTuple):
+    """The basis of the parameters themselves: nothing is turned."""
+
+    def into(self, vector: PyTree) -> PyTree:
+        return vector
+
+    def out_of(self, coordinates: PyTree, like: PyTree) -> PyTree:
+        return coordinates
+
+    def laid_out(self, vector: PyTree) -> PyTree:
+        return vector
+
+    def diagonal(self, values: PyTree, like: PyTree | None) -> PyTree:
+        return values
+
+    def parts(self, values: PyTree) -> "Parts":
+        raise nothing_to_spread("an elementwise information")
+
+
+class Columns(NamedTuple):
+    """Eigenvectors as the columns of one matrix."""
+
+    columns: jax.Array  # (d, d)
+
+    def into(self, vector: PyTree) -> jax.Array:
+        return self.laid_out(vector) @ self.columns
+
+    def out_of(self, coordinates: jax.Array, like: PyTree) -> PyTree:
+        return trees.unravel(self.columns @ coordinates, like)
+
+    def diagonal(self, values: jax.Array, like: PyTree) -> PyTree:
+        return trees.unravel(jnp.square(self.columns) @ values, like)
+
+    def parts(self, values: PyTree) -> "Parts":
+        raise nothing_to_spread("one matrix")
+
+    def laid_out(self, vector: PyTree) -> jax.Array:
+        return trees.ravel(vector).astype(self.columns.dtype)
