@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fisherflow_jax import information as ops
 from fisherflow_jax.memories import Belief, Prior, Sum
-from fisherflow_jax.structures import _prior as priors
 
 PyTree = Any
 
@@ -58,9 +58,7 @@ class FlowState(NamedTuple):
         """Observations less effective parameters; None: the dispersion is known."""
         if self.residual is None:
             return None
-        used = priors.effective_parameters(
-            self.information, self.prior.precision, self.mean
-        )
+        used = ops.effective(self.information, self.prior.precision, self.mean)
         return self.count - used
 
     @property

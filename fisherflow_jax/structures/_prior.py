@@ -5,7 +5,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import trees
@@ -106,19 +105,3 @@ def _check_positive(prior_precision: PyTree) -> None:
                     "prior_precision must be positive and finite, so that the "
                     f"information can be inverted before any data; got {leaf}."
                 )
-
-
-def effective_parameters(information: Any, precision: Any, like: PyTree) -> jax.Array:
-    """`d - trace(I_0 I^-1)`: how many parameters the data rather than the prior set."""
-    count = jnp.asarray(trees.size(like), trees.float_dtype(like))
-    if isinstance(precision, (Scalar, Diagonal)):
-        products = optax.tree.mul(
-            ops.diagonal(precision, like), ops.inverse_diagonal(information, like)
-        )
-        held = jnp.sum(trees.ravel(products))
-    else:
-        solve = ops.solver(information)
-        rows = trees.unravel(ops.to_dense(precision, like), like)
-        held = jnp.trace(trees.ravel(jax.vmap(solve)(rows), 1))
-    # a memory that forgets its prior may believe less than the prior did
-    return count - jnp.minimum(held, count)

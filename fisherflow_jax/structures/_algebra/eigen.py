@@ -116,33 +116,6 @@ def spectrum(information: Any, name: str) -> tuple[jax.Array, Sides]:
     raise TypeError(f"{type(information).__name__} has no Kronecker eigenbasis.")
 
 
-# until every room asks `ops.spectral`
-
-
-class Basis(NamedTuple):
-    columns: jax.Array | None
-
-
-class Spectrum(NamedTuple):
-    values: jax.Array
-    inputs: Basis
-    outputs: Basis
-
-    def into(self, matrix: jax.Array) -> jax.Array:
-        return Sides(self.inputs.columns, self.outputs.columns).into(matrix)
-
-    def out_of(self, matrix: jax.Array) -> jax.Array:
-        return Sides(self.inputs.columns, self.outputs.columns).out_of(matrix)
-
-
-def spectra(information: Any) -> dict[str, Spectrum]:
-    found = {name: spectrum(information, name) for name in information.shifts}
-    return {
-        name: Spectrum(values, Basis(sides.inputs), Basis(sides.outputs))
-        for name, (values, sides) in found.items()
-    }
-
-
 def _spectral(information: Any, like: PyTree | None = None) -> ops.Spectral:
     names = names_shown(information, like)
     values, sides = {}, {}
