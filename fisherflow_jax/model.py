@@ -13,7 +13,7 @@ from fisherflow_jax._ground import batch as batches
 from fisherflow_jax._ground import sharding as meshes
 from fisherflow_jax._ground import trees
 from fisherflow_jax._ground.batch import Batch
-from fisherflow_jax.layers import Layers, expecting, find_layers
+from fisherflow_jax.layers import Layers, expecting, layers_of
 from fisherflow_jax.likelihoods import Likelihood
 
 PyTree = Any
@@ -46,7 +46,7 @@ class Model:
         """What takes the examples of a batch together, if anything is seen to."""
         key = "interaction", by_shapes((params, inputs))[0]
         if key not in self.known:
-            self.known[key] = find_layers(self.apply_fn, params, inputs).together
+            self.known[key] = layers_of(self.apply_fn, params, inputs).together
         return self.known[key]
 
     def check(self, params: PyTree, batch: Batch, layers: Layers | None = None) -> None:

@@ -8,12 +8,11 @@ from typing import Any, NamedTuple
 
 import jax
 
-from fisherflow_jax import layers as layers_of
 from fisherflow_jax._ground import batch as batches
 from fisherflow_jax._ground import tables, trees
 from fisherflow_jax._ground.batch import Batch, num_examples
 from fisherflow_jax.estimators._rule import Rule
-from fisherflow_jax.layers import Layer, Layers
+from fisherflow_jax.layers import Layer, Layers, layers_of
 from fisherflow_jax.model import Model, by_shapes
 from fisherflow_jax.structures import OuterProducts, Structure
 
@@ -128,9 +127,7 @@ def _plan(pull: Pull, params: PyTree, batch: Batch) -> Plan:
         structure.takes_outer_products or structure.held_by_outer_products
     ):
         one = _first(batch)
-        layers = layers_of.find_layers(
-            pull.model.apply_fn, params, one.inputs, batched=False
-        )
+        layers = layers_of(pull.model.apply_fn, params, one.inputs, batched=False)
         stack = _shapes_of_vectors(params, layers, columns)
         if structure.takes_outer_products:
             taps, entries, words = True, sum(map(_held, stack)), _words(layers)

@@ -1,17 +1,26 @@
 """Layers in checkpoints of flax: checked when restored, never read from there."""
 
-from flax import serialization
+import functools
 
 from fisherflow_jax.layers._layer import Layers
-from fisherflow_jax.layers._table import descriptions
+
+
+@functools.cache
+def register() -> None:
+    """Tells flax of `Layers`, where flax is installed."""
+    try:
+        from flax import serialization
+    except ImportError:
+        return
+    serialization.register_serialization_state(Layers, _to_state_dict, _restored)
 
 
 def _to_state_dict(layers: Layers) -> dict[str, str]:
     """What each parameter is, by its name, as text."""
-    return dict(zip(layers.names, descriptions(layers), strict=True))
+    return dict(zip(layers.names, layers.descriptions(), strict=True))
 
 
-def _from_state_dict(layers: Layers, state: dict[str, str]) -> Layers:
+def _restored(layers: Layers, state: dict[str, str]) -> Layers:
     expected = _to_state_dict(layers)
     for name in {**expected, **state}:
         if expected.get(name) != state.get(name):
@@ -21,6 +30,3 @@ def _from_state_dict(layers: Layers, state: dict[str, str]) -> Layers:
                 f"{expected.get(name, 'missing')}."
             )
     return layers
-
-
-serialization.register_serialization_state(Layers, _to_state_dict, _from_state_dict)

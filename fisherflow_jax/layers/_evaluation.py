@@ -14,7 +14,7 @@ from fisherflow_jax.layers import _compat
 from fisherflow_jax.layers._compat import Equation, Program
 from fisherflow_jax.layers._linear import Linear
 from fisherflow_jax.layers._tracing import Traced
-from fisherflow_jax.layers._uses import Path, Spread, Use
+from fisherflow_jax.layers._uses import Broadcast, Path, Use
 
 PyTree = Any
 
@@ -47,9 +47,9 @@ def evaluate(
     `others` are leaves to which whole gradients are pulled back.
     """
     uses = [use for of_layer in traced.uses for use in of_layer]
-    places: dict[Path, Linear | int] = {s.path: s.place for s in traced.spreads}
+    places: dict[Path, Linear | int] = {s.path: s.place for s in traced.broadcasts}
     places |= {use.path: use.linear for use in uses}
-    every: list[Use | Spread] = [*uses, *traced.spreads]
+    every: list[Use | Broadcast] = [*uses, *traced.broadcasts]
     zeros = {
         tapped.path: jnp.zeros(
             (*tapped.scans, *tapped.output.shape), tapped.output.dtype

@@ -25,7 +25,7 @@ from fisherflow_jax.layers._uses import Path
 from fisherflow_jax.layers._views import View, merged
 
 
-class Rows(NamedTuple):
+class Examples(NamedTuple):
     """The examples in the operands and in the outputs of an equation."""
 
     inputs: tuple[Value, ...]
@@ -54,10 +54,10 @@ def examples_first(view: View, depth: int, values: jax.Array) -> jax.Array:
 
 def follow(
     program: Program, values: Sequence[Value], count: int, path: Path = ()
-) -> tuple[list[Value], dict[Path, Rows]]:
+) -> tuple[list[Value], dict[Path, Examples]]:
     """The examples in the program's outputs, and in each of its equations."""
     known = dict(zip(program.inputs, values, strict=True))
-    rows: dict[Path, Rows] = {}
+    rows: dict[Path, Examples] = {}
 
     def value_of(atom: Atom) -> Value:
         found = known.get(atom.variable)
@@ -78,13 +78,13 @@ def follow(
             )
             known[atom.variable] = outputs[-1]
         rows |= below
-        rows[here] = Rows(tuple(operands), tuple(outputs))
+        rows[here] = Examples(tuple(operands), tuple(outputs))
     return [value_of(atom) for atom in program.outputs], rows
 
 
 def _step(
     equation: Equation, operands: list[Value], count: int, path: Path
-) -> tuple[list[Value], dict[Path, Rows]]:
+) -> tuple[list[Value], dict[Path, Examples]]:
     operation = equation.operation
     if isinstance(operation, _compat.Call | _compat.Opaque):
         return follow(_compat.read(operation.body), operands, count, path)
@@ -95,7 +95,7 @@ def _step(
 
 def _scan(
     scan: _compat.Scan, operands: list[Value], count: int, path: Path
-) -> tuple[list[Value], dict[Path, Rows]]:
+) -> tuple[list[Value], dict[Path, Examples]]:
     body = _compat.read(scan.body)
     first, end = scan.num_constants, scan.num_constants + scan.num_carries
     slices = [_sliced(value) for value in operands[end:]]

@@ -6,8 +6,8 @@ from typing import Any
 import jax
 
 from fisherflow_jax._ground import batch as batches
-from fisherflow_jax.layers._inputs import is_shared
-from fisherflow_jax.layers._layer import Layers
+from fisherflow_jax.layers._checkpoints import register
+from fisherflow_jax.layers._layer import Layers, is_shared
 from fisherflow_jax.layers._tracing import described, is_array, trace
 
 PyTree = Any
@@ -91,6 +91,14 @@ def find_layers(
       Martens and Grosse, "Optimizing neural networks with Kronecker-factored
       approximate curvature", 2015.
     """
+    register()
+    return layers_of(apply_fn, params, inputs, batched)
+
+
+def layers_of(
+    apply_fn: Callable, params: PyTree, inputs: PyTree, batched: bool | None = None
+) -> Layers:
+    """As `find_layers`, of layers that no checkpoint will hold."""
     leaves = jax.tree.leaves(inputs, is_leaf=is_shared)
     treedef: Any = jax.tree.structure(inputs, is_leaf=is_shared)
 

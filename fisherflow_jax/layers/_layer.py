@@ -1,13 +1,19 @@
 """What is known of a model's linear layers: plain numbers, fit to be static."""
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from fisherflow_jax.layers._inputs import Shapes
-from fisherflow_jax.layers._table import table
+from fisherflow_jax._ground import batch as batches
+from fisherflow_jax._ground import tables, trees
 from fisherflow_jax.layers._views import View
+
+PyTree = Any
+Shapes = tuple[tuple[str, tuple[int, ...]], ...]  # of each array: its name and shape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,4 +59,83 @@ class Layers:
     input_shapes: Shapes = dataclasses.field(default=(), compare=False)
 
     def __str__(self) -> str:
-        return table(self)
+        rows: list[tuple] = [()] * len(self.names)
+        for leaf, reason in self.fallback:
+            square = "; one square a batch" if leaf in self.summed else ""
+            rows[leaf] = (f"no layer: {reason}{square}", *[""] * 4)
+        for layer in self.layers:
+            sizes = layer.num_outputs, layer.num_stacked, layer.num_positions
+            rows[layer.kernel] = (layer.kind, layer.num_inputs, *sizes)
+            if layer.bias is not None:
+                rows[layer.bias] = (f"bias of {self.names[layer.kernel]}", 1, *sizes)
+        heads = ("parameter", "shape", "treatment", "inputs", "outputs", "stacked")
+        named = zip(self.names, self.shapes, rows, strict=True)
+        lines = [
+            (*heads, "shared"),
+            *((name, shape, *row) for name, shape, row in named),
+        ]
+        table = tables.aligned(lines, text=True)
+        if not self.batched:
+            return table
+        return f"{table}\nexamples: run together ({self.together or 'as asked'})"
+
+    def descriptions(self) -> list[str]:
+        """For each leaf a text that tells it from other treatments."""
+        texts = [""] * len(self.names)
+        for leaf, reason in self.fallback:
+            texts[leaf] = f"no layer ({reason})"
+        for layer in self.layers:
+            texts[layer.kernel] = (
+                f"{layer.kind} with K = {layer.num_stacked}, T = "
+                f"{layer.num_positions}, I = {layer.num_inputs}, O = "
+                f"{layer.num_outputs} ({layer.kernel_layout})"
+            )
+            if layer.bias is not None:
+                kernel = self.names[layer.kernel]
+                texts[layer.bias] = f"a bias of {kernel} ({layer.bias_layout})"
+        return texts
+
+
+def is_shared(node: Any) -> bool:
+    return isinstance(node, batches.Shared)
+
+
+def shapes_of_one(inputs: PyTree) -> Shapes:
+    """Of one example; parts in `ff.Shared` have none."""
+    leaves = jax.tree_util.tree_leaves_with_path(inputs, is_leaf=is_shared)
+    return tuple(
+        (trees.parameter_name(path) if path else "", tuple(jnp.shape(leaf)[1:]))
+        for path, leaf in leaves
+        if not is_shared(leaf)
+    )
+
+
+@contextlib.contextmanager
+def expecting(layers: Layers | None, inputs: PyTree) -> Iterator[None]:
+    """An error of the model, with other inputs than those of the layers, names both."""
+    try:
+        yield
+    except Exception as error:  # flax has its own for shapes
+        if layers is None or shapes_of_one(inputs) == layers.input_shapes:
+            raise
+        raise ValueError(
+            f"apply_fn fails on inputs of shape {_listed(shapes_of_one(inputs))} an "
+            "example, and the layers were found for inputs of shape "
+            f"{_listed(layers.input_shapes)}{_first(layers)}. It says: {error}"
+        ) from error
+
+
+def _listed(shapes: Shapes) -> str:
+    if len(shapes) == 1 and not shapes[0][0]:
+        return str(shapes[0][1])
+    return ", ".join(f"{shape} ({name})" for name, shape in shapes)
+
+
+def _first(layers: Layers) -> str:
+    if not layers.layers:
+        return ""
+    first = min(layers.layers, key=lambda layer: layer.uses)
+    return (
+        f"; the first layer is {layers.names[first.kernel]}, {first.kind}, of "
+        f"{first.num_inputs} inputs and kernel shape {layers.shapes[first.kernel]}"
+    )

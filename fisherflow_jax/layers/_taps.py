@@ -1,20 +1,33 @@
-"""Tapping one example: what enters the layers of a model, and what returns."""
+"""Tapping a model: what enters its layers, and what returns to them.
 
+Of one example, or of a whole batch, whose examples may interact: rows of the layers.
+"""
+
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from fisherflow_jax._ground import batch as batches
 from fisherflow_jax._ground import trees
 from fisherflow_jax.layers._evaluation import evaluate
-from fisherflow_jax.layers._inputs import expecting
-from fisherflow_jax.layers._layer import Layers
-from fisherflow_jax.layers._table import descriptions
+from fisherflow_jax.layers._examples import Value, examples_first
+from fisherflow_jax.layers._layer import Layers, expecting
 from fisherflow_jax.layers._tracing import Traced, trace
-from fisherflow_jax.layers._uses import Use
+from fisherflow_jax.layers._uses import Broadcast, Use
+from fisherflow_jax.layers._views import View, is_repeated
 
 PyTree = Any
+
+
+class Returned(NamedTuple):
+    """What one cotangent of the outputs brings back, by rows of a tapped batch."""
+
+    gradients: tuple[jax.Array, ...]  # of each layer ([n,] K, T, O)
+    rows: dict[int, jax.Array]  # leaf -> (n, *leaf.shape)
+    sums: dict[int, jax.Array]  # leaf -> leaf.shape, summed over the batch
 
 
 def tap(
@@ -64,11 +77,63 @@ def tap(
     References:
       Dangel, Kunstner and Hennig, "BackPACK: packing more into backprop", 2020.
     """
-    check_parameters(layers, params)
-    with expecting(layers, inputs):
-        traced = trace(apply_fn, params, inputs)
-    check_same(layers, traced.layers)
-    return tap_traced(traced)
+    traced = _traced_as(layers, apply_fn, params, inputs)
+    return _tap_one(traced)
+
+
+def tap_batch(
+    apply_fn: Callable, layers: Layers, params: PyTree, inputs: PyTree
+) -> tuple[PyTree, tuple[jax.Array, ...], Callable[[PyTree], Returned]]:
+    r"""A batch's outputs, what enters each layer, and how to pull back to its rows.
+
+    The model is evaluated once, on the whole batch, so that its examples may interact.
+    For cotangents `v` of all outputs, the gradient of a kernel is a sum over the rows,
+
+    .. math::
+      \nabla_{W_k} = \sum_{nt} a_{nkt} g_{nkt}^\top, \qquad
+      \nabla_{b_k} = \sum_{nt} g_{nkt},
+
+    with `g` the gradient of `v` times the outputs with respect to row n of the layer.
+
+    Args:
+      apply_fn: `(params, inputs) -> outputs`.
+      layers: what `find_layers(..., batched=True)` found in it.
+      params: pytree of arrays.
+      inputs: a batch, leading axis = examples, save for parts in `ff.Shared`.
+
+    Returns:
+      `(outputs, inputs_of_layers, pull)`: for each layer `a` of shape (n, K, T, I), or
+      ids (n, K, T); and the linear function `pull(cotangent) -> Returned`. Leaves that
+      are no layer's come back row by row where the model multiplies or adds them entry
+      by entry, and summed over the batch where they are in `layers.summed`. Cost: one
+      forward pass; a backward pass for each call of `pull`, without the products that
+      make kernel gradients.
+
+    Raises:
+      ValueError: where `apply_fn` does not have these layers on these shapes.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> apply_fn = lambda params, x: (x - jnp.mean(x, 0)) @ params
+      >>> x = jnp.array([[1.0, 2.0], [3.0, 2.0]])
+      >>> layers = ff.layers.find_layers(apply_fn, jnp.zeros((2, 1)), x)
+      >>> layers.together
+      'reduce_sum over the examples'
+      >>> tapped = ff.layers.tap_batch(apply_fn, layers, jnp.zeros((2, 1)), x)
+      >>> outputs, (a,), pull = tapped
+      >>> a[:, 0, 0]
+      Array([[-1.,  0.],
+             [ 1.,  0.]], dtype=float32)
+      >>> pull(jnp.ones((2, 1))).gradients[0].ravel()
+      Array([1., 1.], dtype=float32)
+
+    References:
+      Martens, Grosse, "Optimizing neural networks with Kronecker-factored approximate
+      curvature", 2015.
+    """
+    count = batches.split(inputs)[0][0].shape[0]
+    return _tap(_traced_as(layers, apply_fn, params, inputs, count))
 
 
 def find_and_tap(
@@ -76,37 +141,67 @@ def find_and_tap(
 ) -> tuple[Layers, PyTree, tuple[jax.Array, ...], Callable]:
     """The layers of a model, and what `tap` returns for them, from one trace."""
     traced = trace(apply_fn, params, inputs)
-    return traced.layers, *tap_traced(traced)
+    return traced.layers, *_tap_one(traced)
 
 
-def tap_traced(traced: Traced) -> tuple[PyTree, tuple[jax.Array, ...], Callable]:
-    """`tap` of a model that has been traced on one example."""
-    others = [leaf for leaf, _ in traced.layers.fallback]
-    outputs, operands, pull_back = evaluate(traced, others)
-    entering = tuple(
-        concatenated([inputs_of(use, operands[use.path]) for use in of_layer])
-        for of_layer in traced.uses
-    )
+def _tap_one(traced: Traced) -> tuple[PyTree, tuple[jax.Array, ...], Callable]:
+    outputs, entering, pull = _tap(traced)
 
-    def pull(cotangent: PyTree) -> tuple[tuple[jax.Array, ...], dict[int, jax.Array]]:
-        returned, rest = pull_back(cotangent)
-        gradients = tuple(
-            concatenated([outputs_of(use, returned[use.path]) for use in of_layer])
-            for of_layer in traced.uses
+    def pull_one(cotangent: PyTree) -> tuple[tuple[jax.Array, ...], dict]:
+        returned = pull(cotangent)
+        return returned.gradients, returned.sums
+
+    return outputs, entering, pull_one
+
+
+def _tap(
+    traced: Traced,
+) -> tuple[PyTree, tuple[jax.Array, ...], Callable[[PyTree], Returned]]:
+    layers = traced.layers
+    whole = layers.summed if layers.batched else [leaf for leaf, _ in layers.fallback]
+    outputs, operands, pull_back = evaluate(traced, whole)
+
+    def arranged(use: Use, values: jax.Array, enters: bool) -> jax.Array:
+        """`(*scans, *shape)` as `([n,] K, T, ...)`."""
+        move = use.linear.inputs if enters else use.linear.outputs
+        arrange = functools.partial(_over_scans, use, move)
+        if not layers.batched:
+            return arrange(values)
+        of = traced.examples[use.path]
+        view = _view(of.inputs[use.linear.operand] if enters else of.outputs[0])
+        return jax.vmap(arrange)(examples_first(view, len(use.scans), values))
+
+    def joined(parts: list[jax.Array]) -> jax.Array:
+        """Several uses as one, along the positions."""
+        if len(parts) == 1:
+            return parts[0]
+        wide = trees.wide_dtype(*{part.dtype for part in parts})
+        if any(part.dtype != parts[0].dtype for part in parts):
+            parts = [part.astype(wide) for part in parts]
+        return jnp.concatenate(parts, 2 if layers.batched else 1)
+
+    def of_layers(values: dict, enters: bool) -> tuple[jax.Array, ...]:
+        return tuple(
+            joined([arranged(use, values[use.path], enters) for use in uses])
+            for uses in traced.uses
         )
-        return gradients, rest
 
-    return outputs, entering, pull
+    def pull(cotangent: PyTree) -> Returned:
+        returned, sums = pull_back(cotangent)
+        rows: dict[int, jax.Array] = {}
+        for broadcast in traced.broadcasts:
+            view = _view(traced.examples[broadcast.path].outputs[0])
+            part = _rows_of(broadcast, view, returned[broadcast.path])
+            leaf = broadcast.leaf
+            rows[leaf] = rows[leaf] + part if leaf in rows else part
+        return Returned(of_layers(returned, enters=False), rows, sums)
+
+    return outputs, of_layers(operands, enters=True), pull
 
 
-def inputs_of(use: Use, operand: jax.Array) -> jax.Array:
-    """`(*scans, *operand.shape)` as `(K, T, I)`, or ids as `(K, T)`."""
-    return _over_scans(use, use.linear.inputs, operand)
-
-
-def outputs_of(use: Use, values: jax.Array) -> jax.Array:
-    """`(*scans, *output.shape)` as `(K, T, O)`."""
-    return _over_scans(use, use.linear.outputs, values)
+def _view(value: Value) -> View:
+    assert value.view is not None  # layers without it are in the fallback
+    return value.view
 
 
 def _over_scans(use: Use, function: Callable, values: jax.Array) -> jax.Array:
@@ -122,37 +217,49 @@ def _over_scans(use: Use, function: Callable, values: jax.Array) -> jax.Array:
     return values.reshape((stacked, use.num_positions, *values.shape[depth + 2 :]))
 
 
-def concatenated(parts: list[jax.Array], axis: int = 1) -> jax.Array:
-    """Several uses as one, along the positions."""
-    if len(parts) == 1:
-        return parts[0]
-    dtypes = {part.dtype for part in parts}
-    if len(dtypes) > 1:
-        parts = [part.astype(trees.wide_dtype(*dtypes)) for part in parts]
-    return jnp.concatenate(parts, axis)
+def _rows_of(broadcast: Broadcast, view: View, values: jax.Array) -> jax.Array:
+    """What returns to each example's copy of a parameter, `(n, *leaf.shape)`."""
+    depth = len(broadcast.scans)
+    copies = _of_one(broadcast.view, view, depth)
+    return jax.vmap(copies.sum_to_leaf)(examples_first(view, depth, values))
 
 
-def check_parameters(expected: Layers, params: PyTree) -> None:
-    """Before a model sees parameters that are not its own."""
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    names = tuple(trees.parameter_name(path) for path, _ in leaves)
-    shapes = tuple(jnp.shape(leaf) for _, leaf in leaves)
-    for what, was, now in (
-        ("names", expected.names, names),
-        ("shapes", expected.shapes, shapes),
+def _of_one(parameter: View, examples: View, depth: int) -> View:
+    """A parameter repeated over a batch, as it is repeated over one example."""
+    axes = list(parameter.axes)
+    for i, axis in enumerate(examples.axes, start=depth):
+        if not is_repeated(axis):
+            axes[i] = tuple(piece for piece in axis if piece[1] == 0)
+    return View(parameter.leaf_shape, tuple(axes), parameter.offset)
+
+
+def _traced_as(
+    expected: Layers,
+    apply_fn: Callable,
+    params: PyTree,
+    inputs: PyTree,
+    count: int | None = None,
+) -> Traced:
+    """The model as a program, checked to have the layers that are expected."""
+    named = trees.named_leaves(params)
+    names = tuple(name for name, _ in named)
+    shapes = tuple(jnp.shape(leaf) for _, leaf in named)
+    for what, before, now in (
+        ("names", str(expected.names), str(names)),
+        ("shapes", str(expected.shapes), str(shapes)),
     ):
-        if was != now:
+        if before != now:
             raise ValueError(
                 "params are not those that the layers were found for: their "
-                f"{what} were {was}, now {now}."
+                f"{what} were {before}, now {now}."
             )
-
-
-def check_same(expected: Layers, found: Layers) -> None:
-    before, now = descriptions(expected), descriptions(found)
-    for name, was, is_now in zip(expected.names, before, now, strict=True):
-        if was != is_now:
+    with expecting(expected, inputs):
+        traced = trace(apply_fn, params, inputs, count=count)
+    found = expected.descriptions(), traced.layers.descriptions()
+    for name, before, now in zip(names, *found, strict=True):
+        if before != now:
             raise ValueError(
-                f"apply_fn does not trace to the layers found: {name} was {was}, now "
-                f"it is {is_now}. Find the layers again for these inputs."
+                f"apply_fn does not trace to the layers found: {name} was {before}, "
+                f"now it is {now}. Find the layers again for these inputs."
             )
+    return traced

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 from fisherflow_jax._ground import batch as batches
 from fisherflow_jax._ground import trees
 from fisherflow_jax.layers import _compat
-from fisherflow_jax.layers import _examples as examples
+from fisherflow_jax.layers import _examples as following
 from fisherflow_jax.layers import _views as views
-from fisherflow_jax.layers._inputs import is_shared, shapes_of_one
-from fisherflow_jax.layers._layer import Layer, Layers
-from fisherflow_jax.layers._uses import Path, Spread, Use, Walk
+from fisherflow_jax.layers._examples import Examples
+from fisherflow_jax.layers._layer import Layer, Layers, is_shared, shapes_of_one
+from fisherflow_jax.layers._uses import Broadcast, Path, Use, Walk
 from fisherflow_jax.layers._walk import walk
 
 PyTree = Any
@@ -29,8 +29,8 @@ class Traced(NamedTuple):
     layers: Layers
     uses: tuple[tuple[Use, ...], ...]  # of each layer
     # of a whole batch:
-    rows: dict[Path, examples.Rows]  # where its examples are
-    spreads: tuple[Spread, ...]  # uses, entry by entry, of leaves that are no layer's
+    examples: dict[Path, Examples]  # where its examples are
+    broadcasts: tuple[Broadcast, ...]  # of leaves that are no layer's
 
 
 def trace(
@@ -42,7 +42,6 @@ def trace(
     whose inputs belong to single examples.
     """
     named = trees.named_leaves(params)
-    names = tuple(name for name, _ in named)
     for name, leaf in named:
         _check_parameter(name, leaf)
     received = batches.unshare(inputs)
@@ -60,35 +59,44 @@ def trace(
     program = _compat.read(jaxpr)
     shapes = tuple(tuple(leaf.shape) for _, leaf in named)
     found, together = walk(program, list(shapes)), None
-    rows: dict[Path, examples.Rows] = {}
+    rows: dict[Path, Examples] = {}
     if count is not None:
         sliced = [False] * len(named) + _is_sliced(inputs)
         entering = [
-            (examples.every_example if sliced[i] else examples.no_example)(
+            (following.every_example if sliced[i] else following.no_example)(
                 count, leaves[i].shape
             )
             for i in arrays
         ]
-        results, rows = examples.follow(program, entering, count)
+        results, rows = following.follow(program, entering, count)
         together = next((value.together for value in results if value.together), None)
         found = _of_rows(found, rows, count)
     uses = _settle(found)
-    fallback = _fallback(found, uses, len(names))
-    spreads = () if count is None else _spreads(found, rows, fallback)
-    by_row = {spread.leaf for spread in spreads}
+    fallback = _fallback(found, uses, len(named))
+    broadcasts = () if count is None else _broadcasts(found, rows, fallback)
+    by_row = {broadcast.leaf for broadcast in broadcasts}
+    summed = () if count is None else tuple(i for i, _ in fallback if i not in by_row)
     layers = Layers(
-        tuple(map(_layer, uses)),
-        fallback,
-        names,
-        shapes,
-        jax.tree.structure(params),
-        count is not None,
-        together,
-        () if count is None else tuple(i for i, _ in fallback if i not in by_row),
-        shapes_of_one(inputs),
+        layers=tuple(map(_layer, uses)),
+        fallback=fallback,
+        names=tuple(name for name, _ in named),
+        shapes=shapes,
+        tree=jax.tree.structure(params),
+        batched=count is not None,
+        together=together,
+        summed=summed,
+        input_shapes=shapes_of_one(inputs),
     )
     output_tree = jax.tree.structure(outputs)
-    return Traced(program, arguments, output_tree, layers, uses, rows, spreads)
+    return Traced(
+        program=program,
+        arguments=arguments,
+        output_tree=output_tree,
+        layers=layers,
+        uses=uses,
+        examples=rows,
+        broadcasts=broadcasts,
+    )
 
 
 def _is_sliced(inputs: PyTree) -> list[bool]:
@@ -101,37 +109,37 @@ def _is_sliced(inputs: PyTree) -> list[bool]:
     ]
 
 
-def _of_rows(found: Walk, rows: dict[Path, examples.Rows], count: int) -> Walk:
+def _of_rows(found: Walk, rows: dict[Path, Examples], count: int) -> Walk:
     """The uses by single examples; reasons are noted for the leaves of others."""
     uses = []
     for use in found.uses:
         inputs = rows[use.path].inputs[use.linear.operand]
         outputs = rows[use.path].outputs[0]
-        if not examples.has_examples(inputs) or not _at_positions(use, outputs):
+        if not following.has_examples(inputs) or not _at_positions(use, outputs):
             reason = "the examples cannot be told apart in its inputs"
             found.reasons.setdefault(use.leaf, reason)
         uses.append(use._replace(num_positions=use.num_positions // count))
     return found._replace(uses=uses)
 
 
-def _at_positions(use: Use, outputs: examples.Value) -> bool:
+def _at_positions(use: Use, outputs: following.Value) -> bool:
     """Whether the examples lie along the positions of a layer's outputs."""
-    if outputs.view is None or not examples.has_examples(outputs):
+    if outputs.view is None or not following.has_examples(outputs):
         return False
     stacks, _, features = use.linear.outputs(outputs.view).axes
     return views.is_repeated(stacks) and views.is_repeated(features)
 
 
-def _spreads(
+def _broadcasts(
     found: Walk,
-    rows: dict[Path, examples.Rows],
+    rows: dict[Path, Examples],
     fallback: tuple[tuple[int, str], ...],
-) -> tuple[Spread, ...]:
+) -> tuple[Broadcast, ...]:
     """The uses of the leaves that meet single examples entry by entry, and only so."""
     times = Counter(
-        spread.leaf
-        for spread in found.spreads
-        if _is_repeated(spread, rows[spread.path].outputs[0])
+        broadcast.leaf
+        for broadcast in found.broadcasts
+        if _is_repeated(broadcast, rows[broadcast.path].outputs[0])
     )
     kernels = {use.leaf for use in found.uses}
     by_row = {
@@ -139,14 +147,16 @@ def _spreads(
         for leaf, _ in fallback
         if times[leaf] and times[leaf] == found.times[leaf] and leaf not in kernels
     }
-    return tuple(spread for spread in found.spreads if spread.leaf in by_row)
+    return tuple(
+        broadcast for broadcast in found.broadcasts if broadcast.leaf in by_row
+    )
 
 
-def _is_repeated(spread: Spread, outputs: examples.Value) -> bool:
+def _is_repeated(broadcast: Broadcast, outputs: following.Value) -> bool:
     """Whether a parameter is the same for all the single examples that it meets."""
-    if outputs.view is None or not examples.has_examples(outputs):
+    if outputs.view is None or not following.has_examples(outputs):
         return False
-    axes = spread.view.axes[len(spread.scans) :]
+    axes = broadcast.view.axes[len(broadcast.scans) :]
     return all(
         views.is_repeated(own) or views.is_repeated(of_examples)
         for own, of_examples in zip(axes, outputs.view.axes, strict=True)
@@ -203,16 +213,16 @@ def _layer(uses: tuple[Use, ...]) -> Layer:
     first = uses[0]
     stacked, inputs, outputs = first.kernel.shape
     return Layer(
-        first.leaf,
-        first.bias and first.bias.leaf,
-        first.linear.kind,
-        stacked,
-        sum(use.num_positions for use in uses),
-        inputs,
-        outputs,
-        first.kernel,
-        first.bias and first.bias.view,
-        tuple(use.path for use in uses),
+        kernel=first.leaf,
+        bias=first.bias and first.bias.leaf,
+        kind=first.linear.kind,
+        num_stacked=stacked,
+        num_positions=sum(use.num_positions for use in uses),
+        num_inputs=inputs,
+        num_outputs=outputs,
+        kernel_layout=first.kernel,
+        bias_layout=first.bias and first.bias.view,
+        uses=tuple(use.path for use in uses),
     )
 
 
@@ -224,7 +234,7 @@ def _check_parameter(name: str, leaf: Any) -> None:
     if not is_array(leaf) or not jnp.issubdtype(leaf.dtype, jnp.floating):
         raise ValueError(
             "params must be real floating-point arrays, or their shapes; "
-            f"{name} is {described(leaf)}."
+            f"parameter {name} is {described(leaf)}."
         )
 
 

@@ -49,7 +49,7 @@ class Use(NamedTuple):
     bias: Bias | None = None
 
 
-class Spread(NamedTuple):
+class Broadcast(NamedTuple):
     """A parameter that meets other values entry by entry, repeated along some axes."""
 
     path: Path
@@ -64,7 +64,7 @@ class Walk(NamedTuple):
     """What a walk finds."""
 
     uses: list[Use]
-    spreads: list[Spread]
+    broadcasts: list[Broadcast]
     reasons: dict[int, str]  # leaf -> why it is no layer's
     stopped: set[int]  # leaves with a use that has no gradient
     times: Counter[int]  # leaf -> uses that are no layer's kernel

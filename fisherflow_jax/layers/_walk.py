@@ -14,7 +14,15 @@ from fisherflow_jax.layers import _compat
 from fisherflow_jax.layers import _views as views
 from fisherflow_jax.layers._compat import Atom, Equation, Program
 from fisherflow_jax.layers._linear import Embedding, NotLinear, match
-from fisherflow_jax.layers._uses import Bias, Output, Parameter, Path, Spread, Use, Walk
+from fisherflow_jax.layers._uses import (
+    Bias,
+    Broadcast,
+    Output,
+    Parameter,
+    Path,
+    Use,
+    Walk,
+)
 from fisherflow_jax.layers._views import Axis, NotStrided, View
 
 
@@ -70,7 +78,7 @@ def _step(
     operation = equation.operation
     unknown = [None] * len(equation.outputs)
     if isinstance(operation, _compat.Add | _compat.Elementwise):
-        _note_spread(found, equation, operands, path, scans)
+        _note_broadcast(found, equation, operands, path, scans)
     match operation:
         case _compat.Reorder():
             return [
@@ -179,7 +187,7 @@ def _stacked(view: View, slices: tuple[Axis | None, ...]) -> View:
     return View(view.leaf_shape, axes, view.offset)
 
 
-def _note_spread(
+def _note_broadcast(
     found: Walk, equation: Equation, operands: list, path: Path, scans: tuple[int, ...]
 ) -> None:
     output = equation.outputs[0]
@@ -194,8 +202,8 @@ def _note_spread(
                 for axis, size in zip(value.slices, scans, strict=True)
             ]
             view = View(view.leaf_shape, (*sliced, *view.axes), view.offset)
-            spread = Spread(path, place, value.leaf, view, scans, output)
-            found.spreads.append(spread)
+            broadcast = Broadcast(path, place, value.leaf, view, scans, output)
+            found.broadcasts.append(broadcast)
 
 
 def _summand(equation: Equation, operands: list) -> Output | None:

@@ -174,7 +174,7 @@ def test_the_comparison_sees_rows_of_other_examples(mutate, monkeypatch):
         return jnp.roll(original(view, depth, values), 1, 0)
 
     if mutate == "roll":
-        monkeypatch.setattr("fisherflow_jax.layers._batch_taps.examples_first", rolled)
+        monkeypatch.setattr("fisherflow_jax.layers._taps.examples_first", rolled)
     _, (_, entering, _), (expected, _, _), _, _ = run(CASES["vmap"], by_example=True)
     assert np.allclose(entering[0], expected[0]) == (mutate == "none")
 
