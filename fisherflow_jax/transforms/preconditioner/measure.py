@@ -9,76 +9,51 @@ import optax
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import batch as batches
 from fisherflow_jax._ground import trees
-from fisherflow_jax._ground.batch import Batch
 from fisherflow_jax._ground.holes import has_holes
 from fisherflow_jax._ground.keys import typed_key
 from fisherflow_jax.estimators import Estimator
 from fisherflow_jax.memories import Memory, Sum
 from fisherflow_jax.model import once
 from fisherflow_jax.transforms.preconditioner import renew
-from fisherflow_jax.transforms.preconditioner.state import Curvature, Recipe
+from fisherflow_jax.transforms.preconditioner.state import Curvature, Given, Recipe
 
 PyTree = Any
 
 
 def refreshed(
-    recipe: Recipe,
-    before: Curvature,
-    updates: PyTree,
-    batch: Batch | None,
-    key: jax.Array | None,
-    model: PyTree,
-    step: jax.Array,
-    sound: jax.Array,
+    recipe: Recipe, before: Curvature, given: Given, sound: jax.Array
 ) -> tuple[Curvature, jax.Array]:
     """The curvature after a step, and whether all was finite: then it changes."""
 
     def take() -> tuple[Curvature, jax.Array]:
-        after = _take_batch(recipe, before, updates, batch, key, model, step)
+        after = _take_batch(recipe, before, given)
         finite = sound & trees.all_finite((after.information, after.bases))
         return optax.tree.where(finite, after, before), finite
 
     if recipe.period == 1:
         return take()
-    due = sound & (step % recipe.period == 0)
+    due = sound & (given.step % recipe.period == 0)
     return jax.lax.cond(due, take, lambda: (before, sound))
 
 
-def _take_batch(
-    recipe: Recipe,
-    before: Curvature,
-    updates: PyTree,
-    batch: Batch | None,
-    key: jax.Array | None,
-    model: PyTree,
-    step: jax.Array,
-) -> Curvature:
+def _take_batch(recipe: Recipe, before: Curvature, given: Given) -> Curvature:
     estimator = _traced_once(recipe.estimator)
-
-    def measured(estimator: Estimator) -> Any:
-        return measure(estimator, updates, batch, key, model, step)
-
-    weight = None
-    if batch is not None:
-        weight = batches.num_observations(batch, each_target=False)
-        weight = weight.astype(before.observations.dtype)
-    information, bases = measured(estimator), before.bases
+    information = measure(estimator, given)
+    bases = before.bases
     if bases is None:
-        return take_in(recipe.memory, before, information, weight, updates, batch)
+        return take_in(recipe.memory, before, information, given)
     # The squares need the basis, and the basis the factors: a batch is measured twice.
-    assert weight is not None
-    ahead = take_in(
-        recipe.memory, before, bases.site(information), weight, updates, batch
-    )
-    groups = renew.turns(bases, step, *recipe.renewals, recipe.staggered)
+    ahead = take_in(recipe.memory, before, bases.site(information), given).information
+    groups = renew.turns(bases, given.step, *recipe.renewals, recipe.staggered)
     # without an observation nothing is decomposed, and all stays to the last bit
-    groups = [(due & (weight > 0), names) for due, names in groups]
+    seen = batches.num_observations(given.batch, each_target=False) > 0
+    groups = [(due & seen, names) for due, names in groups]
     kept = before.information, before.memory
-    (past, storage), bases = bases.moved(kept, ahead.information, groups)
+    (past, storage), bases = bases.moved(kept, ahead, groups)
     before = before._replace(information=past, memory=storage, bases=bases)
-    squares = measured(estimator.with_structure(bases.structure(information)))
-    moments = bases.site(information, squares)
-    return take_in(recipe.memory, before, moments, weight, updates, batch)
+    in_bases = estimator.with_structure(bases.structure(information))
+    moments = bases.site(information, measure(in_bases, given))
+    return take_in(recipe.memory, before, moments, given)
 
 
 def _traced_once(estimator: Estimator) -> Estimator:
@@ -89,44 +64,34 @@ def _traced_once(estimator: Estimator) -> Estimator:
     return choice.bind(apply_fn and once(apply_fn), likelihood, structure)
 
 
-def measure(
-    estimator: Estimator,
-    updates: PyTree,
-    batch: Batch | None,
-    key: jax.Array | None,
-    model: PyTree,
-    step: jax.Array,
-) -> Any:
-    """A sum over the batch, about the parameters that `updates` shows."""
+def measure(estimator: Estimator, given: Given) -> Any:
+    """A sum over the batch, about the parameters that the updates show."""
     if estimator.from_gradient is not None:
-        return estimator.from_gradient(updates)
-    assert batch is not None
-    typed = None
-    if key is not None:
+        return estimator.from_gradient(given.updates)
+    key = None
+    if given.key is not None:
         # folded, so that one key may be given to all updates
-        typed = jax.random.fold_in(typed_key(key), step)
-    information = estimator.compute(model, batch, typed)
-    if has_holes(updates):
-        return estimator.structure.restrict(information, updates, model)
+        key = jax.random.fold_in(typed_key(given.key), given.step)
+    information = estimator.compute(given.model, given.batch, key)
+    if has_holes(given.updates):
+        shown, whole = given.updates, given.model
+        return estimator.structure.restrict(information, shown, whole)
     return information
 
 
 def take_in(
-    memory: Memory,
-    before: Curvature,
-    information: Any,
-    weight: jax.Array | None,
-    like: PyTree,
-    batch: Batch | None,
+    memory: Memory, before: Curvature, information: Any, given: Given
 ) -> Curvature:
-    """What is remembered after a batch's information, of `weight` observations.
+    """What is remembered after a batch's information.
 
-    `weight=None` is one observation, known to be there. `like` is a tree with the
-    parameters' shapes.
+    Without a batch it is of one observation, known to be there.
     """
+    one, average, weight = jnp.ones_like(before.observations), memory.average, None
+    if given.batch is not None:
+        weight = batches.num_observations(given.batch, each_target=False)
+        weight = weight.astype(one.dtype)
     believed = Sum(before.information, before.observations)
-    believed = memory.predict(before.memory, believed, batch, like)
-    one, average = jnp.ones_like(before.observations), memory.average
+    believed = memory.predict(before.memory, believed, given.batch, given.updates)
     if average is None:
         site_weight = one if weight is None else weight
     else:

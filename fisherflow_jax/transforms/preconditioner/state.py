@@ -78,6 +78,17 @@ class SecondMoment(NamedTuple):
     squares: Any  # in an information's structure
 
 
+class Given(NamedTuple):
+    """What an update is given, beside the state."""
+
+    updates: PyTree  # gradients; with holes, as wrappers of Optax make them
+    params: PyTree | None
+    model: PyTree | None  # the whole tree of parameters
+    batch: Any  # None where no pass of a model is made
+    key: jax.Array | None  # key data
+    step: jax.Array
+
+
 class Curvature(NamedTuple):
     """The part of a state that batches change."""
 

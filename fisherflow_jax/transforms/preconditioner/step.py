@@ -9,7 +9,6 @@ import optax
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import batch as batches
 from fisherflow_jax._ground import choices, trees
-from fisherflow_jax._ground.batch import Batch
 from fisherflow_jax._ground.sharding import in_auto_mode
 from fisherflow_jax.memories import Sum
 from fisherflow_jax.transforms.preconditioner import checks, renew
@@ -20,6 +19,7 @@ from fisherflow_jax.transforms.preconditioner.measure import (
 )
 from fisherflow_jax.transforms.preconditioner.state import (
     Curvature,
+    Given,
     Recipe,
     ScaleByFisherState,
     curvature_of,
@@ -121,38 +121,36 @@ def update(
     else:
         batch = key = None
 
-    def run(updates, state, params, batch, key, model):
-        given = updates, state, params
-        if batch is None:  # compiled, Adam's last bits would be others than Optax's
-            return _advance(recipe, *given, None, None, None, extra)
-        batch = batches.as_batch(batch)
-        return choices.run(recipe, _advance, *given, batch, key, model, extra)
+    given = Given(
+        updates=updates,
+        params=params,
+        model=model,
+        batch=batch,
+        key=key,
+        step=state.step,
+    )
 
-    arguments = updates, state, params, batch, key, model
-    return in_auto_mode(run, (updates, state), *arguments)
+    def run(state: ScaleByFisherState, given: Given) -> Any:
+        if given.batch is None:  # compiled, Adam's last bits would not be Optax's
+            return _advance(recipe, state, given, extra)
+        given = given._replace(batch=batches.as_batch(given.batch))
+        return choices.run(recipe, _advance, state, given, extra)
+
+    return in_auto_mode(run, (updates, state), state, given)
 
 
 def _advance(
-    recipe: Recipe,
-    updates: PyTree,
-    state: ScaleByFisherState,
-    params: PyTree | None,
-    batch: Batch | None,
-    key: jax.Array | None,
-    model: PyTree,
-    extra: dict[str, Any],
+    recipe: Recipe, state: ScaleByFisherState, given: Given, extra: dict[str, Any]
 ) -> tuple[PyTree, ScaleByFisherState]:
-    damping = damping_at_present(recipe, state)
+    updates, damping = given.updates, damping_at_present(recipe, state)
     sound = trees.all_finite(updates) & (damping >= 0)
     before = curvature_of(recipe, state)
-    curvature, sound = refreshed(
-        recipe, before, updates, batch, key, model, state.step, sound
-    )
+    curvature, sound = refreshed(recipe, before, given, sound)
     factorisation, kept, sound = _renewed(
-        recipe, curvature, updates, state, damping, sound
+        recipe, curvature, state, given, damping, sound
     )
     momentum = optax.with_extra_args_support(recipe.momentum)
-    moved, moments = momentum.update(updates, state.momentum, params, **extra)
+    moved, moments = momentum.update(updates, state.momentum, given.params, **extra)
     scaled = apply(factorisation, moved)
     sound = sound & trees.all_finite(scaled)
     result = jax.tree.map(
@@ -178,8 +176,8 @@ def _advance(
 def _renewed(
     recipe: Recipe,
     curvature: Curvature,
-    updates: PyTree,
     state: ScaleByFisherState,
+    given: Given,
     damping: jax.Array,
     sound: jax.Array,
 ) -> tuple[Any, Any, jax.Array]:
@@ -188,11 +186,11 @@ def _renewed(
     def make() -> Any:
         # of each step without a factorisation the mean would be a waste
         mean = mean_information(recipe, curvature)
-        return _factorised(recipe, mean, curvature.bases, damping, updates)
+        return _factorised(recipe, mean, curvature.bases, damping, given.updates)
 
     kept = state.factorisation
     if kept is None or curvature.bases is not None:
         return make(), curvature.bases, sound
     period = _renewal_period(recipe, curvature.information)
-    kept, finite = renew.renew(kept, make, sound, state.step, period, recipe.staggered)
+    kept, finite = renew.renew(kept, make, sound, given.step, period, recipe.staggered)
     return kept, kept, sound & finite
