@@ -169,6 +169,13 @@ def same_structure(left: PyTree, right: PyTree) -> bool:
     return structures[0] == structures[1]
 
 
+def check_shapes(tree: PyTree, like: PyTree, rule: str) -> None:
+    """Raises, with the rule, unless two trees have the same nodes and shapes."""
+    shapes = [jax.tree.map(jnp.shape, each) for each in (tree, like)]
+    if not same_structure(tree, like) or shapes[0] != shapes[1]:
+        raise ValueError(f"{rule}: got shapes {shapes[0]}, not {shapes[1]}.")
+
+
 def is_leaf(tree: PyTree) -> bool:
     """Whether a tree is a single leaf: a number or an array."""
     return same_structure(tree, 0)

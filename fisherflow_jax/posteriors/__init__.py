@@ -10,6 +10,7 @@ from fisherflow_jax.posteriors._gaussian import check_about as check_about
 from fisherflow_jax.posteriors._gaussian import check_like as check_like
 from fisherflow_jax.posteriors._gaussian import log_density as log_density
 from fisherflow_jax.posteriors._gaussian import posterior as posterior
+from fisherflow_jax.posteriors._gaussian import sample as sample
 from fisherflow_jax.posteriors._hypotheses import Estimate as Estimate
 from fisherflow_jax.posteriors._hypotheses import WaldTest as WaldTest
 from fisherflow_jax.posteriors._hypotheses import delta_method as delta_method
@@ -20,6 +21,5 @@ from fisherflow_jax.posteriors._intervals import (
 from fisherflow_jax.posteriors._intervals import standard_error as standard_error
 from fisherflow_jax.posteriors._quantiles import check_level as check_level
 from fisherflow_jax.posteriors._quantiles import two_sided as two_sided
-from fisherflow_jax.posteriors._sampling import sample as sample
 from fisherflow_jax.posteriors._summary import Summary as Summary
 from fisherflow_jax.posteriors._summary import summary as summary

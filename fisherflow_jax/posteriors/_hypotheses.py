@@ -210,12 +210,8 @@ def wald_test(
 
 
 def _linear(contrast: PyTree, mean: PyTree) -> Callable[[PyTree], jax.Array]:
-    shapes = jax.tree.map(jnp.shape, contrast), jax.tree.map(jnp.shape, mean)
-    if shapes[0] != shapes[1]:
-        raise ValueError(
-            "a contrast is a pytree like the parameters, or a function of them; got "
-            f"shapes {shapes[0]} for parameters {shapes[1]}."
-        )
+    rule = "a contrast is a pytree like the parameters, or a function of them"
+    trees.check_shapes(contrast, mean, rule)
     dtype = trees.float_dtype(mean)
     weights = jax.tree.map(lambda x: jnp.asarray(x, dtype), contrast)
     return lambda params: trees.dot(weights, params)

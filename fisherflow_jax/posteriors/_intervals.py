@@ -128,16 +128,3 @@ def _variance(member: Gaussian, robust: bool) -> PyTree:
     if member.dispersion is None:
         return values
     return jax.tree.map(lambda x: x * member.dispersion, values)
-
-
-def dispersion_of(state: Any) -> jax.Array | None:
-    members = belief.gaussians(state)[1]
-    return members[0].dispersion if len(members) == 1 else None
-
-
-def degrees_of_freedom_of(state: Any) -> jax.Array | None:
-    return belief.degrees_of_freedom(state)
-
-
-def meat_of(state: Any) -> Any:
-    return belief.gaussian(state, robust=True).meat

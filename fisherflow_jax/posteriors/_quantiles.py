@@ -5,14 +5,15 @@ import jax.numpy as jnp
 from jax.scipy.special import betainc, ndtri
 from jax.scipy.stats import t as student_t
 
+from fisherflow_jax._ground.checks import fraction
+
 # Beyond this many degrees of freedom the expansion below is exact to float64's rounding
 # of the quantities it is used for, and betainc loses float32 digits.
 _MANY = 200.0
 
 
 def check_level(level: float) -> None:
-    if not isinstance(level, jax.core.Tracer) and not 0 < level < 1:
-        raise ValueError(f"level must be in (0, 1); got {level}.")
+    fraction(level, "level")
 
 
 def two_sided(level: float, degrees_of_freedom: jax.Array | None, dtype) -> jax.Array:
