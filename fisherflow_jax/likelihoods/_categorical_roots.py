@@ -81,23 +81,18 @@ def _fewest_columns(shape: Shape) -> int:
     return max(shape[-1] - 1, 1)
 
 
-def _cholesky(outputs: ArrayLike, probes: Any, key: Any = None) -> jax.Array:
-    return _apply_cholesky(_fewest_columns(jnp.shape(outputs)), outputs, probes)
-
-
-def _cholesky_probe_shape(shape: Shape) -> Shape:
-    return (*shape[:-1], _fewest_columns(shape))
-
-
-CHOLESKY = Root(_cholesky, _cholesky_probe_shape)
-
-
-def _diagonal_bound(outputs: ArrayLike, probes: Any, key: Any = None) -> jax.Array:
+def _diagonal(outputs: ArrayLike, probes: Any, key: Any = None) -> jax.Array:
     root_p = jnp.exp(0.5 * jax.nn.log_softmax(widen(outputs)))
     return scaled_probes(outputs, root_p, probes)
 
 
-DIAGONAL_BOUND = Root(_diagonal_bound, tuple)
+CHOLESKY = Root(
+    lambda outputs, probes, key=None: _apply_cholesky(
+        _fewest_columns(jnp.shape(outputs)), outputs, probes
+    ),
+    lambda shape: (*shape[:-1], _fewest_columns(shape)),
+)
+DIAGONAL_BOUND = Root(_diagonal, tuple)
 
 
 def low_rank(k: int, num_iterations: int | None) -> Root:

@@ -89,12 +89,6 @@ def from_log_prob(
                 f"{target_shape}; their leading axes (the examples) must agree."
             )
 
-    def wide_log_prob(outputs: ArrayLike, targets: Any) -> jax.Array:
-        return log_prob(widen(outputs), targets)
-
-    def wide_sample(key: jax.Array, outputs: ArrayLike) -> Any:
-        return sample(key, widen(outputs))
-
     def probe_shape(shape: Shape) -> Shape:
         def log_prob_of_sample(outputs: jax.Array) -> jax.Array:
             return log_prob(outputs, sample(jax.random.key(0), outputs))
@@ -119,9 +113,6 @@ def from_log_prob(
         (cotangents,) = pull_back(weights)
         return cotangents.astype(jnp.asarray(outputs).dtype)
 
-    def support(targets: Any) -> jax.Array:
-        return jnp.ones(shape_and_dtype(targets)[0], bool)
-
     def given(function: Callable | None, argument: str) -> Callable:
         if function is not None:
             return lambda outputs: function(widen(outputs))
@@ -136,15 +127,15 @@ def from_log_prob(
 
     return Likelihood(
         name=name,
-        log_prob=wide_log_prob,
+        log_prob=lambda outputs, targets: log_prob(widen(outputs), targets),
         mean=given(mean, "mean"),
         variance=given(variance, "variance"),
-        sample=wide_sample,
+        sample=lambda key, outputs: sample(key, widen(outputs)),
         root=root,
         probe_shape=probe_shape,
         line=given(mean, "mean"),
         scale=IDENTITY,
-        support=support,
+        support=lambda targets: jnp.ones(shape_and_dtype(targets)[0], bool),
         check=check,
         random_root=True,
     )

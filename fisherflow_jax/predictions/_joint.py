@@ -1,4 +1,12 @@
-"""Several inputs together: their outputs' mean and whole covariance."""
+r"""Several inputs together: their outputs' mean and whole covariance.
+
+Where the covariance is known layer by layer and a kernel is used once an example, that
+of outputs r, s of examples n, m is
+
+.. math:: \sum_o g_{nro} \, g_{mso} \sum_i a_{ni} a_{mi} V_{io},
+
+so that nothing of the size of outputs times parameters is formed.
+"""
 
 import math
 from collections.abc import Callable
@@ -7,18 +15,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fisherflow_jax import layers as layers_of
+from fisherflow_jax._ground import trees
 from fisherflow_jax._ground.chunks import map_chunks
 from fisherflow_jax._ground.keys import typed_key
+from fisherflow_jax._ground.linalg import product
 from fisherflow_jax.model import once
 from fisherflow_jax.posteriors import Gaussian
+from fisherflow_jax.predictions import _covariance as covariances
 from fisherflow_jax.predictions._checks import check_inputs, check_model, one_belief
-from fisherflow_jax.predictions._covariance import (
-    Pulled,
-    Puller,
-    by_gradients,
-    layer_covariances,
-)
-from fisherflow_jax.predictions._joint_layers import covariance_of_layers
+from fisherflow_jax.predictions._covariance import LayerCovariance, Pulled
 from fisherflow_jax.predictions._streaming import dispersed, one_by_one
 
 PyTree = Any
@@ -103,12 +109,12 @@ def _joint(
     (parts, example_of), model = one_by_one(inputs), once(apply_fn)
     size = size or parts[0].shape[0]
     check_model(belief, model, inputs)
-    found = layer_covariances(belief, model, inputs, robust)
+    found = covariances.layer_covariances(belief, model, inputs, robust)
     if found is None:
-        at = by_gradients(belief, model, robust)
+        at = covariances.by_gradients(belief, model, robust)
         outputs, covariance = _of_gradients(at, parts, example_of, size)
     else:
-        outputs, covariance = covariance_of_layers(
+        outputs, covariance = _of_layers(
             belief.mean, model, found, parts, example_of, size
         )
     covariance = dispersed(covariance, belief, robust)
@@ -116,7 +122,7 @@ def _joint(
 
 
 def _of_gradients(
-    at: Puller, parts: list[jax.Array], example_of: Callable[[list], PyTree], size: int
+    at: covariances.Puller, parts: list[jax.Array], example_of: Callable, size: int
 ) -> tuple[jax.Array, jax.Array]:
     def one(parts: list) -> tuple[jax.Array, Pulled]:
         outputs, pull = at(example_of(parts))
@@ -130,3 +136,83 @@ def _of_gradients(
 
 # compiled once a model and shape, so that a second call compiles nothing
 _compiled = jax.jit(_joint, static_argnums=(1, 3, 4))
+
+
+def _of_layers(
+    mean: PyTree,
+    apply_fn: Callable,
+    found: covariances.LayerCovariances,
+    parts: list[jax.Array],
+    example_of: Callable[[list], PyTree],
+    chunk_size: int,
+) -> tuple[jax.Array, jax.Array]:
+    """The outputs `(n, ..., k)` and the covariance `(m, m)` of all of them."""
+    dtype = trees.float_dtype(mean)
+
+    def one(parts: list) -> tuple:
+        example = example_of(parts)
+        outputs, entering, back = layers_of.tap(apply_fn, found.layers, mean, example)
+        units = jnp.eye(outputs.size, dtype=outputs.dtype)
+        gradients = jax.vmap(back)(units.reshape((outputs.size, *outputs.shape)))
+        return outputs[0], entering, *gradients
+
+    pulled = map_chunks(jax.vmap(one), parts, chunk_size)
+    outputs, entering, gradients, others = pulled
+    covariance = jnp.zeros((outputs.size, outputs.size), dtype)
+    for part, inputs, back in zip(found.each, entering, gradients, strict=True):
+        covariance += _of_layer(part, inputs, back.astype(dtype))
+    for leaf, values in others.items():
+        flat = values.astype(dtype).reshape((outputs.size, -1))
+        covariance += found.of_leaf(leaf, flat).covariance()
+    return outputs, covariance
+
+
+def _of_layer(
+    part: LayerCovariance, inputs: jax.Array, gradients: jax.Array
+) -> jax.Array:
+    """From inputs `(n, K, T, I)` and gradients `(n, R, K, T, O)`: `(n R, n R)`."""
+    layer, count = part.layer, gradients.shape[0] * gradients.shape[1]
+    if layer.kind != "embedding" and layer.num_positions > 1:
+        rows = jax.vmap(part.pulled)(inputs, gradients)
+        return Pulled(*(x.reshape((count, -1)) for x in rows)).covariance()
+    returned = part.returned(gradients)
+    if layer.kind == "embedding":
+        with_all = _of_table(part, inputs, returned)
+    else:
+        inputs = jax.vmap(lambda a: part.entered(a, gradients.dtype))(inputs)
+        with_all = _of_kernel(part, inputs, returned)
+    return jax.lax.map(with_all, (inputs, returned)).reshape((count, count))
+
+
+# The covariances of one example's outputs with all, `(R, n, R)`.
+_WithAll = Callable[[tuple[jax.Array, jax.Array]], jax.Array]
+
+
+def _of_kernel(
+    part: LayerCovariance, inputs: jax.Array, returned: jax.Array
+) -> _WithAll:
+    """A kernel that each example uses once."""
+
+    def with_all(one: tuple[jax.Array, jax.Array]) -> jax.Array:
+        entering, rows = one
+        products = jnp.swapaxes(entering[None] * inputs, 0, 2)[0]  # (K, n, I)
+        weights = product("kni,kio->nko", products, part.variances)
+        return product("rkto,nskto->rns", rows, weights[:, None, :, None] * returned)
+
+    return with_all
+
+
+def _of_table(part: LayerCovariance, ids: jax.Array, returned: jax.Array) -> _WithAll:
+    """The rows of a table that two examples both look up."""
+
+    def with_all(one: tuple[jax.Array, jax.Array]) -> jax.Array:
+        own, rows = one
+        left = part.looked_up(own, rows).left
+        same = (own[None, :, :, None] == ids[:, :, None, :]).astype(left.dtype)
+        met = product("nktu,nskuo->nskto", same, returned)
+        if part.layer.bias is not None:
+            of_bias = jnp.sum(returned, axis=3, keepdims=True)
+            met = jnp.concatenate([met, of_bias], axis=3)
+        return product("rkto,nskto->rns", left, met)
+
+    return with_all

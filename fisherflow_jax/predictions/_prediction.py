@@ -6,17 +6,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fisherflow_jax import posteriors
 from fisherflow_jax._ground import trees
 from fisherflow_jax._ground.arrays import safe_sqrt
 from fisherflow_jax.likelihoods import Likelihood
 from fisherflow_jax.model import once
-from fisherflow_jax.posteriors import (
-    check_level,
-    degrees_of_freedom,
-    gaussians,
-    mixture,
-    two_sided,
-)
+from fisherflow_jax.posteriors import Gaussian, gaussians
 from fisherflow_jax.predictions._checks import check_inputs, check_likelihood, known
 from fisherflow_jax.predictions._links import Averaged
 from fisherflow_jax.predictions._outputs import Outputs, raw
@@ -110,7 +105,7 @@ def predict(
       Immer, Korzepa, Bauer, "Improving predictions of Bayesian neural nets via local
       linearization", 2021.
     """
-    check_level(level)
+    posteriors.check_level(level)
     check_inputs(state, inputs, chunk_size, robust)
     check_likelihood(likelihood)
     if link is not None and not callable(link):
@@ -121,21 +116,24 @@ def predict(
     covariance = getattr(link, "covariance", False) and likelihood.mixes_outputs
     wanted = Wanted(link is not None, covariance, likelihood, robust, chunk_size)
     weights, members = gaussians(state)
-    found, outputs = _compiled(state, apply_fn, inputs, wanted)
+    each = _compiled(state, apply_fn, inputs, wanted)
+    found = [own for own, _ in each]
     if link is not None:
         found = [
-            _averaged(link, given, known(likelihood, belief), own)
-            for belief, given, own in zip(members, outputs, found, strict=True)
+            _averaged(link, outputs, known(likelihood, belief), own)
+            for belief, (own, outputs) in zip(members, each, strict=True)
         ]
     dtype = trees.wide_dtype(*(x.dtype for x in jax.tree.leaves(found)))
     found = jax.tree.map(lambda x: x.astype(dtype), found)
     # eta for the interval; the mean on its own scale, where probabilities sum to one
-    (line, mean, noise), (spread, variance, _) = mixture(
+    (line, mean, noise), (spread, variance, _) = posteriors.mixture(
         weights.astype(dtype),
         [(one.line, one.mean, one.noise) for one in found],
         [(one.line_variance, one.mean_variance, one.noise) for one in found],
     )
-    reach = two_sided(level, degrees_of_freedom(state), dtype) * safe_sqrt(spread)
+    reach = posteriors.two_sided(
+        level, posteriors.degrees_of_freedom(state), dtype
+    ) * safe_sqrt(spread)
     return Prediction(
         mean=mean,
         std=safe_sqrt(variance),
@@ -155,30 +153,33 @@ class Moments(NamedTuple):
     noise: jax.Array  # the target's own variance
 
 
-def _moments(
+def _each(
     state: Any, apply_fn: Callable, inputs: PyTree, wanted: Wanted
-) -> tuple[list[Moments], list[Outputs | None]]:
+) -> list[tuple[Moments, Outputs | None]]:
     """Of each Gaussian of the state; outputs where a link asks for them."""
-    model, all_moments, all_outputs = once(apply_fn), [], []
-    for belief in gaussians(state)[1]:
-        likelihood = known(wanted.line_of, belief)
-        found = moments(belief, model, inputs, wanted)
-        eta, spread = likelihood.line(found.outputs), found.line_variance
-        mean, slope = jax.jvp(likelihood.scale.inverse, (eta,), (jnp.ones_like(eta),))
-        own = Moments(
-            line=eta,
-            line_variance=spread,
-            mean=mean,
-            mean_variance=jnp.square(slope) * spread,
-            noise=likelihood.variance(found.outputs),
-        )
-        all_moments.append(own)
-        all_outputs.append(raw(found) if wanted.variance else None)
-    return all_moments, all_outputs
+    model = once(apply_fn)
+    return [_of_one(belief, model, inputs, wanted) for belief in gaussians(state)[1]]
+
+
+def _of_one(
+    belief: Gaussian, apply_fn: Callable, inputs: PyTree, wanted: Wanted
+) -> tuple[Moments, Outputs | None]:
+    likelihood = known(wanted.line_of, belief)
+    found = moments(belief, apply_fn, inputs, wanted)
+    eta, spread = likelihood.line(found.outputs), found.line_variance
+    mean, slope = jax.jvp(likelihood.scale.inverse, (eta,), (jnp.ones_like(eta),))
+    own = Moments(
+        line=eta,
+        line_variance=spread,
+        mean=mean,
+        mean_variance=jnp.square(slope) * spread,
+        noise=likelihood.variance(found.outputs),
+    )
+    return own, raw(found) if wanted.variance else None
 
 
 # compiled once a model and shape, so that a second call compiles nothing
-_compiled = jax.jit(_moments, static_argnums=(1, 3))
+_compiled = jax.jit(_each, static_argnums=(1, 3))
 
 
 def _averaged(

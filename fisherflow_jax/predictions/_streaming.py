@@ -10,20 +10,11 @@ from fisherflow_jax._ground import batch as batches
 from fisherflow_jax._ground.chunks import map_chunks
 from fisherflow_jax.likelihoods import SOFTMAX, Likelihood
 from fisherflow_jax.posteriors import Gaussian
+from fisherflow_jax.predictions import _covariance as covariances
+from fisherflow_jax.predictions import _last_layer as last_layer
 from fisherflow_jax.predictions._checks import check_model
-from fisherflow_jax.predictions._covariance import (
-    Pull,
-    Pulled,
-    Puller,
-    by_gradients,
-    by_layers,
-    layer_covariances,
-)
-from fisherflow_jax.predictions._last_layer import (
-    LastLayer,
-    closed_form,
-    is_last_layer,
-)
+from fisherflow_jax.predictions._covariance import Pull, Pulled, Puller
+from fisherflow_jax.predictions._last_layer import LastLayer
 
 PyTree = Any
 
@@ -61,7 +52,7 @@ def one_by_one(inputs: PyTree) -> tuple[list[jax.Array], Callable[[list], PyTree
     return parts, lambda one: batches.unshare(rebuild([x[None] for x in one]))
 
 
-class _Examples(NamedTuple):
+class Examples(NamedTuple):
     """How the model is seen, one example at a time."""
 
     parts: list[jax.Array]  # leading axis n
@@ -69,16 +60,18 @@ class _Examples(NamedTuple):
     pull: Puller  # of slices of the parts
 
 
-def _examples(
+def examples_of(
     belief: Gaussian, apply_fn: Callable, inputs: PyTree, wanted: Wanted
-) -> _Examples:
+) -> Examples:
     """The cheapest way of pulling back; what it needs is factorised once."""
     check_model(belief, apply_fn, inputs, wanted.line_of)
     parts, example_of = one_by_one(inputs)
     mean, robust = belief.mean, wanted.robust
-    found = layer_covariances(belief, apply_fn, inputs, robust)
-    if found is not None and is_last_layer(apply_fn, mean, inputs, found.layers):
-        form = closed_form(apply_fn, mean, found)
+    found = covariances.layer_covariances(belief, apply_fn, inputs, robust)
+    if found is not None and last_layer.is_last_layer(
+        apply_fn, mean, inputs, found.layers
+    ):
+        form = last_layer.closed_form(apply_fn, mean, found)
 
         def last(one: list) -> LastLayer:
             return form(example_of(one))
@@ -87,17 +80,15 @@ def _examples(
             known = last(one)
             return known.outputs[None], known.pull
 
-        return _Examples(parts, last, pull)
+        return Examples(parts, last, pull)
     if found is None:
-        at = by_gradients(belief, apply_fn, robust)
+        at = covariances.by_gradients(belief, apply_fn, robust)
     else:
-        at = by_layers(mean, apply_fn, found)
-    return _Examples(parts, None, lambda one: at(example_of(one)))
+        at = covariances.by_layers(mean, apply_fn, found)
+    return Examples(parts, None, lambda one: at(example_of(one)))
 
 
-def _sizes(
-    examples: _Examples, chunk_size: int | None, closed: bool
-) -> tuple[int, int]:
+def sizes(examples: Examples, chunk_size: int | None, closed: bool) -> tuple[int, int]:
     """How many examples at a time, and how many cotangents of each."""
     first = [jax.eval_shape(lambda x: x[0], x) for x in examples.parts]
 
@@ -121,9 +112,9 @@ def moments(
     belief: Gaussian, apply_fn: Callable, inputs: PyTree, wanted: Wanted
 ) -> OutputMoments:
     """The outputs at the mean and their spread, dispersion included."""
-    examples = _examples(belief, apply_fn, inputs, wanted)
+    examples = examples_of(belief, apply_fn, inputs, wanted)
     last = examples.last
-    size, at_once = _sizes(examples, wanted.chunk_size, True)
+    size, at_once = sizes(examples, wanted.chunk_size, True)
 
     def one(parts: list) -> OutputMoments:
         if last is not None:
@@ -143,40 +134,6 @@ def dispersed(variance: Any, belief: Gaussian, robust: bool) -> Any:
     return variance * belief.dispersion
 
 
-class Chosen(NamedTuple):
-    """Some functions of the outputs, `(n, ...)`."""
-
-    extra: jax.Array  # which they are
-    line: jax.Array
-    variance: jax.Array
-
-
-def moments_of_chosen(
-    belief: Gaussian,
-    apply_fn: Callable,
-    inputs: PyTree,
-    wanted: Wanted,
-    choose: Callable[[jax.Array], jax.Array],
-    function: Callable[[jax.Array, jax.Array], jax.Array],
-) -> Chosen:
-    """`function(outputs, extra)`, `extra = choose(outputs)`, example by example."""
-    examples = _examples(belief, apply_fn, inputs, wanted)
-    size, at_once = _sizes(examples, wanted.chunk_size, False)
-
-    def one(parts: list) -> Chosen:
-        outputs, pull = examples.pull(parts)
-        extra = choose(outputs)
-
-        def line(outputs: jax.Array) -> jax.Array:
-            return function(outputs, extra)
-
-        variance = _of_line(line, outputs, pull, at_once)
-        return Chosen(extra[0], line(outputs)[0], variance)
-
-    found = map_chunks(jax.vmap(one), examples.parts, size)
-    return found._replace(variance=dispersed(found.variance, belief, wanted.robust))
-
-
 def _closed(last: LastLayer, wanted: Wanted, at_once: int) -> OutputMoments:
     """Of one example, from the closed form of a last layer."""
     outputs, likelihood, line_variance = last.outputs, wanted.line_of, None
@@ -187,7 +144,7 @@ def _closed(last: LastLayer, wanted: Wanted, at_once: int) -> OutputMoments:
     elif likelihood.scale == SOFTMAX:
         line_variance = last.log_odds_variance()
     else:
-        line_variance = _of_line(likelihood.line, outputs[None], last.pull, at_once)
+        line_variance = variance_of(likelihood.line, outputs[None], last.pull, at_once)
     return OutputMoments(
         outputs=outputs,
         variance=last.variance() if wanted.variance else None,
@@ -226,7 +183,7 @@ def _pulled(
     if line_of is not None and rows is not None:
         line_variance = _mixed(line_of, outputs, rows)
     elif line_of is not None:
-        line_variance = _of_line(line_of.line, outputs, pull, at_once)
+        line_variance = variance_of(line_of.line, outputs, pull, at_once)
     return OutputMoments(
         outputs=outputs[0],
         variance=None if variance is None else variance.reshape(shape),
@@ -251,7 +208,7 @@ def _mixed(likelihood: Likelihood, outputs: jax.Array, rows: Pulled) -> jax.Arra
     return mixed.variance().reshape(line.shape)
 
 
-def _of_line(
+def variance_of(
     line_of: Callable, outputs: jax.Array, pull: Callable, at_once: int
 ) -> jax.Array:
     """The variance of `line_of(outputs)[0]`, a block of its entries at a time."""

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from fisherflow_jax._ground import trees
 from fisherflow_jax._ground.checks import whole
+from fisherflow_jax._ground.chunks import map_chunks
 from fisherflow_jax.likelihoods import SOFTMAX, Likelihood
 from fisherflow_jax.model import once
 from fisherflow_jax.posteriors import Gaussian, check_level, two_sided
@@ -16,7 +17,13 @@ from fisherflow_jax.predictions._checks import (
     check_likelihood,
     one_belief,
 )
-from fisherflow_jax.predictions._streaming import Chosen, Wanted, moments_of_chosen
+from fisherflow_jax.predictions._streaming import (
+    Wanted,
+    dispersed,
+    examples_of,
+    sizes,
+    variance_of,
+)
 
 PyTree = Any
 
@@ -116,17 +123,26 @@ def top_tokens(
 
 def _top(
     belief: Gaussian, apply_fn: Callable, inputs: PyTree, k: int, wanted: Wanted
-) -> Chosen:
-    def choose(logits: jax.Array) -> jax.Array:
-        if k > logits.shape[-1]:
-            raise ValueError(f"k = {k} is more than the {logits.shape[-1]} classes.")
-        return jax.lax.top_k(logits, k)[1]
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Which they are, their log-odds, and the variance of these."""
+    examples = examples_of(belief, once(apply_fn), inputs, wanted)
+    size, at_once = sizes(examples, wanted.chunk_size, False)
 
-    def log_odds(logits: jax.Array, extra: jax.Array) -> jax.Array:
-        # by the likelihood's own line, which is finite for saturated logits
-        return jnp.take_along_axis(wanted.line_of.line(logits), extra, -1)
+    def one(parts: list) -> tuple[jax.Array, jax.Array, jax.Array]:
+        outputs, pull = examples.pull(parts)
+        if k > outputs.shape[-1]:
+            raise ValueError(f"k = {k} is more than the {outputs.shape[-1]} classes.")
+        ids = jax.lax.top_k(outputs, k)[1]
 
-    return moments_of_chosen(belief, once(apply_fn), inputs, wanted, choose, log_odds)
+        def log_odds(logits: jax.Array) -> jax.Array:
+            # by the likelihood's own line, which is finite for saturated logits
+            return jnp.take_along_axis(wanted.line_of.line(logits), ids, -1)
+
+        variance = variance_of(log_odds, outputs, pull, at_once)
+        return ids[0], log_odds(outputs)[0], variance
+
+    ids, line, variance = map_chunks(jax.vmap(one), examples.parts, size)
+    return ids, line, dispersed(variance, belief, wanted.robust)
 
 
 # compiled once a model and shape, so that a second call compiles nothing
