@@ -7,14 +7,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fisherflow_jax import information as ops
 from fisherflow_jax._ground import trees
 from fisherflow_jax._ground.choices import choice
-from fisherflow_jax._ground.holes import punch, shown_leaves
 from fisherflow_jax.structures import _structure as structure
 from fisherflow_jax.structures._algebra import dense
-from fisherflow_jax.structures._algebra.basis import map_basis
-from fisherflow_jax.structures._full import Full, places_shown
+from fisherflow_jax.structures._full import Full
 from fisherflow_jax.structures._structure import Structure
 
 PyTree = Any
@@ -41,8 +38,6 @@ class UnitBlock(NamedTuple):
 
 dense.register(Block)
 dense.register(UnitBlock)
-
-_SUPPORTS = structure.OF_A_MATRIX | {structure.MARGINAL}
 
 
 @choice
@@ -75,6 +70,23 @@ def block(partition: Partition | None = None) -> Structure:
       (8, 3, 2)
     """
     return _units() if partition is None else _groups(partition)
+
+
+def _structure(name: str, reduce: Callable, isotropic: Callable) -> Structure:
+    def from_full(full: Full) -> Any:
+        like = jax.tree.map(lambda x: x[0], full.rows)
+        return dense.of_matrix(isotropic(like, 0.0), dense.matrices(full)[0])
+
+    return Structure(
+        name=name,
+        reduce=reduce,
+        isotropic=isotropic,
+        supports=structure.OF_A_MATRIX | {structure.MARGINAL},
+        from_matvec=lambda matvec, params: dense.of_matvec(
+            isotropic(params, 0.0), matvec, params
+        ),
+        from_full=from_full,
+    )
 
 
 # ---- groups of leaves
@@ -137,109 +149,28 @@ def _groups(partition: Partition) -> Structure:
 
         return build(params, identity)
 
-    def from_matvec(matvec: Any, params: PyTree) -> Block:
-        information = isotropic(params, 0.0)
-        places = dense.places(information)
-        # row i of its own block only: d products, but never d x d numbers at once
-        blocks = []
-        for place in places:
-
-            def read(column: jax.Array, _: jax.Array, place: Any = place) -> jax.Array:
-                return column[place]
-
-            rows = map_basis(matvec, params, read, indices=place)
-            blocks.append((rows + rows.T) / 2)
-        return dense.with_matrices(information, blocks)
-
-    def from_full(information: Full) -> Block:
-        matrix = dense.matrices(information)[0]
-        like = jax.tree.map(lambda x: x[0], information.rows)
-        zeros = isotropic(like, 0.0)
-        blocks = [matrix[p[:, None], p[None, :]] for p in dense.places(zeros)]
-        return dense.with_matrices(zeros, blocks)
-
-    return Structure(
-        "block(partition)",
-        reduce,
-        isotropic,
-        _SUPPORTS,
-        from_matvec,
-        from_full,
-    )
+    return _structure("block(partition)", reduce, isotropic)
 
 
 def _is_grouped(node: Any) -> bool:
     return isinstance(node, Grouped)
 
 
-def _members(information: Block) -> tuple[dict[str, list[int]], list, Any]:
+@dense.layout.register
+def _(information: Block) -> dense.Layout:
     leaves, treedef = jax.tree.flatten(information.groups, is_leaf=_is_grouped)
-    members: dict[str, list[int]] = {}
+    groups: dict[str | None, list[int]] = {}
     for index, leaf in enumerate(leaves):
-        members.setdefault(next(iter(leaf.rows)), []).append(index)
+        groups.setdefault(next(iter(leaf.rows)), []).append(index)
+    names = {i: name for name, group in groups.items() for i in group}
+
+    def build(tree: PyTree) -> Block:
+        rows = enumerate(jax.tree.leaves(tree))
+        grouped = [Grouped({str(names[i]): row}) for i, row in rows]
+        return Block(jax.tree.unflatten(treedef, grouped))
+
     rows = [next(iter(leaf.rows.values())) for leaf in leaves]
-    return members, rows, treedef
-
-
-@dense.matrices.register
-def _(information: Block) -> dense.Matrices:
-    members, rows, _ = _members(information)
-    return [trees.ravel([rows[i] for i in group], 1) for group in members.values()]
-
-
-@dense.with_matrices.register
-def _(information: Block, blocks: list) -> Block:
-    members, rows, treedef = _members(information)
-    grouped: list[Any] = [None] * len(rows)
-    for (name, group), matrix in zip(members.items(), blocks, strict=True):
-        likes = [jax.ShapeDtypeStruct(rows[i].shape[1:], matrix.dtype) for i in group]
-        for index, row in zip(group, trees.unravel(matrix, likes), strict=True):
-            grouped[index] = Grouped({name: row})
-    return Block(jax.tree.unflatten(treedef, grouped))
-
-
-@dense.pack.register
-def _(information: Block, vector: PyTree) -> list:
-    members, _, _ = _members(information)
-    leaves = jax.tree.leaves(dense.cast(vector, information))
-    return [trees.ravel([leaves[i] for i in group]) for group in members.values()]
-
-
-@dense.unpack.register
-def _(information: Block, parts: list) -> PyTree:
-    members, rows, treedef = _members(information)
-    leaves: list[Any] = [None] * len(rows)
-    for group, part in zip(members.values(), parts, strict=True):
-        likes = [jax.ShapeDtypeStruct(rows[i].shape[1:], part.dtype) for i in group]
-        for index, leaf in zip(group, trees.unravel(part, likes), strict=True):
-            leaves[index] = leaf
-    return jax.tree.unflatten(treedef, leaves)
-
-
-@dense.block_parts.register
-def _(information: Block) -> list[tuple[str, int]]:
-    members, rows, _ = _members(information)
-    found: list[Any] = [None] * len(rows)
-    for name, group in members.items():
-        for index in group:
-            found[index] = name, rows[index].size * rows[index].shape[0]
-    return found
-
-
-@ops.restrict.register
-def _(information: Block, shown: PyTree, like: PyTree | None = None) -> Block:
-    groups = information.groups
-    members, rows, _ = _members(information)
-    flags = shown_leaves(groups, shown)
-    positions = {
-        name: places_shown([rows[i] for i in group], [flags[i] for i in group])
-        for name, group in members.items()
-    }
-
-    def cut(node: Grouped) -> Grouped:
-        return Grouped({name: x[positions[name]] for name, x in node.rows.items()})
-
-    return Block(jax.tree.map(cut, punch(groups, shown), is_leaf=_is_grouped))
+    return dense.Layout(jax.tree.unflatten(treedef, rows), groups, False, build)
 
 
 # ---- output units of each leaf
@@ -272,73 +203,11 @@ def _units() -> Structure:
 
         return UnitBlock(jax.tree.map(leaf, params))
 
-    def from_matvec(matvec: Any, params: PyTree) -> UnitBlock:
-        information = isotropic(params, 0.0)
-        blocks = []
-        for place in dense.places(information):  # (units, m)
-            units, inputs = place.shape
-            unit_of = jnp.repeat(jnp.asarray(place), inputs, axis=0)
-
-            def read(column: jax.Array, position: jax.Array, unit_of=unit_of):
-                return column[unit_of[position]]
-
-            rows = map_basis(matvec, params, read, indices=place.reshape(-1))
-            rows = rows.reshape((units, inputs, inputs))
-            blocks.append((rows + jnp.swapaxes(rows, -1, -2)) / 2)
-        return dense.with_matrices(information, blocks)
-
-    def from_full(information: Full) -> UnitBlock:
-        matrix = dense.matrices(information)[0]
-        like = jax.tree.map(lambda x: x[0], information.rows)
-        zeros = isotropic(like, 0.0)
-        blocks = [matrix[p[..., :, None], p[..., None, :]] for p in dense.places(zeros)]
-        return dense.with_matrices(zeros, blocks)
-
-    return Structure("block()", reduce, isotropic, _SUPPORTS, from_matvec, from_full)
+    return _structure("block()", reduce, isotropic)
 
 
-@dense.matrices.register
-def _(information: UnitBlock) -> dense.Matrices:
-    def leaf(rows: jax.Array) -> jax.Array:
-        inputs, units = rows.shape[0], _inputs_and_units(rows.shape[1:])[1]
-        return jnp.moveaxis(rows.reshape((inputs, inputs, units)), -1, 0)
-
-    return [leaf(rows) for rows in jax.tree.leaves(information.units)]
-
-
-@dense.with_matrices.register
-def _(information: UnitBlock, blocks: list) -> UnitBlock:
-    leaves, treedef = jax.tree.flatten(information.units)
-    rows = [
-        jnp.moveaxis(block, 0, -1).reshape(leaf.shape)
-        for block, leaf in zip(blocks, leaves, strict=True)
-    ]
-    return UnitBlock(jax.tree.unflatten(treedef, rows))
-
-
-@dense.pack.register
-def _(information: UnitBlock, vector: PyTree) -> list:
-    leaves = jax.tree.leaves(information.units)
-    parts = jax.tree.leaves(dense.cast(vector, information))
-    return [
-        part.reshape(_inputs_and_units(rows.shape[1:])).T
-        for part, rows in zip(parts, leaves, strict=True)
-    ]
-
-
-@dense.unpack.register
-def _(information: UnitBlock, parts: list) -> PyTree:
-    leaves, treedef = jax.tree.flatten(information.units)
-    shaped = [p.T.reshape(x.shape[1:]) for p, x in zip(parts, leaves, strict=True)]
-    return jax.tree.unflatten(treedef, shaped)
-
-
-@dense.block_parts.register
-def _(information: UnitBlock) -> list[tuple[str, int]]:
-    leaves = enumerate(jax.tree.leaves(information.units))
-    return [(str(index), rows.size * rows.shape[0]) for index, rows in leaves]
-
-
-@ops.restrict.register
-def _(information: UnitBlock, shown: PyTree, like: PyTree | None = None) -> UnitBlock:
-    return UnitBlock(punch(information.units, shown))
+@dense.layout.register
+def _(information: UnitBlock) -> dense.Layout:
+    count = len(jax.tree.leaves(information.units))
+    groups: dict[str | None, list[int]] = {str(i): [i] for i in range(count)}
+    return dense.Layout(information.units, groups, True, UnitBlock)

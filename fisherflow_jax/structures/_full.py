@@ -1,19 +1,15 @@
 """The whole matrix."""
 
-import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import trees
 from fisherflow_jax._ground.choices import choice
-from fisherflow_jax._ground.holes import punch, shown_leaves
 from fisherflow_jax.structures import _structure as structure
 from fisherflow_jax.structures._algebra import dense, gram
-from fisherflow_jax.structures._algebra.basis import map_basis
 from fisherflow_jax.structures._compensated import Compensated
 from fisherflow_jax.structures._structure import Structure
 
@@ -75,68 +71,27 @@ def full() -> Structure:
         identity = jnp.eye(trees.size(params), dtype=dtype)
         return from_matrix(jnp.asarray(value, dtype) * identity, params)
 
-    def from_matvec(matvec: Any, params: PyTree) -> Full:
-        rows = map_basis(matvec, params, lambda column, index: column)
-        return from_matrix((rows + rows.T) / 2, params)
-
     return Structure(
         "full()",
         reduce,
         isotropic,
         supports=structure.OF_A_MATRIX | {structure.ADAPTIVE},
-        from_matvec=from_matvec,
+        from_matvec=lambda matvec, params: dense.of_matvec(
+            isotropic(params, 0.0), matvec, params
+        ),
         from_full=lambda information: information,
         held_by_outer_products=gram.held,
     )
 
 
-@dense.matrices.register
-def _(information: Full) -> dense.Matrices:
-    return [trees.ravel(information.rows, 1)]
-
-
-@dense.with_matrices.register
-def _(information: Full, blocks: list) -> Full:
-    return from_matrix(blocks[0], _template(information))
-
-
-@dense.pack.register
-def _(information: Full, vector: PyTree) -> list:
-    return [trees.ravel(dense.cast(vector, information))]
-
-
-@dense.unpack.register
-def _(information: Full, parts: list) -> PyTree:
-    return trees.unravel(parts[0], _template(information))
-
-
-def _template(information: Full) -> PyTree:
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), information.rows
-    )
-
-
-def places_shown(columns: list[jax.Array], is_shown: list[bool]) -> np.ndarray:
-    """Positions of the shown leaves in a matrix whose columns are `(d, *leaf)`."""
-    flags = [
-        np.full(math.prod(x.shape[1:]), flag)
-        for x, flag in zip(columns, is_shown, strict=True)
-    ]
-    return np.flatnonzero(np.concatenate([np.zeros(0, bool), *flags])).astype(np.int32)
-
-
-@ops.restrict.register
-def _(information: Full, shown: PyTree, like: PyTree | None = None) -> Full:
-    rows = information.rows
-    positions = places_shown(jax.tree.leaves(rows), shown_leaves(rows, shown))
-    return Full(jax.tree.map(lambda x: x[positions], punch(rows, shown)))
+@dense.layout.register
+def _(information: Full) -> dense.Layout:
+    count = len(jax.tree.leaves(information.rows))
+    return dense.Layout(information.rows, {None: [*range(count)]}, False, Full)
 
 
 @ops.restrict.register(object)
-def _restrict_dense(
-    information: Any, shown: PyTree, like: PyTree | None = None
-) -> Full:
+def _(information: Any, shown: PyTree, like: PyTree | None = None) -> Full:
     """For a structure without its own: rows and columns of its matrix."""
     matrix = ops.dense_matrix(information, like, "a restriction")
-    like = jax.eval_shape(ops.diagonal, information) if like is None else like
-    return ops.restrict(from_matrix(matrix, like), shown)
+    return ops.restrict(from_matrix(matrix, ops.shapes(information, like)), shown)

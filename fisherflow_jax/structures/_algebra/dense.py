@@ -1,11 +1,13 @@
 """Information made of dense blocks: the operations that full and block share.
 
-A structure of dense blocks says, by four functions registered on its type, how its
-leaves map to matrices `(..., k, k)` and a vector's leaves to `(..., k)`; the leading
-axes batch blocks of one size. Everything else is written here once.
+A structure of dense blocks says, by a `Layout`, how its leaves map to matrices
+`(..., k, k)` and a vector's leaves to `(..., k)`; the leading axes batch blocks of one
+size. Everything else is written here once.
 """
 
 import functools
+import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -15,43 +17,134 @@ from jax.scipy.linalg import cho_solve, solve_triangular
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import linalg, trees
+from fisherflow_jax._ground.holes import punch, shown_leaves
+from fisherflow_jax.structures._algebra import linear
+from fisherflow_jax.structures._algebra.basis import map_basis
 from fisherflow_jax.structures._diagonal import Diagonal
 from fisherflow_jax.structures._scalar import Scalar
 
 PyTree = Any
-Matrices = list[jax.Array]  # each (..., k, k)
+
+
+class Layout(NamedTuple):
+    """How an information keeps its matrices: as their rows, cut like the parameters."""
+
+    tree: PyTree  # like the parameters, of arrays (k, *leaf.shape)
+    groups: dict[str | None, list[int]]  # leaves that share a matrix; None: all
+    of_units: bool  # whether a leaf has a matrix for each entry of its last axis
+    build: Callable[[PyTree], Any]  # a tree of rows -> the information
 
 
 @functools.singledispatch
-def matrices(information: Any) -> Matrices:
+def layout(information: Any) -> Layout:
+    """The layout of an information of dense blocks."""
+    raise TypeError(f"{type(information).__name__} is not made of dense blocks.")
+
+
+def _together(kept: Layout, leaves: list, batch_dims: int) -> list[jax.Array]:
+    """Leaves `(*batch, *leaf.shape)` as one array `(units, *batch, k)` a group."""
+    arrays = []
+    shapes = [x.shape[1:] for x in jax.tree.leaves(kept.tree)]
+    for group in kept.groups.values():
+        flat = trees.ravel([leaves[i] for i in group], batch_dims)
+        if kept.of_units:
+            units = shapes[group[0]][-1] if shapes[group[0]] else 1
+            flat = flat.reshape((*flat.shape[:-1], flat.shape[-1] // units, units))
+            flat = jnp.moveaxis(flat, -1, 0)
+        arrays.append(flat)
+    return arrays
+
+
+def _apart(kept: Layout, arrays: list[jax.Array]) -> PyTree:
+    """The inverse of `_together`."""
+    rows, treedef = jax.tree.flatten(kept.tree)
+    leaves: list[Any] = [None] * len(rows)
+    for group, array in zip(kept.groups.values(), arrays, strict=True):
+        if kept.of_units:
+            array = jnp.moveaxis(array, 0, -1)
+            array = array.reshape((*array.shape[:-2], -1))
+        likes = [jax.ShapeDtypeStruct(rows[i].shape[1:], array.dtype) for i in group]
+        for index, leaf in zip(group, trees.unravel(array, likes), strict=True):
+            leaves[index] = leaf
+    return jax.tree.unflatten(treedef, leaves)
+
+
+def matrices(information: Any) -> list[jax.Array]:
     """The dense blocks, each `(..., k, k)`."""
-    raise TypeError(f"{type(information).__name__} is not made of dense blocks.")
+    kept = layout(information)
+    return _together(kept, jax.tree.leaves(kept.tree), 1)
 
 
-@functools.singledispatch
-def with_matrices(information: Any, blocks: Matrices) -> Any:
+def with_matrices(information: Any, blocks: list[jax.Array]) -> Any:
     """The information of the same layout with other blocks."""
-    raise TypeError(f"{type(information).__name__} is not made of dense blocks.")
+    kept = layout(information)
+    return kept.build(_apart(kept, blocks))
 
 
-@functools.singledispatch
 def pack(information: Any, vector: PyTree) -> list[jax.Array]:
     """A vector as one array `(..., k)` for each entry of `matrices`."""
-    raise TypeError(f"{type(information).__name__} is not made of dense blocks.")
+    leaves = jax.tree.leaves(cast(vector, information))
+    return _together(layout(information), leaves, 0)
 
 
-@functools.singledispatch
 def unpack(information: Any, parts: list[jax.Array]) -> PyTree:
     """The inverse of `pack`."""
-    raise TypeError(f"{type(information).__name__} is not made of dense blocks.")
+    return _apart(layout(information), parts)
 
 
-@functools.singledispatch
 def block_parts(information: Any) -> list[tuple[str, int]]:
     """The name of each leaf's block, and what an inverse of it costs."""
-    raise ops.nothing_to_spread(
-        f"a {type(information).__name__} information, which has one matrix,"
-    )
+    kept = layout(information)
+    if None in kept.groups:
+        raise ops.nothing_to_spread(
+            f"a {type(information).__name__} information, which has one matrix,"
+        )
+    rows = jax.tree.leaves(kept.tree)
+    found: list[Any] = [None] * len(rows)
+    for name, group in kept.groups.items():
+        for index in group:
+            found[index] = name, rows[index].size * rows[index].shape[0]
+    return found
+
+
+def of_matrix(zeros: Any, matrix: jax.Array) -> Any:
+    """What the layout of `zeros` keeps of a matrix `(d, d)`."""
+    found = places(zeros)
+    blocks = [matrix[p[..., :, None], p[..., None, :]] for p in found]
+    return with_matrices(zeros, blocks)
+
+
+def of_matvec(zeros: Any, matvec: Callable, params: PyTree) -> Any:
+    """What the layout of `zeros` keeps of an operator: the rows of each block.
+
+    d products, but never d x d numbers at once.
+    """
+    blocks = []
+    for place in places(zeros):
+        size = place.shape[-1]
+        each = jnp.asarray(place.reshape((-1, size)))
+
+        def read(column: jax.Array, position: jax.Array, each=each, size=size):
+            return column[each[position // size]]
+
+        rows = map_basis(matvec, params, read, indices=place.reshape(-1))
+        blocks.append(_symmetric(rows.reshape((*place.shape, size))))
+    return with_matrices(zeros, blocks)
+
+
+def _restrict(information: Any, shown: PyTree, like: PyTree | None = None) -> Any:
+    del like
+    kept = layout(information)
+    rows, treedef = jax.tree.flatten(kept.tree)
+    flags = shown_leaves(kept.tree, shown)
+    for group in () if kept.of_units else kept.groups.values():
+        sizes = [math.prod(rows[i].shape[1:]) for i in group]
+        of_entries = np.repeat([flags[i] for i in group], sizes)
+        positions = np.flatnonzero(of_entries).astype(np.int32)
+        for index in group:
+            rows[index] = rows[index][positions]
+    (tree,) = kept.build(jax.tree.unflatten(treedef, rows))
+    return type(information)(punch(tree, shown))
 
 
 def cast(vector: PyTree, information: Any) -> PyTree:
@@ -270,14 +363,8 @@ def _to_dense(information: Any, like: PyTree | None = None) -> jax.Array:
     return dense
 
 
-def _add_to(left: Any, right: Any) -> Any:
-    if type(right) is type(left):
-        if not trees.same_structure(left, right):
-            raise TypeError(
-                "two block informations add only when their partitions agree: got "
-                f"{jax.tree.structure(left)} and {jax.tree.structure(right)}."
-            )
-        return jax.tree.map(jnp.add, left, right)
+def add_other(left: Any, right: Any) -> Any:
+    """The sum with a number, or with a diagonal."""
     if isinstance(right, Scalar):
         value = right.value.astype(trees.float_dtype(left))
         return with_matrices(left, [m + value * _identity(m) for m in matrices(left)])
@@ -288,14 +375,6 @@ def _add_to(left: Any, right: Any) -> Any:
         ]
         return with_matrices(left, blocks)
     return NotImplemented
-
-
-def _scale(information: Any, factor: jax.typing.ArrayLike) -> Any:
-    return jax.tree.map(lambda x: x * factor, information)
-
-
-def _total(stacked: Any, weights: jax.Array) -> Any:
-    return jax.tree.map(lambda x: jnp.tensordot(weights, x, 1), stacked)
 
 
 def _inverse(information: Any) -> Any:
@@ -354,6 +433,8 @@ def _(factors: CholeskyFactors) -> list[tuple[str, int]]:
 
 def register(kind: type) -> None:
     """Gives a type of dense blocks all operations of `ff.information`."""
+    linear.register(kind, add_other)
+    ops.restrict.register(kind, _restrict)
     ops.matvec.register(kind, _matvec)
     ops.solver.register(kind, _solver)
     ops.facts.register(kind, lambda information: ops.Facts(dense=True))
@@ -366,9 +447,6 @@ def register(kind: type) -> None:
     ops.diagonal.register(kind, _diagonal)
     ops.inverse_diagonal.register(kind, _inverse_diagonal)
     ops.to_dense.register(kind, _to_dense)
-    ops.add_to.register(kind, _add_to)
-    ops.scale.register(kind, _scale)
-    ops.total.register(kind, _total)
     ops.inverse.register(kind, _inverse)
     ops.sandwich.register(kind, _sandwich)
     ops.propagate.register(kind, _propagate)
