@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fisherflow_jax._ground import batch as batches
 from fisherflow_jax._ground import trees
-from fisherflow_jax._ground.batch import Batch
+from fisherflow_jax._ground.batch import Batch, is_finite, unshare
 from fisherflow_jax._ground.checks import holds
 from fisherflow_jax.accumulation import each_batch
 from fisherflow_jax.likelihoods import Likelihood
@@ -55,17 +54,22 @@ def held_out(
     """
     parts = []
     for number, batch in enumerate(each_batch(validation)):
-        shape = _checked_shape(state, apply_fn, batch, likelihood, number)
+        if batch.targets is None:
+            raise ValueError(
+                f"validation needs targets; those of batch {number} are None."
+            )
+        shown = jax.eval_shape(apply_fn, state.mean, unshare(batch.inputs))
+        likelihood.check(shown, batch.targets)
+        _check(likelihood, batch, number)
         outputs = linearized_outputs(
             state,
             apply_fn,
             batch.inputs,
-            covariance=covariance(shape, batch.targets.shape),
+            covariance=covariance(shown.shape, batch.targets.shape),
             chunk_size=chunk_size,
         )
-        part = HeldOut(outputs, batch.targets, batch.weights)
-        _check_outputs(part, likelihood, number)
-        parts.append(part)
+        _check(likelihood, batch, number, outputs)
+        parts.append(HeldOut(outputs, batch.targets, batch.weights))
     whole = parts[0]
     if len(parts) > 1:
         whole = jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
@@ -80,64 +84,40 @@ def held_out(
     )
 
 
-def _checked_shape(
-    state: Any, apply_fn: Callable, batch: Batch, likelihood: Likelihood, number: int
-) -> tuple[int, ...]:
-    """The shape of the outputs of a batch that is sound."""
-    if batch.targets is None:
-        raise ValueError(f"validation needs targets; those of batch {number} are None.")
-    outputs = jax.eval_shape(apply_fn, state.mean, batches.unshare(batch.inputs))
-    likelihood.check(outputs, batch.targets)
-    finite, possible = _sound_batch(likelihood, batch)
-    if not holds(finite):
+def _check(
+    likelihood: Likelihood, batch: Batch, number: int, outputs: Outputs | None = None
+) -> None:
+    """Raises for values that are not finite and targets that cannot be, at hand."""
+    finite, possible = _sound(likelihood, batch, outputs)
+    if not holds(finite) and outputs is None:
         raise ValueError(
             f"validation batch {number} holds a NaN or an infinite value in a row of "
             "positive weight."
         )
-    _refuse(possible, likelihood, number)
-    return outputs.shape
-
-
-def _check_outputs(part: HeldOut, likelihood: Likelihood, number: int) -> None:
-    finite, possible = _sound_outputs(likelihood, part)
     if not holds(finite):
         raise ValueError(
             f"the outputs of validation batch {number} or their variances are not "
             "finite: an overflow in apply_fn, or an information that is not positive "
             "definite in this precision."
         )
-    _refuse(possible, likelihood, number)
-
-
-# compiled as one: operation by operation, a first call would take seconds
-@functools.partial(jax.jit, static_argnums=0)
-def _sound_batch(likelihood: Likelihood, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    possible = _used(likelihood.support(batch.targets), batch.weights)
-    return batches.is_finite(batch), jnp.all(possible)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _sound_outputs(
-    likelihood: Likelihood, part: HeldOut
-) -> tuple[jax.Array, jax.Array]:
-    outputs = part.outputs
-    finite = jnp.isfinite(outputs.mean) & jnp.isfinite(outputs.variance)
-    possible = jnp.isfinite(likelihood.log_prob(outputs.mean, part.targets))
-    return (
-        jnp.all(_used(finite, part.weights)),
-        jnp.all(_used(possible, part.weights)),
-    )
-
-
-def _used(condition: jax.Array, weights: jax.Array) -> jax.Array:
-    """The condition, held to be true in rows of weight zero."""
-    padding = (weights == 0).reshape((-1,) + (1,) * (condition.ndim - 1))
-    return condition | padding
-
-
-def _refuse(possible: jax.Array, likelihood: Likelihood, number: int) -> None:
     if not holds(possible):
         raise ValueError(
             f"validation batch {number} holds targets that {likelihood.name} cannot "
             "produce: a label out of range, a negative count?"
         )
+
+
+# compiled as one: operation by operation, a first call would take seconds
+@functools.partial(jax.jit, static_argnums=0)
+def _sound(
+    likelihood: Likelihood, batch: Batch, outputs: Outputs | None
+) -> tuple[jax.Array, jax.Array]:
+    def used(condition: jax.Array) -> jax.Array:
+        padding = (batch.weights == 0).reshape((-1,) + (1,) * (condition.ndim - 1))
+        return jnp.all(condition | padding)
+
+    if outputs is None:
+        return is_finite(batch), used(likelihood.support(batch.targets))
+    finite = jnp.isfinite(outputs.mean) & jnp.isfinite(outputs.variance)
+    possible = jnp.isfinite(likelihood.log_prob(outputs.mean, batch.targets))
+    return used(finite), used(possible)

@@ -236,8 +236,8 @@ def maximize_marginal_likelihood(
         total = logdet(precision, 1 / dispersion)
         return _evidence(_as_number(found, mean), step, precision, total, mean)
 
-    given = [jnp.asarray(leaf, dtype) for leaf in leaves] + [jnp.ones((), dtype)]
-    start = jnp.log(jnp.stack(given if unknown else given[:-1]))
+    given = [*leaves, 1.0] if unknown else leaves
+    start = jnp.log(jnp.stack([jnp.asarray(x, dtype) for x in given]))
     before = evidence(start)
     logs, after, converged = search.maximise(evidence, start)
     if not holds(jnp.isfinite(after)):

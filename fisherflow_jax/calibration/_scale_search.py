@@ -31,7 +31,7 @@ class Found(NamedTuple):
     boundary: jax.Array
 
 
-def _range(held: HeldOut, likelihood: Likelihood | None) -> tuple:
+def _range(held: HeldOut, likelihood: Likelihood | None) -> tuple[jax.Array, jax.Array]:
     """Log-scales at which all variances are negligible, and most are overwhelming.
 
     The unit is one for logits, and for other outputs what the likelihood resolves;
@@ -51,34 +51,43 @@ def _range(held: HeldOut, likelihood: Likelihood | None) -> tuple:
     return jnp.minimum(middle, least) - _REACH, middle + _REACH
 
 
-def _chosen(
-    found: Minimum,
-    low: jax.Array,
-    high: jax.Array,
+def _settled(
+    loss: Callable[[jax.Array], jax.Array],
+    ends: tuple[jax.Array, jax.Array],
     start: jax.Array,
-    at_start: jax.Array,
-    before: jax.Array,
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Point, loss, boundary, and whether what was given is better than all of them.
+    before: jax.Array | None = None,
+    **grid: int,
+) -> tuple[Found, jax.Array, jax.Array]:
+    """The best log-scale as `Found`, as it is, and whether what was given is kept.
 
     An end of the range that is as good as the best is preferred to it, and `start`
-    where both ends are: nothing is then known of the scale.
+    where both ends are: nothing is then known of the scale. `before` is the loss of
+    what was given, if that is not at `start`.
     """
+    low, high = ends
+    elsewhere = jnp.stack([start, jnp.full_like(low, -jnp.inf)])
+    found = minimise(loss, low, high, elsewhere, **grid)
+    at_start, mean_only = found.elsewhere
+    before = at_start if before is None else before
     eps = float(jnp.finfo(found.value.dtype).eps)
     # what rounding can hide, of a mean and of logarithms over the range that cancel
     bound = found.value + 8 * eps * (_REACH + jnp.abs(found.value))
     at_low, at_high = found.at_low <= bound, found.at_high <= bound
     flat = at_low & at_high & (at_start <= bound)
-    point = jnp.where(at_high, high, found.point)
-    value = jnp.where(at_high, found.at_high, found.value)
-    point = jnp.where(at_low, low, point)
-    value = jnp.where(at_low, found.at_low, value)
-    point = jnp.where(flat, start, point)
-    value = jnp.where(flat, at_start, value)
-    boundary = jnp.where(at_low, -1, jnp.where(at_high, 1, 0))
-    boundary = jnp.where(flat, 0, boundary).astype(jnp.int32)
+    cases = [flat, at_low, at_high]
+    point = jnp.select(cases, [start, low, high], found.point)
+    value = jnp.select(cases, [at_start, found.at_low, found.at_high], found.value)
     keep = (before <= value) | jnp.isnan(value)
-    return point, jnp.where(keep, before, value), boundary, keep
+    point = jnp.where(keep, start, point)
+    settled = Found(
+        scale=jnp.exp(point),
+        dispersion=None,
+        before=before,
+        after=jnp.where(keep, before, value),
+        mean_only=mean_only,
+        boundary=jnp.select(cases, [jnp.int32(x) for x in (0, -1, 1)], jnp.int32(0)),
+    )
+    return settled, point, keep
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
@@ -87,14 +96,10 @@ def alone(held: HeldOut, likelihood: Likelihood, value: Callable) -> Found:
         outputs = densities.scaled(held.outputs, jnp.exp(log_scale))
         return -held.mean(value(likelihood, outputs, held.targets))
 
-    low, high = _range(held, likelihood)
-    zero = jnp.zeros_like(low)
-    found = minimise(loss, low, high, zero[None])
-    before = found.elsewhere[0]
-    point, after, boundary, keep = _chosen(found, low, high, zero, before, before)
+    ends = _range(held, likelihood)
+    found, _, _ = _settled(loss, ends, jnp.zeros_like(ends[0]))
     mean_only = -held.mean(likelihood.log_prob(held.outputs.mean, held.targets))
-    scale = jnp.exp(jnp.where(keep, zero, point))
-    return Found(scale, None, before, after, mean_only, boundary)
+    return found._replace(mean_only=mean_only)
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -114,19 +119,13 @@ def with_noise(held: HeldOut, likelihood: Likelihood, start: jax.Array) -> Found
     def loss(log_ratio: jax.Array) -> jax.Array:
         return profile(jnp.exp(log_ratio))[0]
 
-    low, high = _range(held, None)
-    start_ratio = -jnp.log(given)
-    nowhere = jnp.full_like(low, -jnp.inf)
-    found = minimise(loss, low, high, jnp.stack([start_ratio, nowhere]))
-    at_start, mean_only = found.elsewhere
     before = -held.mean(normal_log_density(residual, variance + given))
-    point, after, boundary, keep = _chosen(
-        found, low, high, start_ratio, at_start, before
+    found, _, keep = _settled(loss, _range(held, None), -jnp.log(given), before)
+    noise = profile(found.scale)[1]
+    return found._replace(
+        scale=jnp.where(keep, jnp.ones_like(noise), noise * found.scale),
+        dispersion=jnp.where(keep, given, noise),
     )
-    noise = profile(jnp.exp(point))[1]
-    scale = jnp.where(keep, jnp.ones_like(noise), noise * jnp.exp(point))
-    noise = jnp.where(keep, given, noise)
-    return Found(scale, noise, before, after, mean_only, boundary)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
@@ -145,28 +144,21 @@ def with_dispersion(
 
     widest = jnp.asarray(_DISPERSION_REACH, dtype)
 
-    def best(log_scale: jax.Array, elsewhere: jax.Array) -> Minimum:
-        return minimise(
-            functools.partial(loss, log_scale),
-            -widest,
-            widest,
-            elsewhere,
-            num_points=13,
-            num_halvings=14,
-        )
+    def best(log_scale: jax.Array) -> Minimum:
+        given = functools.partial(loss, log_scale)
+        nothing = jnp.zeros((0,), dtype)
+        grid = {"num_points": 13, "num_halvings": 14}
+        return minimise(given, -widest, widest, nothing, **grid)
 
-    def profile(log_scale: jax.Array) -> jax.Array:
-        return best(log_scale, jnp.zeros((0,), dtype)).value
-
-    low, high = _range(held, likelihood)
-    zero = jnp.zeros_like(low)
-    elsewhere = jnp.stack([zero, jnp.full_like(low, -jnp.inf)])
-    found = minimise(profile, low, high, elsewhere, num_points=21, num_halvings=14)
-    at_start, mean_only = found.elsewhere
-    given = jnp.log(start.astype(dtype))
-    before = loss(zero, given)
-    point, after, boundary, keep = _chosen(found, low, high, zero, at_start, before)
-    point = jnp.where(keep, zero, point)
-    dispersion = jnp.exp(best(point, jnp.zeros((0,), dtype)).point)
-    dispersion = jnp.where(keep, jnp.exp(given), dispersion)
-    return Found(jnp.exp(point), dispersion, before, after, mean_only, boundary)
+    ends = _range(held, likelihood)
+    zero, given = jnp.zeros_like(ends[0]), jnp.log(start.astype(dtype))
+    found, point, keep = _settled(
+        lambda log_scale: best(log_scale).value,
+        ends,
+        zero,
+        loss(zero, given),
+        num_points=21,
+        num_halvings=14,
+    )
+    dispersion = jnp.where(keep, jnp.exp(given), jnp.exp(best(point).point))
+    return found._replace(dispersion=dispersion)
