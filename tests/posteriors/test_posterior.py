@@ -128,7 +128,7 @@ def test_only_some_parameters_have_the_block_of_the_whole(chosen):
 def test_choosing_needs_a_choice():
     with pytest.raises(ValueError, match=r"no parameter is chosen.*'out'"):
         ff.only(MODEL.apply_fn, MODEL.params, lambda path: False)
-    with pytest.raises(ValueError, match="pytree of booleans"):
+    with pytest.raises(ValueError, match="booleans like the parameters or a prefix"):
         ff.only(MODEL.apply_fn, MODEL.params, {"other": True})
 
 
