@@ -143,6 +143,7 @@ USES = {
     "trace_ratio": lambda own: ff.diagnostics.trace_ratio(
         apply_fn, own, PARAMS, [BATCH], KEY
     ),
+    "scores": lambda own: ff.scores(apply_fn, own, PARAMS, BATCH),
     "root_columns": lambda own: likelihoods.root_columns(
         own, X[:, 0], jax.random.key(0)
     ),
@@ -160,8 +161,7 @@ def test_every_function_that_takes_a_likelihood_is_here():
     rooms = ff, likelihoods, ff.estimators, ff.predictions, ff.calibration
     taking = set()
     for room in (*rooms, ff.diagnostics, ff.comparison, ff.transforms):
-        for name in dir(room):
-            value = getattr(room, name)
+        for name, value in vars(room).items():
             if name.startswith("_") or not callable(value):
                 continue
             try:
@@ -204,6 +204,18 @@ def test_a_line_of_ones_own():
         )
         for value, wanted in zip(found, expected, strict=True):
             np.testing.assert_allclose(value, wanted, rtol=1e-8)
+
+
+@pytest.mark.parametrize("root", ["diagonal_root", "rank_root"])
+def test_bounds_of_sampled_scores_are_the_same_likelihood(root):
+    own = likelihoods.from_log_prob(
+        GEOMETRIC.log_prob, GEOMETRIC.sample, mean=GEOMETRIC.mean
+    )._replace(variance=GEOMETRIC.variance)
+    more = {"k": 1} if root == "rank_root" else {}
+    bound = getattr(likelihoods, root)(own, **more)
+    for name in ("predict", "calibrate", "weight_samples"):
+        found, expected = (USES[name](one) for one in (bound, own))
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 CATEGORICAL = likelihoods.categorical()
