@@ -7,6 +7,7 @@ import pytest
 
 import fisherflow_jax as ff
 import structure_cases as cases
+from fisherflow_jax.structures._structure import OBSERVED
 from structure_cases import DENSE_PARTS, NAMED, SIZE, STRUCTURES
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
@@ -54,7 +55,7 @@ def test_low_rank_is_a_sum_of_squares_and_holds_no_indefinite_operator(name):
     assert structure.from_matvec is None
     assert structure.from_full is None
     with pytest.raises(ValueError, match=r"low_rank\(4\) does not go with .*because"):
-        structure.require(ff.structures.structure.OBSERVED, "because")
+        structure.require(OBSERVED, "because")
 
 
 def test_low_precision_products_are_summed_in_float32():
