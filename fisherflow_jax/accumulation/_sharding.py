@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground.batch import Batch, Shared, num_examples
 from fisherflow_jax.estimators import Estimator
-from fisherflow_jax.structures._structure import COMPENSATED
+from fisherflow_jax.structures.capabilities import COMPENSATED
 
 PyTree = Any
 

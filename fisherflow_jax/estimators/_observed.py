@@ -16,7 +16,7 @@ from fisherflow_jax.estimators._estimator import Estimator
 from fisherflow_jax.likelihoods import Likelihood
 from fisherflow_jax.model import Model
 from fisherflow_jax.structures import Structure
-from fisherflow_jax.structures._structure import OBSERVED
+from fisherflow_jax.structures.capabilities import OBSERVED
 
 PyTree = Any
 

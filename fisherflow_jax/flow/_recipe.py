@@ -10,8 +10,7 @@ from fisherflow_jax._ground.choices import Compared
 from fisherflow_jax.estimators import Estimator
 from fisherflow_jax.likelihoods import Likelihood
 from fisherflow_jax.memories import Memory
-from fisherflow_jax.structures import Structure, full
-from fisherflow_jax.structures import _structure as capabilities
+from fisherflow_jax.structures import Structure, capabilities, full
 
 PyTree = Any
 

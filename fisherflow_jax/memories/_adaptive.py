@@ -13,7 +13,7 @@ from fisherflow_jax._ground.checks import whole
 from fisherflow_jax._ground.choices import choice
 from fisherflow_jax.memories._memory import Belief, Memory, Sum, total
 from fisherflow_jax.memories._windowed import Window, empty_window, push
-from fisherflow_jax.structures._structure import ADAPTIVE
+from fisherflow_jax.structures.capabilities import ADAPTIVE
 
 # The tests of neighbouring windows and updates are dependent. The tail probability of
 # one test that gives a run length L is c / L; simulated over 1 to 20 parameters and run

@@ -12,7 +12,7 @@ from fisherflow_jax._ground.checks import is_concrete
 from fisherflow_jax._ground.choices import choice
 from fisherflow_jax.memories._memory import Memory, keep
 from fisherflow_jax.structures import Diagonal, Scalar
-from fisherflow_jax.structures._structure import RANDOM_WALK
+from fisherflow_jax.structures.capabilities import RANDOM_WALK
 
 PyTree = Any
 

@@ -1,5 +1,6 @@
 """Structures: what is kept of the Fisher information."""
 
+from fisherflow_jax.structures import capabilities as capabilities
 from fisherflow_jax.structures import sharing as sharing
 from fisherflow_jax.structures._algebra.outer_products import (
     OuterProducts as OuterProducts,
@@ -25,5 +26,5 @@ from fisherflow_jax.structures._moving_kronecker import (
 from fisherflow_jax.structures._prior import as_precision as as_precision
 from fisherflow_jax.structures._scalar import Scalar as Scalar
 from fisherflow_jax.structures._scalar import scalar as scalar
-from fisherflow_jax.structures._structure import ADAPTIVE as ADAPTIVE
 from fisherflow_jax.structures._structure import Structure as Structure
+from fisherflow_jax.structures.capabilities import ADAPTIVE as ADAPTIVE

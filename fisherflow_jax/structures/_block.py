@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from fisherflow_jax._ground import trees
 from fisherflow_jax._ground.choices import choice
-from fisherflow_jax.structures import _structure as structure
+from fisherflow_jax.structures import capabilities
 from fisherflow_jax.structures._algebra import dense
 from fisherflow_jax.structures._full import Full
 from fisherflow_jax.structures._structure import Structure
@@ -81,7 +81,7 @@ def _structure(name: str, reduce: Callable, isotropic: Callable) -> Structure:
         name=name,
         reduce=reduce,
         isotropic=isotropic,
-        supports=structure.OF_A_MATRIX | {structure.MARGINAL},
+        supports=capabilities.OF_A_MATRIX | {capabilities.MARGINAL},
         from_matvec=lambda matvec, params: dense.of_matvec(
             isotropic(params, 0.0), matvec, params
         ),

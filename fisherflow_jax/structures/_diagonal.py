@@ -10,7 +10,7 @@ from fisherflow_jax._ground import trees
 from fisherflow_jax._ground.choices import choice
 from fisherflow_jax._ground.holes import punch
 from fisherflow_jax.layers import Layers
-from fisherflow_jax.structures import _structure as structure
+from fisherflow_jax.structures import capabilities
 from fisherflow_jax.structures._algebra import elementwise
 from fisherflow_jax.structures._algebra.basis import diagonal_of
 from fisherflow_jax.structures._algebra.outer_products import squares
@@ -63,7 +63,7 @@ def diagonal(layers: Layers | None = None) -> Structure:
         "diagonal()",
         reduce,
         isotropic,
-        supports=structure.OF_A_MATRIX | {structure.MARGINAL},
+        supports=capabilities.OF_A_MATRIX | {capabilities.MARGINAL},
         from_matvec=lambda matvec, params: Diagonal(diagonal_of(matvec, params)),
         from_full=lambda full: Diagonal(ops.diagonal(full)),
         takes_outer_products=True,

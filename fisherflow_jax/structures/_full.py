@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import trees
 from fisherflow_jax._ground.choices import choice
-from fisherflow_jax.structures import _structure as structure
+from fisherflow_jax.structures import capabilities
 from fisherflow_jax.structures._algebra import dense, gram
 from fisherflow_jax.structures._compensated import Compensated
 from fisherflow_jax.structures._structure import Structure
@@ -75,7 +75,7 @@ def full() -> Structure:
         "full()",
         reduce,
         isotropic,
-        supports=structure.OF_A_MATRIX | {structure.ADAPTIVE},
+        supports=capabilities.OF_A_MATRIX | {capabilities.ADAPTIVE},
         from_matvec=lambda matvec, params: dense.of_matvec(
             isotropic(params, 0.0), matvec, params
         ),

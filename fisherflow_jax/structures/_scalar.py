@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import trees
 from fisherflow_jax._ground.choices import choice
-from fisherflow_jax.structures import _structure as structure
+from fisherflow_jax.structures import capabilities
 from fisherflow_jax.structures._algebra import elementwise, linear
 from fisherflow_jax.structures._algebra.basis import diagonal_of
 from fisherflow_jax.structures._algebra.outer_products import leaf_size, sum_of_squares
@@ -57,7 +57,7 @@ def scalar() -> Structure:
         "scalar()",
         reduce,
         isotropic,
-        supports=structure.OF_A_MATRIX | {structure.MARGINAL},
+        supports=capabilities.OF_A_MATRIX | {capabilities.MARGINAL},
         from_matvec=lambda matvec, params: from_diagonal(diagonal_of(matvec, params)),
         from_full=lambda full: from_diagonal(ops.diagonal(full)),
         takes_outer_products=True,

@@ -10,16 +10,6 @@ from fisherflow_jax import information as ops
 from fisherflow_jax._ground import trees
 from fisherflow_jax.layers import Layers
 
-# what a structure may be able to do beyond being added, scaled and solved
-RANDOM_WALK = "random_walk memory"
-ADAPTIVE = "adaptive memory"
-ROBUST = "robust=True"
-MARGINAL = "marginal=True"
-COMPENSATED = "compensated=True"
-OBSERVED = "the observed information"
-# of every structure whose information is its own part of the matrix
-OF_A_MATRIX = frozenset({RANDOM_WALK, ROBUST, COMPENSATED, OBSERVED})
-
 
 class Structure(NamedTuple):
     """What is kept of the information. Made by the factories of `ff.structures`."""

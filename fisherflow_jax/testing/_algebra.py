@@ -9,8 +9,7 @@ import numpy as np
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import trees
-from fisherflow_jax.structures import Diagonal, OuterProducts, Scalar
-from fisherflow_jax.structures._full import from_matrix
+from fisherflow_jax.structures import Diagonal, Full, OuterProducts, Scalar
 from fisherflow_jax.testing._law import Dense, Law, law, matrix
 from fisherflow_jax.testing._laws import equal
 from fisherflow_jax.testing._material import Material, joined, times
@@ -28,7 +27,7 @@ def from_full(material: Material) -> Any:
     ), "vectors kept as outer products have no matrix here"
     flat = trees.ravel(stack, 1)
     assert structure.from_full is not None
-    return structure.from_full(from_matrix(flat.T @ flat, material.params))
+    return structure.from_full(Full(trees.unravel(flat.T @ flat, material.params)))
 
 
 def _has_from_full(material: Material) -> str | None:

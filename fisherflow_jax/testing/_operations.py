@@ -11,10 +11,7 @@ import optax
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import trees
-from fisherflow_jax.structures import Scalar
-from fisherflow_jax.structures import _structure as capabilities
-from fisherflow_jax.structures._compensated import compensate
-from fisherflow_jax.structures._full import from_matrix
+from fisherflow_jax.structures import Compensated, Full, Scalar, capabilities
 from fisherflow_jax.testing._law import Dense, Law, law, matrix, number, vector
 from fisherflow_jax.testing._laws import equal
 from fisherflow_jax.testing._material import Material
@@ -52,13 +49,14 @@ def _from_matvec(material: Material) -> list:
     assert structure.from_matvec is not None, "from_matvec is missing"
     assert structure.from_full is not None, "from_full is missing"
     part = ops.to_dense(material.parts[0], material.params)
-    full = from_matrix(part, material.params)
+    full = Full(trees.unravel(part, material.params))
     read = structure.from_matvec(lambda v: ops.matvec(full, v), material.params)
     return [structure.from_full(full), read]
 
 
 def _compensated(material: Material) -> Any:
-    pair = ops.add(compensate(material.whole), material.parts[1])
+    nothing = jax.tree.map(jnp.zeros_like, material.whole)
+    pair = ops.add(Compensated(material.whole, nothing), material.parts[1])
     return ops.add(ops.scale(pair, 0.5), ops.scale(pair, 0.5))
 
 

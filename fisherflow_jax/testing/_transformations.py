@@ -9,23 +9,18 @@ import numpy as np
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import trees
 from fisherflow_jax.flow import FlowState
-from fisherflow_jax.structures import Structure
-from fisherflow_jax.structures import _structure as capabilities
+from fisherflow_jax.structures import Structure, capabilities
 from fisherflow_jax.testing._law import Dense
 from fisherflow_jax.testing._laws import QUICKLY, equal
 from fisherflow_jax.testing._material import Draw, Material, flat
-from fisherflow_jax.transforms.preconditioner.state import ScaleByFisherState
+from fisherflow_jax.transforms import ScaleByFisherState
 
 PyTree = Any
 
 _STATE_FIELDS = frozenset(FlowState._fields + ScaleByFisherState._fields)
-_CAPABILITIES = {
-    capabilities.RANDOM_WALK,
+_CAPABILITIES = capabilities.OF_A_MATRIX | {
     capabilities.ADAPTIVE,
-    capabilities.ROBUST,
     capabilities.MARGINAL,
-    capabilities.COMPENSATED,
-    capabilities.OBSERVED,
 }
 
 
@@ -54,7 +49,8 @@ def arrays(information: Any) -> None:
     assert isinstance(information, tuple) and hasattr(information, "_fields"), (
         f"an information is a NamedTuple, so that Optax sees inside; got {kind}"
     )
-    taken = sorted(set(information._fields) & _STATE_FIELDS)
+    paths = jax.tree_util.tree_leaves_with_path(information)
+    taken = sorted({path[0].name for path, _ in paths} & _STATE_FIELDS)
     assert not taken, (
         f"{kind} has fields {taken}, which the states that hold it also have: "
         "optax.tree.get would find two"

@@ -7,7 +7,7 @@ import pytest
 
 import fisherflow_jax as ff
 import structure_cases as cases
-from fisherflow_jax.structures._structure import OBSERVED
+from fisherflow_jax.structures.capabilities import OBSERVED
 from structure_cases import DENSE_PARTS, NAMED, SIZE, STRUCTURES
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
