@@ -1,10 +1,19 @@
 """What a batch adds to the log-evidence."""
 
 import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import gammaln
+
+
+class Fitted(NamedTuple):
+    """A belief about parameters and dispersion, each `()`."""
+
+    residual: Any
+    weight: jax.Array  # of the observations
+    logdet: jax.Array
 
 
 def known_dispersion(
@@ -22,13 +31,7 @@ def known_dispersion(
 
 
 def unknown_dispersion(
-    residual_before: jax.Array,
-    residual_after: jax.Array,
-    count_before: jax.Array,
-    count_after: jax.Array,
-    log_unit_variance: jax.Array,
-    logdet_before: jax.Array,
-    logdet_after: jax.Array,
+    before: Fitted, after: Fitted, log_unit_variance: jax.Array
 ) -> jax.Array:
     """The same with the dispersion integrated out under the prior `1 / dispersion`.
 
@@ -36,10 +39,9 @@ def unknown_dispersion(
     (the evidence of no data is set to one). Elsewhere the likelihood is replaced by the
     quasi-likelihood with the same variance function.
     """
-    gain = _integrated(residual_after, count_after) - _integrated(
-        residual_before, count_before
-    )
-    return gain - 0.5 * log_unit_variance + 0.5 * (logdet_before - logdet_after)
+    gain = _integrated(after.residual, after.weight)
+    gain = gain - _integrated(before.residual, before.weight)
+    return gain - 0.5 * log_unit_variance + 0.5 * (before.logdet - after.logdet)
 
 
 def _integrated(residual: jax.Array, count: jax.Array) -> jax.Array:

@@ -7,9 +7,8 @@ from typing import Any
 from fisherflow_jax import estimators
 from fisherflow_jax._ground.choices import Compared, hashable, shared
 from fisherflow_jax.flow import _step as step
-from fisherflow_jax.flow._init import init
 from fisherflow_jax.flow._recipe import Recipe
-from fisherflow_jax.flow._state import FisherFlow
+from fisherflow_jax.flow._state import FisherFlow, init
 from fisherflow_jax.likelihoods import Likelihood
 from fisherflow_jax.memories import Memory, stationary
 from fisherflow_jax.structures import Structure, full

@@ -1,5 +1,6 @@
 """Fusing the states of workers that set out from a common one."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -96,9 +97,7 @@ def merge(states: Sequence[FlowState], start: FlowState) -> FlowState:
     pulls = [
         ops.matvec(s.information, move) for s, move in zip(states, moves, strict=True)
     ]
-    shift = pulls[0]
-    for pull in pulls[1:]:
-        shift = optax.tree.add(shift, pull)
+    shift = functools.reduce(optax.tree.add, pulls)
     step = ops.solve(information, shift)
     # of the summed quadratics at their common minimum, relative to the aged start
     squares = [trees.dot(m, p) for m, p in zip(moves, pulls, strict=True)]
@@ -113,7 +112,7 @@ def merge(states: Sequence[FlowState], start: FlowState) -> FlowState:
     steps_taken = jnp.max(jnp.stack(steps))
     # without any update the state may still hold the search's start: it keeps it
     moved = optax.tree.add(aged.mean, step)
-    mean = optax.tree.where(start.step + steps_taken > 0, moved, start.mean)
+    mean = trees.where(start.step + steps_taken > 0, moved, start.mean)
     fused = start._replace(
         mean=mean,
         information=ops.conform(start.information, information),
@@ -178,17 +177,17 @@ def _log_evidence(
             gain = gain + (state.log_evidence - start.log_evidence)
             gain = gain + 0.5 * (own - before)
         return total + gain
-    zero = jnp.zeros_like(before)
+    Fitted, zero = evidence.Fitted, jnp.zeros_like(before)
+    origin = Fitted(sums.linear, sums.weight, before)
 
-    def gain_of(residual: Any, count: jax.Array, logdet: jax.Array) -> jax.Array:
-        return evidence.unknown_dispersion(
-            sums.linear, residual, sums.weight, count, zero, before, logdet
-        )
+    def gain_of(state: FlowState, logdet: jax.Array) -> jax.Array:
+        own = Fitted(state.residual, state.count, logdet)
+        return evidence.unknown_dispersion(origin, own, zero)
 
-    total = total + gain_of(fused.residual, fused.count, after)
+    total = total + gain_of(fused, after)
     for state in states:
         # what is left of a worker's gain is its targets' unit variances
         own = ops.logdet(state.information, mean)
         gain = state.log_evidence - start.log_evidence
-        total = total + gain - gain_of(state.residual, state.count, own)
+        total = total + gain - gain_of(state, own)
     return total

@@ -40,30 +40,35 @@ class Solution(NamedTuple):
     unfinished: jax.Array  # () int32, 1: the steps ended before they were short
 
 
-def single_step(
-    log_likelihood: Callable[[PyTree], jax.Array],
-    curvature: Callable[[PyTree], Any],
-    center: PyTree,
-    information: Any,
-    start: PyTree,
-) -> Solution:
+class Objective(NamedTuple):
+    """`-log_likelihood(x) + |x - center|^2 / 2`, the norm by the information."""
+
+    log_likelihood: Callable[[PyTree], jax.Array]
+    curvature: Callable[[PyTree], Any]  # x -> the batch's information
+    center: PyTree
+    information: Any
+
+    def evaluate(self, x: PyTree) -> tuple[jax.Array, PyTree]:
+        """The objective and its gradient."""
+        value, score = jax.value_and_grad(self.log_likelihood)(x)
+        offset = optax.tree.sub(x, self.center)
+        pull = ops.matvec(self.information, offset)
+        return 0.5 * trees.dot(offset, pull) - value, optax.tree.sub(pull, score)
+
+
+def single_step(objective: Objective, start: PyTree) -> Solution:
     """One full step, the batch's information at the start: an extended Kalman filter.
 
-    The step minimises the quadratic model of `-log_likelihood` at `start` plus
-    `|x - center|^2 / 2` in the metric of `information`.
+    The step minimises the quadratic model at `start`.
     """
-    score = jax.grad(log_likelihood)(start)
-    batch_information = curvature(start)
-    pull = ops.matvec(information, optax.tree.sub(start, center))
-    total = ops.add(batch_information, information)
-    gradient = optax.tree.sub(score, pull)
-    direction = ops.solve(total, gradient)
-    mean = optax.tree.add(start, direction)
+    gradient = objective.evaluate(start)[1]
+    own = objective.curvature(start)
+    direction = ops.solve(ops.add(own, objective.information), gradient)
     decrement = trees.dot(gradient, direction)
     return Solution(
-        mean=mean,
+        mean=optax.tree.sub(start, direction),
         at=start,
-        information=batch_information,
+        information=own,
         step_size=jnp.ones_like(decrement),
         decrement=decrement,
         unfinished=jnp.zeros((), jnp.int32),
@@ -93,15 +98,8 @@ class _Trial(NamedTuple):
     remaining: jax.Array  # () its squared length
 
 
-def damped_newton(
-    log_likelihood: Callable[[PyTree], jax.Array],
-    curvature: Callable[[PyTree], Any],
-    center: PyTree,
-    information: Any,
-    start: PyTree,
-    num_steps: int,
-) -> Solution:
-    """Minimises `-log_likelihood(x) + |x - center|^2 / 2`, the norm by `information`.
+def damped_newton(objective: Objective, start: PyTree, num_steps: int) -> Solution:
+    """The least of the objective.
 
     Each direction is `(I + F(x))^-1` times the exact gradient, with F in its own
     structure: a descent direction for every structure. Steps are halved until they
@@ -109,16 +107,8 @@ def damped_newton(
     shorter than 1e-4 posterior standard deviations. A step shorter than 1e-5 is taken
     with the factors of the one before, which saves its information.
     """
-
-    @_once
-    def evaluate(x: PyTree) -> tuple[jax.Array, PyTree]:
-        """The objective and its gradient."""
-        value, score = jax.value_and_grad(log_likelihood)(x)
-        offset = optax.tree.sub(x, center)
-        pull = ops.matvec(information, offset)
-        return 0.5 * trees.dot(offset, pull) - value, optax.tree.sub(pull, score)
-
-    information_at = _once(curvature)
+    evaluate = _once(objective.evaluate)
+    information_at = _once(objective.curvature)
 
     def unfinished(search: _Search) -> jax.Array:
         return (
@@ -132,12 +122,12 @@ def damped_newton(
         search = turn[0]
         own = information_at(search.mean)
         go_on = unfinished(search)
-        search = jax.lax.cond(
-            go_on,
-            lambda: _step(search, ops.solver(ops.add(own, information)), evaluate),
-            lambda: search,
-        )
-        return search, own, ~go_on
+
+        def step() -> _Search:
+            solve = ops.solver(ops.add(own, objective.information))
+            return _step(search, solve, evaluate)
+
+        return jax.lax.cond(go_on, step, lambda: search), own, ~go_on
 
     like = jax.eval_shape(evaluate, start)
     zero, zeros = optax.tree.zeros_like(like)

@@ -1,10 +1,16 @@
-"""What is chosen of a flow."""
+"""What is chosen of a flow, and a batch as its model sees it."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
-from fisherflow_jax import estimators
+import jax
+
+from fisherflow_jax import estimators, model
+from fisherflow_jax._ground import batch as batches
+from fisherflow_jax._ground import trees
+from fisherflow_jax._ground.batch import Batch
 from fisherflow_jax._ground.checks import whole
 from fisherflow_jax._ground.choices import Compared
 from fisherflow_jax.estimators import Estimator
@@ -46,21 +52,27 @@ class Recipe:
     def check(self) -> None:
         """Raises for choices that do not go together, naming them."""
         whole(self.num_steps, "num_steps")
-        require = self.structure.require
         for capability, reason in self.memory.needs.items():
-            require(capability, reason)
-        if self.robust:
-            require(
+            self.structure.require(capability, reason)
+        for asked, capability, reason in (
+            (
+                self.robust,
                 capabilities.ROBUST,
                 "a recompressed sum of squared scores is not the middle of a sandwich.",
-            )
-        if self.marginal:
-            require(
+            ),
+            (
+                self.marginal,
                 capabilities.MARGINAL,
                 "it is for scalar, diagonal and block, which lose correlations.",
-            )
-        if self.compensated:
-            require(capabilities.COMPENSATED, "its addition is not a sum of entries.")
+            ),
+            (
+                self.compensated,
+                capabilities.COMPENSATED,
+                "its addition is not a sum of entries.",
+            ),
+        ):
+            if asked:
+                self.structure.require(capability, reason)
         curvature = self.bound(self.estimator.value, self.apply_fn)
         if curvature.not_a_curvature:
             raise ValueError(
@@ -79,3 +91,42 @@ class Recipe:
         if self.estimator.value is not estimators.exact:
             parts.append(f"estimator={self.estimator.value!r}")
         return f"fisher_flow({', '.join(parts)})"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Observed:
+    """A batch, its key, and a model that Python runs once a shape: functions of the
+    parameters alone. Made in a trace."""
+
+    recipe: Recipe
+    batch: Batch
+    key: jax.Array | None
+
+    @functools.cached_property
+    def apply_fn(self) -> Callable:
+        return model.once(self.recipe.apply_fn)
+
+    @functools.cached_property
+    def num_observations(self) -> jax.Array:
+        each_target = self.recipe.estimates_dispersion
+        return batches.num_observations(self.batch, each_target=each_target)
+
+    def total(self, function: Callable, params: PyTree) -> jax.Array:
+        """`function(outputs, targets)`, summed."""
+        return model.weighted_sum(self.apply_fn, function, params, self.batch)
+
+    def log_likelihood(self, params: PyTree) -> jax.Array:
+        return self.total(self.recipe.likelihood.log_prob, params)
+
+    def information(self, params: PyTree) -> Any:
+        curvature = self.recipe.bound(self.recipe.estimator.value, self.apply_fn)
+        return curvature.compute(params, self.batch, self.key)
+
+    def squared_scores(self, params: PyTree) -> Any:
+        scores = self.recipe.bound(estimators.empirical, self.apply_fn)
+        return scores.compute(params, self.batch, None)
+
+
+def parameters(tree: PyTree, name: str) -> PyTree:
+    """The parameters as real arrays of float32 or wider, all of one type."""
+    return trees.widen(trees.real_arrays(tree, name))

@@ -1,5 +1,6 @@
-"""What a flow keeps between batches, and what it reports of one."""
+"""What a flow keeps between batches, what it reports of one, and how it begins."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,50 +9,62 @@ import jax.numpy as jnp
 import optax
 
 from fisherflow_jax import information as ops
-from fisherflow_jax.memories import Belief, Prior, Sum
+from fisherflow_jax._ground import trees
+from fisherflow_jax._ground.choices import Compared, compiled, shared
+from fisherflow_jax._ground.keys import key_data
+from fisherflow_jax.flow._recipe import Recipe, parameters
+from fisherflow_jax.memories import Belief, Prior, Shift, Sum
+from fisherflow_jax.structures import _prior as priors
+from fisherflow_jax.structures._compensated import compensate
 
 PyTree = Any
 
 
 class Events(NamedTuple):
-    """What a state has been through, counted; each `()` int32."""
+    """What a state has been through, counted; each `()` int32.
+
+    Attributes:
+      rows_skipped: rows of a batch left out for a value that is not finite.
+      solves_regularised: solves that were helped to a positive definite information.
+      searches_unfinished: updates whose steps ended before they were short.
+    """
 
     rows_skipped: jax.Array
-    """Rows of a batch that were left out for a value that is not finite."""
     solves_regularised: jax.Array
-    """Solves that were helped to a positive definite information."""
     searches_unfinished: jax.Array
-    """Updates whose steps ended before they were short."""
 
 
 class FlowState(NamedTuple):
-    """The posterior `N(mean, information^-1)` and what the flow needs to go on."""
+    """The posterior `N(mean, information^-1)` and what the flow needs to go on.
+
+    Attributes:
+      mean: like the parameters.
+      information: prior included.
+      count: `()`, effective observations: examples; where the dispersion is estimated,
+        all their targets, each an observation of it.
+      log_evidence: `()`, of all batches.
+      meat: the sum of squared scores, for `robust=True`; None: not kept.
+      residual: `()`, the penalised sum of squares; None: the dispersion is known.
+      prior: the Gaussian before any data.
+      memory: the memory's storage.
+      step: `()` int32, updates taken in.
+      num_skipped: `()` int32, batches refused for a value that is not finite.
+      events: what else the state has been through.
+      key: key data; None: nothing is drawn.
+    """
 
     mean: PyTree
-    """Like the parameters."""
     information: Any
-    """Prior included."""
     count: jax.Array  # type: ignore[assignment]
-    """`()`, effective observations: examples; where the dispersion is estimated, all
-    their targets, each an observation of it."""
     log_evidence: jax.Array
-    """`()`, of all batches."""
     meat: Any | None
-    """The sum of squared scores, for `robust=True`; None: not kept."""
     residual: jax.Array | None
-    """`()`, the penalised sum of squares; None: the dispersion is known."""
     prior: Prior
-    """The Gaussian before any data."""
     memory: Any
-    """The memory's storage."""
     step: jax.Array
-    """`()` int32, updates taken in."""
     num_skipped: jax.Array
-    """`()` int32, batches refused for a value that is not finite."""
     events: Events
-    """What else the state has been through."""
     key: jax.Array | None
-    """Key data; None: nothing is drawn."""
 
     @property
     def degrees_of_freedom(self) -> jax.Array | None:
@@ -71,36 +84,44 @@ class FlowState(NamedTuple):
 
 
 class FlowInfo(NamedTuple):
-    """What an update reports."""
+    """What an update reports.
+
+    Attributes:
+      log_likelihood: `()`, of the batch at the predicted mean: prequential.
+      log_evidence: `()`, its increment.
+      step_size: `()`, of the last Newton step; 0: none decreased the objective.
+      decrement: `()`, its squared length before halving, in posterior standard
+        deviations.
+      skipped: `()` bool: the batch had a value that is not finite, nothing moved.
+      missing: `()` bool: all weights were zero, only the memory moved on.
+      memory: the memory's report.
+    """
 
     log_likelihood: jax.Array
-    """`()`, of the batch at the predicted mean: prequential."""
     log_evidence: jax.Array
-    """`()`, its increment."""
     step_size: jax.Array
-    """`()`, of the last Newton step; 0: none decreased the objective."""
     decrement: jax.Array
-    """`()`, its squared length before halving, in posterior standard deviations."""
     skipped: jax.Array
-    """`()` bool: the batch had a value that is not finite, nothing moved."""
     missing: jax.Array
-    """`()` bool: all weights were zero, only the memory moved on."""
     memory: Any
-    """The memory's report."""
 
 
 class FisherFlow(NamedTuple):
-    """A flow's functions. Made by `ff.fisher_flow`."""
+    """A flow's functions. Made by `ff.fisher_flow`.
+
+    Attributes:
+      init: `(params, prior_mean=params, key=None) -> state`. The first search sets out
+        from params; should the first batch be missing, from the prior mean.
+      update: `(state, batch) -> (state, info)`, as `lax.scan` calls it.
+      evaluate: `(params, batch, key=None) -> (log-likelihood, score, information)`,
+        sums.
+      project: a summed information of `evaluate` -> what the state keeps of it.
+    """
 
     init: Callable[..., FlowState]
-    """`(params, prior_mean=params, key=None) -> state`. The first search sets out from
-    params; should the first batch be missing, from the prior mean."""
     update: Callable[..., tuple[FlowState, FlowInfo]]
-    """`(state, batch) -> (state, info)`, as `lax.scan` calls it."""
     evaluate: Callable[..., tuple[jax.Array, PyTree, Any]]
-    """`(params, batch, key=None) -> (log-likelihood, score, information)`, sums."""
     project: Callable[[Any], Any]
-    """A summed information of `evaluate` -> what the state keeps of it."""
 
     def __repr__(self) -> str:
         return repr(getattr(self.init, "args", ("FisherFlow(...)",))[0])
@@ -119,3 +140,79 @@ def belief_of(state: FlowState) -> Belief:
     )
     mean = optax.tree.where(state.step > 0, state.mean, state.prior.origin)
     return Belief(mean, sums, state.prior)
+
+
+def init(
+    recipe: Recipe, params: PyTree, prior_mean: PyTree = None, key: Any = None
+) -> FlowState:
+    """The state that believes the prior, its search starting at `params`."""
+    mean = parameters(params, "params")
+    origin = mean if prior_mean is None else parameters(prior_mean, "prior_mean")
+    shapes = jax.tree.map(jnp.shape, (origin, mean))
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            "prior_mean must have the tree and shapes of params; got "
+            f"{shapes[0]} for {shapes[1]}."
+        )
+    curvature = recipe.bound(recipe.estimator.value, recipe.apply_fn)
+    if not curvature.random:
+        key = None
+    elif key is None:
+        raise ValueError(
+            f"estimators.{curvature.name} draws at random: give flow.init a key."
+        )
+    precision = priors.as_precision(recipe.prior_precision.value, mean)
+    # compiled once for all models
+    recipe = dataclasses.replace(
+        recipe,
+        apply_fn=begin,
+        estimator=Compared(None),
+        prior_precision=Compared(None),
+        num_steps=1,
+        chunk_size=None,
+    )
+    return compiled(shared(recipe), begin)(mean, origin, precision, key_data(key))
+
+
+def begin(
+    recipe: Recipe, mean: PyTree, origin: PyTree, precision: Any, key: Any
+) -> FlowState:
+    """The same from arrays that fit. No two leaves share a buffer, with each other or
+    with the arguments: a state may be donated to a compiled update."""
+    origin = jax.tree.map(lambda x, like: x.astype(like.dtype), origin, mean)
+    nothing = recipe.structure.isotropic(mean, 0.0)
+    information = priors.starting_information(nothing, precision)
+    if recipe.marginal and type(information) is not type(nothing):
+        raise ValueError(
+            "marginal=True keeps one structure: give prior_precision as a number, "
+            "a pytree prefix, or an information in that structure."
+        )
+    zero, none = jnp.zeros((), trees.float_dtype(mean)), jnp.zeros((), jnp.int32)
+    residual = zero if recipe.estimates_dispersion else None
+    zeros = Sum(
+        curvature=nothing,
+        weight=zero,
+        linear=Shift(optax.tree.zeros_like(mean), residual),
+        quadratic=(nothing,) if recipe.robust else (),
+    )
+    meat = None
+    if recipe.robust:
+        # as rich as the information, which a richer prior may have made richer than
+        # the structure
+        meat = ops.add(nothing, ops.scale(precision, 0.0))
+    keep = compensate if recipe.compensated else (lambda x: x)
+    state = FlowState(
+        mean=mean,
+        information=keep(information),
+        count=zero,
+        log_evidence=zero,
+        meat=None if meat is None else keep(meat),
+        residual=residual,
+        prior=Prior(origin, precision),
+        memory=recipe.memory.init(zeros),
+        step=none,
+        num_skipped=none,
+        events=Events(none, none, none),
+        key=key,
+    )
+    return jax.tree.map(jnp.copy, state)

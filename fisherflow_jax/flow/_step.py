@@ -10,15 +10,15 @@ from fisherflow_jax import information as ops
 from fisherflow_jax._ground import batch as batches
 from fisherflow_jax._ground import trees
 from fisherflow_jax._ground.batch import Batch
+from fisherflow_jax._ground.checks import holds, is_concrete
 from fisherflow_jax._ground.choices import compiled
 from fisherflow_jax._ground.keys import typed_key
 from fisherflow_jax.flow import _evidence as evidence
 from fisherflow_jax.flow import _marginal as marginal
-from fisherflow_jax.flow._checks import check_taken_in, parameters
-from fisherflow_jax.flow._newton import Solution, damped_newton, single_step
-from fisherflow_jax.flow._observed import Observed
-from fisherflow_jax.flow._recipe import Recipe
+from fisherflow_jax.flow._newton import Objective, Solution, damped_newton, single_step
+from fisherflow_jax.flow._recipe import Observed, Recipe, parameters
 from fisherflow_jax.flow._state import FlowInfo, FlowState, belief_of
+from fisherflow_jax.likelihoods import Likelihood
 from fisherflow_jax.memories import Belief, Shift, Sum
 from fisherflow_jax.model import weighted_sum
 
@@ -76,10 +76,15 @@ def fit(
 ) -> Solution:
     """The least of the batch's loss and the distance to the belief before it."""
     before = ops.plain(predicted.sums.curvature)
-    functions = observed.log_likelihood, observed.information
+    objective = Objective(
+        log_likelihood=observed.log_likelihood,
+        curvature=observed.information,
+        center=predicted.mean,
+        information=before,
+    )
     if num_steps == 1:
-        return single_step(*functions, predicted.mean, before, start)
-    return damped_newton(*functions, predicted.mean, before, start, num_steps)
+        return single_step(objective, start)
+    return damped_newton(objective, start, num_steps)
 
 
 def absorb(
@@ -146,7 +151,7 @@ def log_evidence(
     """What the batch adds to the log-evidence, and its log-likelihood before, `()`."""
     likelihood = observed.recipe.likelihood
     mean, before, after = belief.mean, predicted.sums, belief.sums
-    logdets = ops.logdet(before.curvature, mean), ops.logdet(after.curvature, mean)
+    logdets = [ops.logdet(sums.curvature, mean) for sums in (before, after)]
     if likelihood.log_unit_variance is None:
         # one after the other, so that the model is written out once
         points = jax.tree.map(lambda *x: jnp.stack(x), predicted.mean, mean)
@@ -155,14 +160,11 @@ def log_evidence(
         return evidence.known_dispersion(value, distance, *logdets), ahead
     of_targets = likelihood.log_unit_variance
     gain = evidence.unknown_dispersion(
-        before.linear,
-        after.linear,
-        before.weight,
-        after.weight,
+        evidence.Fitted(before.linear, before.weight, logdets[0]),
+        evidence.Fitted(after.linear, after.weight, logdets[1]),
         weighted_sum(
             lambda params, inputs: (), lambda _, y: of_targets(y), mean, observed.batch
         ),
-        *logdets,
     )
     return gain, observed.log_likelihood(predicted.mean)
 
@@ -215,3 +217,21 @@ def project(recipe: Recipe, information: Any) -> Any:
     if not recipe.marginal or from_full is None:
         return information
     return ops.inverse(from_full(ops.inverse(information)))
+
+
+def check_taken_in(skipped: jax.Array, likelihood: Likelihood, batch: Batch) -> None:
+    """Raises where an update is seen to have failed (not under jit), saying why."""
+    if not is_concrete(skipped) or not skipped:
+        return
+    used = batch.weights > 0
+    if not holds(batches.is_finite(batch)):
+        what = "the batch holds a NaN or an infinite value in a row of positive weight"
+    elif not holds(likelihood.support(batch.targets)[used]):
+        what = f"the batch holds targets that {likelihood.name} cannot produce"
+    else:
+        what = (
+            "the batch's log-likelihood, its information or the updated belief is not "
+            "finite, for a label beyond the model's classes, an overflow, or an "
+            "information that is not positive definite in this precision"
+        )
+    raise ValueError(f"{what} (under jit it would be skipped and counted).")

@@ -69,13 +69,18 @@ class Prior(NamedTuple):
 
 
 class Belief(NamedTuple):
-    """What a flow believes: a Gaussian, and the sums that go with it."""
+    """What a flow believes: a Gaussian, and the sums that go with it.
+
+    Attributes:
+      mean: like the parameters.
+      sums: the curvature with the prior included; linear: the `()` least value of the
+        penalised sum of squares, where it is kept; quadratic: the sum of squared
+        scores, where it is kept, without the prior.
+      prior: before any data.
+    """
 
     mean: PyTree
     sums: Sum
-    """The curvature with the prior included; linear: the `()` least value of the
-    penalised sum of squares, where it is kept; quadratic: the sum of squared scores,
-    where it is kept, without the prior."""
     prior: Prior
 
     def faded(self, factor: jax.Array) -> "Belief":
@@ -132,31 +137,40 @@ class MovingAverage(NamedTuple):
     """How a preconditioner averages batches, where it does not add them up.
 
     The remembered value starts at zero, as Optax's moving averages do.
+
+    Attributes:
+      gain: the weight of a batch's mean, `1 - decay`.
+      debias: `(an elementwise information, batches taken in) -> its mean`, to the last
+        bit.
     """
 
-    gain: Any  # the weight of a batch's mean, `1 - decay`
+    gain: Any
     debias: Callable[[Any, jax.Array], Any]
-    """`(a Scalar or a Diagonal, batches taken in) -> its mean`, to the last bit."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Memory:
-    """Made by the factories of `ff.memories`; equal choices are one object."""
+    """Made by the factories of `ff.memories`; equal choices are one object.
+
+    Attributes:
+      name: what it prints as.
+      init: `(a site of zeros) -> storage`.
+      predict: `(storage, believed, batch, like) -> believed`: a `Belief` or a `Sum`
+        before the batch; `like` is a tree of the parameters' shapes.
+      remember: `(storage, believed with the site, site) -> (storage, believed,
+        report)`.
+      needs: capabilities asked of the structure, with the reason for each.
+      keeps_sites: whether `remember` looks at what a site says of the mean.
+      average: in a preconditioner only; None: sums are kept.
+    """
 
     name: str
     init: Callable[[Sum], Any]
-    """`(a site of zeros) -> storage`."""
     predict: Callable[[Any, Any, Any, PyTree], Any]
-    """`(storage, believed, batch, like) -> believed`: a `Belief` or a `Sum` before the
-    batch; `like` is a tree of the parameters' shapes."""
     remember: Callable[[Any, Any, Sum], tuple[Any, Any, Any]]
-    """`(storage, believed with the site, site) -> (storage, believed, report)`."""
     needs: dict[str, str] = dataclasses.field(default_factory=dict)
-    """Capabilities asked of the structure, with the reason for each."""
     keeps_sites: bool = True
-    """Whether `remember` looks at what a site says of the mean."""
     average: MovingAverage | None = None
-    """In a preconditioner only; None: sums are kept."""
 
     def __repr__(self) -> str:
         return self.name
