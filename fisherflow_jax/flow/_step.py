@@ -34,8 +34,9 @@ def update(
         raise ValueError("a flow learns from targets; the batch's are None.")
     # compiled once a recipe and shape, so that a plain Python loop over a data loader
     # does not trace its searches anew at each batch
+    steps = recipe.num_steps if num_steps is None else num_steps
     run = compiled(recipe, advance, static_argnums=2)
-    after, info = run(state, batch, num_steps or recipe.num_steps)
+    after, info = run(state, batch, steps)
     check_taken_in(info.skipped, recipe.likelihood, batch)
     return after, info
 
