@@ -10,11 +10,7 @@ from jax.typing import ArrayLike
 
 from fisherflow_jax._ground.arrays import like, widen
 from fisherflow_jax.likelihoods import _categorical_roots as categorical_roots
-from fisherflow_jax.likelihoods._checks import (
-    check_outputs,
-    check_targets,
-    shape_and_dtype,
-)
+from fisherflow_jax.likelihoods import _checks as checks
 from fisherflow_jax.likelihoods._likelihood import (
     LOGIT,
     SOFTMAX,
@@ -80,7 +76,7 @@ def categorical() -> Likelihood:
     name = "categorical"
 
     def check(outputs: Any, targets: Any) -> None:
-        shape = check_outputs(name, outputs)
+        shape = checks.check_outputs(name, outputs)
         if len(shape) == 0 or shape[-1] < 1:
             raise ValueError(
                 f"{name}: outputs must be logits of at least 1 class on the last axis, "
@@ -89,14 +85,14 @@ def categorical() -> Likelihood:
             )
         if targets is None:
             return
-        target_shape, dtype = shape_and_dtype(targets)
+        target_shape, dtype = checks.shape_and_dtype(targets)
         if not jnp.issubdtype(dtype, jnp.integer):
             raise ValueError(
                 f"{name}: targets must be integer classes, got dtype {dtype} "
                 f"(shape {target_shape}). Give one-hot targets as their argmax."
             )
         rule = "targets must have the shape of the outputs without the axis of classes"
-        check_targets(name, shape, shape[:-1], targets, rule)
+        checks.check_targets(name, shape, shape[:-1], targets, rule)
 
     def log_prob(outputs: ArrayLike, targets: ArrayLike) -> jax.Array:
         check(outputs, targets)

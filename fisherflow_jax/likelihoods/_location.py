@@ -7,18 +7,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from fisherflow_jax._ground import quadrature
 from fisherflow_jax._ground.arrays import like, widen
-from fisherflow_jax._ground.quadrature import (
-    log_average,
-    normal_log_density,
-    normal_nodes,
-)
+from fisherflow_jax.likelihoods import _checks as checks
 from fisherflow_jax.likelihoods._bounds import largest_entries
-from fisherflow_jax.likelihoods._checks import (
-    check_outputs,
-    check_targets,
-    require_positive,
-)
 from fisherflow_jax.likelihoods._likelihood import (
     IDENTITY,
     Likelihood,
@@ -77,7 +69,7 @@ def gaussian(scale: ArrayLike | None = 1.0) -> Likelihood:
             pearson=on_both(name, lambda z, y: (y - z) ** 2),
             log_unit_variance=lambda targets: jnp.zeros_like(widen(targets)),
         )
-    require_positive(name, "scale", scale)
+    checks.require_positive(name, "scale", scale)
 
     def variance(location: jax.Array) -> jax.Array:
         return jnp.full_like(location, like(scale, location) ** 2)
@@ -93,7 +85,8 @@ def gaussian(scale: ArrayLike | None = 1.0) -> Likelihood:
         mean: jax.Array, spread: jax.Array, covariance: Any, targets: ArrayLike
     ) -> jax.Array:
         mean = widen(mean)
-        return normal_log_density(like(targets, mean) - mean, spread + variance(mean))
+        residual = like(targets, mean) - mean
+        return quadrature.normal_log_density(residual, spread + variance(mean))
 
     def root(location: jax.Array) -> jax.Array:
         return 1 / like(scale, location)
@@ -138,7 +131,7 @@ def gaussian_location_scale() -> Likelihood:
     name = "gaussian_location_scale"
 
     def check(outputs: Any, targets: Any) -> None:
-        shape = check_outputs(name, outputs)
+        shape = checks.check_outputs(name, outputs)
         if len(shape) == 0 or shape[-1] != 2:
             raise ValueError(
                 f"{name}: the last axis of the outputs must be 2 (mean and log standard"
@@ -146,7 +139,7 @@ def gaussian_location_scale() -> Likelihood:
             )
         if targets is not None:
             rule = "targets must have the shape of the outputs without the last axis"
-            check_targets(name, shape, shape[:-1], targets, rule)
+            checks.check_targets(name, shape, shape[:-1], targets, rule)
 
     def both(outputs: ArrayLike) -> tuple[jax.Array, jax.Array]:
         wide = widen(outputs)
@@ -209,9 +202,9 @@ def _over_both(
 
     def log_prob(x: jax.Array) -> jax.Array:
         variance = spread + jnp.exp(2 * (log_scale + x * std))
-        return normal_log_density(residual - x * slope, variance)
+        return quadrature.normal_log_density(residual - x * slope, variance)
 
-    return log_average(log_prob, *normal_nodes(mean.dtype))
+    return quadrature.log_average(log_prob, *quadrature.normal_nodes(mean.dtype))
 
 
 @family
@@ -252,8 +245,8 @@ def student_t(df: ArrayLike, scale: ArrayLike) -> Likelihood:
       Using the t Distribution", 1989.
     """
     name = "student_t"
-    require_positive(name, "df", df)
-    require_positive(name, "scale", scale)
+    checks.require_positive(name, "df", df)
+    checks.require_positive(name, "scale", scale)
 
     def both(location: jax.Array) -> tuple[jax.Array, jax.Array]:
         return like(df, location), like(scale, location)

@@ -12,18 +12,13 @@ from fisherflow_jax._ground.chunks import map_chunks
 from fisherflow_jax.likelihoods import SOFTMAX, Likelihood
 from fisherflow_jax.model import once
 from fisherflow_jax.posteriors import Gaussian, check_level, two_sided
+from fisherflow_jax.predictions import _streaming as streaming
 from fisherflow_jax.predictions._checks import (
     check_inputs,
     check_likelihood,
     one_belief,
 )
-from fisherflow_jax.predictions._streaming import (
-    Wanted,
-    dispersed,
-    examples_of,
-    sizes,
-    variance_of,
-)
+from fisherflow_jax.predictions._streaming import Wanted
 
 PyTree = Any
 
@@ -125,8 +120,8 @@ def _top(
     belief: Gaussian, apply_fn: Callable, inputs: PyTree, k: int, wanted: Wanted
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Which they are, their log-odds, and the variance of these."""
-    examples = examples_of(belief, once(apply_fn), inputs, wanted)
-    size, at_once = sizes(examples, wanted.chunk_size, False)
+    examples = streaming.examples_of(belief, once(apply_fn), inputs, wanted)
+    size, at_once = streaming.sizes(examples, wanted.chunk_size, False)
 
     def one(parts: list) -> tuple[jax.Array, jax.Array, jax.Array]:
         outputs, pull = examples.pull(parts)
@@ -138,11 +133,11 @@ def _top(
             # by the likelihood's own line, which is finite for saturated logits
             return jnp.take_along_axis(wanted.line_of.line(logits), ids, -1)
 
-        variance = variance_of(log_odds, outputs, pull, at_once)
+        variance = streaming.variance_of(log_odds, outputs, pull, at_once)
         return ids[0], log_odds(outputs)[0], variance
 
     ids, line, variance = map_chunks(jax.vmap(one), examples.parts, size)
-    return ids, line, dispersed(variance, belief, wanted.robust)
+    return ids, line, streaming.dispersed(variance, belief, wanted.robust)
 
 
 # compiled once a model and shape, so that a second call compiles nothing
