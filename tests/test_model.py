@@ -11,9 +11,8 @@ import estimator_cases as cases
 import fisherflow_jax as ff
 from estimator_cases import NAMED, WEIGHTS
 
-POISSON = ff.negative_log_likelihood(
-    lambda params, x: x @ params, ff.likelihoods.poisson()
-)
+MODEL = lambda params, x: x @ params, ff.likelihoods.poisson()
+POISSON = ff.negative_log_likelihood(*MODEL)
 X = cases.draw(7, 2, seed=1)
 COUNTS = np.array([0.0, 3, 1, 0, 2, 1, 5])
 PARAMS = np.array([0.4, -0.7])
@@ -102,3 +101,53 @@ def test_what_does_not_fit_is_explained():
         POISSON(PARAMS, (X, COUNTS[:, None]))
     with pytest.raises(ValueError, match="must agree in their leading axis"):
         POISSON(PARAMS, (X, COUNTS[:3]))
+
+
+SCORED = {
+    "poisson": (lambda p, x: jnp.tanh(x @ p["w"]) @ p["v"], ff.likelihoods.poisson()),
+    "classes": (lambda p, x: x @ p["w"] * p["v"], ff.likelihoods.categorical()),
+}
+
+
+@pytest.mark.parametrize("name", SCORED)
+def test_scores_are_the_weighted_rows_of_the_jacobian(name):
+    apply_fn, likelihood = SCORED[name]
+    rng = np.random.default_rng(3)
+    params = {"w": rng.normal(size=(4, 3)), "v": rng.normal(size=3)}
+    x, y = rng.normal(size=(5, 4)), np.array([0, 2, 1, 1, 0])
+    weights = np.array([1.0, 0.5, 0.0, 3.0, 1.0])
+
+    def log_probs(params):
+        return likelihood.log_prob(apply_fn(params, x), y).reshape((5, -1)).sum(1)
+
+    expected = jax.jacrev(log_probs)(params)
+    for batch, factor in (((x, y), np.ones(5)), ((x, y, weights), weights)):
+        found = ff.scores(apply_fn, likelihood, params, batch)
+        for key, leaf in expected.items():
+            scaled = factor.reshape((-1,) + (1,) * (leaf.ndim - 1)) * leaf
+            np.testing.assert_allclose(found[key], scaled, rtol=1e-10, atol=1e-12)
+        again = jax.jit(lambda p, b: ff.scores(apply_fn, likelihood, p, b))
+        same = again(params, batch)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b), same, found)
+    blank = x.copy()
+    blank[2] = np.nan
+    spoilt = ff.scores(apply_fn, likelihood, params, (blank, y, weights))
+    assert all(np.all(leaf[2] == 0) for leaf in jax.tree.leaves(spoilt))
+
+
+def test_scores_sum_to_the_score_of_the_batch_and_square_to_the_empirical_fisher():
+    found = ff.scores(*MODEL, PARAMS, (X, COUNTS, WEIGHTS))
+    total = jax.grad(POISSON)(PARAMS, (X, COUNTS, WEIGHTS)) * -WEIGHTS.sum()
+    np.testing.assert_allclose(found.sum(0), total, rtol=1e-10)
+    estimator = ff.estimators.empirical(*MODEL, ff.structures.full())
+    plain = ff.scores(*MODEL, PARAMS, (X, COUNTS))
+    information = estimator(PARAMS, (X, COUNTS))
+    np.testing.assert_allclose(plain.T @ plain, information.rows, rtol=1e-10)
+
+
+def test_scores_of_what_has_none():
+    with pytest.raises(ValueError, match="scores need targets"):
+        ff.scores(*MODEL, PARAMS, (X, None))
+    centred = (lambda p, x: (x - x.mean(0)) @ p, MODEL[1])
+    with pytest.raises(ValueError, match=r"interact \(reduce_sum over the examples\)"):
+        ff.scores(*centred, PARAMS, (X, COUNTS))

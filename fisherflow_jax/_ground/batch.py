@@ -48,25 +48,25 @@ class Batch(NamedTuple):
     weights: jax.Array  # (n,) float32 or wider, 0 = padding
 
 
-def _is_shared(node: Any) -> bool:
+def is_shared(node: Any) -> bool:
     return isinstance(node, Shared)
 
 
 def unshare(inputs: PyTree) -> PyTree:
     """The inputs as `apply_fn` receives them."""
     return jax.tree.map(
-        lambda node: node.tree if _is_shared(node) else node, inputs, is_leaf=_is_shared
+        lambda node: node.tree if is_shared(node) else node, inputs, is_leaf=is_shared
     )
 
 
 def split(inputs: PyTree) -> tuple[list[jax.Array], Callable[[list], PyTree]]:
     """The leaves with an example axis, and how to rebuild inputs around others."""
-    leaves, treedef = jax.tree.flatten(inputs, is_leaf=_is_shared)
-    sliced = [leaf for leaf in leaves if not _is_shared(leaf)]
+    leaves, treedef = jax.tree.flatten(inputs, is_leaf=is_shared)
+    sliced = [leaf for leaf in leaves if not is_shared(leaf)]
 
     def rebuild(parts: list) -> PyTree:
         rest = iter(parts)
-        filled = [leaf if _is_shared(leaf) else next(rest) for leaf in leaves]
+        filled = [leaf if is_shared(leaf) else next(rest) for leaf in leaves]
         return jax.tree.unflatten(treedef, filled)
 
     return sliced, rebuild
@@ -90,7 +90,7 @@ def as_batch(batch: Any) -> Batch:
             + (f" of length {len(batch)}." if hasattr(batch, "__len__") else ".")
         )
     inputs = jax.tree.map(
-        lambda x: x if _is_shared(x) else as_array(x), batch[0], is_leaf=_is_shared
+        lambda x: x if is_shared(x) else as_array(x), batch[0], is_leaf=is_shared
     )
     targets = jax.tree.map(as_array, batch[1])
     count, dtype = _num_examples(inputs, targets), jnp.result_type(float)

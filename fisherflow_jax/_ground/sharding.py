@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 PyTree = Any
 
@@ -33,3 +33,28 @@ def replicated(function: Callable, *arguments: Any) -> Any:
 
 def has_explicit_axes() -> bool:
     return bool(jax.sharding.get_abstract_mesh().explicit_axes)
+
+
+def automatic(mesh: Mesh | None) -> Mesh | None:
+    """The mesh with automatic axes; `jax.make_mesh` makes explicit ones.
+
+    Explicit axes would demand a sharding of every operation on a batch. Those of
+    `jax.set_mesh` stay: all arrays lie on that mesh, and `in_auto_mode` treats them.
+
+    Raises:
+      ValueError: for what is no mesh.
+    """
+    if mesh is not None and not isinstance(mesh, Mesh):
+        raise ValueError(
+            f"mesh is a jax.sharding.Mesh or None; got {type(mesh).__name__}."
+        )
+    if mesh is None or mesh.abstract_mesh == jax.sharding.get_abstract_mesh():
+        return mesh
+    return Mesh(mesh.devices, mesh.axis_names)
+
+
+def on_every_device(mesh: Mesh | None, tree: PyTree) -> PyTree:
+    """The tree whole on every device: the first batch then compiles for all."""
+    if mesh is None:
+        return tree
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))

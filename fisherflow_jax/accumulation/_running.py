@@ -12,6 +12,7 @@ from fisherflow_jax._ground import batch as batch_parts
 from fisherflow_jax._ground import trees
 from fisherflow_jax._ground.batch import Batch
 from fisherflow_jax._ground.checks import is_concrete
+from fisherflow_jax._ground.sharding import automatic, on_every_device
 from fisherflow_jax.accumulation._loading import (
     Stacked,
     check_loader,
@@ -19,7 +20,7 @@ from fisherflow_jax.accumulation._loading import (
     stack_of_batches,
     with_bar,
 )
-from fisherflow_jax.accumulation._sharding import automatic, place, replicate
+from fisherflow_jax.accumulation._shards import place
 from fisherflow_jax.accumulation._updating import Accumulation, accumulator, advance
 from fisherflow_jax.estimators import Estimator
 
@@ -109,7 +110,7 @@ def accumulate(
         state = functions.init(params, key)
     else:
         state = _continued(state, estimator, params, key)
-    state, params = replicate(mesh, (state, params))
+    state, params = on_every_device(mesh, (state, params))
     multiple = 1 if mesh is None else mesh.size
     if isinstance(batches, Stacked):
         if progress:

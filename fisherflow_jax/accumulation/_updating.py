@@ -11,9 +11,10 @@ from jax.sharding import Mesh
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import batch as batches
 from fisherflow_jax._ground import trees
+from fisherflow_jax._ground.checks import fraction
 from fisherflow_jax._ground.keys import key_data, typed_key
-from fisherflow_jax._ground.sharding import in_auto_mode
-from fisherflow_jax.accumulation._sharding import automatic, sum_over_shards
+from fisherflow_jax._ground.sharding import automatic, in_auto_mode
+from fisherflow_jax.accumulation._shards import sum_over_shards
 from fisherflow_jax.estimators import Estimator
 
 PyTree = Any
@@ -89,7 +90,15 @@ def accumulator(
       >>> print(state.information.entries, state.count, state.average.entries)
       [15. 15.] 15.0 [1. 1.]
     """
-    check_decay(decay)
+    if not isinstance(estimator, Estimator):
+        raise ValueError(
+            "accumulate runs an estimator that is bound to a model: give it "
+            "estimator(apply_fn, likelihood, structure), such as "
+            "ff.estimators.exact(apply_fn, likelihood, ff.structures.diagonal()); got "
+            f"{estimator!r}."
+        )
+    if decay is not None:
+        fraction(decay, "decay")
     automatic(mesh)  # which says what is no mesh
 
     def init(params: PyTree, key: Any = None) -> Accumulation:
@@ -112,13 +121,6 @@ def accumulator(
         return advance(estimator, automatic(mesh), decay, state, params, batch)
 
     return Accumulator(init, update)
-
-
-def check_decay(decay: float | None) -> None:
-    if decay is not None and not 0 < decay < 1:
-        raise ValueError(
-            f"decay must lie between 0 and 1, or be None for a plain sum; got {decay}."
-        )
 
 
 # a function of the module, so that runs over the same estimator share what is compiled
@@ -158,17 +160,15 @@ def _with_batch(
         before, count = ops.scale(before, decay), count * decay
     number = batches.num_observations(batch, each_target=False)
     gathered = ops.add(before, information), count + number.astype(count.dtype)
-    sound = batches.is_finite(batch)
-    for leaf in jax.tree.leaves(information):
-        sound = sound & jnp.all(jnp.isfinite(leaf))
+    sound = batches.is_finite(batch) & trees.all_finite(information)
     information, count = jax.tree.map(
         lambda new, old: jnp.where(sound, new.astype(old.dtype), old),
         gathered,
         (state.information, state.count),
     )
     return Accumulation(
-        information,
-        count,
+        information=information,
+        count=count,
         num_batches=state.num_batches + 1,
         num_skipped=state.num_skipped + jnp.where(sound, 0, 1).astype(jnp.int32),
         key=state.key,

@@ -7,7 +7,7 @@ import jax
 
 from fisherflow_jax._ground import batch as batches
 from fisherflow_jax.layers._checkpoints import register
-from fisherflow_jax.layers._layer import Layers, is_shared
+from fisherflow_jax.layers._layer import Layers
 from fisherflow_jax.layers._tracing import described, is_array, trace
 
 PyTree = Any
@@ -99,16 +99,15 @@ def layers_of(
     apply_fn: Callable, params: PyTree, inputs: PyTree, batched: bool | None = None
 ) -> Layers:
     """As `find_layers`, of layers that no checkpoint will hold."""
-    leaves = jax.tree.leaves(inputs, is_leaf=is_shared)
-    treedef: Any = jax.tree.structure(inputs, is_leaf=is_shared)
+    leaves = jax.tree.leaves(inputs, is_leaf=batches.is_shared)
 
     def shapes(take: Callable) -> PyTree:
-        return treedef.unflatten(
-            [
-                batches.Shared(_shapes(leaf.tree)) if is_shared(leaf) else take(leaf)
-                for leaf in leaves
-            ]
-        )
+        def of(leaf: Any) -> Any:
+            if batches.is_shared(leaf):
+                return batches.Shared(_shapes(leaf.tree))
+            return take(leaf)
+
+        return jax.tree.map(of, inputs, is_leaf=batches.is_shared)
 
     one, counts = shapes(_example), _counts(leaves)
     if batched and (len(counts) != 1 or counts == {1}):
@@ -125,7 +124,7 @@ def layers_of(
 
 def _counts(leaves: list) -> set[int]:
     """The numbers of examples in the inputs."""
-    return {leaf.shape[0] for leaf in leaves if not is_shared(leaf)}
+    return {leaf.shape[0] for leaf in leaves if not batches.is_shared(leaf)}
 
 
 def _shapes(tree: PyTree) -> PyTree:

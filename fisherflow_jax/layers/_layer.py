@@ -96,17 +96,13 @@ class Layers:
         return texts
 
 
-def is_shared(node: Any) -> bool:
-    return isinstance(node, batches.Shared)
-
-
 def shapes_of_one(inputs: PyTree) -> Shapes:
     """Of one example; parts in `ff.Shared` have none."""
-    leaves = jax.tree_util.tree_leaves_with_path(inputs, is_leaf=is_shared)
+    leaves = jax.tree_util.tree_leaves_with_path(inputs, is_leaf=batches.is_shared)
     return tuple(
         (trees.parameter_name(path) if path else "", tuple(jnp.shape(leaf)[1:]))
         for path, leaf in leaves
-        if not is_shared(leaf)
+        if not batches.is_shared(leaf)
     )
 
 

@@ -13,7 +13,7 @@ from fisherflow_jax.layers import _compat
 from fisherflow_jax.layers import _examples as following
 from fisherflow_jax.layers import _views as views
 from fisherflow_jax.layers._examples import Examples
-from fisherflow_jax.layers._layer import Layer, Layers, is_shared, shapes_of_one
+from fisherflow_jax.layers._layer import Layer, Layers, shapes_of_one
 from fisherflow_jax.layers._uses import Broadcast, Path, Use, Walk
 from fisherflow_jax.layers._walk import walk
 
@@ -101,11 +101,11 @@ def trace(
 
 def _is_sliced(inputs: PyTree) -> list[bool]:
     """For each leaf of the inputs, as received, whether it has an axis of examples."""
-    leaves = jax.tree.leaves(inputs, is_leaf=is_shared)
+    leaves = jax.tree.leaves(inputs, is_leaf=batches.is_shared)
     return [
-        not is_shared(leaf)
+        not batches.is_shared(leaf)
         for leaf in leaves
-        for _ in (jax.tree.leaves(leaf.tree) if is_shared(leaf) else [leaf])
+        for _ in (jax.tree.leaves(leaf.tree) if batches.is_shared(leaf) else [leaf])
     ]
 
 

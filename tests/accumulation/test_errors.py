@@ -73,7 +73,7 @@ def test_stacks_that_are_none(stack, match):
 
 @pytest.mark.parametrize("decay", [0, 1, -0.5, 1.5, np.nan])
 def test_decay_outside_its_range(decay):
-    with pytest.raises(ValueError, match=f"between 0 and 1.*got {decay}"):
+    with pytest.raises(ValueError, match=rf"decay must be in \(0, 1\); got {decay}\."):
         accumulate(EXACT, PARAMS, [(X, Y)], decay=decay)
 
 
@@ -158,3 +158,9 @@ def test_a_terminal_is_asked_for_its_patience(monkeypatch):
     accumulate(EXACT, PARAMS, [(jnp.asarray(X), Y)])
     assert given["disable"] is None
     assert given["delay"] == 2
+
+
+def test_an_estimator_without_a_model_is_refused_with_the_way_out():
+    for choice in (ff.estimators.exact, ff.estimators.hutchinson(num_probes=2)):
+        with pytest.raises(ValueError, match=r"bound to a model: give it estimator\("):
+            ff.accumulate(choice, jnp.zeros(2), [])

@@ -13,29 +13,11 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fisherflow_jax import information as ops
-from fisherflow_jax._ground.batch import Batch, Shared, num_examples
+from fisherflow_jax._ground.batch import Batch, is_shared, num_examples
 from fisherflow_jax.estimators import Estimator
 from fisherflow_jax.structures.capabilities import COMPENSATED
 
 PyTree = Any
-
-
-def automatic(mesh: Mesh | None) -> Mesh | None:
-    """The mesh with automatic axes; `jax.make_mesh` makes explicit ones.
-
-    Explicit axes would demand a sharding of every operation on a batch. Those of
-    `jax.set_mesh` stay: all arrays lie on that mesh, and `in_auto_mode` treats them.
-
-    Raises:
-      ValueError: for what is no mesh.
-    """
-    if mesh is not None and not isinstance(mesh, Mesh):
-        raise ValueError(
-            f"mesh is a jax.sharding.Mesh or None; got {type(mesh).__name__}."
-        )
-    if mesh is None or mesh.abstract_mesh == jax.sharding.get_abstract_mesh():
-        return mesh
-    return Mesh(mesh.devices, mesh.axis_names)
 
 
 def place(mesh: Mesh | None, batch: Batch, axis: int) -> Batch:
@@ -45,22 +27,11 @@ def place(mesh: Mesh | None, batch: Batch, axis: int) -> Batch:
     spread = NamedSharding(mesh, PartitionSpec(*[None] * axis, mesh.axis_names))
     everywhere = NamedSharding(mesh, PartitionSpec())
     inputs = jax.tree.map(
-        lambda node: jax.device_put(node, everywhere if _is_shared(node) else spread),
+        lambda node: jax.device_put(node, everywhere if is_shared(node) else spread),
         batch.inputs,
-        is_leaf=_is_shared,
+        is_leaf=is_shared,
     )
     return Batch(inputs, *jax.device_put((batch.targets, batch.weights), spread))
-
-
-def replicate(mesh: Mesh | None, tree: PyTree) -> PyTree:
-    """The tree whole on every device: the first batch then compiles for all."""
-    if mesh is None:
-        return tree
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
-
-
-def _is_shared(node: Any) -> bool:
-    return isinstance(node, Shared)
 
 
 def sum_over_shards(
@@ -81,9 +52,9 @@ def sum_over_shards(
     rows: Any = PartitionSpec(axes)
     whole = PartitionSpec()
     inputs = jax.tree.map(
-        lambda node: whole if _is_shared(node) else rows,
+        lambda node: whole if is_shared(node) else rows,
         batch.inputs,
-        is_leaf=_is_shared,
+        is_leaf=is_shared,
     )
 
     def of_shard(params: PyTree, shard: Batch, key: jax.Array | None) -> Any:
