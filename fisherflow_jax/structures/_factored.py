@@ -47,7 +47,12 @@ def _(information: Kronecker, damping: jax.Array) -> LayerInverses:
         outputs[name] = _inverse(right, root / balance)
     entries = information.other_entries
     divisors = {name: x + damping for name, x in entries.items()}
-    return LayerInverses(inputs, outputs, divisors, information.layers)
+    return LayerInverses(
+        input_inverses=inputs,
+        output_inverses=outputs,
+        plain_divisors=divisors,
+        inverted_layers=information.layers,
+    )
 
 
 def _mean_eigenvalue(factor: jax.Array) -> jax.Array:

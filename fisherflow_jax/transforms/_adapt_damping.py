@@ -112,15 +112,23 @@ def adapt_damping(
       Martens, Grosse, "Optimizing neural networks with Kronecker-factored approximate
       curvature", 2015, section 6.5.
     """
-    _check(loss, period, rate, low, high, smallest, largest)
+    rule = _Rule(
+        loss=loss,
+        period=period,
+        rate=rate,
+        low=low,
+        high=high,
+        smallest=smallest,
+        largest=largest,
+    )
+    _check(rule)
     if isinstance(transformation, optax.MultiSteps):
         raise ValueError(
             "an optax.MultiSteps within another transformation gets no batch: give "
             "optax.GradientTransformationExtraArgs(steps.init, steps.update), with "
             "steps the MultiSteps."
         )
-    loss = choices.hashable(loss)
-    rule = choices.shared(_Rule(loss, period, rate, low, high, smallest, largest))
+    rule = choices.shared(dataclasses.replace(rule, loss=choices.hashable(loss)))
     inner = optax.with_extra_args_support(transformation)
     return optax.GradientTransformationExtraArgs(
         functools.partial(_init, inner), functools.partial(_update, rule, inner)
@@ -236,26 +244,18 @@ def _with_damping(state: Any, damping: jax.Array) -> Any:
     )
 
 
-def _check(
-    loss: Any,
-    period: Any,
-    rate: float,
-    low: float,
-    high: float,
-    smallest: float,
-    largest: float,
-) -> None:
-    if not callable(loss):
+def _check(rule: _Rule) -> None:
+    if not callable(rule.loss):
         raise ValueError(
             "loss is a function of (params, batch), such as "
-            f"ff.negative_log_likelihood(apply_fn, likelihood); got {loss!r}."
+            f"ff.negative_log_likelihood(apply_fn, likelihood); got {rule.loss!r}."
         )
-    whole(period, "period", of="steps")
-    fraction(rate, "rate")
-    if not low <= high:
-        raise ValueError(f"low must not exceed high; got {low} and {high}.")
-    not_negative(smallest, "smallest")
-    if not smallest <= largest:
-        raise ValueError(
-            f"smallest must not exceed largest; got {smallest} and {largest}."
-        )
+    whole(rule.period, "period", of="steps")
+    fraction(rule.rate, "rate")
+    not_negative(rule.smallest, "smallest")
+    for low, high in (("low", "high"), ("smallest", "largest")):
+        bounds = getattr(rule, low), getattr(rule, high)
+        if not bounds[0] <= bounds[1]:
+            raise ValueError(
+                f"{low} must not exceed {high}; got {bounds[0]} and {bounds[1]}."
+            )

@@ -8,7 +8,6 @@ import numpy as np
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground.checks import is_concrete
-from fisherflow_jax.structures import LayerBases
 from fisherflow_jax.transforms.preconditioner.state import (
     ScaleByFisherState,
     SecondMoment,
@@ -97,10 +96,8 @@ def fisher_state(opt_state: Any) -> ScaleByFisherState:
 
 def believed(state: ScaleByFisherState) -> Any:
     """What is remembered as an information with all operations."""
-    bases = state.factorisation
-    if isinstance(bases, LayerBases):
-        return bases.corrected(state.information)
-    return state.information
+    corrected = getattr(state.factorisation, "corrected", lambda kept: kept)
+    return corrected(state.information)
 
 
 def is_fisher_state(node: Any) -> bool:

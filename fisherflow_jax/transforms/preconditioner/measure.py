@@ -44,7 +44,9 @@ def _take_batch(recipe: Recipe, before: Curvature, given: Given) -> Curvature:
         return take_in(recipe.memory, before, information, given)
     # The squares need the basis, and the basis the factors: a batch is measured twice.
     ahead = take_in(recipe.memory, before, bases.site(information), given).information
-    groups = renew.turns(bases, given.step, *recipe.renewals, recipe.staggered)
+    groups = renew.turns(
+        ops.parts(bases), given.step, *recipe.renewals, recipe.staggered
+    )
     # without an observation nothing is decomposed, and all stays to the last bit
     seen = batches.num_observations(given.batch, each_target=False) > 0
     groups = [(due & seen, names) for due, names in groups]

@@ -14,6 +14,8 @@ import optax
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import trees
 
+Parts = list[tuple[str, int]]  # of each leaf: its part, and d^3 of its matrices
+
 
 def balanced(costs: dict[str, int], num_groups: int) -> list[list[str]]:
     """The parts in at most so many groups, the dearest first to the cheapest group."""
@@ -28,19 +30,17 @@ def balanced(costs: dict[str, int], num_groups: int) -> list[list[str]]:
 
 
 def turns(
-    factorisation: Any, step: jax.Array, period: int, stride: int, staggered: bool
+    parts: Parts, step: jax.Array, period: int, stride: int, staggered: bool
 ) -> list[tuple[jax.Array, list[str]]]:
     """`(whether it is its turn, names of its parts)` for each group, once a `period`.
 
-    Turns are `stride` steps apart, or a multiple of it. At step 0 it is everyone's.
+    Turns are `stride` steps apart, or a multiple of it; not staggered, all have one. At
+    step 0 it is everyone's.
     """
-    if not staggered:
-        names = [name for name, _ in ops.parts(factorisation)]
-        return [(step % period == 0, list(dict.fromkeys(names)))]
     costs: dict[str, int] = {}
-    for name, cost in ops.parts(factorisation):
+    for name, cost in parts:
         costs[name] = costs.get(name, 0) + cost
-    num_turns = period // stride
+    num_turns = period // stride if staggered else 1
     groups = balanced(costs, num_turns)
     return [
         (
@@ -61,17 +61,11 @@ def renew(
 ) -> tuple[Any, jax.Array]:
     """The factorisation to use, and whether all that was due could be made."""
     leaves, treedef = jax.tree.flatten(kept)
-    if not staggered:
-        groups = [(step % period == 0, list(range(len(leaves))))]
-    else:
-        names = [name for name, _ in ops.parts(kept)]
-        groups = [
-            (turn, [i for i, name in enumerate(names) if name in group])
-            for turn, group in turns(kept, step, period, 1, True)
-        ]
+    parts = ops.parts(kept) if staggered else [("whole", 0)] * len(leaves)
     sound = jnp.array(True)
     make = jax.jit(make)  # traced once, whatever the number of groups
-    for turn, members in groups:
+    for turn, group in turns(parts, step, period, 1, staggered):
+        members = [i for i, (name, _) in enumerate(parts) if name in group]
         old = [leaves[i] for i in members]
 
         def anew(members=members, old=old) -> tuple[list, jax.Array]:
