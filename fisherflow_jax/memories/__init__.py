@@ -1,6 +1,6 @@
 """Memories: what is believed before a batch, and what is kept of it."""
 
-from fisherflow_jax.memories._adaptive import Report as Report
+from fisherflow_jax.memories._adaptive import ChangeReport as ChangeReport
 from fisherflow_jax.memories._adaptive import adaptive as adaptive
 from fisherflow_jax.memories._exponential import exponential as exponential
 from fisherflow_jax.memories._memory import Belief as Belief

@@ -30,7 +30,7 @@ class Segment(NamedTuple):
     length: jax.Array  # () int32, updates since the last cut
 
 
-class Report(NamedTuple):
+class ChangeReport(NamedTuple):
     """What an adaptive memory says of an update, in `info.memory`."""
 
     alarm: jax.Array  # () bool
@@ -66,7 +66,7 @@ def adaptive(
       guard: batches that must lie before a window for it to be tested.
 
     Returns:
-      A `Memory` whose `info.memory` is a `Report` (alarm, statistic, threshold,
+      A `Memory` whose `info.memory` is a `ChangeReport` (alarm, statistic, threshold,
       change_point: the index of an update, counted from the first with the warm start
       included).
       Storage: `size` sites; cost: log2(size) solves an update. Full structure only:
@@ -121,7 +121,7 @@ def adaptive(
         belief = optax.tree.where(alarm, cut, belief)
         change = jnp.where(alarm, window.head - width[best], -1)
         length = jnp.where(alarm, width[best], length)
-        report = Report(
+        report = ChangeReport(
             alarm=alarm,
             statistic=statistic,
             threshold=jnp.asarray(threshold, statistic.dtype),

@@ -52,7 +52,7 @@ ESTIMATOR_LAWS = {
 }
 
 
-class Problem(NamedTuple):
+class Trial(NamedTuple):
     """A model and a batch for which an estimator is checked."""
 
     apply_fn: Callable
@@ -62,7 +62,7 @@ class Problem(NamedTuple):
     targets: Any
 
 
-def default_problem() -> Problem:
+def default_problem() -> Trial:
     """Three classes from six examples, one of them far off: nine parameters."""
     generator = np.random.default_rng(0)
 
@@ -77,7 +77,7 @@ def default_problem() -> Problem:
     }
     inputs = generator.normal(size=(6, 2))
     targets = np.array([0, 2, 1, 1, 0, 2])
-    return Problem(apply_fn, likelihoods.categorical(), params, inputs, targets)
+    return Trial(apply_fn, likelihoods.categorical(), params, inputs, targets)
 
 
 def check_estimator(
@@ -85,7 +85,7 @@ def check_estimator(
     *,
     structure: Structure | None = None,
     reference: Callable[..., Callable] | None = None,
-    problem: Problem | None = None,
+    problem: Trial | None = None,
     key: Any = 0,
     tolerance: float = 1e-9,
     num_draws: int = 4000,
@@ -152,7 +152,7 @@ class _Checks:
         factory: Callable[..., Estimator],
         subject: Estimator,
         structure: Structure,
-        problem: Problem,
+        problem: Trial,
         key: Any,
         tolerance: float,
         laws: Laws,

@@ -106,7 +106,7 @@ def test_a_reference_may_be_a_matrix():
             "n,ni,nj->ij", batch[2], batch[0], batch[0]
         )
 
-    problem = ff.testing.Problem(
+    problem = ff.testing.Trial(
         lambda params, x: x @ params,
         ff.likelihoods.gaussian(),
         np.zeros(2),
