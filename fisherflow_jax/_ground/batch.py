@@ -54,8 +54,15 @@ def is_shared(node: Any) -> bool:
 
 def unshare(inputs: PyTree) -> PyTree:
     """The inputs as `apply_fn` receives them."""
+    return map_inputs(lambda x: x, inputs, lambda node: node.tree)
+
+
+def map_inputs(
+    function: Callable, inputs: PyTree, shared: Callable = lambda node: node
+) -> PyTree:
+    """`function` of the leaves with an example axis, `shared` of parts in `Shared`."""
     return jax.tree.map(
-        lambda node: node.tree if is_shared(node) else node, inputs, is_leaf=is_shared
+        lambda x: shared(x) if is_shared(x) else function(x), inputs, is_leaf=is_shared
     )
 
 
@@ -89,9 +96,7 @@ def as_batch(batch: Any) -> Batch:
             f"{type(batch).__name__}"
             + (f" of length {len(batch)}." if hasattr(batch, "__len__") else ".")
         )
-    inputs = jax.tree.map(
-        lambda x: x if is_shared(x) else as_array(x), batch[0], is_leaf=is_shared
-    )
+    inputs = map_inputs(as_array, batch[0])
     targets = jax.tree.map(as_array, batch[1])
     count, dtype = _num_examples(inputs, targets), jnp.result_type(float)
     if len(batch) == 2:

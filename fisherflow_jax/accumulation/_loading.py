@@ -9,7 +9,7 @@ import numpy as np
 
 from fisherflow_jax._ground import batch as batches
 from fisherflow_jax._ground.batch import Batch
-from fisherflow_jax._ground.checks import is_concrete
+from fisherflow_jax._ground.checks import not_negative
 from fisherflow_jax._ground.sharding import in_auto_mode
 
 PyTree = Any
@@ -78,7 +78,8 @@ def padded(loader: Iterable, multiple: int) -> Iterator[Batch]:
             batches.as_batch(raw)  # which says what a batch is
         inputs, targets = jax.tree.map(_array, (raw[0], raw[1]))
         weights = raw[2] if len(raw) == 3 else None
-        form = jax.tree.structure((inputs, targets)), *_shapes((inputs, targets))
+        shapes = [x.shape for x in jax.tree.leaves((inputs, targets))]
+        form = jax.tree.structure((inputs, targets)), *shapes
         if form not in checked:  # tracing costs more than a small batch
             jax.eval_shape(batches.as_batch, (inputs, targets))
             checked.add(form)
@@ -143,10 +144,6 @@ def _array(x: Any) -> Any:
     return x if isinstance(x, jax.Array) else np.asarray(x)
 
 
-def _shapes(tree: PyTree) -> list[tuple]:
-    return [x.shape for x in jax.tree.leaves(tree)]
-
-
 def _weights(weights: Any, shape: tuple[int, ...], name: str) -> Any:
     dtype = jnp.result_type(float)
     if weights is None:
@@ -157,10 +154,7 @@ def _weights(weights: Any, shape: tuple[int, ...], name: str) -> Any:
             f"{name} must have shape {shape}, one multiplicity an example; "
             f"got {weights.shape}."
         )
-    if is_concrete(weights):
-        values = np.asarray(weights)
-        if not (np.isfinite(values) & (values >= 0)).all():
-            raise ValueError(f"{name} must be finite and not negative; got {values}.")
+    not_negative(weights, name)
     return weights.astype(dtype)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from fisherflow_jax._ground import batch as batch_parts
@@ -157,13 +158,12 @@ def _scan(
 
 
 def _finite(params: PyTree) -> PyTree:
-    if is_concrete(params):
-        for name, leaf in trees.named_leaves(params):
-            if not bool(jnp.all(jnp.isfinite(leaf))):
-                raise ValueError(
-                    f"parameter {name} holds a NaN or an infinite value: there is no "
-                    "information there."
-                )
+    for name, leaf in trees.named_leaves(params):
+        if is_concrete(leaf) and not np.all(np.isfinite(leaf)):
+            raise ValueError(
+                f"parameter {name} holds a NaN or an infinite value: there is no "
+                "information there."
+            )
     return params
 
 
@@ -184,15 +184,6 @@ def _continued(
             "it was made by an estimator that does not draw."
         )
     wanted = jax.eval_shape(lambda p: estimator.structure.isotropic(p, 0.0), params)
-    same = trees.same_structure(state.information, wanted)
-    if not same or _shapes(state.information) != _shapes(wanted):
-        raise ValueError(
-            "the state's information must be of the estimator's structure and of the "
-            f"parameters' shapes: {type(wanted).__name__} {_shapes(wanted)}; got "
-            f"{type(state.information).__name__} {_shapes(state.information)}."
-        )
+    rule = "the state's information must be of the estimator's structure and parameters"
+    trees.check_shapes(state.information, wanted, rule)
     return jax.tree.map(jnp.asarray, state)
-
-
-def _shapes(tree: PyTree) -> list[tuple]:
-    return [jnp.shape(x) for x in jax.tree.leaves(tree)]

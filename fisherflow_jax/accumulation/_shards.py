@@ -13,7 +13,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fisherflow_jax import information as ops
-from fisherflow_jax._ground.batch import Batch, is_shared, num_examples
+from fisherflow_jax._ground.batch import Batch, map_inputs, num_examples
 from fisherflow_jax.estimators import Estimator
 from fisherflow_jax.structures.capabilities import COMPENSATED
 
@@ -26,10 +26,10 @@ def place(mesh: Mesh | None, batch: Batch, axis: int) -> Batch:
         return batch
     spread = NamedSharding(mesh, PartitionSpec(*[None] * axis, mesh.axis_names))
     everywhere = NamedSharding(mesh, PartitionSpec())
-    inputs = jax.tree.map(
-        lambda node: jax.device_put(node, everywhere if is_shared(node) else spread),
+    inputs = map_inputs(
+        lambda x: jax.device_put(x, spread),
         batch.inputs,
-        is_leaf=is_shared,
+        lambda node: jax.device_put(node, everywhere),
     )
     return Batch(inputs, *jax.device_put((batch.targets, batch.weights), spread))
 
@@ -51,11 +51,7 @@ def sum_over_shards(
     axes = mesh.axis_names
     rows: Any = PartitionSpec(axes)
     whole = PartitionSpec()
-    inputs = jax.tree.map(
-        lambda node: whole if is_shared(node) else rows,
-        batch.inputs,
-        is_leaf=is_shared,
-    )
+    inputs = map_inputs(lambda _: rows, batch.inputs, lambda _: whole)
 
     def of_shard(params: PyTree, shard: Batch, key: jax.Array | None) -> Any:
         if key is not None:

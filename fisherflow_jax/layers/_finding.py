@@ -99,17 +99,14 @@ def layers_of(
     apply_fn: Callable, params: PyTree, inputs: PyTree, batched: bool | None = None
 ) -> Layers:
     """As `find_layers`, of layers that no checkpoint will hold."""
-    leaves = jax.tree.leaves(inputs, is_leaf=batches.is_shared)
 
     def shapes(take: Callable) -> PyTree:
-        def of(leaf: Any) -> Any:
-            if batches.is_shared(leaf):
-                return batches.Shared(_shapes(leaf.tree))
-            return take(leaf)
+        return batches.map_inputs(
+            take, inputs, lambda node: batches.Shared(_shapes(node.tree))
+        )
 
-        return jax.tree.map(of, inputs, is_leaf=batches.is_shared)
-
-    one, counts = shapes(_example), _counts(leaves)
+    one = shapes(_example)
+    counts = {leaf.shape[0] for leaf in batches.split(inputs)[0]}
     if batched and (len(counts) != 1 or counts == {1}):
         raise ValueError(
             "batched=True needs inputs of two or more examples (shapes suffice), to "
@@ -120,11 +117,6 @@ def layers_of(
         if batched or found.together is not None:
             return found
     return trace(apply_fn, params, one).layers
-
-
-def _counts(leaves: list) -> set[int]:
-    """The numbers of examples in the inputs."""
-    return {leaf.shape[0] for leaf in leaves if not batches.is_shared(leaf)}
 
 
 def _shapes(tree: PyTree) -> PyTree:
