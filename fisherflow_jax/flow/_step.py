@@ -152,14 +152,12 @@ def log_evidence(
     """What the batch adds to the log-evidence, and its log-likelihood before, `()`."""
     likelihood = observed.recipe.likelihood
     mean, before, after = belief.mean, predicted.sums, belief.sums
+    ahead = observed.log_likelihood(predicted.mean)
     logdets = [ops.logdet(sums.curvature, mean) for sums in (before, after)]
-    if likelihood.log_unit_variance is None:
-        # one after the other, so that the model is written out once
-        points = jax.tree.map(lambda *x: jnp.stack(x), predicted.mean, mean)
-        ahead, value = jax.lax.map(observed.log_likelihood, points)
-        value = value.astype(distance.dtype)
-        return evidence.known_dispersion(value, distance, *logdets), ahead
     of_targets = likelihood.log_unit_variance
+    if of_targets is None:
+        value = observed.log_likelihood(mean).astype(distance.dtype)
+        return evidence.known_dispersion(value, distance, *logdets), ahead
     gain = evidence.unknown_dispersion(
         evidence.Fitted(before.linear, before.weight, logdets[0]),
         evidence.Fitted(after.linear, after.weight, logdets[1]),
@@ -167,7 +165,7 @@ def log_evidence(
             lambda params, inputs: (), lambda _, y: of_targets(y), mean, observed.batch
         ),
     )
-    return gain, observed.log_likelihood(predicted.mean)
+    return gain, ahead
 
 
 def settle(
