@@ -54,7 +54,14 @@ def _pivots(outputs: ArrayLike, k: int) -> _Pivots:
     )
     share = jnp.where(alive, jnp.exp(0.5 * (after - here)), 0)
     below = jnp.where(alive, jnp.exp(0.5 * (pivot - here - after)), 0)
-    return _Pivots(p, root_p, position, classes, share, below)
+    return _Pivots(
+        p=p,
+        root_p=root_p,
+        position=position,
+        classes=classes,
+        share=share,
+        below=below,
+    )
 
 
 def _apply_cholesky(k: int, outputs: ArrayLike, probes: Any) -> jax.Array:

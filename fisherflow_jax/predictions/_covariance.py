@@ -195,17 +195,16 @@ def layer_covariances(
     else:
         found = ops.spectral(information, mean).map(lambda value: 1 / value)
         values, sides = found.values, found.basis.sides
-    names = layers.names
-    return LayerCovariances(
-        layers,
-        [
-            LayerCovariance(
-                layer, values[names[layer.kernel]], *sides.get(names[layer.kernel], ())
-            )
-            for layer in layers.layers
-        ],
-        {leaf: values[names[leaf]] for leaf, _ in layers.fallback},
-    )
+    names, each = layers.names, []
+    for layer in layers.layers:
+        name = names[layer.kernel]
+        columns = sides.get(name, (None, None))
+        part = LayerCovariance(
+            layer=layer, variances=values[name], inputs=columns[0], outputs=columns[1]
+        )
+        each.append(part)
+    rest = {leaf: values[names[leaf]] for leaf, _ in layers.fallback}
+    return LayerCovariances(layers, each, rest)
 
 
 def _treatment(layers: Layers) -> Any:

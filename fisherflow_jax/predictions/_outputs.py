@@ -82,7 +82,9 @@ def linearized_outputs(
       ReLU networks", 2020.
     """
     check_inputs(state, inputs, chunk_size, robust)
-    wanted = Wanted(True, covariance, None, robust, chunk_size)
+    wanted = Wanted(
+        variance=True, covariance=covariance, robust=robust, chunk_size=chunk_size
+    )
     return _compiled(state, apply_fn, inputs, wanted)
 
 

@@ -114,7 +114,13 @@ def predict(
             f"ff.predictions.probit(); got {link!r}."
         )
     covariance = getattr(link, "covariance", False) and likelihood.mixes_outputs
-    wanted = Wanted(link is not None, covariance, likelihood, robust, chunk_size)
+    wanted = Wanted(
+        variance=link is not None,
+        covariance=covariance,
+        line_of=likelihood,
+        robust=robust,
+        chunk_size=chunk_size,
+    )
     weights, members = gaussians(state)
     each = _compiled(state, apply_fn, inputs, wanted)
     found = [own for own, _ in each]

@@ -1,5 +1,6 @@
 """Variances of a model's outputs, streamed over examples and over outputs."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -122,8 +123,12 @@ def moments(
         return _pulled(*examples.pull(parts), wanted, at_once)
 
     found = map_chunks(jax.vmap(one), examples.parts, size)
+    scaled = functools.partial(dispersed, belief=belief, robust=wanted.robust)
     return OutputMoments(
-        found.outputs, *(dispersed(x, belief, wanted.robust) for x in found[1:])
+        outputs=found.outputs,
+        variance=scaled(found.variance),
+        covariance=scaled(found.covariance),
+        line_variance=scaled(found.line_variance),
     )
 
 

@@ -60,6 +60,19 @@ def test_bank_by_hand(belief):
         np.testing.assert_allclose(value, wanted, rtol=1e-12)
 
 
+def test_a_list_of_states_is_a_mixture_of_equal_weights(belief, state):
+    other = belief(2 * state.mean, ff.structures.Scalar(jnp.asarray(9.0)))
+    bank = ff.BankState((state, other), jnp.log(jnp.array([0.5, 0.5])))
+    likelihood = ff.likelihoods.poisson()
+    for states in ([state, other], (state, other)):
+        for value, wanted in zip(
+            ff.predict(states, linear, likelihood, INPUTS),
+            ff.predict(bank, linear, likelihood, INPUTS),
+            strict=True,
+        ):
+            np.testing.assert_allclose(value, wanted, rtol=1e-12)
+
+
 def test_the_mean_of_disagreeing_members_is_a_distribution(belief):
     members = tuple(
         belief(jnp.asarray(mean), ff.structures.Scalar(jnp.asarray(1.0)))
