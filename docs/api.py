@@ -4,7 +4,7 @@ import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import GenericAlias, ModuleType
 from typing import Any
 
 import fisherflow_jax as ff
@@ -50,7 +50,12 @@ def arguments(value: Any) -> str:
 
 def described(name: str, value: Any) -> Iterator[str]:
     """The lines of one name: its own, and those of a class's public methods."""
-    if not callable(value):
+    if isinstance(value, ModuleType):
+        for inner, function in vars(value).items():
+            if inspect.isfunction(function) and function.__module__ == value.__name__:
+                yield f"{name}.{inner}{arguments(function)}"
+        return
+    if not callable(value) or isinstance(value, GenericAlias):
         yield f"{name} = {Shown(value)!r}"
         return
     yield name + arguments(value)

@@ -19,8 +19,7 @@ Whatever the structure, `ff.information` multiplies, solves, samples and adds it
   >>> import jax.numpy as jnp
   >>> import fisherflow_jax as ff
   >>> model = lambda params, x: x * params, ff.likelihoods.gaussian()
-  >>> full, forever = ff.structures.full(), ff.memories.stationary()
-  >>> flow = ff.fisher_flow(*model, structure=full, memory=forever)
+  >>> flow = ff.fisher_flow(*model)
   >>> state, info = flow.update(flow.init(jnp.zeros(())), (jnp.ones(3), jnp.ones(3)))
   >>> print(state.mean, ff.standard_error(state))
   0.75 0.5
@@ -154,6 +153,7 @@ __all__ = [
     "refine",
     "sample",
     "scale_by_fisher",
+    "scores",
     "standard_error",
     "structures",
     "summary",

@@ -1,8 +1,10 @@
 """The front of the package: what it shows, and what a first import leaves alone."""
 
 import pickle
+import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
@@ -68,3 +70,9 @@ def test_a_state_is_pickled():
     again = pickle.loads(pickle.dumps(state))
     assert type(again) is ff.Posterior
     assert again.mean == state.mean
+
+
+def test_docs_api_is_up_to_date():
+    docs = Path(__file__).parents[1] / "docs"
+    page = runpy.run_path(str(docs / "api.py"))["page"]()
+    assert (docs / "api.txt").read_text() == page, "run python docs/api.py"
