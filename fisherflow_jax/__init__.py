@@ -163,7 +163,7 @@ __all__ = [
     "warm_start",
 ]
 
-for _room in (likelihoods, memories, predictions, structures, transforms):
+for _room in (information, likelihoods, memories, predictions, structures, transforms):
     show(_room.__name__)
 show(__name__)
 

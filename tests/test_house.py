@@ -114,7 +114,6 @@ def test_every_room_has_a_floor():
     assert {room_of(module) for module in TREES} - {""} == set(FLOORS)
 
 
-@waits
 def test_imports_run_downwards():
     upwards = []
     for module in rooms_except(""):
@@ -132,7 +131,6 @@ def test_imports_run_downwards():
     assert upwards == [], listed(upwards)
 
 
-@waits
 def test_imports_run_in_no_circle():
     done: set[str] = set()
     circles = []
@@ -343,7 +341,6 @@ def test_no_file_over_600_lines():
     assert {name: n for name, n in lengths.items() if n > 600} == {}
 
 
-@waits
 def test_no_function_over_80_lines_of_code():
     lengths = {
         place(module, node): code_lines(module, node)
