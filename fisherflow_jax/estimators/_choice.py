@@ -191,11 +191,10 @@ def _bound(
     likelihood: Any,
     structure: Structure,
 ) -> Estimator:
-    return dataclasses.replace(
-        estimator,
-        rebuild=functools.partial(choice.bind, apply_fn, likelihood),
-        bound=(choice, apply_fn, likelihood, structure),
-    )
+    rebuild = functools.partial(choice.bind, apply_fn, likelihood)
+    made = dataclasses.replace(estimator, rebuild=rebuild)
+    object.__setattr__(made, "bound", (choice, apply_fn, likelihood, structure))
+    return made
 
 
 def bind(

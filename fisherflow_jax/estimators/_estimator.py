@@ -39,8 +39,11 @@ class Estimator:
     """The rank that one batch adds, where it does not grow with the examples."""
     rebuild: Callable[[Structure], "Estimator"] | None = None
     """The same estimator in another structure."""
-    bound: tuple[Any, ...] | None = None
-    """`(choice, apply_fn, likelihood, structure)`: what equal estimators share."""
+    bound: tuple[Any, ...] | None = dataclasses.field(default=None, init=False)
+    """`(choice, apply_fn, likelihood, structure)`: what equal estimators share.
+
+    Not kept by `dataclasses.replace`: another `compute` is another estimator.
+    """
 
     @functools.cached_property  # written past the frozen fields
     def _key(self) -> Any:
