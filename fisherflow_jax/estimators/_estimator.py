@@ -53,10 +53,15 @@ class Estimator:
         return choice, apply_fn and hashable(apply_fn), likelihood, structure
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Estimator) and self._key == other._key
+        if self is other or not isinstance(other, Estimator):
+            return self is other
+        return hash(self) == hash(other) and self._key == other._key
 
     def __hash__(self) -> int:
-        return hash(self._key)
+        try:
+            return hash(self._key)
+        except TypeError:  # an option or a likelihood that holds an array
+            return id(self)
 
     def __repr__(self) -> str:
         if self.bound is None:
@@ -72,7 +77,9 @@ class Estimator:
         typed = None if key is None else typed_key(key)
         params = trees.real_arrays(params, "params")
         batch = batches.as_batch(batch)
-        if meshes.has_explicit_axes() or not is_concrete((params, batch, typed)):
+        given = params, batch, typed
+        # one that was built by hand may do in Python what no program does
+        if not self.bound or meshes.has_explicit_axes() or not is_concrete(given):
             return meshes.replicated(self.compute, params, batch, typed)
         own = shared(self)
         information = compiled(own, _compute)(params, batch, typed)
