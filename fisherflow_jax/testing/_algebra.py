@@ -10,8 +10,7 @@ import numpy as np
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import trees
 from fisherflow_jax.structures import Diagonal, Full, OuterProducts, Scalar
-from fisherflow_jax.testing._law import Dense, Law, law, matrix
-from fisherflow_jax.testing._laws import equal
+from fisherflow_jax.testing._laws import Dense, Law, equal, law, matrix
 from fisherflow_jax.testing._material import Material, joined, times
 
 WEIGHTS = (1.0, 0.5, 0.25)

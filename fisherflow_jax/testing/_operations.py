@@ -10,10 +10,10 @@ import numpy as np
 import optax
 
 from fisherflow_jax import information as ops
+from fisherflow_jax import structures
 from fisherflow_jax._ground import trees
-from fisherflow_jax.structures import Compensated, Full, Scalar, capabilities
-from fisherflow_jax.testing._law import Dense, Law, law, matrix, number, vector
-from fisherflow_jax.testing._laws import equal
+from fisherflow_jax.structures import Compensated, Full, Scalar
+from fisherflow_jax.testing._laws import Dense, Law, equal, law, matrix, number, vector
 from fisherflow_jax.testing._material import Material
 
 DAMPING = 0.7
@@ -36,7 +36,7 @@ def _declared(capability: str) -> Callable[[Material], str | None]:
 
 def _invertible(material: Material) -> str | None:
     # marginal=True inverts the part that it keeps of a covariance
-    if capabilities.MARGINAL in material.structure.supports:
+    if structures.capabilities.MARGINAL in material.structure.supports:
         return None
     if not ops.provides(ops.inverse, material.whole):
         kind = type(material.whole).__name__
@@ -311,27 +311,27 @@ LAWS = [
         "sandwich(I, M) is I^-1 M I^-1: the robust covariance",
         lambda m: ops.sandwich(m.whole, m.parts[1]),
         _sandwich,
-        _declared(capabilities.ROBUST),
+        _declared(structures.capabilities.ROBUST),
     ),
     matrices(
         "propagate",
         "propagate(I, Q) is (I^-1 + Q)^-1",
         lambda m: ops.propagate(m.whole, _number_of(m)),
         _moved,
-        _declared(capabilities.RANDOM_WALK),
+        _declared(structures.capabilities.RANDOM_WALK),
     ),
     matrices(
         "from_matvec",
         "from_matvec keeps of an operator what from_full keeps of its matrix",
         _from_matvec,
         None,
-        _declared(capabilities.OBSERVED),
+        _declared(structures.capabilities.OBSERVED),
     ),
     matrices(
         "compensated",
         "a compensated sum has the value of the plain one",
         _compensated,
         lambda dense: dense.whole + dense.parts[1],
-        _declared(capabilities.COMPENSATED),
+        _declared(structures.capabilities.COMPENSATED),
     ),
 ]

@@ -15,8 +15,7 @@ from fisherflow_jax.testing import _algebra as algebra
 from fisherflow_jax.testing import _draws as draws
 from fisherflow_jax.testing import _operations as operations
 from fisherflow_jax.testing import _transformations as transformations
-from fisherflow_jax.testing._law import Dense, Law
-from fisherflow_jax.testing._laws import Laws, Report, setting
+from fisherflow_jax.testing._laws import Dense, Law, Laws, Report, setting
 from fisherflow_jax.testing._material import Draw, Material, make, random_vectors
 
 PyTree = Any

@@ -7,20 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from fisherflow_jax import information as ops
+from fisherflow_jax import structures
 from fisherflow_jax._ground import trees
 from fisherflow_jax.flow import FlowState
-from fisherflow_jax.structures import Structure, capabilities
-from fisherflow_jax.testing._law import Dense
-from fisherflow_jax.testing._laws import QUICKLY, equal
+from fisherflow_jax.structures import Structure
+from fisherflow_jax.testing._laws import QUICKLY, Dense, equal
 from fisherflow_jax.testing._material import Draw, Material, flat
 from fisherflow_jax.transforms import ScaleByFisherState
 
 PyTree = Any
 
 _STATE_FIELDS = frozenset(FlowState._fields + ScaleByFisherState._fields)
-_CAPABILITIES = capabilities.OF_A_MATRIX | {
-    capabilities.ADAPTIVE,
-    capabilities.MARGINAL,
+_CAPABILITIES = structures.capabilities.OF_A_MATRIX | {
+    structures.capabilities.ADAPTIVE,
+    structures.capabilities.MARGINAL,
 }
 
 
@@ -34,8 +34,8 @@ def declared(structure: Structure) -> None:
         f"supports names {unknown}, which are no capabilities: {sorted(_CAPABILITIES)}"
     )
     needs = [
-        (capabilities.OBSERVED, "from_matvec"),
-        (capabilities.MARGINAL, "from_full"),
+        (structures.capabilities.OBSERVED, "from_matvec"),
+        (structures.capabilities.MARGINAL, "from_full"),
     ]
     for capability, field in needs:
         assert capability not in structure.supports or getattr(structure, field), (
