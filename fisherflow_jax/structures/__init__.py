@@ -12,10 +12,10 @@ from fisherflow_jax.structures._compensated import Compensated as Compensated
 from fisherflow_jax.structures._diagonal import Diagonal as Diagonal
 from fisherflow_jax.structures._diagonal import diagonal as diagonal
 from fisherflow_jax.structures._eigen_kronecker import EigenKronecker as EigenKronecker
-from fisherflow_jax.structures._factored import LayerInverses as LayerInverses
 from fisherflow_jax.structures._full import Full as Full
 from fisherflow_jax.structures._full import full as full
 from fisherflow_jax.structures._kronecker import Kronecker as Kronecker
+from fisherflow_jax.structures._kronecker import LayerInverses as LayerInverses
 from fisherflow_jax.structures._kronecker import kronecker as kronecker
 from fisherflow_jax.structures._low_rank import LowRank as LowRank
 from fisherflow_jax.structures._low_rank import low_rank as low_rank

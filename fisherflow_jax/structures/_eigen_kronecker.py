@@ -5,13 +5,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.lax import Precision
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import trees
+from fisherflow_jax._ground.linalg import product
 from fisherflow_jax.layers import Layers
 from fisherflow_jax.structures._algebra import eigen as eigenbasis
-from fisherflow_jax.structures._algebra import layer_products, linear
+from fisherflow_jax.structures._algebra import kronecker_factors, linear
 from fisherflow_jax.structures._algebra.eigen import Sides
 from fisherflow_jax.structures._algebra.kronecker_factors import with_bias
 from fisherflow_jax.structures._algebra.outer_products import OuterProducts
@@ -46,15 +46,15 @@ def in_bases(layers: Layers, input_bases: Columns, output_bases: Columns) -> Str
         )
 
     def reduce(stack: PyTree) -> EigenKronecker:
-        leaves = layer_products.checked(stack, layers)
+        leaves = kronecker_factors.checked(stack, layers)
         dtype = trees.float_dtype(stack)
         eigenvalues = {
             name: _squares_in(input_bases[name], output_bases[name], leaves[name])
             for name in input_bases
         }
-        others = layer_products.other_squares(layers, leaves, dtype)
+        others = kronecker_factors.other_squares(layers, leaves, dtype)
         shifts = {name: jnp.zeros((), dtype) for name in input_bases}
-        count = layer_products.num_observations(layers, leaves, dtype)
+        count = kronecker_factors.num_observations(layers, leaves, dtype)
         return build(eigenvalues, shifts, others, count)
 
     def isotropic(params: PyTree, value: jax.typing.ArrayLike) -> EigenKronecker:
@@ -65,7 +65,7 @@ def in_bases(layers: Layers, input_bases: Columns, output_bases: Columns) -> Str
             rows = layer.num_inputs + (layer.bias is not None)
             shape = layer.num_stacked, rows, layer.num_outputs
             eigenvalues[layers.names[layer.kernel]] = jnp.zeros(shape, dtype)
-        others = layer_products.other_constants(layers, value)
+        others = kronecker_factors.other_constants(layers, value)
         shifts = dict.fromkeys(eigenvalues, value)
         return build(eigenvalues, shifts, others, jnp.zeros((), dtype))
 
@@ -95,22 +95,12 @@ def _squares_in(
     inputs, gradients = products.inputs, products.gradients
     dtype = gradients.dtype
     if output_columns is not None:
-        gradients = jnp.einsum(
-            "nrkto,kop->nrktp",
-            gradients,
-            output_columns.astype(dtype),
-            precision=Precision.HIGHEST,
-        )
+        gradients = product("nrkto,kop->nrktp", gradients, output_columns.astype(dtype))
     if not products.one_hot:
         inputs = inputs.astype(dtype)
         inputs = with_bias(inputs) if products.has_bias else inputs
         if input_columns is not None:
-            inputs = jnp.einsum(
-                "nkti,kij->nktj",
-                inputs,
-                input_columns.astype(dtype),
-                precision=Precision.HIGHEST,
-            )
+            inputs = product("nkti,kij->nktj", inputs, input_columns.astype(dtype))
     values = dataclasses.replace(
         products,
         inputs=inputs,
@@ -143,9 +133,7 @@ def overlap(ours: jax.Array | None, theirs: jax.Array | None) -> jax.Array | Non
         return None if theirs is None else jnp.square(theirs)
     if theirs is None:
         return jnp.square(jnp.swapaxes(ours, -1, -2))
-    return jnp.square(
-        jnp.einsum("...ij,...il->...jl", ours, theirs, precision=Precision.HIGHEST)
-    )
+    return jnp.square(product("...ij,...il->...jl", ours, theirs))
 
 
 def turned(
@@ -156,13 +144,9 @@ def turned(
     The diagonal there of the operator, whose trace stays.
     """
     if inputs is not None:
-        values = jnp.einsum(
-            "...jl,...lo->...jo", inputs, values, precision=Precision.HIGHEST
-        )
+        values = product("...jl,...lo->...jo", inputs, values)
     if outputs is not None:
-        values = jnp.einsum(
-            "...jl,...il->...ij", outputs, values, precision=Precision.HIGHEST
-        )
+        values = product("...jl,...il->...ij", outputs, values)
     return values
 
 

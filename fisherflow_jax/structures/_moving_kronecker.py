@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.lax import Precision
 
 from fisherflow_jax import information as ops
+from fisherflow_jax._ground.linalg import product
 from fisherflow_jax.structures import _eigen_kronecker as eigen_kronecker
 from fisherflow_jax.structures._algebra import eigen as eigenbasis
 from fisherflow_jax.structures._algebra import linear
@@ -171,10 +171,8 @@ def _side(
     assert old is not None
     overlap = eigen_kronecker.overlap(columns, old)
     assert overlap is not None
-    along = jnp.einsum("kij,kjl->kil", factor, old, precision=Precision.HIGHEST)
-    turned_diagonal = jnp.einsum(
-        "kjl,kl->kj", overlap, jnp.sum(old * along, axis=1), precision=Precision.HIGHEST
-    )
+    along = product("kij,kjl->kil", factor, old)
+    turned_diagonal = product("kjl,kl->kj", overlap, jnp.sum(old * along, axis=1))
     return columns, overlap, _quotient(values, turned_diagonal)
 
 
