@@ -370,7 +370,6 @@ def test_lines_of_code(record_property: pytest.FixtureRequest):
 # ---- what is declared
 
 
-@waits
 def test_declared_dependencies_are_those_imported():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     declared = {re.split(r"[^\w-]", d)[0] for d in project["dependencies"]}

@@ -236,8 +236,7 @@ class _Checks:
 
     def of_the_structure(self) -> None:
         made, own = self._shapes(self.params)
-        found, expected = transformations.layout(made), transformations.layout(own)
-        assert found == expected, f"it is {found}, the structure's is {expected}"
+        transformations.same_layout(made, own, "what it makes, against its structure's")
 
     def wide(self) -> None:
         half = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), self.params)

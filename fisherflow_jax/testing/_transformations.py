@@ -61,10 +61,11 @@ def arrays(information: Any) -> None:
         )
 
 
-def layout(information: Any) -> tuple:
-    """The tree, the shapes and the types."""
-    leaves = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(information)]
-    return jax.tree.structure(information), leaves
+def same_layout(one: Any, other: Any, what: str) -> None:
+    """Raises unless both have one tree, the same shapes and the same types."""
+    import chex  # for whoever tests alone
+
+    chex.assert_trees_all_equal_shapes_and_dtypes(one, other, custom_message=what)
 
 
 def shapes_alone(structure: Structure, params: PyTree) -> None:
@@ -72,9 +73,7 @@ def shapes_alone(structure: Structure, params: PyTree) -> None:
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
     made = structure.isotropic(shapes, 1.5)
     expected = structure.isotropic(params, jnp.asarray(1.5, trees.float_dtype(params)))
-    assert layout(made) == layout(expected), (
-        f"isotropic of shapes gave {layout(made)}, of arrays {layout(expected)}"
-    )
+    same_layout(made, expected, "isotropic of shapes, against that of arrays,")
     for one, other in zip(
         jax.tree.leaves(made), jax.tree.leaves(expected), strict=True
     ):
@@ -105,9 +104,7 @@ def stream(structure: Structure, params: PyTree, key: jax.Array, draw: Draw) -> 
         return start, jax.lax.scan(body, start, keys)[0]
 
     start, end = jax.eval_shape(run, params, jax.random.split(key, 2))
-    assert layout(start) == layout(end), (
-        f"a stream began with {layout(start)} and ended with {layout(end)}"
-    )
+    same_layout(end, start, "what a stream ends with, against what it began with,")
 
 
 def wide(structure: Structure, params: PyTree, key: jax.Array, draw: Draw) -> None:
