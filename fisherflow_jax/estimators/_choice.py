@@ -8,16 +8,28 @@ from typing import Any
 
 from fisherflow_jax._ground.checks import whole
 from fisherflow_jax._ground.choices import comparable, hashable
-from fisherflow_jax.estimators._estimator import Estimator
+from fisherflow_jax.estimators._estimator import ByKey, Estimator
+from fisherflow_jax.estimators._plan import Cotangents, Rule
 from fisherflow_jax.estimators._pull import pulled
-from fisherflow_jax.estimators._rule import Cotangents, Rule
 from fisherflow_jax.likelihoods import Likelihood
 from fisherflow_jax.model import plain
 from fisherflow_jax.structures import Structure
 
+# What an estimator is bound to.
+_MODEL: dict[str, tuple[Any, str]] = {
+    "apply_fn": (Callable, "a function of (params, inputs)"),
+    "likelihood": (
+        Likelihood,
+        "from ff.likelihoods, such as ff.likelihoods.categorical()",
+    ),
+    "structure": (Structure, "from ff.structures, such as ff.structures.diagonal()"),
+}
+# Options of a factory that are fields of its rule.
+_OF_RULES = {"groups", "chunk_size", "fast_squares", "root"}
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Choice:
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Choice(ByKey):
     """An estimator's function and the options given to it; equal ones are equal.
 
     Called with a model and a structure, it is bound to them.
@@ -46,15 +58,6 @@ class Choice:
     def _key(self) -> Any:
         return self.factory, comparable(dict(self.options))
 
-    def __eq__(self, other: object) -> bool:
-        try:
-            return isinstance(other, Choice) and self._key == other._key
-        except TypeError:  # an option that is traced, or has no hash
-            return self is other
-
-    def __hash__(self) -> int:
-        return hash(self._key)
-
     def __repr__(self) -> str:
         options = ", ".join(f"{name}={_shown(value)}" for name, value in self.options)
         return f"{self.factory.__name__}({options})"
@@ -68,34 +71,39 @@ def _shown(value: Any) -> str:
 def choosable(make: Callable[..., Any], needs_model: bool = True) -> Callable[..., Any]:
     """An estimator's function, of which a call with options alone is a `Choice`.
 
-    `make` returns the `Rule` of its options, or a function of the model: options that
-    it shares with a rule are the rule's.
+    `make` takes the options, and returns a `Rule` or a function of the model. Before
+    its options stand `apply_fn`, `likelihood` and `structure`, which may be None.
     """
-    signature = inspect.signature(make)
+    signature, kind = inspect.signature(make), inspect.Parameter.POSITIONAL_OR_KEYWORD
+    model = [inspect.Parameter(name, kind, default=None) for name in _MODEL]
+    own = signature.parameters
+    defaults = {(name, id(parameter.default)) for name, parameter in own.items()}
+    signature = signature.replace(parameters=[*model, *own.values()])
 
     @functools.wraps(make)
     def factory(*args: Any, **kwargs: Any) -> Any:
         call = signature.bind(*args, **kwargs)
         call.apply_defaults()
-        model = call.args[:3]
-        made = make(*call.args, **call.kwargs)
+        model, options = call.args, call.kwargs
+        made, name = make(**options), make.__name__
         if isinstance(made, Rule):
-            shared = {"groups", "chunk_size", "fast_squares", "root"}
-            own = {key: call.kwargs[key] for key in shared & call.kwargs.keys()}
-            named = dataclasses.replace(made, name=make.__name__, **own)
-            made = functools.partial(pulled, named)
-        given = tuple(
-            (name, value)
-            for name, value in call.kwargs.items()
-            if value is not signature.parameters[name].default
-        )
-        choice = Choice(factory, given)
+            name = made.name or name
+            fields = {key: options[key] for key in _OF_RULES & options.keys()}
+            rule = dataclasses.replace(made, name=name, **fields)
+            made = functools.partial(pulled, rule)
+        given = [(k, v) for k, v in options.items() if (k, id(v)) not in defaults]
+        choice = Choice(factory, tuple(given))
         if all(part is None for part in model):
             return choice
         if needs_model:
-            _check_model(make.__name__, *model)
-        return _bound(choice, made(*model), *model)
+            _check_model(name, model)
+        estimator = made(*model)
+        vars(estimator).update(  # which are frozen for all others
+            bound=(choice, *model), rebuild=functools.partial(choice.bind, *model[:2])
+        )
+        return estimator
 
+    factory.__signature__ = signature  # type: ignore[attr-defined]
     return factory
 
 
@@ -167,34 +175,15 @@ def rule(
         chunk_size=chunk_size,
         fast_squares=fast_squares,
     )
-    return Choice(_own, (("cotangents", fields),))
+    return Choice(_of_rule, (("cotangents", fields),))
 
 
-def _own(
-    apply_fn: Any, likelihood: Any, structure: Any, *, cotangents: Rule, **others: Any
-) -> Estimator:
-    _check_model(cotangents.name, apply_fn, likelihood, structure)
-    model = apply_fn, likelihood, structure
-    fields = dataclasses.replace(cotangents, **others)
-    return _bound(
-        Choice(_own, (("cotangents", fields),)), pulled(fields, *model), *model
-    )
+@choosable
+def _of_rule(*, cotangents: Rule, **fields: Any) -> Rule:
+    return dataclasses.replace(cotangents, **fields)
 
 
-_own.__name__ = "rule"
-
-
-def _bound(
-    choice: Choice,
-    estimator: Estimator,
-    apply_fn: Any,
-    likelihood: Any,
-    structure: Structure,
-) -> Estimator:
-    rebuild = functools.partial(choice.bind, apply_fn, likelihood)
-    made = dataclasses.replace(estimator, rebuild=rebuild)
-    object.__setattr__(made, "bound", (choice, apply_fn, likelihood, structure))
-    return made
+_of_rule.__name__ = "rule"
 
 
 def bind(
@@ -215,14 +204,15 @@ def bind(
       ValueError: for an estimator of another model or structure, by its name; for what
         is no estimator.
     """
+    model = apply_fn, likelihood, structure
     bound = estimator
     if isinstance(estimator, Estimator):
-        _check_bound(estimator, apply_fn, likelihood, structure)
+        _check_bound(estimator, model)
         if not estimator.bound:  # built by hand
             return estimator
         estimator = estimator.bound[0]
     if callable(estimator):
-        bound = estimator(apply_fn, likelihood, structure, **options)
+        bound = estimator(*model, **options)
     if not isinstance(bound, Estimator):
         raise ValueError(
             "estimator is a choice such as ff.estimators.hutchinson(num_probes=8), or "
@@ -231,16 +221,11 @@ def bind(
     return bound
 
 
-def _check_bound(
-    estimator: Estimator, apply_fn: Callable, likelihood: Any, structure: Any
-) -> None:
-    own = estimator.bound[1:] if estimator.bound else (None, None, estimator.structure)
-    given = apply_fn, likelihood, structure
-    for what, one, other in zip(
-        ("apply_fn", "likelihood", "structure"), own, given, strict=True
-    ):
-        one, other = plain(one), plain(other)
-        # one that was built by hand does not say what model it is of
+def _check_bound(estimator: Estimator, model: tuple) -> None:
+    # one that was built by hand does not say what model it is of
+    own = estimator.bound or (None, None, None, estimator.structure)
+    parts = zip(_MODEL, map(plain, own[1:]), map(plain, model), strict=True)
+    for what, one, other in parts:
         if one is not None and one is not other and hashable(one) != hashable(other):
             raise ValueError(
                 f"estimators.{estimator.name} is bound to another {what}, "
@@ -249,22 +234,10 @@ def _check_bound(
             )
 
 
-def _check_model(name: str, apply_fn: Any, likelihood: Any, structure: Any) -> None:
-    for value, sound, what in (
-        (apply_fn, callable(apply_fn), "apply_fn is a function of (params, inputs)"),
-        (
-            likelihood,
-            isinstance(likelihood, Likelihood),
-            "likelihood is from ff.likelihoods, such as ff.likelihoods.categorical()",
-        ),
-        (
-            structure,
-            isinstance(structure, Structure),
-            "structure is from ff.structures, such as ff.structures.diagonal()",
-        ),
-    ):
-        if not sound:
+def _check_model(name: str, model: tuple) -> None:
+    for (what, (kind, rule)), value in zip(_MODEL.items(), model, strict=True):
+        if not isinstance(value, kind):
             raise ValueError(
-                f"estimators.{name}(apply_fn, likelihood, structure): {what}; got "
-                f"{value!r}."
+                f"estimators.{name}(apply_fn, likelihood, structure): {what} is "
+                f"{rule}; got {value!r}."
             )

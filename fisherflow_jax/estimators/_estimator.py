@@ -18,9 +18,26 @@ from fisherflow_jax.structures import Structure
 PyTree = Any
 
 
+class ByKey:
+    """Equal by type and `_key`; where that has no hash (a traced option), by itself."""
+
+    _key: Any
+
+    def __eq__(self, other: object) -> bool:
+        if self is other or not isinstance(other, type(self)):
+            return self is other
+        return hash(self) == hash(other) and self._key == other._key
+
+    def __hash__(self) -> int:
+        try:
+            return hash(self._key)
+        except TypeError:
+            return id(self)
+
+
 # not a NamedTuple: jax.jit(estimator) needs an object that takes a weak reference
-@dataclasses.dataclass(frozen=True, eq=False)
-class Estimator:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Estimator(ByKey):
     """`estimator(params, batch, key=None)` -> information, a sum over the batch."""
 
     name: str
@@ -51,17 +68,6 @@ class Estimator:
             return self.name, id(self)
         choice, apply_fn, likelihood, structure = self.bound
         return choice, apply_fn and hashable(apply_fn), likelihood, structure
-
-    def __eq__(self, other: object) -> bool:
-        if self is other or not isinstance(other, Estimator):
-            return self is other
-        return hash(self) == hash(other) and self._key == other._key
-
-    def __hash__(self) -> int:
-        try:
-            return hash(self._key)
-        except TypeError:  # an option or a likelihood that holds an array
-            return id(self)
 
     def __repr__(self) -> str:
         if self.bound is None:

@@ -13,47 +13,46 @@ import jax.numpy as jnp
 from fisherflow_jax._ground import trees
 from fisherflow_jax._ground.checks import whole
 from fisherflow_jax.estimators._choice import choosable
+from fisherflow_jax.estimators._plan import Rule
 from fisherflow_jax.estimators._probes import rademacher
-from fisherflow_jax.estimators._rule import Rule
 from fisherflow_jax.likelihoods import Likelihood, diagonal_root, rank_root
-from fisherflow_jax.structures import Structure
 
 Probe = Callable[[jax.Array, tuple[int, ...], Any], jax.Array]
 
 
-def _probed(probe: Probe, num_probes: int) -> Callable:
-    def rule(likelihood: Likelihood, outputs: jax.Array, targets: Any, key: jax.Array):
-        del targets
-        shape = likelihood.probe_shape(outputs.shape)
-        dtype = trees.wide_dtype(outputs.dtype)
+def _probed(
+    probe: Probe,
+    num_probes: int,
+    likelihood: Likelihood,
+    outputs: jax.Array,
+    targets: Any,
+    key: jax.Array,
+) -> jax.Array:
+    shape = likelihood.probe_shape(outputs.shape)
+    dtype = trees.wide_dtype(outputs.dtype)
 
-        def one(probe_key: jax.Array) -> jax.Array:
-            root_key, probe_key = jax.random.split(probe_key)
-            probes = probe(probe_key, shape, dtype)
-            probes = probes * jnp.asarray(num_probes**-0.5, dtype)
-            root_key = root_key if likelihood.random_root else None
-            return likelihood.root(outputs, probes, root_key)
+    def one(probe_key: jax.Array) -> jax.Array:
+        root_key, probe_key = jax.random.split(probe_key)
+        probes = probe(probe_key, shape, dtype)
+        probes = probes * jnp.asarray(num_probes**-0.5, dtype)
+        root_key = root_key if likelihood.random_root else None
+        return likelihood.root(outputs, probes, root_key)
 
-        if num_probes == 1:
-            return one(key)[None]
-        return jax.vmap(one)(jax.random.split(key, num_probes))
-
-    return rule
+    if num_probes == 1:
+        return one(key)[None]
+    return jax.vmap(one)(jax.random.split(key, num_probes))
 
 
 def _random_root(
     probe: Probe, num_probes: int, root: Callable[[Likelihood], Likelihood] | None
 ) -> Rule:
     whole(num_probes, "num_probes")
-    cotangents = _probed(probe, num_probes)
+    cotangents = functools.partial(_probed, probe, num_probes)
     return Rule(cotangents, random=True, num_columns=num_probes, root=root)
 
 
 @choosable
 def hutchinson(
-    apply_fn: Callable | None = None,
-    likelihood: Likelihood | None = None,
-    structure: Structure | None = None,
     *,
     num_probes: int = 1,
     groups: int | None = 1,
@@ -146,9 +145,6 @@ hutchinson_sqrt = hutchinson
 
 @choosable
 def hutchinson_dg(
-    apply_fn: Callable | None = None,
-    likelihood: Likelihood | None = None,
-    structure: Structure | None = None,
     *,
     num_probes: int = 1,
     groups: int | None = 1,
@@ -201,9 +197,6 @@ def hutchinson_dg(
 
 @choosable
 def hutchinson_rankk(
-    apply_fn: Callable | None = None,
-    likelihood: Likelihood | None = None,
-    structure: Structure | None = None,
     *,
     k: int = 2,
     num_iterations: int | None = None,

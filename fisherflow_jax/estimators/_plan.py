@@ -1,9 +1,10 @@
-"""The plan of a pull-back: which way parameters take, and how much is held at once.
+"""The rule of a pull-back and its plan: which way parameters take, how much is held.
 
-Decided once from shapes, for what is computed and for what is told in a table.
+The plan is decided once from shapes, for what is computed and what a table tells.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -11,17 +12,48 @@ import jax
 from fisherflow_jax._ground import batch as batches
 from fisherflow_jax._ground import tables, trees
 from fisherflow_jax._ground.batch import Batch, num_examples
-from fisherflow_jax.estimators._rule import Rule
+from fisherflow_jax._ground.checks import whole
 from fisherflow_jax.layers import Layer, Layers, layers_of
+from fisherflow_jax.likelihoods import Likelihood
 from fisherflow_jax.model import Model, by_shapes
 from fisherflow_jax.structures import OuterProducts, Structure
 
 PyTree = Any
+Cotangents = Callable[[Likelihood, jax.Array, Any, jax.Array | None], jax.Array]
 
 # Pulled-back vectors held at once when no chunk_size is given: 64 MiB in float32.
 CHUNK_ENTRIES = 2**24
 # Of groups, whose passes are large enough to run one after the other: 4 MiB, a cache.
 GROUP_ENTRIES = 2**20
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Rule:
+    """What an estimator of pulled-back vectors does, whatever the model."""
+
+    cotangents: Cotangents
+    """`(likelihood, outputs (1, ...), targets, key) -> cotangents (R, 1, ...)`."""
+    random: bool | None = False
+    """Whether `cotangents` draws from its key; None: where the likelihood's root is."""
+    needs_targets: bool = False
+    num_columns: int = 1
+    """R, where it is told at all: of estimators that square sums over groups."""
+    name: str = ""
+    root: Callable[[Likelihood], Likelihood] | None = None
+    """Gives the likelihood another root; None: it keeps its own."""
+    groups: int | None = None
+    """Micro-batches whose sums are squared; None: every example for itself."""
+    chunk_size: int | None = None
+    fast_squares: bool = True
+
+    def __repr__(self) -> str:
+        return self.name
+
+    def __post_init__(self) -> None:
+        if self.chunk_size is not None:
+            whole(self.chunk_size, "chunk_size", of="examples")
+        if self.groups is not None:
+            whole(self.groups, "groups", of="micro-batches (None: one an example)")
 
 
 class Plan(NamedTuple):

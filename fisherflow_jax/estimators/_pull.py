@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from fisherflow_jax import information as ops
 from fisherflow_jax import layers as layers_of
@@ -21,9 +22,8 @@ from fisherflow_jax._ground.batch import Batch, num_examples
 from fisherflow_jax._ground.chunks import sum_chunks
 from fisherflow_jax.estimators import _plan as plans
 from fisherflow_jax.estimators._estimator import Estimator
-from fisherflow_jax.estimators._plan import Pull
+from fisherflow_jax.estimators._plan import Pull, Rule
 from fisherflow_jax.estimators._probes import rademacher
-from fisherflow_jax.estimators._rule import Rule
 from fisherflow_jax.layers import Layers
 from fisherflow_jax.model import Model
 from fisherflow_jax.structures import Structure
@@ -59,40 +59,29 @@ def _compute(pull: Pull, params: PyTree, batch: Batch, key: jax.Array | None) ->
     pull = pull.traced_once()
     plans.check(pull, params, batch)
     plan = plans.plan_of(pull, params, batch)
-    keys = example_keys(key, num_examples(batch))
+    keys = None
+    if key is not None:  # one for each example: no chunk or group changes a draw
+        indices = jnp.arange(num_examples(batch), dtype=jnp.uint32)
+        keys = jax.vmap(functools.partial(jax.random.fold_in, key))(indices)
     if pull.rows_of is not None:
         return pull.structure.reduce(_of_rows(pull, params, batch, keys, pull.rows_of))
     if plan.group_length > 1:
         return _sum_groups(pull, plan, params, batch, keys)
-    vectors = functools.partial(_of_examples, pull, params, plan.taps)
-    return sum_informations(pull.structure, vectors, params, batch, keys, plan.at_once)
-
-
-def example_keys(key: jax.Array | None, count: int) -> jax.Array | None:
-    """A key for each example, so that neither chunks nor groups change a draw."""
-    if key is None:
-        return None
-    indices = jnp.arange(count, dtype=jnp.uint32)
-    return jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
+    of_chunk = functools.partial(_of_examples, pull, params, plan.taps)
+    return sum_informations(pull.structure, of_chunk, params, batch, keys, plan.at_once)
 
 
 def sum_informations(
     structure: Structure,
-    vectors: Callable[[Batch, jax.Array | None], PyTree],
+    of_chunk: Callable[[Batch, Any], Any],
     params: PyTree,
     batch: Batch,
     keys: jax.Array | None,
     size: int,
 ) -> Any:
-    """The informations of chunks' vectors, added."""
-    return sum_chunks(
-        lambda *chunk: structure.reduce(vectors(*chunk)),
-        ops.add,
-        lambda: structure.isotropic(params, 0.0),
-        batch,
-        keys,
-        size,
-    )
+    """The informations of chunks, added."""
+    zero = functools.partial(structure.isotropic, params, 0.0)
+    return sum_chunks(of_chunk, ops.add, zero, batch, keys, size)
 
 
 # ---- squares of each example
@@ -101,7 +90,7 @@ def sum_informations(
 def _of_examples(
     pull: Pull, params: PyTree, taps: bool, batch: Batch, keys: jax.Array | None
 ) -> PyTree:
-    """A tree like the parameters, of `OuterProducts` and stacks `(n * R, ...)`."""
+    """The information of each example's vectors, `OuterProducts` and stacks."""
     sliced, rebuild = batches.split(batch.inputs)
     dtype = trees.float_dtype(params)
     find = layers_of.find_and_tap if taps else _no_layers
@@ -122,19 +111,19 @@ def _of_examples(
         sliced, batch.targets, batch.weights, keys
     )
     others = {i: _merge_axes(x) for i, x in others.items()}
-    return _tree(params, layers, entering, gradients, batch.weights, others)
+    vectors = _tree(params, layers, entering, gradients, batch.weights, others)
+    return pull.structure.reduce(vectors)
 
 
 def _no_layers(apply_fn: Callable, params: PyTree, inputs: PyTree) -> tuple:
     """As `find_and_tap` of a model without layers: all gradients are whole."""
     inputs = batches.unshare(inputs)
     outputs, vjp = jax.vjp(lambda p: apply_fn(p, inputs), params)
-    return (
-        None,
-        outputs,
-        (),
-        lambda c: ((), dict(enumerate(jax.tree.leaves(vjp(c)[0])))),
-    )
+
+    def pull_back(cotangents: jax.Array) -> tuple:
+        return (), dict(enumerate(jax.tree.leaves(vjp(cotangents)[0])))
+
+    return None, outputs, (), pull_back
 
 
 def _tree(
@@ -145,6 +134,7 @@ def _tree(
     weights: jax.Array,
     others: dict,  # leaf index -> (n * R, *leaf.shape)
 ) -> PyTree:
+    """Vectors like the parameters, of `OuterProducts` and stacks `(n * R, ...)`."""
     leaves = dict(others)
     found = layers.layers if layers else ()
     for layer, inputs, vectors in zip(found, entering, gradients, strict=True):
@@ -241,15 +231,14 @@ def _sum_groups(
     keys: jax.Array | None,
 ) -> Any:
     length = plan.group_length
-    of_group = functools.partial(_of_group, pull, params)
+    size = pull.rule.chunk_size or length
+    part = functools.partial(_of_group, pull, params)
 
     def vectors(group: Batch, keys: jax.Array | None) -> PyTree:
         def zeros() -> PyTree:
-            shapes = jax.eval_shape(of_group, group, keys)
-            return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+            return optax.tree.zeros_like(jax.eval_shape(part, group, keys))
 
-        size = pull.rule.chunk_size or length
-        return sum_chunks(of_group, _add, zeros, group, keys, size)
+        return sum_chunks(part, optax.tree.add, zeros, group, keys, size)
 
     def cut(x: jax.Array) -> jax.Array:
         return x.reshape((x.shape[0] // length, length, *x.shape[1:]))
@@ -262,7 +251,7 @@ def _sum_groups(
             return vectors(Batch(rebuild(leaves), *rest), group_keys)
 
         units = sliced, part.targets, part.weights, keys
-        return jax.tree.map(_merge_axes, _each(one, units))
+        return pull.structure.reduce(jax.tree.map(_merge_axes, _each(one, units)))
 
     if length == num_examples(batch):
         return pull.structure.reduce(vectors(batch, keys))
@@ -270,10 +259,6 @@ def _sum_groups(
     return sum_informations(
         pull.structure, of_groups, params, grouped, keys, plan.at_once
     )
-
-
-def _add(left: PyTree, right: PyTree) -> PyTree:
-    return jax.tree.map(jnp.add, left, right)
 
 
 def _weigh(values: jax.Array, weight: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ import pytest
 import estimator_cases as cases
 import fisherflow_jax as ff
 from estimator_cases import COUNT, NAMED, STRUCTURES, WEIGHTS
-from fisherflow_jax.estimators import _scores as scores
+from fisherflow_jax.estimators import _squares as squares
 from program_size import largest
 from sign_enumeration import KEY, example_keys, lookup, signs
 
@@ -85,7 +85,7 @@ def test_data_labels_with_random_signs_have_the_mean_of_the_empirical_fisher(
         find = lookup(example_keys(count), pattern)
         with monkeypatch.context() as patch:
             patch.setattr(
-                scores, "rademacher", lambda key, shape, dtype: find(key).astype(dtype)
+                squares, "rademacher", lambda key, shape, dtype: find(key).astype(dtype)
             )
             estimator = build("empirical", FULL, groups=2)
             return ff.information.to_dense(estimator(model.params, batch, KEY))

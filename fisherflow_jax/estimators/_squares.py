@@ -1,5 +1,6 @@
-"""Squares of scores: of the data's labels, or of labels drawn from the model."""
+"""Squares of each example's vectors: of the columns of a root, or of scores."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -8,10 +9,76 @@ import jax.numpy as jnp
 
 from fisherflow_jax._ground.checks import whole
 from fisherflow_jax.estimators._choice import choosable
+from fisherflow_jax.estimators._plan import Rule
 from fisherflow_jax.estimators._probes import rademacher
-from fisherflow_jax.estimators._rule import Rule
-from fisherflow_jax.likelihoods import Likelihood
-from fisherflow_jax.structures import Structure
+from fisherflow_jax.likelihoods import Likelihood, cholesky_root, root_columns
+
+
+def _columns(
+    likelihood: Likelihood, outputs: jax.Array, targets: Any, key: jax.Array | None
+) -> jax.Array:
+    return root_columns(likelihood, outputs, key)
+
+
+@choosable
+def exact(
+    *,
+    root: Callable[[Likelihood], Likelihood] = cholesky_root,
+    chunk_size: int | None = None,
+    fast_squares: bool = True,
+) -> Rule:
+    r"""The expected Fisher information, without noise.
+
+    .. math:: F = \sum_i w_i J_i^\top L_i L_i^\top J_i
+
+    with `J_i` the Jacobian of the outputs of example `i` and `L_i L_i^T` the Fisher
+    information of its outputs: the generalised Gauss-Newton matrix, and for a canonical
+    generalised linear model the Hessian of the loss. Labels are not used.
+
+    Args:
+      apply_fn: `(params, inputs) -> outputs`, leading axis = examples, each of which is
+        evaluated on its own.
+      likelihood: from `ff.likelihoods`; one whose root is sampled makes this estimator
+        need a key.
+      structure: from `ff.structures`: what is kept.
+      root: a function of the likelihood, which returns it with the root whose R columns
+        are pulled back; C - 1 columns for C classes by default. With
+        `ff.likelihoods.diagonal_root` or `functools.partial(ff.likelihoods.rank_root,
+        k=...)` the result is the bound which `hutchinson_dg` or `hutchinson_rankk`
+        estimates, without noise.
+      chunk_size: examples whose pulled-back vectors are held at once; None: as many as
+        fit in about 64 MiB. Memory: chunk_size * R * d numbers.
+      fast_squares: with the diagonal or scalar structure, square linear layers from
+        their inputs and output gradients (`Estimator.paths` tells which); no vector of
+        theirs is then held.
+
+    Returns:
+      An `Estimator`: `estimator(params, batch) -> information`, a sum over the batch.
+      Cost: one forward and R backward passes an example, R the outputs of an example
+      (one less for each categorical target). Fast squares need only the backward passes
+      to the layers' outputs, and one product of squares for all R columns together.
+
+    Raises:
+      ValueError: where outputs, targets and likelihood do not fit.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> estimator = ff.estimators.exact(
+      ...     lambda params, x: x @ params,
+      ...     ff.likelihoods.gaussian(),
+      ...     ff.structures.full(),
+      ... )
+      >>> x = jnp.array([[1.0, 0.0], [1.0, 2.0]])
+      >>> estimator(jnp.zeros(2), (x, None)).rows  # x^T x
+      Array([[2., 2.],
+             [2., 4.]], dtype=float32)
+
+    References:
+      Amari, "Natural gradient works efficiently in learning", 1998.
+      Martens, "New insights and perspectives on the natural gradient method", 2020.
+    """
+    return Rule(_columns, random=None)
 
 
 def _output_score(likelihood: Likelihood, outputs: jax.Array, targets: Any):
@@ -33,25 +100,23 @@ def _signed_scores(
     return (score * rademacher(key, (), score.dtype))[None]
 
 
-def _sampled_scores(num_samples: int) -> Callable:
-    def rule(
-        likelihood: Likelihood, outputs: jax.Array, targets: Any, key: jax.Array
-    ) -> jax.Array:
-        def one(sample_key: jax.Array) -> jax.Array:
-            drawn = likelihood.sample(sample_key, outputs)
-            return _output_score(likelihood, outputs, drawn)
+def _sampled_scores(
+    num_samples: int,
+    likelihood: Likelihood,
+    outputs: jax.Array,
+    targets: Any,
+    key: jax.Array,
+) -> jax.Array:
+    def one(sample_key: jax.Array) -> jax.Array:
+        drawn = likelihood.sample(sample_key, outputs)
+        return _output_score(likelihood, outputs, drawn)
 
-        scores = jax.vmap(one)(jax.random.split(key, num_samples))
-        return scores / jnp.sqrt(jnp.asarray(num_samples, outputs.dtype))
-
-    return rule
+    scores = jax.vmap(one)(jax.random.split(key, num_samples))
+    return scores / jnp.sqrt(jnp.asarray(num_samples, outputs.dtype))
 
 
 @choosable
 def empirical(
-    apply_fn: Callable | None = None,
-    likelihood: Likelihood | None = None,
-    structure: Structure | None = None,
     *,
     groups: int | None = None,
     chunk_size: int | None = None,
@@ -115,9 +180,6 @@ def empirical(
 
 @choosable
 def monte_carlo(
-    apply_fn: Callable | None = None,
-    likelihood: Likelihood | None = None,
-    structure: Structure | None = None,
     *,
     num_samples: int = 1,
     groups: int | None = None,
@@ -174,4 +236,5 @@ def monte_carlo(
       1.0
     """
     whole(num_samples, "num_samples")
-    return Rule(_sampled_scores(num_samples), random=True, num_columns=num_samples)
+    cotangents = functools.partial(_sampled_scores, num_samples)
+    return Rule(cotangents, random=True, num_columns=num_samples)
