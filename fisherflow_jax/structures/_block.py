@@ -1,17 +1,17 @@
 """Blocks on the diagonal: groups of leaves, or the output units of each leaf."""
 
+import collections
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from fisherflow_jax._ground import trees
 from fisherflow_jax._ground.choices import choice
 from fisherflow_jax.structures import capabilities
 from fisherflow_jax.structures._algebra import dense
-from fisherflow_jax.structures._full import Full
 from fisherflow_jax.structures._structure import Structure
 
 PyTree = Any
@@ -59,8 +59,7 @@ def block(partition: Partition | None = None) -> Structure:
       ValueError: at `init`, if the partition does not fit the parameters.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import fisherflow_jax as ff
+      >>>       >>> import fisherflow_jax as ff
       >>> params = {"w": jnp.zeros((3, 2)), "b": jnp.zeros(2)}
       >>> units = ff.structures.block().isotropic(params, 1.0)
       >>> units.units["w"].shape  # two units, each a 3 x 3 block
@@ -69,24 +68,10 @@ def block(partition: Partition | None = None) -> Structure:
       >>> layer.isotropic(params, 1.0).groups["w"].rows["layer"].shape
       (8, 3, 2)
     """
-    return _units() if partition is None else _groups(partition)
-
-
-def _structure(name: str, reduce: Callable, isotropic: Callable) -> Structure:
-    def from_full(full: Full) -> Any:
-        like = jax.tree.map(lambda x: x[0], full.rows)
-        return dense.of_matrix(isotropic(like, 0.0), dense.matrices(full)[0])
-
-    return Structure(
-        name=name,
-        reduce=reduce,
-        isotropic=isotropic,
-        supports=capabilities.OF_A_MATRIX | {capabilities.MARGINAL},
-        from_matvec=lambda matvec, params: dense.of_matvec(
-            isotropic(params, 0.0), matvec, params
-        ),
-        from_full=from_full,
-    )
+    if partition is None:
+        return dense.structure("block()", _units, capabilities.MARGINAL)
+    groups = functools.partial(_groups, partition)
+    return dense.structure("block(partition)", groups, capabilities.MARGINAL)
 
 
 # ---- groups of leaves
@@ -118,38 +103,15 @@ def _names(tree: PyTree, partition: Partition) -> list[str]:
     return names
 
 
-def _groups(partition: Partition) -> Structure:
-    def build(tree: PyTree, matrix_of: Callable[[list], jax.Array]) -> Block:
-        """`matrix_of(leaf indices)` -> the group's matrix."""
-        leaves, treedef = jax.tree.flatten(tree)
-        names = _names(tree, partition)
-        grouped: list[Any] = [None] * len(leaves)
-        for name in dict.fromkeys(names):
-            members = [i for i, n in enumerate(names) if n == name]
-            rows = trees.unravel(matrix_of(members), [leaves[i] for i in members])
-            for index, row in zip(members, rows, strict=True):
-                grouped[index] = Grouped({name: row})
-        return Block(jax.tree.unflatten(treedef, grouped))
-
-    def reduce(stack: PyTree) -> Block:
-        leaves = jax.tree.leaves(stack)
-
-        def gram(members: list[int]) -> jax.Array:
-            flat = trees.ravel([leaves[i] for i in members], 1)
-            return (flat.T @ flat).astype(trees.float_dtype(stack))
-
-        return build(jax.tree.map(lambda x: x[0], stack), gram)
-
-    def isotropic(params: PyTree, value: jax.typing.ArrayLike) -> Block:
-        leaves, dtype = jax.tree.leaves(params), trees.float_dtype(params)
-
-        def identity(members: list[int]) -> jax.Array:
-            count = trees.size([leaves[i] for i in members])
-            return jnp.asarray(value, dtype) * jnp.eye(count, dtype=dtype)
-
-        return build(params, identity)
-
-    return _structure("block(partition)", reduce, isotropic)
+def _groups(partition: Partition, params: PyTree) -> Block:
+    """The shapes of a block for each group."""
+    leaves, treedef = jax.tree.flatten(params)
+    names, sizes = _names(params, partition), collections.Counter[str]()
+    for name, leaf in zip(names, leaves, strict=True):
+        sizes[name] += leaf.size
+    rows = dense.empty_rows(leaves, [sizes[name] for name in names])
+    grouped = [Grouped({n: row}) for n, row in zip(names, rows, strict=True)]
+    return Block(jax.tree.unflatten(treedef, grouped))
 
 
 def _is_grouped(node: Any) -> bool:
@@ -176,34 +138,10 @@ def _(information: Block) -> dense.Layout:
 # ---- output units of each leaf
 
 
-def _inputs_and_units(shape: tuple[int, ...]) -> tuple[int, int]:
-    return math.prod(shape[:-1]), shape[-1] if shape else 1
-
-
-def _units() -> Structure:
-    def reduce(stack: PyTree) -> UnitBlock:
-        dtype = trees.float_dtype(stack)
-
-        def leaf(x: jax.Array) -> jax.Array:
-            inputs, units = _inputs_and_units(x.shape[1:])
-            flat = x.reshape((x.shape[0], inputs, units)).astype(dtype)
-            gram = jnp.einsum("kau,kbu->abu", flat, flat)
-            return gram.reshape((inputs, *x.shape[1:]))
-
-        return UnitBlock(jax.tree.map(leaf, stack))
-
-    def isotropic(params: PyTree, value: jax.typing.ArrayLike) -> UnitBlock:
-        dtype = trees.float_dtype(params)
-
-        def leaf(x: jax.Array) -> jax.Array:
-            inputs, units = _inputs_and_units(x.shape)
-            identity = jnp.asarray(value, dtype) * jnp.eye(inputs, dtype=dtype)
-            every = jnp.broadcast_to(identity[:, :, None], (inputs, inputs, units))
-            return every.reshape((inputs, *x.shape))
-
-        return UnitBlock(jax.tree.map(leaf, params))
-
-    return _structure("block()", reduce, isotropic)
+def _units(params: PyTree) -> UnitBlock:
+    """The shapes of a block for each unit."""
+    sizes = jax.tree.map(lambda x: math.prod(x.shape[:-1]), params)
+    return UnitBlock(dense.empty_rows(params, sizes))
 
 
 @dense.layout.register

@@ -33,7 +33,7 @@ def _(left: Full, right: Any) -> Full:
         return NotImplemented
     # every structure is a matrix, so this one can hold the sum
     like = jax.tree.map(lambda x: x[0], left.rows)
-    matrix = dense.matrices(left)[0]
+    matrix = trees.ravel(left.rows, 1)
     return from_matrix(matrix + ops.to_dense(right, like).astype(matrix.dtype), like)
 
 
@@ -59,26 +59,19 @@ def full() -> Structure:
              [2., 4.]], dtype=float32)
     """
 
+    def empty(params: PyTree) -> Full:
+        sizes = jax.tree.map(lambda _: trees.size(params), params)
+        return Full(dense.empty_rows(params, sizes))
+
+    kept = dense.structure("full()", empty, capabilities.ADAPTIVE)
+
     def reduce(stack: PyTree) -> Full:
         if any(map(gram.is_product, jax.tree.leaves(stack, is_leaf=gram.is_product))):
             return Full(gram.rows(stack))
-        flat = trees.ravel(stack, 1)
-        like = jax.tree.map(lambda x: x[0], stack)
-        return from_matrix(flat.T @ flat, like)
+        return kept.reduce(stack)
 
-    def isotropic(params: PyTree, value: jax.typing.ArrayLike) -> Full:
-        dtype = trees.float_dtype(params)
-        identity = jnp.eye(trees.size(params), dtype=dtype)
-        return from_matrix(jnp.asarray(value, dtype) * identity, params)
-
-    return Structure(
-        "full()",
-        reduce,
-        isotropic,
-        supports=capabilities.OF_A_MATRIX | {capabilities.ADAPTIVE},
-        from_matvec=lambda matvec, params: dense.of_matvec(
-            isotropic(params, 0.0), matvec, params
-        ),
+    return kept._replace(
+        reduce=reduce,
         from_full=lambda information: information,
         held_by_outer_products=gram.held,
     )
@@ -86,8 +79,9 @@ def full() -> Structure:
 
 @dense.layout.register
 def _(information: Full) -> dense.Layout:
-    count = len(jax.tree.leaves(information.rows))
-    return dense.Layout(information.rows, {None: [*range(count)]}, False, Full)
+    leaves = [*range(len(jax.tree.leaves(information.rows)))]
+    groups: dict[str | None, list[int]] = {None: leaves} if leaves else {}
+    return dense.Layout(information.rows, groups, False, Full)
 
 
 @ops.restrict.register(object)

@@ -18,10 +18,12 @@ from jax.scipy.linalg import cho_solve, solve_triangular
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import linalg, trees
 from fisherflow_jax._ground.holes import punch, shown_leaves
+from fisherflow_jax.structures import capabilities
 from fisherflow_jax.structures._algebra import linear
 from fisherflow_jax.structures._algebra.basis import map_basis
 from fisherflow_jax.structures._diagonal import Diagonal
 from fisherflow_jax.structures._scalar import Scalar
+from fisherflow_jax.structures._structure import Structure
 
 PyTree = Any
 
@@ -107,20 +109,56 @@ def block_parts(information: Any) -> list[tuple[str, int]]:
     return found
 
 
-def of_matrix(zeros: Any, matrix: jax.Array) -> Any:
-    """What the layout of `zeros` keeps of a matrix `(d, d)`."""
-    found = places(zeros)
-    blocks = [matrix[p[..., :, None], p[..., None, :]] for p in found]
-    return with_matrices(zeros, blocks)
+def empty_rows(params: PyTree, sizes: PyTree) -> PyTree:
+    """The shapes of matrices with so many rows, as a `Layout` keeps them."""
+    dtype = trees.float_dtype(params)
+    return jax.tree.map(
+        lambda x, size: jax.ShapeDtypeStruct((size, *x.shape), dtype), params, sizes
+    )
 
 
-def of_matvec(zeros: Any, matvec: Callable, params: PyTree) -> Any:
-    """What the layout of `zeros` keeps of an operator: the rows of each block.
+def structure(name: str, empty: Callable[[PyTree], Any], also: str) -> Structure:
+    """A structure of dense blocks; `empty(params)` has the shapes of its information.
+
+    `also` is what it supports beside what all structures of a matrix do.
+    """
+
+    def reduce(stack: PyTree) -> Any:
+        shapes = empty(jax.eval_shape(lambda: jax.tree.map(lambda x: x[0], stack)))
+        leaves = jax.tree.leaves(trees.widen(stack))
+        vectors = _together(layout(shapes), leaves, 1)
+        blocks = [jnp.swapaxes(flat, -1, -2) @ flat for flat in vectors]
+        return with_matrices(shapes, blocks)
+
+    def isotropic(params: PyTree, value: jax.typing.ArrayLike) -> Any:
+        shapes = empty(params)
+        number = jnp.asarray(value, trees.float_dtype(params))
+        blocks = jax.eval_shape(matrices, shapes)
+        return with_matrices(shapes, [number * _identity(block) for block in blocks])
+
+    def from_full(full: Any) -> Any:
+        shapes = empty(jax.eval_shape(_diagonal, full))
+        matrix = trees.ravel(full.rows, 1)
+        blocks = [matrix[p[..., :, None], p[..., None, :]] for p in places(shapes)]
+        return with_matrices(shapes, blocks)
+
+    return Structure(
+        name,
+        reduce,
+        isotropic,
+        supports=capabilities.OF_A_MATRIX | {also},
+        from_matvec=lambda matvec, params: _of_matvec(empty(params), matvec, params),
+        from_full=from_full,
+    )
+
+
+def _of_matvec(shapes: Any, matvec: Callable, params: PyTree) -> Any:
+    """What the layout of `shapes` keeps of an operator: the rows of each block.
 
     d products, but never d x d numbers at once.
     """
     blocks = []
-    for place in places(zeros):
+    for place in places(shapes):
         size = place.shape[-1]
         each = jnp.asarray(place.reshape((-1, size)))
 
@@ -129,7 +167,7 @@ def of_matvec(zeros: Any, matvec: Callable, params: PyTree) -> Any:
 
         rows = map_basis(matvec, params, read, indices=place.reshape(-1))
         blocks.append(_symmetric(rows.reshape((*place.shape, size))))
-    return with_matrices(zeros, blocks)
+    return with_matrices(shapes, blocks)
 
 
 def _restrict(information: Any, shown: PyTree, like: PyTree | None = None) -> Any:
@@ -239,11 +277,7 @@ class CholeskyFactors(NamedTuple):
 
 
 def _factorise(information: Any, damping: jax.Array) -> CholeskyFactors:
-    blocks = matrices(information)
-    if not jax.tree.leaves(information):
-        # optax.tree.map_params builds states on a tree without leaves
-        return CholeskyFactors(information, unpack(information, blocks))
-    pairs = [factorise(block, damping) for block in blocks]
+    pairs = [factorise(block, damping) for block in matrices(information)]
     return CholeskyFactors(
         with_matrices(information, [factor for factor, _ in pairs]),
         unpack(information, [scales for _, scales in pairs]),
@@ -275,13 +309,11 @@ class BlockColumns(NamedTuple):
 
 def _spectral(information: Any, like: PyTree | None = None) -> ops.Spectral:
     del like
-    blocks = matrices(information)
-    if not jax.tree.leaves(information):
-        return ops.Spectral(unpack(information, blocks), BlockColumns(information))
-    values, columns = zip(*map(linalg.eigh, blocks), strict=True)
+    pairs = [linalg.eigh(block) for block in matrices(information)]
     # rounding brings the smallest eigenvalues of a singular matrix below zero
-    values = unpack(information, [jnp.maximum(x, 0) for x in values])
-    return ops.Spectral(values, BlockColumns(with_matrices(information, list(columns))))
+    values = unpack(information, [jnp.maximum(values, 0) for values, _ in pairs])
+    columns = with_matrices(information, [columns for _, columns in pairs])
+    return ops.Spectral(values, BlockColumns(columns))
 
 
 def _eigenvalues(information: Any, like: PyTree | None = None) -> list[jax.Array]:
