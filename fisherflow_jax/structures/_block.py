@@ -85,15 +85,12 @@ def _names(tree: PyTree, partition: Partition) -> list[str]:
         names = [partition(name) for name in parameters]
     else:
         try:
-            filled = jax.tree.map(
-                lambda name, part: jax.tree.map(lambda _: name, part), partition, tree
-            )
+            names = jax.tree.leaves(jax.tree.broadcast(partition, tree))
         except ValueError as error:
             raise ValueError(
                 "partition must be a pytree of group names like the parameters, or a "
                 f"prefix of it: {error}"
             ) from error
-        names = jax.tree.leaves(filled)
     for parameter, name in zip(parameters, names, strict=True):
         if not isinstance(name, str):
             raise ValueError(

@@ -11,8 +11,6 @@ import jax.numpy as jnp
 
 from fisherflow_jax import information as ops
 
-PyTree = Any
-
 
 class Compensated(NamedTuple):
     """The information `high + low`, both of the same structure."""
@@ -60,21 +58,6 @@ def _(left: Compensated, right: Any) -> Compensated:
     )
 
 
-@ops.scale.register
-def _(information: Compensated, factor: jax.typing.ArrayLike) -> Compensated:
-    return Compensated(*(ops.scale(part, factor) for part in information))
-
-
-@ops.total.register
-def _(stacked: Compensated, weights: jax.Array) -> Compensated:
-    return Compensated(*(ops.total(part, weights) for part in stacked))
-
-
-@ops.restrict.register
-def _(information: Compensated, shown: PyTree, like: PyTree | None = None):
-    return Compensated(*(ops.restrict(part, shown, like) for part in information))
-
-
 @ops.conform.register
 def _(template: Compensated, information: Any) -> Compensated:
     if isinstance(information, Compensated):
@@ -92,27 +75,25 @@ def _(information: Compensated, meat: Any) -> Any:
     return ops.sandwich(information.value, ops.plain(meat))
 
 
-@ops.check_prior.register
-def _(information: Compensated, prior: PyTree, like: PyTree) -> None:
-    ops.check_prior(information.value, prior, like)
-
-
-@ops.plain.register
-def _(information: Compensated) -> Any:
-    return information.value
+def _on_parts(operation: Any) -> None:
+    @operation.register
+    def _(information: Compensated, *args: Any, **kwargs: Any) -> Compensated:
+        return Compensated(*(operation(part, *args, **kwargs) for part in information))
 
 
 def _on_value(operation: Any) -> None:
-    operation.register(
-        Compensated,
-        lambda information, *args, **kwargs: operation(
-            information.value, *args, **kwargs
-        ),
-    )
+    @operation.register
+    def _(information: Compensated, *args: Any, **kwargs: Any) -> Any:
+        return operation(information.value, *args, **kwargs)
 
 
+for _operation in (ops.scale, ops.total, ops.restrict):
+    _on_parts(_operation)
+
+ops.plain.register(Compensated, lambda information: information.value)
 for _operation in (
     ops.facts,
+    ops.check_prior,
     ops.matvec,
     ops.solver,
     ops.sample,

@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from fisherflow_jax import information as ops
-from fisherflow_jax._ground import trees
 from fisherflow_jax._ground.linalg import product
-from fisherflow_jax.layers import Layers
+from fisherflow_jax.layers import Layer, Layers
 from fisherflow_jax.structures._algebra import eigen as eigenbasis
 from fisherflow_jax.structures._algebra import kronecker_factors, linear
 from fisherflow_jax.structures._algebra.eigen import Sides
@@ -36,46 +35,28 @@ class EigenKronecker(NamedTuple):
 def in_bases(layers: Layers, input_bases: Columns, output_bases: Columns) -> Structure:
     """Keeps the diagonal of the information in the bases that are given."""
 
-    def build(eigenvalues: dict, shifts: dict, others: dict, count: jax.Array):
+    def reduce_layer(name: str, products: OuterProducts) -> jax.Array:
+        return _squares_in(input_bases[name], output_bases[name], products)
+
+    def empty_layer(layer: Layer, rows: int, dtype: Any) -> jax.Array:
+        return jnp.zeros((layer.num_stacked, rows, layer.num_outputs), dtype)
+
+    def build(eigenvalues: dict, *, num_observations: jax.Array, **rest: Any) -> Any:
         # one type throughout: the bases may come from a wider past
+        dtype = num_observations.dtype
         inputs, outputs = jax.tree.map(
-            lambda x: x.astype(count.dtype), (input_bases, output_bases)
+            lambda x: x.astype(dtype), (input_bases, output_bases)
         )
         return EigenKronecker(
-            eigenvalues, inputs, outputs, shifts, others, count, layers
+            eigenvalues=eigenvalues,
+            input_bases=inputs,
+            output_bases=outputs,
+            num_observations=num_observations,
+            **rest,
         )
 
-    def reduce(stack: PyTree) -> EigenKronecker:
-        leaves = kronecker_factors.checked(stack, layers)
-        dtype = trees.float_dtype(stack)
-        eigenvalues = {
-            name: _squares_in(input_bases[name], output_bases[name], leaves[name])
-            for name in input_bases
-        }
-        others = kronecker_factors.other_squares(layers, leaves, dtype)
-        shifts = {name: jnp.zeros((), dtype) for name in input_bases}
-        count = kronecker_factors.num_observations(layers, leaves, dtype)
-        return build(eigenvalues, shifts, others, count)
-
-    def isotropic(params: PyTree, value: jax.typing.ArrayLike) -> EigenKronecker:
-        dtype = trees.float_dtype(params)
-        value = jnp.asarray(value, dtype)
-        eigenvalues = {}
-        for layer in layers.layers:
-            rows = layer.num_inputs + (layer.bias is not None)
-            shape = layer.num_stacked, rows, layer.num_outputs
-            eigenvalues[layers.names[layer.kernel]] = jnp.zeros(shape, dtype)
-        others = kronecker_factors.other_constants(layers, value)
-        shifts = dict.fromkeys(eigenvalues, value)
-        return build(eigenvalues, shifts, others, jnp.zeros((), dtype))
-
-    return Structure(
-        "kronecker(layers, eigenvalue_correction)",
-        reduce,
-        isotropic,
-        takes_outer_products=True,
-        layers=layers,
-    )
+    name = "kronecker(layers, eigenvalue_correction)"
+    return kronecker_factors.structure(name, layers, reduce_layer, empty_layer, build)
 
 
 class _Matrix:
@@ -128,26 +109,16 @@ eigenbasis.register(EigenKronecker)
 
 
 def overlap(ours: jax.Array | None, theirs: jax.Array | None) -> jax.Array | None:
-    """Squared cosines `(..., K, ours, theirs)`; None where both are the identity."""
+    """Squared cosines `(..., K, ours, theirs)`; None where both are the identity.
+
+    `Sides(*overlaps).out_of(values)` is the diagonal, in our bases, of an operator with
+    these eigenvalues in theirs. Its trace stays.
+    """
     if ours is None:
         return None if theirs is None else jnp.square(theirs)
     if theirs is None:
         return jnp.square(jnp.swapaxes(ours, -1, -2))
     return jnp.square(product("...ij,...il->...jl", ours, theirs))
-
-
-def turned(
-    values: jax.Array, inputs: jax.Array | None, outputs: jax.Array | None
-) -> jax.Array:
-    """Eigenvalues `(..., K, I, O)` as seen from bases with these overlaps.
-
-    The diagonal there of the operator, whose trace stays.
-    """
-    if inputs is not None:
-        values = product("...jl,...lo->...jo", inputs, values)
-    if outputs is not None:
-        values = product("...jl,...il->...ij", outputs, values)
-    return values
 
 
 def _same(left: Columns, right: Columns) -> jax.Array | bool:
@@ -167,14 +138,12 @@ def _seen_from(ours: EigenKronecker, theirs: EigenKronecker) -> dict[str, jax.Ar
     """The eigenvalues of `theirs` (also a stack of them) in the bases of `ours`."""
 
     def turn(values: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        return {
-            name: turned(
-                x,
-                overlap(ours.input_bases[name], theirs.input_bases[name]),
-                overlap(ours.output_bases[name], theirs.output_bases[name]),
-            )
-            for name, x in values.items()
-        }
+        seen = {}
+        for name, x in values.items():
+            inputs = overlap(ours.input_bases[name], theirs.input_bases[name])
+            outputs = overlap(ours.output_bases[name], theirs.output_bases[name])
+            seen[name] = Sides(inputs, outputs).out_of(x)
+        return seen
 
     inputs = _same(theirs.input_bases, ours.input_bases)
     outputs = _same(theirs.output_bases, ours.output_bases)

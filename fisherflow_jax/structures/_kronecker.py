@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from fisherflow_jax import information as ops
-from fisherflow_jax._ground import trees
 from fisherflow_jax._ground.choices import choice
 from fisherflow_jax._ground.linalg import product
-from fisherflow_jax.layers import Layers
+from fisherflow_jax.layers import Layer, Layers
 from fisherflow_jax.structures import _eigen_kronecker as eigen_kronecker
 from fisherflow_jax.structures import _moving_kronecker as moving_kronecker
 from fisherflow_jax.structures._algebra import dense, kronecker_factors, layer_vectors
@@ -107,8 +106,14 @@ def kronecker(
             f"got {layers!r}."
         )
     if eigenvalue_correction is not None:
-        found = _bases_of(eigenvalue_correction, layers)
-        return eigen_kronecker.in_bases(layers, *found)
+        past = eigenvalue_correction
+        if not isinstance(past, Kronecker) or past.layers != layers:
+            raise ValueError(
+                "eigenvalue_correction must be an information of kronecker(layers) "
+                f"with these layers; got {type(past).__name__}."
+            )
+        sides = past.input_factors, past.output_factors
+        return eigen_kronecker.in_bases(layers, *map(eigenbasis.columns_of, sides))
     kernels = [layers.names[layer.kernel] for layer in layers.layers]
     by_name = {}
     if isinstance(sharing, Mapping):
@@ -120,65 +125,27 @@ def kronecker(
                 f"{kernels}."
             )
 
-    def reduce(stack: PyTree) -> Kronecker:
-        leaves = kronecker_factors.checked(stack, layers)
-        dtype = trees.float_dtype(stack)
-        inputs, outputs = {}, {}
-        for name in kernels:
-            inputs[name], outputs[name] = factors(
-                leaves[name], by_name.get(name, sharing), widest
-            )
-        others = kronecker_factors.other_squares(layers, leaves, dtype)
-        shifts = {name: jnp.zeros((), dtype) for name in kernels}
-        count = kronecker_factors.num_observations(layers, leaves, dtype)
-        return Kronecker(inputs, outputs, shifts, others, count, layers)
+    def reduce_layer(name: str, products: Any) -> tuple[jax.Array, jax.Array]:
+        return factors(products, by_name.get(name, sharing), widest)
 
-    def isotropic(params: PyTree, value: jax.typing.ArrayLike) -> Kronecker:
-        # from the table alone: wrappers of Optax build states on trees with holes
-        dtype = trees.float_dtype(params)
-        value = jnp.asarray(value, dtype)
+    def empty_layer(layer: Layer, rows: int, dtype: Any) -> tuple[jax.Array, jax.Array]:
+        stacked, columns = layer.num_stacked, layer.num_outputs
+        diagonal = layer.kind == "embedding" or rows > widest
+        inputs = (rows,) if diagonal else (rows, rows)
+        outputs = (columns,) if columns > widest else (columns, columns)
+        left = jnp.zeros((stacked, *inputs), dtype)
+        return left, jnp.zeros((stacked, *outputs), dtype)
 
-        def zeros(stacked: int, size: int, diagonal: bool) -> jax.Array:
-            return jnp.zeros(
-                (stacked, size) if diagonal else (stacked, size, size), dtype
-            )
-
-        inputs, outputs = {}, {}
-        for layer, name in zip(layers.layers, kernels, strict=True):
-            rows = layer.num_inputs + (layer.bias is not None)
-            narrow = layer.kind != "embedding" and rows <= widest
-            inputs[name] = zeros(layer.num_stacked, rows, not narrow)
-            outputs[name] = zeros(
-                layer.num_stacked, layer.num_outputs, layer.num_outputs > widest
-            )
-        others = kronecker_factors.other_constants(layers, value)
-        shifts = dict.fromkeys(kernels, value)
-        return Kronecker(inputs, outputs, shifts, others, jnp.zeros((), dtype), layers)
-
-    return Structure(
-        "kronecker(layers)",
-        reduce,
-        isotropic,
-        takes_outer_products=True,
-        layers=layers,
-        correction=moving_kronecker.begin,
-    )
-
-
-def _bases_of(
-    past: Kronecker, layers: Layers
-) -> tuple[eigen_kronecker.Columns, eigen_kronecker.Columns]:
-    if not isinstance(past, Kronecker) or past.layers != layers:
-        raise ValueError(
-            "eigenvalue_correction must be an information of kronecker(layers) with "
-            f"these layers; got {type(past).__name__}."
+    def build(parts: dict[str, tuple[jax.Array, jax.Array]], **rest: Any) -> Kronecker:
+        return Kronecker(
+            input_factors={name: inputs for name, (inputs, _) in parts.items()},
+            output_factors={name: outputs for name, (_, outputs) in parts.items()},
+            **rest,
         )
-    sides = past.input_factors, past.output_factors
-    inputs, outputs = (
-        {name: eigenbasis.decompose(factor)[1] for name, factor in side.items()}
-        for side in sides
-    )
-    return inputs, outputs
+
+    return kronecker_factors.structure(
+        "kronecker(layers)", layers, reduce_layer, empty_layer, build
+    )._replace(correction=moving_kronecker.begin)
 
 
 def _share(information: Kronecker) -> jax.Array:
@@ -228,18 +195,18 @@ def _(information: Kronecker, vector: PyTree) -> PyTree:
     return layer_vectors.join(layers, products | scaled, vector)
 
 
+def _entries(factor: jax.Array) -> jax.Array:
+    """The diagonal `(K, D)` of a factor."""
+    return factor if factor.ndim == 2 else jnp.diagonal(factor, axis1=1, axis2=2)
+
+
 def _diagonals(information: Kronecker) -> dict[str, jax.Array]:
     """The diagonal of each layer, `(K, I, O)`."""
 
-    def entries(factor: jax.Array) -> jax.Array:
-        if factor.ndim == 2:
-            return factor
-        return jnp.diagonal(factor, axis1=1, axis2=2)
-
     share, found = _share(information), {}
     for name, factor in information.input_factors.items():
-        outputs = entries(information.output_factors[name])
-        product = share * entries(factor)[:, :, None] * outputs[:, None, :]
+        outputs = _entries(information.output_factors[name])
+        product = share * _entries(factor)[:, :, None] * outputs[:, None, :]
         found[name] = product + information.shifts[name]
     return found
 
@@ -304,10 +271,7 @@ def _(information: Kronecker, damping: jax.Array) -> LayerInverses:
 
 def _mean_eigenvalue(factor: jax.Array) -> jax.Array:
     """`(K,)`, kept from zero, which a layer without any gradient has."""
-    diagonal = factor
-    if factor.ndim == 3:
-        diagonal = jnp.diagonal(factor, axis1=1, axis2=2)
-    mean = jnp.mean(diagonal, axis=1)
+    mean = jnp.mean(_entries(factor), axis=1)
     return jnp.where(mean > 0, mean, jnp.ones_like(mean))
 
 

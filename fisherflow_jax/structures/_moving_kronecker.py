@@ -23,6 +23,7 @@ from fisherflow_jax._ground.linalg import product
 from fisherflow_jax.structures import _eigen_kronecker as eigen_kronecker
 from fisherflow_jax.structures._algebra import eigen as eigenbasis
 from fisherflow_jax.structures._algebra import linear
+from fisherflow_jax.structures._algebra.eigen import Sides
 from fisherflow_jax.structures._eigen_kronecker import Columns, EigenKronecker
 from fisherflow_jax.structures._structure import Structure
 
@@ -75,44 +76,36 @@ class LayerBases(NamedTuple):
         moments of any rank.
         """
         nodes, treedef = jax.tree.flatten(kept, is_leaf=_is_moving)
-        inputs, outputs = dict(self.input_bases), dict(self.output_bases)
-        factors, places = ahead.factors, [*map(_is_moving, nodes)]
-        moments = {
-            name: [x.second_moments[name] for x in nodes if _is_moving(x)]
-            for name in inputs
-        }
+        places = [place for place, node in enumerate(nodes) if _is_moving(node)]
+        factors, layers = ahead.factors, dict[str, Any]()
+        for name, columns in self.input_bases.items():
+            stacks = [nodes[place].second_moments[name] for place in places]
+            layers[name] = columns, self.output_bases[name], stacks
+
+        def move(old: dict[str, Any]) -> dict[str, Any]:
+            left, right = factors.input_factors, factors.output_factors
+            return {n: _move_layer(left[n], right[n], *old[n]) for n in old}
+
         for due, names in groups:
-            old = {name: (inputs[name], outputs[name], moments[name]) for name in names}
-
-            def move(old=old):
-                return {
-                    name: _move_layer(
-                        factors.input_factors[name],
-                        factors.output_factors[name],
-                        *layer,
-                    )
-                    for name, layer in old.items()
-                }
-
-            moved = jax.lax.cond(due, move, lambda old=old: old)
-            for name, (left, right, seen) in moved.items():
-                inputs[name], outputs[name], moments[name] = left, right, seen
-        for index, place in enumerate(i for i, moving in enumerate(places) if moving):
-            seen = {name: moments[name][index] for name in inputs}
-            nodes[place] = nodes[place]._replace(second_moments=seen)
+            old = {name: layers[name] for name in names}
+            layers |= jax.lax.cond(due, move, lambda old: old, old)
+        inputs, outputs, seen = (
+            {name: layer[k] for name, layer in layers.items()} for k in range(3)
+        )
+        for index, place in enumerate(places):
+            moments = {name: stack[index] for name, stack in seen.items()}
+            nodes[place] = nodes[place]._replace(second_moments=moments)
         return jax.tree.unflatten(treedef, nodes), LayerBases(inputs, outputs)
 
 
 def begin(factors: Any) -> tuple[MovingKronecker, LayerBases]:
     """Nothing remembered, and bases of zeros, which the first update replaces."""
 
-    def zeros(side: dict[str, jax.Array]) -> Columns:
-        return {
-            name: jnp.zeros_like(x) if x.ndim == 3 else None for name, x in side.items()
-        }
-
-    bases = LayerBases(zeros(factors.input_factors), zeros(factors.output_factors))
-    return _without_moments(factors), bases
+    sides = (
+        {name: jnp.zeros_like(x) if x.ndim == 3 else None for name, x in side.items()}
+        for side in (factors.input_factors, factors.output_factors)
+    )
+    return _without_moments(factors), LayerBases(*sides)
 
 
 @ops.parts.register
@@ -149,7 +142,7 @@ def _move_layer(
     ratio = input_ratio[:, :, None] * output_ratio[:, None, :]
 
     def see(values: jax.Array) -> jax.Array:
-        seen = eigen_kronecker.turned(values, input_overlap, output_overlap)
+        seen = Sides(input_overlap, output_overlap).out_of(values)
         seen = seen * ratio.reshape((1,) * (seen.ndim - 3) + ratio.shape)
         total, now = (jnp.sum(x, axis=(-2, -1), keepdims=True) for x in (values, seen))
         return seen * _quotient(total, now)
@@ -158,7 +151,7 @@ def _move_layer(
 
 
 def _side(
-    factor: jax.Array, old: jax.Array | None
+    factor: jax.Array, old: Any
 ) -> tuple[jax.Array | None, jax.Array | None, jax.Array]:
     """A factor's new basis, its overlap with the old, and how turning errs on it.
 
@@ -168,9 +161,7 @@ def _side(
     values, columns = eigenbasis.decompose(factor)
     if columns is None:
         return None, None, jnp.ones_like(values)
-    assert old is not None
-    overlap = eigen_kronecker.overlap(columns, old)
-    assert overlap is not None
+    overlap = jnp.square(product("kij,kil->kjl", columns, old))
     along = product("kij,kjl->kil", factor, old)
     turned_diagonal = product("kjl,kl->kj", overlap, jnp.sum(old * along, axis=1))
     return columns, overlap, _quotient(values, turned_diagonal)

@@ -15,7 +15,6 @@ from fisherflow_jax import information as ops
 from fisherflow_jax._ground.linalg import eigh, product
 from fisherflow_jax.layers import Layers
 from fisherflow_jax.structures._algebra import layer_vectors, linear
-from fisherflow_jax.structures._algebra.layer_vectors import check_like
 from fisherflow_jax.structures._diagonal import Diagonal
 from fisherflow_jax.structures._scalar import Scalar
 
@@ -29,21 +28,17 @@ class Sides(NamedTuple):
     outputs: jax.Array | None
 
     def into(self, matrix: jax.Array) -> jax.Array:
-        """A matrix `(K, I, O)` in coordinates of the eigenbasis."""
-        if self.inputs is not None:
-            matrix = matrix.astype(self.inputs.dtype)
-            matrix = product("kij,kio->kjo", self.inputs, matrix)
-        if self.outputs is not None:
-            matrix = matrix.astype(self.outputs.dtype)
-            matrix = product("kio,kop->kip", matrix, self.outputs)
-        return matrix
+        """A matrix `(..., K, I, O)` in coordinates of the eigenbasis."""
+        return self._turn(matrix, "...ij,...io->...jo", "...op,...io->...ip")
 
     def out_of(self, matrix: jax.Array) -> jax.Array:
         """The inverse of `into`."""
-        if self.inputs is not None:
-            matrix = product("kij,kjo->kio", self.inputs, matrix)
-        if self.outputs is not None:
-            matrix = product("kip,kop->kio", matrix, self.outputs)
+        return self._turn(matrix, "...ij,...jo->...io", "...op,...ip->...io")
+
+    def _turn(self, matrix: jax.Array, *specs: str) -> jax.Array:
+        for columns, spec in zip(self, specs, strict=True):
+            if columns is not None:
+                matrix = product(spec, columns, matrix.astype(columns.dtype))
         return matrix
 
     def diagonal_of(self, values: jax.Array) -> jax.Array:
@@ -106,8 +101,9 @@ def decompose(factor: jax.Array) -> tuple[jax.Array, jax.Array | None]:
     return jnp.maximum(values, 0), columns
 
 
-def _dtype(information: Any) -> Any:
-    return information.num_observations.dtype
+def columns_of(factors: dict[str, jax.Array]) -> dict[str, jax.Array | None]:
+    """The eigenvectors of each factor."""
+    return {name: decompose(factor)[1] for name, factor in factors.items()}
 
 
 @functools.singledispatch
@@ -136,63 +132,45 @@ def names_shown(information: Any, like: PyTree | None) -> set[str]:
 
 def add_other(left: Any, right: Any) -> Any:
     """The sum with a number, or with a prior of one number a layer."""
+    shifts, entries = left.shifts, left.other_entries
+    dtype = left.num_observations.dtype
     if isinstance(right, Scalar):
-        value = right.value.astype(_dtype(left))
-        return left._replace(
-            shifts={name: shift + value for name, shift in left.shifts.items()},
-            other_entries={
-                name: entries + value for name, entries in left.other_entries.items()
-            },
-        )
-    if isinstance(right, Diagonal):
-        return _add_diagonal(left, right)
-    return NotImplemented
-
-
-def _add_diagonal(left: Any, right: Diagonal) -> Any:
-    """A prior with one number a layer, which every basis leaves as it is."""
-    matrices, others = layer_vectors.split(left.layers, right.entries, _dtype(left))
-    shifts = dict(left.shifts)
+        value = right.value.astype(dtype)
+        shifts, entries = jax.tree.map(lambda x: x + value, (shifts, entries))
+        return left._replace(shifts=shifts, other_entries=entries)
+    if not isinstance(right, Diagonal):
+        return NotImplemented
+    matrices, others = layer_vectors.split(left.layers, right.entries, dtype)
+    numbers = dict.fromkeys(shifts, jnp.zeros((), dtype))
     for name, matrix in matrices.items():
-        first = matrix.ravel()[0]
-        if isinstance(first, jax.core.Tracer) or bool(jnp.any(matrix != first)):
+        numbers[name] = matrix.ravel()[0]
+        traced = isinstance(matrix, jax.core.Tracer)
+        if traced or bool(jnp.any(matrix != numbers[name])):
             raise ValueError(
                 "to a Kronecker information one number a layer can be added (the same "
                 f"for kernel and bias), known before tracing; layer {name} got "
-                f"{'a traced value' if isinstance(first, jax.core.Tracer) else matrix}."
+                f"{'a traced value' if traced else matrix}."
             )
-        shifts[name] = shifts[name] + first
-    entries = {
-        name: values + others[name] for name, values in left.other_entries.items()
-    }
-    return left._replace(shifts=shifts, other_entries=entries)
+    return left._replace(
+        shifts={name: shift + numbers[name] for name, shift in shifts.items()},
+        other_entries={name: x + others[name] for name, x in entries.items()},
+    )
 
 
 def _check_prior(information: Any, prior: PyTree, like: PyTree) -> None:
-    layers = information.layers
-    leaves, treedef = jax.tree.flatten(prior)
-    numbers = jax.tree.unflatten(treedef, list(range(len(leaves))))
-    groups = layer_vectors.named(
-        jax.tree.map(
-            lambda number, part: jax.tree.map(lambda _: number, part), numbers, like
-        )
-    )
-    for layer in layers.layers:
-        kernel = layers.names[layer.kernel]
-        bias = None if layer.bias is None else layers.names[layer.bias]
-        ends = [groups[kernel]] + ([] if bias is None else [groups[bias]])
-        values = [leaves[end] for end in ends]
+    numbers = layer_vectors.named(jax.tree.broadcast(prior, like))
+    for layer in information.layers.layers:
+        names = layer_vectors.members(information.layers, layer)
+        values = [numbers[name] for name in names]
         if any(isinstance(value, jax.core.Tracer) for value in values):
-            same = len(set(ends)) == 1 and jnp.ndim(values[0]) == 0
+            same = values[0] is values[-1] and jnp.ndim(values[0]) == 0
         else:
             entries = np.concatenate([np.ravel(value) for value in values])
             same = bool(np.all(entries == entries[0]))
         if not same:
             raise ValueError(
                 "on a Kronecker information the prior has one number a layer, the same "
-                f"for kernel and bias; {kernel}"
-                + ("" if bias is None else f" and {bias}")
-                + f" got {values}."
+                f"for kernel and bias; {' and '.join(names)} got {values}."
             )
 
 
@@ -205,5 +183,5 @@ def register(kind: type) -> None:
     ops.restrict.register(kind, lambda information, shown, like=None: information)
     ops.check_prior.register(kind, _check_prior)
     ops.check_like.register(
-        kind, lambda information, params: check_like(information.layers, params)
+        kind, lambda i, params: layer_vectors.check_like(i.layers, params)
     )

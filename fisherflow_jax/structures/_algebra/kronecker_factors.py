@@ -5,15 +5,18 @@ layer and what returns to it as independent, and need a convention for the T pos
 that share the kernel.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from fisherflow_jax._ground import trees
 from fisherflow_jax._ground.linalg import product
 from fisherflow_jax.layers import Layer, Layers
 from fisherflow_jax.structures._algebra.layer_vectors import named
 from fisherflow_jax.structures._algebra.outer_products import OuterProducts, squares
+from fisherflow_jax.structures._structure import Structure
 from fisherflow_jax.structures.sharing import Sharing
 
 PyTree = Any
@@ -113,25 +116,49 @@ def _is_of(products: OuterProducts, layer: Layer) -> bool:
     )
 
 
-def other_squares(
-    layers: Layers, leaves: dict[str, Any], dtype: Any
-) -> dict[str, jax.Array]:
-    """The diagonal of the leaves that belong to no layer."""
-    names = [layers.names[leaf] for leaf, _ in layers.fallback]
-    return {name: squares(leaves[name], dtype) for name in names}
+def structure(
+    name: str,
+    layers: Layers,
+    reduce_layer: Callable[[str, OuterProducts], Any],
+    empty_layer: Callable[[Layer, int, Any], Any],
+    build: Callable[..., Any],
+) -> Structure:
+    """A structure of what `reduce_layer(kernel, products)` makes of each layer.
 
+    `empty_layer(layer, rows, dtype)` is the same of no vectors; `build(parts, ...)` the
+    information, whose other fields it is given by name.
+    """
+    kernels = {layers.names[layer.kernel]: layer for layer in layers.layers}
+    others = {layers.names[leaf]: layers.shapes[leaf] for leaf, _ in layers.fallback}
 
-def other_constants(layers: Layers, value: jax.Array) -> dict[str, jax.Array]:
-    """The same for a multiple of the identity."""
-    return {
-        layers.names[leaf]: jnp.full(layers.shapes[leaf], value)
-        for leaf, _ in layers.fallback
-    }
+    def whole(parts: dict, shift: jax.Array, entries: dict, count: jax.Array) -> Any:
+        return build(
+            parts,
+            shifts=dict.fromkeys(kernels, shift),
+            other_entries=entries,
+            num_observations=count,
+            layers=layers,
+        )
 
+    def reduce(stack: PyTree) -> Any:
+        leaves = checked(stack, layers)
+        zero = count = jnp.zeros((), trees.float_dtype(stack))
+        parts = {name: reduce_layer(name, leaves[name]) for name in kernels}
+        entries = {name: squares(leaves[name], zero.dtype) for name in others}
+        if kernels:
+            count = jnp.sum(leaves[next(iter(kernels))].weights).astype(zero.dtype)
+        return whole(parts, zero, entries, count)
 
-def num_observations(layers: Layers, leaves: dict[str, Any], dtype: Any) -> jax.Array:
-    """The examples' summed weights, `()`; zero where there is no layer."""
-    if not layers.layers:
-        return jnp.zeros((), dtype)
-    products = leaves[layers.names[layers.layers[0].kernel]]
-    return jnp.sum(products.weights).astype(dtype)
+    def isotropic(params: PyTree, value: jax.typing.ArrayLike) -> Any:
+        # from the table alone: wrappers of Optax build states on trees with holes
+        value = jnp.asarray(value, trees.float_dtype(params))
+        parts = {
+            name: empty_layer(
+                layer, layer.num_inputs + (layer.bias is not None), value.dtype
+            )
+            for name, layer in kernels.items()
+        }
+        entries = {name: jnp.full(shape, value) for name, shape in others.items()}
+        return whole(parts, value, entries, jnp.zeros_like(value))
+
+    return Structure(name, reduce, isotropic, takes_outer_products=True, layers=layers)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from fisherflow_jax._ground import trees
-from fisherflow_jax.layers import Layers
+from fisherflow_jax.layers import Layer, Layers
 
 PyTree = Any
 
@@ -14,6 +14,20 @@ PyTree = Any
 def named(tree: PyTree) -> dict[str, Any]:
     """Leaves by their name, as in `layers.names`."""
     return dict(trees.named_leaves(tree))
+
+
+def members(layers: Layers, layer: Layer) -> list[str]:
+    """The names of a layer's kernel and of its merged bias, if it has one."""
+    leaves = [layer.kernel] if layer.bias is None else [layer.kernel, layer.bias]
+    return [layers.names[leaf] for leaf in leaves]
+
+
+def _check_known(layers: Layers, unknown: set[str], what: str) -> None:
+    if unknown:
+        raise ValueError(
+            f"a {what} with leaves {sorted(unknown)} is not like the parameters in "
+            f"which the layers were found: {list(layers.names)}."
+        )
 
 
 def split(
@@ -25,35 +39,24 @@ def split(
     left out with its layer. Without a dtype a matrix has the common one of its leaves.
     """
     leaves = named(tree)
-    unknown = sorted(set(leaves) - set(layers.names))
-    if unknown:
-        raise ValueError(
-            f"a vector with leaves {unknown} is not like the parameters in which the "
-            f"layers were found: {list(layers.names)}."
-        )
+    _check_known(layers, leaves.keys() - set(layers.names), "vector")
     matrices = {}
     for layer in layers.layers:
-        name = layers.names[layer.kernel]
-        parts = [name] if layer.bias is None else [name, layers.names[layer.bias]]
-        present = [part in leaves for part in parts]
-        if not any(present):
+        names = members(layers, layer)
+        present = [leaves[name] for name in names if name in leaves]
+        if not present:
             continue
-        if not all(present):
-            raise ValueError(f"kernel and bias {parts} of one layer go together.")
-        common = dtype or trees.float_dtype([leaves[part] for part in parts])
-        matrix = layer.kernel_layout.from_leaf(leaves[name].astype(common))
+        if len(present) < len(names):
+            raise ValueError(f"kernel and bias {names} of one layer go together.")
+        common = dtype or trees.float_dtype(present)
+        matrix = layer.kernel_layout.from_leaf(present[0].astype(common))
         if layer.bias_layout is not None:
-            row = layer.bias_layout.from_leaf(leaves[parts[1]].astype(common))
+            row = layer.bias_layout.from_leaf(present[1].astype(common))
             matrix = jnp.concatenate([matrix, row[:, None]], axis=1)
-        matrices[name] = matrix
-    others = {
-        layers.names[leaf]: leaves[layers.names[leaf]].astype(
-            dtype or leaves[layers.names[leaf]].dtype
-        )
-        for leaf, _ in layers.fallback
-        if layers.names[leaf] in leaves
-    }
-    return matrices, others
+        matrices[names[0]] = matrix
+    names = [layers.names[leaf] for leaf, _ in layers.fallback]
+    others = {name: leaves[name] for name in names if name in leaves}
+    return matrices, {n: x.astype(dtype or x.dtype) for n, x in others.items()}
 
 
 def join(layers: Layers, parts: dict[str, jax.Array], like: PyTree | None) -> PyTree:
@@ -65,22 +68,15 @@ def join(layers: Layers, parts: dict[str, jax.Array], like: PyTree | None) -> Py
     if like is None:
         like = jax.tree.unflatten(layers.tree, range(len(layers.names)))
     for layer in layers.layers:
-        name = layers.names[layer.kernel]
+        name, *bias = members(layers, layer)
         if name in parts:
             kernel = parts[name][:, : layer.num_inputs]
             leaves[name] = layer.kernel_layout.to_leaf(kernel)
-            if layer.bias is not None and layer.bias_layout is not None:
-                row = layer.bias_layout.to_leaf(parts[name][:, -1])
-                leaves[layers.names[layer.bias]] = row
-    unknown = sorted(set(named(like)) - set(leaves))
-    if unknown:
-        raise ValueError(
-            f"a tree with leaves {unknown} is not like the parameters in which the "
-            f"layers were found: {list(layers.names)}."
-        )
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: leaves[trees.parameter_name(path)], like
-    )
+            if layer.bias_layout is not None:
+                leaves[bias[0]] = layer.bias_layout.to_leaf(parts[name][:, -1])
+    names = named(like)
+    _check_known(layers, names.keys() - leaves.keys(), "tree")
+    return jax.tree.unflatten(jax.tree.structure(like), [leaves[n] for n in names])
 
 
 def check_like(layers: Layers, tree: PyTree) -> None:
@@ -88,13 +84,9 @@ def check_like(layers: Layers, tree: PyTree) -> None:
 
     Leaves may be missing.
     """
-    shapes = dict(zip(layers.names, layers.shapes, strict=True))
-    for name, leaf in named(tree).items():
-        if name not in shapes:
-            raise ValueError(
-                f"a tree with leaf {name} is not like the parameters in which the "
-                f"layers were found: {list(layers.names)}."
-            )
+    shapes, leaves = dict(zip(layers.names, layers.shapes, strict=True)), named(tree)
+    _check_known(layers, leaves.keys() - shapes.keys(), "tree")
+    for name, leaf in leaves.items():
         # a leaf may be a shape, or a number
         shape = tuple(getattr(leaf, "shape", ()))
         if shape != shapes[name]:
