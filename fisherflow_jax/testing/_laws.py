@@ -1,21 +1,30 @@
 """Laws, checked one by one: what held, what did not apply, and what was broken."""
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.special import ndtri
 
-from fisherflow_jax import information as ops
-from fisherflow_jax.testing._material import Material, flat
+# Of what is checked: asserts, and returns what was found and what is expected, a pair
+# or a list of pairs, if arrays are to agree.
+Law = Callable[[Any], Any]
 
 # A program runs once or a few times: compiling it is what takes time.
 QUICKLY = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
 }
+# One false alarm in a million checks of random keys; the key is fixed.
+FALSE_ALARM = 1e-6
+
+
+class NotApplicable(Exception):
+    """Raised by a law that does not apply: why."""
 
 
 @contextlib.contextmanager
@@ -45,40 +54,51 @@ class Report(NamedTuple):
         return "\n".join(lines)
 
 
+def laws_in(*rooms: Any) -> dict[str, Law]:
+    """The laws of modules: public functions, whose docstrings are `name: rule`."""
+    return {
+        str(function.__doc__).split(":")[0]: function
+        for room in rooms
+        for name, function in vars(room).items()
+        if inspect.isfunction(function)
+        and function.__module__ == room.__name__
+        and not name.startswith("_")
+    }
+
+
 class Laws:
-    """Runs the checks of many laws, and reports all that are broken at once."""
+    """Checks many laws, and reports all that are broken at once."""
 
     def __init__(
-        self, subject: str, rules: Mapping[str, str], skip: Mapping[str, str] | None
+        self, subject: str, laws: Mapping[str, Law], skip: Mapping[str, str] | None
     ):
-        self.subject, self.rules = subject, rules
-        self.skip = dict(skip or {})
-        unknown = sorted(set(self.skip) - set(rules))
+        self._subject, self._not_applicable = subject, dict(skip or {})
+        self._checked: dict[str, Law] = {}
+        self._broken: dict[str, str] = {}
+        unknown = sorted(set(self._not_applicable) - set(laws))
         if unknown:
             raise ValueError(
-                f"skip names {unknown}, which are no laws; they are {list(rules)}."
+                f"skip names {unknown}, which are no laws; they are {list(laws)}."
             )
-        self._checked: list[str] = []
-        self._broken: dict[str, str] = {}
-        self._not_applicable = dict(self.skip)
 
-    def check(self, law: str, test: Callable[[], None]) -> None:
-        """Runs a test of a law, unless the law is skipped or already broken."""
-        if law in self._not_applicable or law in self._broken:
-            return
-        try:
-            test()
-        except AssertionError as error:
-            self._broken[law] = str(error)
-        except Exception as error:
-            self._broken[law] = f"raised {type(error).__name__}: {error}"
-        else:
-            if law not in self._checked:
-                self._checked.append(law)
-
-    def pass_over(self, law: str, why: str) -> None:
-        """Notes that a law does not apply."""
-        self._not_applicable.setdefault(law, why)
+    def check(self, laws: Mapping[str, Law], material: Any) -> None:
+        """Checks the laws that are not skipped or already broken."""
+        for name, law in laws.items():
+            if name in self._not_applicable or name in self._broken:
+                continue
+            try:
+                pairs = law(material) or []
+                for found, expected in pairs if isinstance(pairs, list) else [pairs]:
+                    equal(found, expected, material.tolerance, name)
+                self._checked[name] = law
+            except NotApplicable as why:
+                self._not_applicable[name] = str(why)
+            except Exception as error:
+                is_judgement = isinstance(error, AssertionError)
+                raised = "" if is_judgement else f"raised {type(error).__name__}: "
+                rule = " ".join(str(law.__doc__).split())
+                self._broken[name] = f"- {rule}\n  {raised}{error}"
+                self._checked.pop(name, None)
 
     def report(self) -> Report:
         """The report.
@@ -87,16 +107,12 @@ class Laws:
           AssertionError: if a law is broken, with its rule and the numbers.
         """
         if self._broken:
-            lines = [
-                f"- {law}: {self.rules[law]}\n  {what}"
-                for law, what in self._broken.items()
-            ]
+            count = len(self._broken) + len(self._checked)
             raise AssertionError(
-                f"{self.subject} breaks {len(self._broken)} of "
-                f"{len(self._broken) + len(self._checked)} laws:\n" + "\n".join(lines)
+                f"{self._subject} breaks {len(self._broken)} of {count} laws:\n"
+                + "\n".join(self._broken.values())
             )
-        held = tuple(law for law in self._checked if law not in self._broken)
-        return Report(self.subject, held, self._not_applicable)
+        return Report(self._subject, tuple(self._checked), self._not_applicable)
 
 
 def equal(found: Any, expected: Any, tolerance: float, what: str) -> None:
@@ -119,70 +135,33 @@ def equal(found: Any, expected: Any, tolerance: float, what: str) -> None:
     )
 
 
-def within_noise(scores: Any, bound: float, what: str) -> None:
-    """Asserts that no z-score is beyond `bound` standard errors."""
-    worst = float(np.max(np.abs(np.where(np.isnan(scores), np.inf, scores))))
+def within_noise(scores: np.ndarray, what: str) -> None:
+    """Asserts that no z-score is beyond what chance gives once in a million checks."""
+    bound = -ndtri(FALSE_ALARM / (2 * max(scores.size, 1)))
+    worst = np.max(np.abs(np.where(np.isnan(scores), np.inf, scores)), initial=0.0)
     assert worst <= bound, (
         f"{what} is off by {worst:.1f} standard errors, allowed {bound:.1f}"
     )
 
 
-# ---- laws of structures, measured by JAX and judged in numpy
+def positive_semi_definite(matrix: np.ndarray, tolerance: float) -> None:
+    """Asserts that a matrix is symmetric without negative eigenvalues."""
+    equal(matrix, matrix.T, tolerance, "the matrix, against its transpose,")
+    values = np.linalg.eigvalsh((matrix + matrix.T) / 2)
+    assert values[0] >= -tolerance * max(abs(values[-1]), 1e-30), (
+        f"the smallest eigenvalue is {values[0]:.3g}, beside the largest, "
+        f"{values[-1]:.3g}"
+    )
 
 
-class Dense(NamedTuple):
-    """The matrices of the material, by `to_dense`, in float64."""
+def same_layout(one: Any, other: Any, what: str) -> None:
+    """Raises unless both have one tree, the same shapes and the same types."""
+    import chex  # for whoever tests alone
 
-    parts: list[np.ndarray]  # (d, d) each
-    whole: np.ndarray  # (d, d)
-    vector: np.ndarray  # (d,)
-
-
-class Law(NamedTuple):
-    """A law: measured by JAX, judged in numpy."""
-
-    name: str
-    rule: str
-    measure: Callable[[Material], Any]
-    judge: Callable[[Any, Dense, float], None]
-    applies: Callable[[Material], str | None] = lambda material: None
-    """Why it does not apply to this material's structure; None: it does."""
+    chex.assert_trees_all_equal_shapes_and_dtypes(one, other, custom_message=what)
 
 
-def law(
-    form: Callable[[Any, Material, str], Any],
-    name: str,
-    rule: str,
-    operation: Callable[[Material], Any],
-    expected: Callable[[Dense], Any] | None = None,
-    applies: Callable[[Material], str | None] = lambda material: None,
-) -> Law:
-    """A law whose operation has, in some form, the value that is expected.
-
-    A list of results has it in each; without an expected value all are equal.
-    """
-
-    def measure(material: Material) -> list:
-        results = operation(material)
-        results = results if isinstance(results, list) else [results]
-        return [form(result, material, name) for result in results]
-
-    def judge(found: list, dense: Dense, tolerance: float) -> None:
-        value = found[0] if expected is None else expected(dense)
-        for result in found:
-            equal(result, value, tolerance, name)
-
-    return Law(name, rule, measure, judge, applies)
-
-
-def vector(result: Any, material: Material, name: str) -> jax.Array:
-    return flat(result, material.params, f"what {name} returns")
-
-
-def number(result: Any, material: Material, name: str) -> jax.Array:
-    assert jnp.shape(result) == (), f"{name} is a number; got {jnp.shape(result)}"
-    return result
-
-
-def matrix(result: Any, material: Material, name: str) -> jax.Array:
-    return ops.to_dense(result, material.params)
+def wide(made: Any, what: str) -> None:
+    """Asserts that every leaf is float32 or wider."""
+    for leaf in jax.tree.leaves(made):
+        assert jnp.finfo(leaf.dtype).bits >= 32, f"{what} keeps {leaf.dtype}"

@@ -1,6 +1,5 @@
 """Laws of operations: each against the dense matrix, in numpy."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,328 +9,194 @@ import numpy as np
 import optax
 
 from fisherflow_jax import information as ops
-from fisherflow_jax import structures
-from fisherflow_jax._ground import trees
-from fisherflow_jax.structures import Compensated, Full, Scalar
-from fisherflow_jax.testing._laws import Dense, Law, equal, law, matrix, number, vector
-from fisherflow_jax.testing._material import Material
+from fisherflow_jax._ground import holes, trees
+from fisherflow_jax.structures import Compensated, Full, capabilities
+from fisherflow_jax.testing._laws import NotApplicable
+from fisherflow_jax.testing._material import Dense, Material
 
 DAMPING = 0.7
 NOISE = 0.2
 FACTOR = 0.4
 
-vectors = functools.partial(law, vector)
-numbers = functools.partial(law, number)
-matrices = functools.partial(law, matrix)
 
-
-def _declared(capability: str) -> Callable[[Material], str | None]:
-    def applies(material: Material) -> str | None:
-        if capability not in material.structure.supports:
-            return f"the structure does not declare {capability!r}"
-        return None
-
-    return applies
-
-
-def _invertible(material: Material) -> str | None:
-    # marginal=True inverts the part that it keeps of a covariance
-    if structures.capabilities.MARGINAL in material.structure.supports:
-        return None
-    if not ops.provides(ops.inverse, material.whole):
-        kind = type(material.whole).__name__
-        return f"{kind} registers no ff.information.inverse"
-    return None
-
-
-def _from_matvec(material: Material) -> list:
-    structure = material.structure
-    assert structure.from_matvec is not None, "from_matvec is missing"
-    assert structure.from_full is not None, "from_full is missing"
-    part = ops.to_dense(material.parts[0], material.params)
-    full = Full(trees.unravel(part, material.params))
-    read = structure.from_matvec(lambda v: ops.matvec(full, v), material.params)
-    return [structure.from_full(full), read]
-
-
-def _compensated(material: Material) -> Any:
-    nothing = jax.tree.map(jnp.zeros_like, material.whole)
-    pair = ops.add(Compensated(material.whole, nothing), material.parts[1])
-    return ops.add(ops.scale(pair, 0.5), ops.scale(pair, 0.5))
-
-
-def _number_of(material: Material) -> Scalar:
-    return Scalar(jnp.asarray(NOISE, trees.float_dtype(material.params)))
-
-
-def _damped(dense: Dense, damping: float = DAMPING) -> np.ndarray:
-    return dense.whole + damping * np.eye(len(dense.whole))
-
-
-def _solution(dense: Dense) -> np.ndarray:
-    return np.linalg.solve(dense.whole, dense.vector)
+def _needs(m: Material, capability: str) -> None:
+    if capability not in m.structure.supports:
+        raise NotApplicable(f"the structure does not declare {capability!r}")
 
 
 def _damped_solution(dense: Dense) -> np.ndarray:
-    return np.linalg.solve(_damped(dense), dense.vector)
+    return np.linalg.solve(dense.whole + DAMPING * dense.identity, dense.vector)
 
 
-def _moved(dense: Dense) -> np.ndarray:
-    identity = np.eye(len(dense.whole))
-    return np.linalg.inv(np.linalg.inv(dense.whole) + NOISE * identity)
+def isotropic(m: Material) -> Any:
+    """isotropic: isotropic(params, value) is value times the identity"""
+    return m.matrix(m.structure.isotropic(m.params, 2.5)), 2.5 * m.dense.identity
 
 
-def _sandwich(dense: Dense) -> np.ndarray:
-    inverse = np.linalg.inv(dense.whole)
-    return inverse @ dense.parts[1] @ inverse
+def matvec(m: Material) -> Any:
+    """matvec: matvec is the matrix times the vector"""
+    return m.flat(ops.matvec(m.whole, m.vector)), m.dense.whole @ m.dense.vector
 
 
-# ---- with and without a template
+def solve(m: Material) -> Any:
+    """solve: solve inverts the matrix"""
+    return m.flat(ops.solve(m.whole, m.vector)), m.dense.solution
 
 
-WITH_LIKE: list[Callable] = [
-    ops.logdet,
-    ops.trace,
-    ops.diagonal,
-    ops.inverse_diagonal,
-    ops.to_dense,
-    ops.effective,
-]
+def damped_solve(m: Material) -> Any:
+    """damped solve: solve with damping inverts the matrix plus damping times the
+    identity"""
+    solved = ops.solver(m.whole, DAMPING)(m.vector)
+    return m.flat(solved), _damped_solution(m.dense)
 
 
-def _without_like(material: Material) -> list:
-    """Pairs of what is computed with a template and without, where it is."""
+def logdet(m: Material) -> Any:
+    """logdet: logdet is the log-determinant of the matrix"""
+    return ops.logdet(m.whole, m.params), np.linalg.slogdet(m.dense.whole)[1]
+
+
+def trace(m: Material) -> Any:
+    """trace: trace is that of the matrix"""
+    return ops.trace(m.whole, m.params), np.trace(m.dense.whole)
+
+
+def diagonal(m: Material) -> Any:
+    """diagonal: diagonal is that of the matrix"""
+    return m.flat(ops.diagonal(m.whole, m.params)), np.diag(m.dense.whole)
+
+
+def inverse_diagonal(m: Material) -> Any:
+    """inverse_diagonal: inverse_diagonal is the diagonal of the inverse: variances"""
+    variances = ops.inverse_diagonal(m.whole, m.params)
+    return m.flat(variances), np.diag(m.dense.inverse)
+
+
+def quadratic_form(m: Material) -> Any:
+    """quadratic_form: quadratic_form is v^T I v"""
+    expected = m.dense.vector @ m.dense.whole @ m.dense.vector
+    return ops.quadratic_form(m.whole, m.vector), expected
+
+
+def without_like(m: Material) -> Any:
+    """without like: without like an operation gives what it gives with it, or raises"""
+    operations: list[Callable] = [
+        ops.logdet,
+        ops.trace,
+        ops.diagonal,
+        ops.inverse_diagonal,
+        ops.to_dense,
+        ops.effective,
+    ]
     pairs = []
-    for operation in WITH_LIKE:
-        given = (_number_of(material),) if operation is ops.effective else ()
+    for operation in operations:
+        given = (m.scalar(NOISE),) if operation is ops.effective else ()
         try:
-            bare = operation(material.whole, *given)
+            bare = operation(m.whole, *given)
         except Exception:
             continue  # a structure that stores no shape
-        pairs.append((operation(material.whole, *given, like=material.params), bare))
-    return [(trees.ravel(given), trees.ravel(bare)) for given, bare in pairs]
+        pairs.append((bare, operation(m.whole, *given, like=m.params)))
+    return [(trees.ravel(bare), trees.ravel(expected)) for bare, expected in pairs]
 
 
-def _judge_pairs(found: list, dense: Dense, tolerance: float) -> None:
-    for given, bare in found:
-        equal(bare, given, tolerance, "a result without like, against that with it,")
+def spectral(m: Material) -> Any:
+    """spectral: spectral rebuilds the matrix: B diag(values) B^T v is matvec"""
+    product = ops.spectral(m.whole, m.params).times(m.vector)
+    return m.flat(product), m.dense.whole @ m.dense.vector
 
 
-# ---- spectra, roots, restrictions
+def eigenvalues(m: Material) -> Any:
+    """eigenvalues: eigenvalues are those of the matrix, each as often as it occurs"""
+    found = [np.ravel(x) for x in ops.eigenvalues(m.whole, m.params)]
+    return np.sort(np.concatenate(found)), np.linalg.eigvalsh(m.dense.whole)
 
 
-def _eigenvalues(material: Material) -> jax.Array:
-    found = ops.eigenvalues(material.whole, material.params)
-    return jnp.concatenate([jnp.ravel(x) for x in found])
+def whiten_and_color(m: Material) -> Any:
+    """whiten and color: color(whiten(v)) is solve(v)"""
+    white = ops.whiten(m.whole, m.vector, m.params)
+    return m.flat(ops.color(m.whole, white, m.params)), m.dense.solution
 
 
-def _judge_eigenvalues(found: Any, dense: Dense, tolerance: float) -> None:
-    expected = np.linalg.eigvalsh(dense.whole)
-    equal(np.sort(found), expected, tolerance, "the sorted eigenvalues")
+def white_rows(m: Material) -> Any:
+    """white rows: products of whitened vectors are v^T I^-1 w"""
+    stack = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), m.vector)
+    rows = ops.whitener(m.whole, like=m.params).matrix(stack)
+    norm = m.dense.vector @ m.dense.solution
+    return rows @ rows.T, norm * np.array([[1.0, 2.0], [2.0, 4.0]])
 
 
-def _whitened_and_colored(material: Material) -> Any:
-    white = ops.whiten(material.whole, material.vector, material.params)
-    return ops.color(material.whole, white, material.params)
+def factors(m: Material) -> Any:
+    """factors: factorise(I, damping).divide(v) is solve(v, damping)"""
+    divided = ops.factorise(m.whole, m.number(DAMPING)).divide(m.vector)
+    return m.flat(divided), _damped_solution(m.dense)
 
 
-def _white_products(material: Material) -> jax.Array:
-    stack = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), material.vector)
-    rows = ops.whitener(material.whole, like=material.params).matrix(stack)
-    return rows @ rows.T
-
-
-def _judge_products(found: Any, dense: Dense, tolerance: float) -> None:
-    norm = dense.vector @ _solution(dense)
-    expected = norm * np.array([[1.0, 2.0], [2.0, 4.0]])
-    equal(found, expected, tolerance, "the products of whitened vectors")
-
-
-def _shown(count: int) -> list[bool]:
-    """Every other leaf is shown; of one leaf, that one."""
-    return [index % 2 == 0 for index in range(count)]
-
-
-def _restricted(material: Material) -> tuple:
-    leaves, treedef = jax.tree.flatten(material.params)
+def restrict(m: Material) -> Any:
+    """restrict: a restriction has the rows and columns of what is shown"""
+    leaves, treedef = jax.tree.flatten(m.params)
+    # every other leaf; of one leaf, that one
     shown: list[Any] = [
-        leaf if is_shown else optax.MaskedNode()
-        for leaf, is_shown in zip(leaves, _shown(len(leaves)), strict=True)
+        optax.MaskedNode() if index % 2 else leaf for index, leaf in enumerate(leaves)
     ]
     holed = jax.tree.unflatten(treedef, shown)
-    part = material.structure.restrict(material.whole, holed, material.params)
-    positions = jax.tree.map(
-        lambda x, show: jnp.full(x.shape, show),
-        material.params,
-        jax.tree.unflatten(treedef, _shown(len(leaves))),
-    )
-    kept = np.flatnonzero(np.asarray(trees.ravel(positions)))
-    return ops.to_dense(part, holed), kept
+    part = m.structure.restrict(m.whole, holed, m.params)
+    ones = jax.tree.map(jnp.ones_like, holed)
+    kept = np.flatnonzero(trees.ravel(holes.fill_with_zeros(ones, m.params)))
+    return ops.to_dense(part, holed), m.dense.whole[np.ix_(kept, kept)]
 
 
-def _judge_restricted(found: Any, dense: Dense, tolerance: float) -> None:
-    part, kept = found
-    expected = dense.whole[np.ix_(kept, kept)]
-    equal(part, expected, tolerance, "the restriction")
+def determinant(m: Material) -> Any:
+    """determinant: determinant is log |s F + P| for a number P as prior"""
+    prior = m.scalar(NOISE)
+    found = ops.determinant(m.parts[0], prior, m.params)(prior, m.number(FACTOR))
+    matrix = FACTOR * m.dense.parts[0] + NOISE * m.dense.identity
+    return found, np.linalg.slogdet(matrix)[1]
 
 
-def _determinant(material: Material) -> jax.Array:
-    prior = _number_of(material)
-    logdet = ops.determinant(material.parts[0], prior, material.params)
-    return logdet(prior, jnp.asarray(FACTOR, prior.value.dtype))
+def effective(m: Material) -> Any:
+    """effective: effective is d - trace(P I^-1), and not negative"""
+    found = ops.effective(m.whole, m.scalar(NOISE), m.params)
+    return found, max(len(m.dense.vector) - NOISE * np.trace(m.dense.inverse), 0.0)
 
 
-def _effective(dense: Dense) -> float:
-    held = NOISE * np.trace(np.linalg.inv(dense.whole))
-    return len(dense.whole) - min(held, len(dense.whole))
+def inverse(m: Material) -> Any:
+    """inverse: inverse is the inverse matrix, in the same structure"""
+    # marginal=True inverts the part that it keeps of a covariance
+    is_needed = capabilities.MARGINAL in m.structure.supports
+    if not is_needed and not ops.provides(ops.inverse, m.whole):
+        kind = type(m.whole).__name__
+        raise NotApplicable(f"{kind} registers no ff.information.inverse")
+    return m.matrix(ops.inverse(m.whole)), m.dense.inverse
 
 
-LAWS = [
-    matrices(
-        "isotropic",
-        "isotropic(params, value) is value times the identity",
-        lambda m: m.structure.isotropic(m.params, 2.5),
-        lambda dense: 2.5 * np.eye(len(dense.whole)),
-    ),
-    vectors(
-        "matvec",
-        "matvec is the matrix times the vector",
-        lambda m: ops.matvec(m.whole, m.vector),
-        lambda dense: dense.whole @ dense.vector,
-    ),
-    vectors(
-        "solve",
-        "solve inverts the matrix",
-        lambda m: ops.solve(m.whole, m.vector),
-        _solution,
-    ),
-    vectors(
-        "damped solve",
-        "solve with damping inverts the matrix plus damping times the identity",
-        lambda m: ops.solver(m.whole, DAMPING)(m.vector),
-        _damped_solution,
-    ),
-    numbers(
-        "logdet",
-        "logdet is the log-determinant of the matrix",
-        lambda m: ops.logdet(m.whole, m.params),
-        lambda dense: np.linalg.slogdet(dense.whole)[1],
-    ),
-    numbers(
-        "trace",
-        "trace is that of the matrix",
-        lambda m: ops.trace(m.whole, m.params),
-        lambda dense: np.trace(dense.whole),
-    ),
-    vectors(
-        "diagonal",
-        "diagonal is that of the matrix",
-        lambda m: ops.diagonal(m.whole, m.params),
-        lambda dense: np.diag(dense.whole),
-    ),
-    vectors(
-        "inverse_diagonal",
-        "inverse_diagonal is the diagonal of the inverse: variances",
-        lambda m: ops.inverse_diagonal(m.whole, m.params),
-        lambda dense: np.diag(np.linalg.inv(dense.whole)),
-    ),
-    numbers(
-        "quadratic_form",
-        "quadratic_form is v^T I v",
-        lambda m: ops.quadratic_form(m.whole, m.vector),
-        lambda dense: dense.vector @ dense.whole @ dense.vector,
-    ),
-    Law(
-        "without like",
-        "without like an operation gives what it gives with it, or raises",
-        _without_like,
-        _judge_pairs,
-    ),
-    vectors(
-        "spectral",
-        "spectral rebuilds the matrix: B diag(values) B^T v is matvec",
-        lambda m: ops.spectral(m.whole, m.params).times(m.vector),
-        lambda dense: dense.whole @ dense.vector,
-    ),
-    Law(
-        "eigenvalues",
-        "eigenvalues are those of the matrix, each as often as it occurs",
-        _eigenvalues,
-        _judge_eigenvalues,
-    ),
-    vectors(
-        "whiten and color",
-        "color(whiten(v)) is solve(v)",
-        _whitened_and_colored,
-        _solution,
-    ),
-    Law(
-        "white rows",
-        "products of whitened vectors are v^T I^-1 w",
-        _white_products,
-        _judge_products,
-    ),
-    vectors(
-        "factors",
-        "factorise(I, damping).divide(v) is solve(v, damping)",
-        lambda m: ops.factorise(
-            m.whole, jnp.asarray(DAMPING, trees.float_dtype(m.params))
-        ).divide(m.vector),
-        _damped_solution,
-    ),
-    Law(
-        "restrict",
-        "a restriction has the rows and columns of what is shown",
-        _restricted,
-        _judge_restricted,
-    ),
-    numbers(
-        "determinant",
-        "determinant is log |s F + P| for a number P as prior",
-        _determinant,
-        lambda dense: np.linalg.slogdet(
-            FACTOR * dense.parts[0] + NOISE * np.eye(len(dense.whole))
-        )[1],
-    ),
-    numbers(
-        "effective",
-        "effective is d - trace(P I^-1), and not negative",
-        lambda m: ops.effective(m.whole, _number_of(m), m.params),
-        _effective,
-    ),
-    matrices(
-        "inverse",
-        "inverse is the inverse matrix, in the same structure",
-        lambda m: ops.inverse(m.whole),
-        lambda dense: np.linalg.inv(dense.whole),
-        _invertible,
-    ),
-    matrices(
-        "sandwich",
-        "sandwich(I, M) is I^-1 M I^-1: the robust covariance",
-        lambda m: ops.sandwich(m.whole, m.parts[1]),
-        _sandwich,
-        _declared(structures.capabilities.ROBUST),
-    ),
-    matrices(
-        "propagate",
-        "propagate(I, Q) is (I^-1 + Q)^-1",
-        lambda m: ops.propagate(m.whole, _number_of(m)),
-        _moved,
-        _declared(structures.capabilities.RANDOM_WALK),
-    ),
-    matrices(
-        "from_matvec",
-        "from_matvec keeps of an operator what from_full keeps of its matrix",
-        _from_matvec,
-        None,
-        _declared(structures.capabilities.OBSERVED),
-    ),
-    matrices(
-        "compensated",
-        "a compensated sum has the value of the plain one",
-        _compensated,
-        lambda dense: dense.whole + dense.parts[1],
-        _declared(structures.capabilities.COMPENSATED),
-    ),
-]
+def sandwich(m: Material) -> Any:
+    """sandwich: sandwich(I, M) is I^-1 M I^-1: the robust covariance"""
+    _needs(m, capabilities.ROBUST)
+    expected = m.dense.inverse @ m.dense.parts[1] @ m.dense.inverse
+    return m.matrix(ops.sandwich(m.whole, m.parts[1])), expected
+
+
+def propagate(m: Material) -> Any:
+    """propagate: propagate(I, Q) is (I^-1 + Q)^-1"""
+    _needs(m, capabilities.RANDOM_WALK)
+    moved = ops.propagate(m.whole, m.scalar(NOISE))
+    return m.matrix(moved), np.linalg.inv(m.dense.inverse + NOISE * m.dense.identity)
+
+
+def from_matvec(m: Material) -> Any:
+    """from_matvec: from_matvec keeps of an operator what from_full keeps of its
+    matrix"""
+    _needs(m, capabilities.OBSERVED)
+    assert m.structure.from_matvec is not None, "from_matvec is missing"
+    assert m.structure.from_full is not None, "from_full is missing"
+    full = Full(trees.unravel(ops.to_dense(m.parts[0], m.params), m.params))
+    read = m.structure.from_matvec(lambda v: ops.matvec(full, v), m.params)
+    return m.matrix(read), m.matrix(m.structure.from_full(full))
+
+
+def compensated(m: Material) -> Any:
+    """compensated: a compensated sum has the value of the plain one"""
+    _needs(m, capabilities.COMPENSATED)
+    nothing = jax.tree.map(jnp.zeros_like, m.whole)
+    pair = ops.add(Compensated(m.whole, nothing), m.parts[1])
+    total = ops.add(ops.scale(pair, 0.5), ops.scale(pair, 0.5))
+    return m.matrix(total), m.dense.whole + m.dense.parts[1]
