@@ -6,6 +6,7 @@ a kernel is formed where it is used once an example.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -85,11 +86,10 @@ def _whitened(belief: Gaussian, robust: bool) -> Callable[[PyTree], Pulled]:
     solve = ops.solver(information)
 
     def solved(stack: PyTree) -> Pulled:
-        once = jax.vmap(solve)(stack)
-        if not robust:
-            return Pulled(trees.ravel(stack, 1), trees.ravel(once, 1))
-        filled = jax.vmap(lambda v: ops.matvec(meat, v))(once)
-        return Pulled(trees.ravel(once, 1), trees.ravel(filled, 1))
+        pair = stack, jax.vmap(solve)(stack)
+        if robust:
+            pair = pair[1], jax.vmap(lambda v: ops.matvec(meat, v))(pair[1])
+        return Pulled(*(trees.ravel(x, 1) for x in pair))
 
     return solved
 
@@ -99,19 +99,19 @@ class LayerCovariance(NamedTuple):
 
     layer: Layer
     variances: jax.Array  # (K, I, O)
-    inputs: jax.Array | None = None  # columns (K, I, I); None: the identity
-    outputs: jax.Array | None = None  # columns (K, O, O)
+    # columns (K, I, I) and (K, O, O); None: the identity
+    sides: tuple[jax.Array | None, jax.Array | None]
 
     def entered(self, inputs: jax.Array, dtype: Any) -> jax.Array:
         """A dense layer's inputs `(K, T, I)`, its bias's ones with them, turned."""
         inputs = inputs.astype(dtype)
         if self.layer.bias is not None:
             inputs = with_bias(inputs)
-        return _turned("kti,kij->ktj", inputs, self.inputs)
+        return _turned("kti,kij->ktj", inputs, self.sides[0])
 
     def returned(self, gradients: jax.Array) -> jax.Array:
         """Gradients `(..., K, T, O)` with respect to the layer's outputs, turned."""
-        return _turned("...kto,kop->...ktp", gradients, self.outputs)
+        return _turned("...kto,kop->...ktp", gradients, self.sides[1])
 
     def weights(self, entered: jax.Array) -> jax.Array:
         """`sum_i a_i^2 V_io` at each position, `(K, T, O)`."""
@@ -156,6 +156,23 @@ class LayerCovariance(NamedTuple):
         )
 
 
+def units(like: jax.Array, places: jax.Array | None = None) -> jax.Array:
+    """Unit cotangents `(R, *like.shape)` of these entries; None: of all."""
+    places = jnp.arange(like.size, dtype=jnp.int32) if places is None else places
+    unit = jax.nn.one_hot(places, like.size, dtype=like.dtype)
+    return unit.reshape((places.shape[0], *like.shape))
+
+
+def root(covariance: jax.Array) -> jax.Array:
+    """A Cholesky factor of `(..., k, k)`, also where it is singular."""
+    count, eps = covariance.shape[-1], jnp.finfo(covariance.dtype)
+    largest = jnp.max(jnp.diagonal(covariance, axis1=-2, axis2=-1), -1)
+    # singular where there are more outputs than directions: a share of its rounding
+    share = 10 * count * eps.eps * largest + math.sqrt(eps.tiny)
+    identity = jnp.eye(count, dtype=covariance.dtype)
+    return jnp.linalg.cholesky(covariance + share[..., None, None] * identity)
+
+
 def _turned(spec: str, values: jax.Array, columns: jax.Array | None) -> jax.Array:
     return values if columns is None else product(spec, values, columns)
 
@@ -198,11 +215,8 @@ def layer_covariances(
     names, each = layers.names, []
     for layer in layers.layers:
         name = names[layer.kernel]
-        columns = sides.get(name, (None, None))
-        part = LayerCovariance(
-            layer=layer, variances=values[name], inputs=columns[0], outputs=columns[1]
-        )
-        each.append(part)
+        both = sides.get(name, (None, None))
+        each.append(LayerCovariance(layer, values[name], both))
     rest = {leaf: values[names[leaf]] for leaf, _ in layers.fallback}
     return LayerCovariances(layers, each, rest)
 

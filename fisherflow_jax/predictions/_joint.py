@@ -8,7 +8,6 @@ of outputs r, s of examples n, m is
 so that nothing of the size of outputs times parameters is formed.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -38,16 +37,9 @@ class Joint(NamedTuple):
 
     def sample(self, key: Any, shape: tuple[int, ...] = ()) -> jax.Array:
         """Draws `(*shape, n, ..., k)`."""
-        count, eps = self.mean.size, jnp.finfo(self.covariance.dtype)
-        scale = jnp.max(jnp.diagonal(self.covariance))
-        # singular where there are more outputs than parameters
-        share = 10 * count * eps.eps * scale + math.sqrt(eps.tiny)
-        identity = jnp.eye(count, dtype=self.covariance.dtype)
-        root = jnp.linalg.cholesky(self.covariance + share * identity)
-        draws = jax.random.normal(
-            typed_key(key), (*shape, count), self.covariance.dtype
-        )
-        flat = self.mean.ravel() + draws @ root.T
+        count, dtype = self.mean.size, self.covariance.dtype
+        draws = jax.random.normal(typed_key(key), (*shape, count), dtype)
+        flat = self.mean.ravel() + draws @ covariances.root(self.covariance).T
         return flat.reshape((*shape, *self.mean.shape))
 
 
@@ -121,21 +113,22 @@ def _joint(
     return Joint(outputs.astype(covariance.dtype), (covariance + covariance.T) / 2)
 
 
+# compiled once a model and shape, so that a second call compiles nothing
+_compiled = jax.jit(_joint, static_argnums=(1, 3, 4))
+
+
 def _of_gradients(
     at: covariances.Puller, parts: list[jax.Array], example_of: Callable, size: int
 ) -> tuple[jax.Array, jax.Array]:
+    """The outputs `(n, ..., k)` and the covariance `(m, m)` of all of them."""
+
     def one(parts: list) -> tuple[jax.Array, Pulled]:
         outputs, pull = at(example_of(parts))
-        units = jnp.eye(outputs.size, dtype=outputs.dtype)
-        return outputs[0], pull(units.reshape((outputs.size, *outputs.shape)))
+        return outputs[0], pull(covariances.units(outputs))
 
     outputs, rows = map_chunks(jax.vmap(one), parts, size)
     flat = Pulled(*(x.reshape((-1, x.shape[-1])) for x in rows))
     return outputs, flat.covariance()
-
-
-# compiled once a model and shape, so that a second call compiles nothing
-_compiled = jax.jit(_joint, static_argnums=(1, 3, 4))
 
 
 def _of_layers(
@@ -144,19 +137,17 @@ def _of_layers(
     found: covariances.LayerCovariances,
     parts: list[jax.Array],
     example_of: Callable[[list], PyTree],
-    chunk_size: int,
+    size: int,
 ) -> tuple[jax.Array, jax.Array]:
-    """The outputs `(n, ..., k)` and the covariance `(m, m)` of all of them."""
+    """The same, layer by layer."""
     dtype = trees.float_dtype(mean)
 
     def one(parts: list) -> tuple:
         example = example_of(parts)
         outputs, entering, back = layers_of.tap(apply_fn, found.layers, mean, example)
-        units = jnp.eye(outputs.size, dtype=outputs.dtype)
-        gradients = jax.vmap(back)(units.reshape((outputs.size, *outputs.shape)))
-        return outputs[0], entering, *gradients
+        return outputs[0], entering, *jax.vmap(back)(covariances.units(outputs))
 
-    pulled = map_chunks(jax.vmap(one), parts, chunk_size)
+    pulled = map_chunks(jax.vmap(one), parts, size)
     outputs, entering, gradients, others = pulled
     covariance = jnp.zeros((outputs.size, outputs.size), dtype)
     for part, inputs, back in zip(found.each, entering, gradients, strict=True):
@@ -172,47 +163,41 @@ def _of_layer(
 ) -> jax.Array:
     """From inputs `(n, K, T, I)` and gradients `(n, R, K, T, O)`: `(n R, n R)`."""
     layer, count = part.layer, gradients.shape[0] * gradients.shape[1]
-    if layer.kind != "embedding" and layer.num_positions > 1:
+    embeds = layer.kind == "embedding"
+    if not embeds and layer.num_positions > 1:
         rows = jax.vmap(part.pulled)(inputs, gradients)
         return Pulled(*(x.reshape((count, -1)) for x in rows)).covariance()
     returned = part.returned(gradients)
-    if layer.kind == "embedding":
-        with_all = _of_table(part, inputs, returned)
-    else:
+    if not embeds:
         inputs = jax.vmap(lambda a: part.entered(a, gradients.dtype))(inputs)
-        with_all = _of_kernel(part, inputs, returned)
+    met = _met_at_table if embeds else _met_at_kernel
+
+    def with_all(one: tuple[jax.Array, jax.Array]) -> jax.Array:
+        """The covariances `(R, n, R)` of one example's outputs with all."""
+        return product("rkto,nskto->rns", *met(part, one, inputs, returned))
+
     return jax.lax.map(with_all, (inputs, returned)).reshape((count, count))
 
 
-# The covariances of one example's outputs with all, `(R, n, R)`.
-_WithAll = Callable[[tuple[jax.Array, jax.Array]], jax.Array]
+def _met_at_kernel(
+    part: LayerCovariance, one: tuple, inputs: jax.Array, returned: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """One example and all others at a kernel that each uses once."""
+    entering, rows = one
+    products = jnp.swapaxes(entering[None] * inputs, 0, 2)[0]  # (K, n, I)
+    weights = product("kni,kio->nko", products, part.variances)
+    return rows, weights[:, None, :, None] * returned
 
 
-def _of_kernel(
-    part: LayerCovariance, inputs: jax.Array, returned: jax.Array
-) -> _WithAll:
-    """A kernel that each example uses once."""
-
-    def with_all(one: tuple[jax.Array, jax.Array]) -> jax.Array:
-        entering, rows = one
-        products = jnp.swapaxes(entering[None] * inputs, 0, 2)[0]  # (K, n, I)
-        weights = product("kni,kio->nko", products, part.variances)
-        return product("rkto,nskto->rns", rows, weights[:, None, :, None] * returned)
-
-    return with_all
-
-
-def _of_table(part: LayerCovariance, ids: jax.Array, returned: jax.Array) -> _WithAll:
-    """The rows of a table that two examples both look up."""
-
-    def with_all(one: tuple[jax.Array, jax.Array]) -> jax.Array:
-        own, rows = one
-        left = part.looked_up(own, rows).left
-        same = (own[None, :, :, None] == ids[:, :, None, :]).astype(left.dtype)
-        met = product("nktu,nskuo->nskto", same, returned)
-        if part.layer.bias is not None:
-            of_bias = jnp.sum(returned, axis=3, keepdims=True)
-            met = jnp.concatenate([met, of_bias], axis=3)
-        return product("rkto,nskto->rns", left, met)
-
-    return with_all
+def _met_at_table(
+    part: LayerCovariance, one: tuple, ids: jax.Array, returned: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """One example and all others at the rows of a table that both look up."""
+    own, rows = one
+    left = part.looked_up(own, rows).left
+    same = (own[None, :, :, None] == ids[:, :, None, :]).astype(left.dtype)
+    met = product("nktu,nskuo->nskto", same, returned)
+    if part.layer.bias is not None:
+        of_bias = jnp.sum(returned, axis=3, keepdims=True)
+        met = jnp.concatenate([met, of_bias], axis=3)
+    return left, met

@@ -99,7 +99,7 @@ def closed_form(
 ) -> Callable[[PyTree], LastLayer]:
     """For one example, leading axis 1. Cost: a forward pass and `I k` products."""
     (layer,), dtype = found.each, trees.float_dtype(params)
-    basis = None if layer.outputs is None else layer.outputs[0]
+    basis = None if layer.sides[1] is None else layer.sides[1][0]
 
     def at(example: PyTree) -> LastLayer:
         outputs, (inputs,), _ = layers_of.tap(apply_fn, found.layers, params, example)

@@ -18,6 +18,7 @@ from fisherflow_jax._ground.arrays import safe_sqrt
 from fisherflow_jax._ground.checks import whole
 from fisherflow_jax._ground.keys import key_data, typed_key
 from fisherflow_jax.likelihoods import LOG, SOFTMAX, Likelihood
+from fisherflow_jax.predictions._covariance import root
 from fisherflow_jax.predictions._outputs import Outputs
 
 
@@ -130,22 +131,21 @@ def output_samples(key: Any, num_samples: int = 256) -> Link:
         raise ValueError("output_samples needs a key: an int, or a key of jax.random.")
 
     def average(outputs: Outputs, likelihood: Likelihood) -> Averaged:
-        root = _root(outputs, likelihood)
+        spread = _root(outputs, likelihood)
         keys = jax.random.split(typed_key(data), num_samples)
         mean = outputs.mean
 
         def one(key: jax.Array) -> tuple[jax.Array, jax.Array]:
             draw = jax.random.normal(key, mean.shape[1:], mean.dtype)
             draw = jnp.broadcast_to(draw, mean.shape)
-            if root.ndim > mean.ndim:
-                shift = jnp.einsum("...ij,...j->...i", root, draw)
+            if spread.ndim > mean.ndim:
+                drawn = mean + jnp.einsum("...ij,...j->...i", spread, draw)
             else:
-                shift = root * draw
-            drawn = mean + shift
+                drawn = mean + spread * draw
             return likelihood.mean(drawn), likelihood.variance(drawn)
 
-        center, spread, noise = drawn_moments(one, keys, likelihood.mean(mean))
-        return Averaged(center, safe_sqrt(spread), noise)
+        center, variance, noise = drawn_moments(one, keys, likelihood.mean(mean))
+        return Averaged(center, safe_sqrt(variance), noise)
 
     return Link("output_samples", average, covariance=True)
 
@@ -177,13 +177,7 @@ def _root(outputs: Outputs, likelihood: Likelihood) -> jax.Array:
     if not likelihood.mixes_outputs or outputs.mean.ndim == 1:
         tiny = jnp.finfo(outputs.variance.dtype).tiny
         return jnp.sqrt(jnp.maximum(outputs.variance, tiny))
-    covariance = _covariance(outputs, "output_samples")
-    k = covariance.shape[-1]
-    eps = jnp.finfo(covariance.dtype)
-    # singular where there are more outputs than directions: a share of its rounding
-    share = 10 * k * eps.eps * jnp.max(outputs.variance, -1) + math.sqrt(eps.tiny)
-    identity = jnp.broadcast_to(jnp.eye(k, dtype=covariance.dtype), covariance.shape)
-    return jnp.linalg.cholesky(covariance + share[..., None, None] * identity)
+    return root(_covariance(outputs, "output_samples"))
 
 
 def _covariance(outputs: Outputs, link: str) -> jax.Array:
@@ -237,11 +231,9 @@ def laplace_bridge(normalized: bool = False) -> Link:
         if _is_categorical(likelihood, "laplace_bridge()"):
             mean, whole = outputs.mean, _covariance(outputs, "laplace_bridge")
             return _dirichlet(*_sum_to_zero(mean, whole), normalized)
-        half = outputs.mean / 2
-        quarter = outputs.variance / 4
-        pair = _dirichlet(
-            jnp.stack([half, -half], -1), jnp.stack([quarter, quarter], -1), normalized
-        )
+        mean = jnp.stack([outputs.mean, -outputs.mean], -1) / 2
+        variances = jnp.stack([outputs.variance, outputs.variance], -1) / 4
+        pair = _dirichlet(mean, variances, normalized)
         return Averaged(*(x[..., 0] for x in pair))  # type: ignore[index]
 
     return Link("laplace_bridge", average, covariance=True)

@@ -11,7 +11,7 @@ from fisherflow_jax._ground import trees
 from fisherflow_jax._ground.arrays import safe_sqrt
 from fisherflow_jax.likelihoods import Likelihood
 from fisherflow_jax.model import once
-from fisherflow_jax.posteriors import Gaussian, gaussians
+from fisherflow_jax.posteriors import gaussians
 from fisherflow_jax.predictions._checks import check_inputs, check_likelihood, known
 from fisherflow_jax.predictions._links import Averaged
 from fisherflow_jax.predictions._outputs import Outputs, raw
@@ -163,25 +163,21 @@ def _each(
     state: Any, apply_fn: Callable, inputs: PyTree, wanted: Wanted
 ) -> list[tuple[Moments, Outputs | None]]:
     """Of each Gaussian of the state; outputs where a link asks for them."""
-    model = once(apply_fn)
-    return [_of_one(belief, model, inputs, wanted) for belief in gaussians(state)[1]]
-
-
-def _of_one(
-    belief: Gaussian, apply_fn: Callable, inputs: PyTree, wanted: Wanted
-) -> tuple[Moments, Outputs | None]:
-    likelihood = known(wanted.line_of, belief)
-    found = moments(belief, apply_fn, inputs, wanted)
-    eta, spread = likelihood.line(found.outputs), found.line_variance
-    mean, slope = jax.jvp(likelihood.scale.inverse, (eta,), (jnp.ones_like(eta),))
-    own = Moments(
-        line=eta,
-        line_variance=spread,
-        mean=mean,
-        mean_variance=jnp.square(slope) * spread,
-        noise=likelihood.variance(found.outputs),
-    )
-    return own, raw(found) if wanted.variance else None
+    model, each = once(apply_fn), []
+    for belief in gaussians(state)[1]:
+        likelihood = known(wanted.line_of, belief)
+        found = moments(belief, model, inputs, wanted)
+        eta, spread = likelihood.line(found.outputs), found.line_variance
+        mean, slope = jax.jvp(likelihood.scale.inverse, (eta,), (jnp.ones_like(eta),))
+        own = Moments(
+            line=eta,
+            line_variance=spread,
+            mean=mean,
+            mean_variance=jnp.square(slope) * spread,
+            noise=likelihood.variance(found.outputs),
+        )
+        each.append((own, raw(found) if wanted.variance else None))
+    return each
 
 
 # compiled once a model and shape, so that a second call compiles nothing
@@ -213,3 +209,56 @@ def _averaged(
     elif noise is None:
         noise = own.noise
     return own._replace(mean=mean, mean_variance=variance, noise=noise)
+
+
+def observation_interval(
+    prediction: Prediction,
+    likelihood: Likelihood,
+    level: float = 0.95,
+    *,
+    state: Any = None,
+) -> tuple[jax.Array, jax.Array]:
+    r"""Where a new target falls with probability `level`, for normal errors.
+
+    .. math:: m \pm q \sqrt{\mathrm{Var}(m) + \sigma^2}
+
+    `prediction.observation_std` holds both parts: what is not known of the mean, and
+    the noise. For `gaussian(scale)` the noise is the scale's; where it is estimated by
+    the state, or set afterwards by `likelihood.with_dispersion(value)`, it is that
+    value; for `gaussian_location_scale` it is each input's own. For counts and other
+    skewed targets use quantiles of draws, or conformal sets
+    (`ff.calibration`), which assume no distribution.
+
+    Args:
+      prediction: from `ff.predict` with the same likelihood.
+      likelihood: gaussian, with known or unknown scale, or gaussian_location_scale.
+      level: the probability of covering, in (0, 1).
+      state: where it estimates the dispersion, for Student's t in place of the normal.
+
+    Returns:
+      `(lower, upper)`, each like `prediction.mean`.
+
+    Raises:
+      ValueError: for a level outside (0, 1), or another likelihood.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> information = ff.structures.Scalar(jnp.array(1.0))
+      >>> state = ff.posterior(jnp.array(2.0), information, prior_precision=1e-6)
+      >>> likelihood = ff.likelihoods.gaussian(scale=1.0)
+      >>> x = jnp.ones(1)
+      >>> prediction = ff.predict(state, lambda p, x: p * x, likelihood, x)
+      >>> lower, upper = ff.predictions.observation_interval(prediction, likelihood)
+      >>> print(lower.round(2), upper.round(2))  # 2 -+ 1.96 sqrt(1 + 1)
+      [-0.77] [4.77]
+    """
+    if not likelihood.normal_errors:
+        raise ValueError(
+            "observation_interval is for normal errors (gaussian, "
+            f"gaussian_location_scale); got {likelihood.name}."
+        )
+    spare = None if state is None else posteriors.degrees_of_freedom(state)
+    reach = posteriors.two_sided(level, spare, prediction.mean.dtype)
+    reach = reach * prediction.observation_std
+    return prediction.mean - reach, prediction.mean + reach

@@ -1,6 +1,5 @@
 """Variances of a model's outputs, streamed over examples and over outputs."""
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -123,20 +122,15 @@ def moments(
         return _pulled(*examples.pull(parts), wanted, at_once)
 
     found = map_chunks(jax.vmap(one), examples.parts, size)
-    scaled = functools.partial(dispersed, belief=belief, robust=wanted.robust)
-    return OutputMoments(
-        outputs=found.outputs,
-        variance=scaled(found.variance),
-        covariance=scaled(found.covariance),
-        line_variance=scaled(found.line_variance),
-    )
+    spread = dispersed(found._replace(outputs=None), belief, wanted.robust)
+    return spread._replace(outputs=found.outputs)
 
 
-def dispersed(variance: Any, belief: Gaussian, robust: bool) -> Any:
+def dispersed(variances: Any, belief: Gaussian, robust: bool) -> Any:
     """Times the dispersion, where the state estimates one."""
-    if variance is None or robust or belief.dispersion is None:
-        return variance
-    return variance * belief.dispersion
+    if robust or belief.dispersion is None:
+        return variances
+    return jax.tree.map(lambda x: x * belief.dispersion, variances)
 
 
 def _closed(last: LastLayer, wanted: Wanted, at_once: int) -> OutputMoments:
@@ -167,7 +161,7 @@ def _pulled(
     places, within = (jnp.arange(number, dtype=jnp.int32) for number in (count, k))
 
     def rows_at(places: jax.Array) -> Pulled:
-        return pull(_units(places, outputs))
+        return pull(covariances.units(outputs, places))
 
     rows = rows_at(places) if count == k <= min(at_once, _TOGETHER) else None
     variance = covariance = line_variance = None
@@ -199,16 +193,10 @@ def _pulled(
     )
 
 
-def _units(places: jax.Array, like: jax.Array) -> jax.Array:
-    units = jax.nn.one_hot(places, like.size, dtype=like.dtype)
-    return units.reshape((places.shape[0], *like.shape))
-
-
 def _mixed(likelihood: Likelihood, outputs: jax.Array, rows: Pulled) -> jax.Array:
     """The line's variance from the rows of all outputs."""
     line, back = jax.vjp(lambda z: likelihood.line(z)[0], outputs)
-    basis = jnp.eye(line.size, dtype=line.dtype).reshape((line.size, *line.shape))
-    jacobian = jax.vmap(lambda unit: back(unit)[0])(basis)
+    jacobian = jax.vmap(lambda unit: back(unit)[0])(covariances.units(line))
     mixed = rows.mixed(jacobian.reshape((line.size, -1)))
     return mixed.variance().reshape(line.shape)
 
@@ -220,8 +208,8 @@ def variance_of(
     line, back = jax.vjp(lambda z: line_of(z)[0], outputs)
 
     def block(places: jax.Array) -> jax.Array:
-        cotangents = jax.vmap(lambda unit: back(unit)[0])(_units(places, line))
-        return pull(cotangents).variance()
+        units = covariances.units(line, places)
+        return pull(jax.vmap(lambda unit: back(unit)[0])(units)).variance()
 
     places = jnp.arange(line.size, dtype=jnp.int32)
     return map_chunks(block, places, at_once).reshape(line.shape)
