@@ -187,11 +187,7 @@ def _orthonormal(vectors: jax.Array, constrain: Callable, passes: int) -> jax.Ar
         return basis.at[j].set(vector)
 
     count, basis = vectors.shape[0], jnp.zeros_like(vectors)
-    if count > _WRITTEN_OUT:
-        return jax.lax.fori_loop(0, count, add, basis)
-    for j in range(count):
-        basis = add(j, basis)
-    return basis
+    return jax.lax.fori_loop(0, count, add, basis, unroll=count <= _WRITTEN_OUT)
 
 
 def _unit(vector: jax.Array) -> jax.Array:

@@ -10,14 +10,8 @@ from jax.typing import ArrayLike
 
 from fisherflow_jax._ground.arrays import like, widen
 from fisherflow_jax.likelihoods import _categorical_roots as categorical_roots
-from fisherflow_jax.likelihoods import _checks as checks
-from fisherflow_jax.likelihoods._likelihood import (
-    LOGIT,
-    SOFTMAX,
-    Likelihood,
-    family,
-    nan_outside,
-)
+from fisherflow_jax.likelihoods import _likelihood as shared
+from fisherflow_jax.likelihoods._likelihood import LOGIT, SOFTMAX, Likelihood
 from fisherflow_jax.likelihoods._one_output import one_output
 
 
@@ -33,7 +27,7 @@ def _probit(log_prob: Callable) -> Callable:
     return expected_log_prob
 
 
-@family
+@shared.family
 def categorical() -> Likelihood:
     r"""One of C classes, given logits.
 
@@ -76,7 +70,7 @@ def categorical() -> Likelihood:
     name = "categorical"
 
     def check(outputs: Any, targets: Any) -> None:
-        shape = checks.check_outputs(name, outputs)
+        shape = shared.check_outputs(name, outputs)
         if len(shape) == 0 or shape[-1] < 1:
             raise ValueError(
                 f"{name}: outputs must be logits of at least 1 class on the last axis, "
@@ -85,14 +79,14 @@ def categorical() -> Likelihood:
             )
         if targets is None:
             return
-        target_shape, dtype = checks.shape_and_dtype(targets)
+        target_shape, dtype = shared.shape_and_dtype(targets)
         if not jnp.issubdtype(dtype, jnp.integer):
             raise ValueError(
                 f"{name}: targets must be integer classes, got dtype {dtype} "
                 f"(shape {target_shape}). Give one-hot targets as their argmax."
             )
         rule = "targets must have the shape of the outputs without the axis of classes"
-        checks.check_targets(name, shape, shape[:-1], targets, rule)
+        shared.check_targets(name, shape, shape[:-1], targets, rule)
 
     def log_prob(outputs: ArrayLike, targets: ArrayLike) -> jax.Array:
         check(outputs, targets)
@@ -104,7 +98,8 @@ def categorical() -> Likelihood:
         num_classes = log_p.shape[-1]
         possible = (classes >= 0) & (classes < num_classes)
         index = jnp.clip(classes, 0, num_classes - 1)[..., None]
-        return nan_outside(possible, jnp.take_along_axis(log_p, index, -1)[..., 0])
+        own = jnp.take_along_axis(log_p, index, -1)[..., 0]
+        return shared.nan_outside(possible, own)
 
     def mean(outputs: ArrayLike) -> jax.Array:
         return jax.nn.softmax(widen(outputs))
@@ -161,7 +156,7 @@ def categorical() -> Likelihood:
     )
 
 
-@family
+@shared.family
 def bernoulli() -> Likelihood:
     r"""Yes or no, given a logit.
 

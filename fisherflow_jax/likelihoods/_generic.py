@@ -9,11 +9,11 @@ from jax.typing import ArrayLike
 
 from fisherflow_jax._ground.arrays import like, widen
 from fisherflow_jax._ground.checks import whole
-from fisherflow_jax.likelihoods._checks import check_outputs, shape_and_dtype
-from fisherflow_jax.likelihoods._likelihood import IDENTITY, Likelihood, Shape, family
+from fisherflow_jax.likelihoods import _likelihood as shared
+from fisherflow_jax.likelihoods._likelihood import Likelihood
 
 
-@family
+@shared.family
 def from_log_prob(
     log_prob: Callable,
     sample: Callable,
@@ -79,17 +79,17 @@ def from_log_prob(
     whole(num_samples, f"{name}: num_samples", of="targets")
 
     def check(outputs: Any, targets: Any) -> None:
-        shape = check_outputs(name, outputs)
+        shape = shared.check_outputs(name, outputs)
         if targets is None:
             return
-        target_shape, _ = shape_and_dtype(targets)
+        target_shape, _ = shared.shape_and_dtype(targets)
         if not shape or not target_shape or shape[0] != target_shape[0]:
             raise ValueError(
                 f"{name}: outputs have shape {shape} and targets have shape "
                 f"{target_shape}; their leading axes (the examples) must agree."
             )
 
-    def probe_shape(shape: Shape) -> Shape:
+    def probe_shape(shape: shared.Shape) -> shared.Shape:
         def log_prob_of_sample(outputs: jax.Array) -> jax.Array:
             return log_prob(outputs, sample(jax.random.key(0), outputs))
 
@@ -134,8 +134,8 @@ def from_log_prob(
         root=root,
         probe_shape=probe_shape,
         line=given(mean, "mean"),
-        scale=IDENTITY,
-        support=lambda targets: jnp.ones(shape_and_dtype(targets)[0], bool),
+        scale=shared.IDENTITY,
+        support=lambda targets: jnp.ones(shared.shape_and_dtype(targets)[0], bool),
         check=check,
         random_root=True,
     )

@@ -9,15 +9,9 @@ from jax.typing import ArrayLike
 
 from fisherflow_jax._ground import quadrature
 from fisherflow_jax._ground.arrays import like, widen
-from fisherflow_jax.likelihoods import _checks as checks
+from fisherflow_jax.likelihoods import _likelihood as shared
 from fisherflow_jax.likelihoods._bounds import largest_entries
-from fisherflow_jax.likelihoods._likelihood import (
-    IDENTITY,
-    Likelihood,
-    family,
-    nan_outside,
-    scaled_probes,
-)
+from fisherflow_jax.likelihoods._likelihood import IDENTITY, Likelihood
 from fisherflow_jax.likelihoods._log_gamma import log_beta
 from fisherflow_jax.likelihoods._one_output import on_both, one_output
 
@@ -26,7 +20,7 @@ def _finite(targets: ArrayLike) -> jax.Array:
     return jnp.isfinite(jnp.asarray(targets))
 
 
-@family
+@shared.family
 def gaussian(scale: ArrayLike | None = 1.0) -> Likelihood:
     r"""A real target with a normal error.
 
@@ -69,7 +63,7 @@ def gaussian(scale: ArrayLike | None = 1.0) -> Likelihood:
             pearson=on_both(name, lambda z, y: (y - z) ** 2),
             log_unit_variance=lambda targets: jnp.zeros_like(widen(targets)),
         )
-    checks.require_positive(name, "scale", scale)
+    shared.require_positive(name, "scale", scale)
 
     def variance(location: jax.Array) -> jax.Array:
         return jnp.full_like(location, like(scale, location) ** 2)
@@ -97,7 +91,7 @@ def gaussian(scale: ArrayLike | None = 1.0) -> Likelihood:
     )
 
 
-@family
+@shared.family
 def gaussian_location_scale() -> Likelihood:
     r"""A real target with a normal error whose size is predicted too.
 
@@ -131,15 +125,14 @@ def gaussian_location_scale() -> Likelihood:
     name = "gaussian_location_scale"
 
     def check(outputs: Any, targets: Any) -> None:
-        shape = checks.check_outputs(name, outputs)
+        shape = shared.check_outputs(name, outputs)
         if len(shape) == 0 or shape[-1] != 2:
             raise ValueError(
                 f"{name}: the last axis of the outputs must be 2 (mean and log standard"
                 f" deviation), got shape {shape}."
             )
-        if targets is not None:
-            rule = "targets must have the shape of the outputs without the last axis"
-            checks.check_targets(name, shape, shape[:-1], targets, rule)
+        rule = "targets must have the shape of the outputs without the last axis"
+        shared.check_targets(name, shape, shape[:-1], targets, rule)
 
     def both(outputs: ArrayLike) -> tuple[jax.Array, jax.Array]:
         wide = widen(outputs)
@@ -150,7 +143,7 @@ def gaussian_location_scale() -> Likelihood:
         location, log_scale = both(outputs)
         residual = (like(targets, location) - location) * jnp.exp(-log_scale)
         value = -0.5 * residual**2 - log_scale - 0.5 * math.log(2 * math.pi)
-        return nan_outside(_finite(targets), value)
+        return shared.nan_outside(_finite(targets), value)
 
     def mean(outputs: ArrayLike) -> jax.Array:
         return both(outputs)[0]
@@ -166,7 +159,7 @@ def gaussian_location_scale() -> Likelihood:
     def root(outputs: ArrayLike, probes: Any, key: Any = None) -> jax.Array:
         precision = jnp.exp(-both(outputs)[1])
         factor = jnp.stack([precision, jnp.full_like(precision, math.sqrt(2))], -1)
-        return scaled_probes(outputs, factor, probes)
+        return shared.scaled_probes(outputs, factor, probes)
 
     return Likelihood(
         name=name,
@@ -207,7 +200,7 @@ def _over_both(
     return quadrature.log_average(log_prob, *quadrature.normal_nodes(mean.dtype))
 
 
-@family
+@shared.family
 def student_t(df: ArrayLike, scale: ArrayLike) -> Likelihood:
     r"""A real target with heavy-tailed errors: outliers pull little.
 
@@ -245,8 +238,8 @@ def student_t(df: ArrayLike, scale: ArrayLike) -> Likelihood:
       Using the t Distribution", 1989.
     """
     name = "student_t"
-    checks.require_positive(name, "df", df)
-    checks.require_positive(name, "scale", scale)
+    shared.require_positive(name, "df", df)
+    shared.require_positive(name, "scale", scale)
 
     def both(location: jax.Array) -> tuple[jax.Array, jax.Array]:
         return like(df, location), like(scale, location)

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from fisherflow_jax._ground.arrays import like, widen
-from fisherflow_jax.likelihoods._checks import require_positive
-from fisherflow_jax.likelihoods._likelihood import LOG, Likelihood, family, nan_outside
+from fisherflow_jax.likelihoods import _likelihood as shared
+from fisherflow_jax.likelihoods._likelihood import LOG, Likelihood
 from fisherflow_jax.likelihoods._log_gamma import log_beta, stirling_remainder
 from fisherflow_jax.likelihoods._one_output import on_both, one_output
 
@@ -21,7 +21,7 @@ def _positive(targets: ArrayLike) -> jax.Array:
     return (targets > 0) & jnp.isfinite(targets)
 
 
-@family
+@shared.family
 def poisson() -> Likelihood:
     r"""A count, given the log of its rate.
 
@@ -73,7 +73,7 @@ def poisson() -> Likelihood:
     return one_output("poisson", LOG, _nonnegative, log_prob, jnp.exp, sample, root)
 
 
-@family
+@shared.family
 def negative_binomial(concentration: ArrayLike) -> Likelihood:
     r"""A count more variable than Poisson, given the log of its mean.
 
@@ -112,7 +112,7 @@ def negative_binomial(concentration: ArrayLike) -> Likelihood:
       J. F. Lawless, "Negative binomial and mixed Poisson regression", 1987.
     """
     name = "negative_binomial"
-    require_positive(name, "concentration", concentration)
+    shared.require_positive(name, "concentration", concentration)
 
     def log_odds(log_mean: jax.Array) -> tuple[jax.Array, jax.Array]:
         """log(mean / concentration), and the concentration in the same dtype."""
@@ -144,7 +144,7 @@ def negative_binomial(concentration: ArrayLike) -> Likelihood:
     return one_output(name, LOG, _nonnegative, log_prob, variance, sample, root)
 
 
-@family
+@shared.family
 def gamma(shape: ArrayLike | None = 1.0) -> Likelihood:
     r"""A positive target of constant relative error, given the log of its mean.
 
@@ -191,7 +191,7 @@ def gamma(shape: ArrayLike | None = 1.0) -> Likelihood:
             pearson=on_both(name, lambda z, y: (y * jnp.exp(-z) - 1) ** 2),
             log_unit_variance=_log_square,
         )
-    require_positive(name, "shape", shape)
+    shared.require_positive(name, "shape", shape)
 
     def log_prob(log_mean: jax.Array, targets: jax.Array) -> jax.Array:
         log_target = jnp.log(targets)
@@ -219,4 +219,4 @@ def gamma(shape: ArrayLike | None = 1.0) -> Likelihood:
 
 
 def _log_square(targets: ArrayLike) -> jax.Array:
-    return nan_outside(_positive(targets), 2 * jnp.log(widen(targets)))
+    return shared.nan_outside(_positive(targets), 2 * jnp.log(widen(targets)))

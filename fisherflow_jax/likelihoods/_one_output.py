@@ -7,13 +7,8 @@ import jax
 from jax.typing import ArrayLike
 
 from fisherflow_jax._ground.arrays import like, widen
-from fisherflow_jax.likelihoods._checks import check_outputs, check_targets
-from fisherflow_jax.likelihoods._likelihood import (
-    Likelihood,
-    Scale,
-    nan_outside,
-    scaled_probes,
-)
+from fisherflow_jax.likelihoods import _likelihood as shared
+from fisherflow_jax.likelihoods._likelihood import Likelihood
 
 
 def on_both(
@@ -30,15 +25,14 @@ def on_both(
 
 
 def _check(name: str, outputs: Any, targets: Any) -> None:
-    shape = check_outputs(name, outputs)
-    if targets is not None:
-        rule = "targets must have the shape of the outputs"
-        check_targets(name, shape, shape, targets, rule)
+    shape = shared.check_outputs(name, outputs)
+    rule = "targets must have the shape of the outputs"
+    shared.check_targets(name, shape, shape, targets, rule)
 
 
 def one_output(
     name: str,
-    scale: Scale,
+    scale: shared.Scale,
     support: Callable[[ArrayLike], jax.Array],
     log_prob: Callable[[jax.Array, jax.Array], jax.Array],
     variance: Callable[[jax.Array], jax.Array],
@@ -53,10 +47,10 @@ def one_output(
 
     def log_prob_or_nan(outputs: ArrayLike, targets: ArrayLike) -> jax.Array:
         values = value(outputs, targets)
-        return nan_outside(support(targets), values)
+        return shared.nan_outside(support(targets), values)
 
     def apply_root(outputs: ArrayLike, probes: Any, key: Any = None) -> jax.Array:
-        return scaled_probes(outputs, root(widen(outputs)), probes)
+        return shared.scaled_probes(outputs, root(widen(outputs)), probes)
 
     return Likelihood(
         name=name,

@@ -15,11 +15,11 @@ from fisherflow_jax.posteriors._hypotheses import Estimate as Estimate
 from fisherflow_jax.posteriors._hypotheses import WaldTest as WaldTest
 from fisherflow_jax.posteriors._hypotheses import delta_method as delta_method
 from fisherflow_jax.posteriors._hypotheses import wald_test as wald_test
+from fisherflow_jax.posteriors._intervals import check_level as check_level
 from fisherflow_jax.posteriors._intervals import (
     confidence_interval as confidence_interval,
 )
 from fisherflow_jax.posteriors._intervals import standard_error as standard_error
-from fisherflow_jax.posteriors._quantiles import check_level as check_level
-from fisherflow_jax.posteriors._quantiles import two_sided as two_sided
+from fisherflow_jax.posteriors._intervals import two_sided as two_sided
 from fisherflow_jax.posteriors._summary import Summary as Summary
 from fisherflow_jax.posteriors._summary import summary as summary

@@ -11,7 +11,7 @@ from fisherflow_jax import information as ops
 from fisherflow_jax._ground import trees
 from fisherflow_jax.posteriors import _belief as belief
 from fisherflow_jax.posteriors._belief import Gaussian
-from fisherflow_jax.posteriors._quantiles import check_level, two_sided
+from fisherflow_jax.posteriors._intervals import check_level, two_sided
 
 PyTree = Any
 

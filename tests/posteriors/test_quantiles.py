@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fisherflow_jax.posteriors._quantiles import check_level, two_sided
+from fisherflow_jax.posteriors import check_level, two_sided
 
 LEVELS = [0.5, 0.8, 0.9, 0.95, 0.99, 0.999]
 # whole and fractional, on both sides of where the expansion takes over (200)
