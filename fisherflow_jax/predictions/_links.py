@@ -19,7 +19,7 @@ from fisherflow_jax._ground.checks import whole
 from fisherflow_jax._ground.keys import key_data, typed_key
 from fisherflow_jax.likelihoods import LOG, SOFTMAX, Likelihood
 from fisherflow_jax.predictions._covariance import root
-from fisherflow_jax.predictions._outputs import Outputs
+from fisherflow_jax.predictions._streaming import Outputs
 
 
 class Averaged(NamedTuple):

@@ -1,7 +1,7 @@
 """The linearised model: its outputs at the mean, and how unsure they are."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,17 +9,9 @@ import jax.numpy as jnp
 from fisherflow_jax.model import once
 from fisherflow_jax.posteriors import gaussians, mixture
 from fisherflow_jax.predictions._checks import check_inputs
-from fisherflow_jax.predictions._streaming import OutputMoments, Wanted, moments
+from fisherflow_jax.predictions._streaming import Outputs, Wanted, moments, raw
 
 PyTree = Any
-
-
-class Outputs(NamedTuple):
-    """Normal moments of a model's raw outputs under the linearised posterior."""
-
-    mean: jax.Array  # (n, ..., k), the model's outputs at the mean parameters
-    variance: jax.Array  # (n, ..., k), of each output
-    covariance: jax.Array | None = None  # (n, ..., k, k), of the k on the last axis
 
 
 def linearized_outputs(
@@ -91,7 +83,7 @@ def linearized_outputs(
 def _mixture(state: Any, apply_fn: Callable, inputs: PyTree, wanted: Wanted) -> Outputs:
     weights, members = gaussians(state)
     model = once(apply_fn)
-    found = [raw(moments(one, model, inputs, wanted)) for one in members]
+    found = [raw(moments(one, model, inputs, wanted)[0]) for one in members]
     if len(found) == 1:
         return found[0]
     weights = weights.astype(found[0].variance.dtype)
@@ -103,12 +95,6 @@ def _mixture(state: Any, apply_fn: Callable, inputs: PyTree, wanted: Wanted) -> 
     away = (jnp.stack(means) - mean[None]).reshape(within.shape[:-1])
     between = away[..., :, None] * away[..., None, :]
     return Outputs(mean, variance, jnp.tensordot(weights, within + between, 1))
-
-
-def raw(found: OutputMoments) -> Outputs:
-    """The raw outputs alone."""
-    variance = found.variance
-    return Outputs(found.outputs.astype(variance.dtype), variance, found.covariance)
 
 
 # compiled once a model and shape, so that a second call compiles nothing

@@ -14,8 +14,7 @@ from fisherflow_jax.model import once
 from fisherflow_jax.posteriors import gaussians
 from fisherflow_jax.predictions._checks import check_inputs, check_likelihood, known
 from fisherflow_jax.predictions._links import Averaged
-from fisherflow_jax.predictions._outputs import Outputs, raw
-from fisherflow_jax.predictions._streaming import Wanted, moments
+from fisherflow_jax.predictions._streaming import Outputs, Wanted, moments, raw
 
 PyTree = Any
 
@@ -166,15 +165,15 @@ def _each(
     model, each = once(apply_fn), []
     for belief in gaussians(state)[1]:
         likelihood = known(wanted.line_of, belief)
-        found = moments(belief, model, inputs, wanted)
-        eta, spread = likelihood.line(found.outputs), found.line_variance
+        found, spread = moments(belief, model, inputs, wanted)
+        eta = likelihood.line(found.mean)
         mean, slope = jax.jvp(likelihood.scale.inverse, (eta,), (jnp.ones_like(eta),))
         own = Moments(
             line=eta,
             line_variance=spread,
             mean=mean,
             mean_variance=jnp.square(slope) * spread,
-            noise=likelihood.variance(found.outputs),
+            noise=likelihood.variance(found.mean),
         )
         each.append((own, raw(found) if wanted.variance else None))
     return each

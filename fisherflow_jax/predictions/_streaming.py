@@ -27,20 +27,19 @@ _TOGETHER = 128
 class Wanted(NamedTuple):
     """What is asked for; static."""
 
-    variance: bool = False  # of each raw output
+    variance: bool = False  # of each raw output; with the covariance always
     covariance: bool = False  # of the raw outputs on the last axis
     line_of: Any = None  # the likelihood whose line's variance is asked
     robust: bool = False  # with the sandwich variance
     chunk_size: int | None = None
 
 
-class OutputMoments(NamedTuple):
-    """Of the outputs; None where it was not asked for."""
+class Outputs(NamedTuple):
+    """Normal moments of a model's raw outputs under the linearised posterior."""
 
-    outputs: jax.Array  # (n, ..., k)
-    variance: Any  # (n, ..., k)
-    covariance: Any  # (n, ..., k, k)
-    line_variance: Any  # (n, ...)
+    mean: jax.Array  # (n, ..., k), the model's outputs at the mean parameters
+    variance: jax.Array  # (n, ..., k), of each output
+    covariance: jax.Array | None = None  # (n, ..., k, k), of the k on the last axis
 
 
 def one_by_one(inputs: PyTree) -> tuple[list[jax.Array], Callable[[list], PyTree]]:
@@ -110,20 +109,28 @@ def sizes(examples: Examples, chunk_size: int | None, closed: bool) -> tuple[int
 
 def moments(
     belief: Gaussian, apply_fn: Callable, inputs: PyTree, wanted: Wanted
-) -> OutputMoments:
-    """The outputs at the mean and their spread, dispersion included."""
+) -> tuple[Outputs, Any]:
+    """The outputs, and the variance of their line; None where it was not asked for.
+
+    The mean is as the model returns it; the dispersion is included.
+    """
     examples = examples_of(belief, apply_fn, inputs, wanted)
     last = examples.last
     size, at_once = sizes(examples, wanted.chunk_size, True)
 
-    def one(parts: list) -> OutputMoments:
+    def one(parts: list) -> tuple[Outputs, Any]:
         if last is not None:
             return _closed(last(parts), wanted, at_once)
         return _pulled(*examples.pull(parts), wanted, at_once)
 
-    found = map_chunks(jax.vmap(one), examples.parts, size)
-    spread = dispersed(found._replace(outputs=None), belief, wanted.robust)
-    return spread._replace(outputs=found.outputs)
+    (outputs, *spread), line = map_chunks(jax.vmap(one), examples.parts, size)
+    spread, line = dispersed((spread, line), belief, wanted.robust)
+    return Outputs(outputs, *spread), line
+
+
+def raw(found: Outputs) -> Outputs:
+    """In the type of their variance."""
+    return found._replace(mean=found.mean.astype(found.variance.dtype))
 
 
 def dispersed(variances: Any, belief: Gaussian, robust: bool) -> Any:
@@ -133,64 +140,56 @@ def dispersed(variances: Any, belief: Gaussian, robust: bool) -> Any:
     return jax.tree.map(lambda x: x * belief.dispersion, variances)
 
 
-def _closed(last: LastLayer, wanted: Wanted, at_once: int) -> OutputMoments:
+def _closed(last: LastLayer, wanted: Wanted, at_once: int) -> tuple[Outputs, Any]:
     """Of one example, from the closed form of a last layer."""
-    outputs, likelihood, line_variance = last.outputs, wanted.line_of, None
+    found, likelihood = _of_rows(last.outputs, last, wanted), wanted.line_of
     if likelihood is None:
-        pass
-    elif not likelihood.mixes_outputs:
-        line_variance = last.variance()
-    elif likelihood.scale == SOFTMAX:
-        line_variance = last.log_odds_variance()
-    else:
-        line_variance = variance_of(likelihood.line, outputs[None], last.pull, at_once)
-    return OutputMoments(
-        outputs=outputs,
-        variance=last.variance() if wanted.variance else None,
-        covariance=last.covariance() if wanted.covariance else None,
-        line_variance=line_variance,
-    )
+        return found, None
+    if not likelihood.mixes_outputs:
+        return found, last.variance()
+    if likelihood.scale == SOFTMAX:
+        return found, last.log_odds_variance()
+    outputs = last.outputs[None]
+    return found, variance_of(likelihood.line, outputs, last.pull, at_once)
 
 
 def _pulled(
     outputs: jax.Array, pull: Callable, wanted: Wanted, at_once: int
-) -> OutputMoments:
+) -> tuple[Outputs, Any]:
     """Of one example, by pulling back `at_once` cotangents at a time."""
     shape, count, line_of = outputs.shape[1:], outputs.size, wanted.line_of
     k = shape[-1] if shape else 1
+    if count == k <= min(at_once, _TOGETHER):
+        rows = pull(covariances.units(outputs))
+        found = _of_rows(outputs[0], rows, wanted)
+        return found, None if line_of is None else _mixed(line_of, outputs, rows)
     places, within = (jnp.arange(number, dtype=jnp.int32) for number in (count, k))
 
     def rows_at(places: jax.Array) -> Pulled:
         return pull(covariances.units(outputs, places))
 
-    rows = rows_at(places) if count == k <= min(at_once, _TOGETHER) else None
-    variance = covariance = line_variance = None
-    if wanted.covariance and rows is not None:
-        covariance = rows.covariance()
-    elif wanted.covariance:
+    variance: Any = None
+    covariance = line_variance = None
+    if wanted.covariance:
         covariance = map_chunks(
             jax.vmap(lambda position: rows_at(position * k + within).covariance()),
             places[: count // k],
             max(at_once // k, 1),
-        )
-    if wanted.variance and rows is not None:
-        variance = rows.variance()
-    elif wanted.variance and covariance is not None:
+        ).reshape((*shape, k))
         variance = jnp.diagonal(covariance, axis1=-2, axis2=-1)
     elif wanted.variance:
         variance = map_chunks(lambda p: rows_at(p).variance(), places, at_once)
-    if line_of is not None and rows is not None:
-        line_variance = _mixed(line_of, outputs, rows)
-    elif line_of is not None:
+        variance = variance.reshape(shape)
+    if line_of is not None:
         line_variance = variance_of(line_of.line, outputs, pull, at_once)
-    return OutputMoments(
-        outputs=outputs[0],
-        variance=None if variance is None else variance.reshape(shape),
-        covariance=(
-            None if covariance is None else covariance.reshape((*shape[:-1], k, k))
-        ),
-        line_variance=line_variance,
-    )
+    return Outputs(outputs[0], variance, covariance), line_variance
+
+
+def _of_rows(outputs: jax.Array, rows: LastLayer | Pulled, wanted: Wanted) -> Outputs:
+    variance: Any = None
+    if wanted.variance:
+        variance = rows.variance().reshape(outputs.shape)
+    return Outputs(outputs, variance, rows.covariance() if wanted.covariance else None)
 
 
 def _mixed(likelihood: Likelihood, outputs: jax.Array, rows: Pulled) -> jax.Array:
