@@ -169,7 +169,7 @@ def root(covariance: jax.Array) -> jax.Array:
     largest = jnp.max(jnp.diagonal(covariance, axis1=-2, axis2=-1), -1)
     # singular where there are more outputs than directions: a share of its rounding
     share = 10 * count * eps.eps * largest + math.sqrt(eps.tiny)
-    identity = jnp.eye(count, dtype=covariance.dtype)
+    identity = jnp.broadcast_to(jnp.eye(count, dtype=eps.dtype), covariance.shape)
     return jnp.linalg.cholesky(covariance + share[..., None, None] * identity)
 
 

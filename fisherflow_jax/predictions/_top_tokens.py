@@ -12,12 +12,8 @@ from fisherflow_jax._ground.chunks import map_chunks
 from fisherflow_jax.likelihoods import SOFTMAX, Likelihood
 from fisherflow_jax.model import once
 from fisherflow_jax.posteriors import Gaussian, check_level, two_sided
+from fisherflow_jax.predictions import _checks as checks
 from fisherflow_jax.predictions import _streaming as streaming
-from fisherflow_jax.predictions._checks import (
-    check_inputs,
-    check_likelihood,
-    one_belief,
-)
 from fisherflow_jax.predictions._streaming import Wanted
 
 PyTree = Any
@@ -92,19 +88,18 @@ def top_tokens(
       [0.7 0.2] [0.5 0.1]
     """
     check_level(level)
-    check_inputs(state, inputs, chunk_size, robust)
-    check_likelihood(likelihood)
+    checks.check_inputs(state, inputs, chunk_size, robust)
+    checks.check_likelihood(likelihood)
     if likelihood.scale != SOFTMAX:
         raise ValueError(
             f"top_tokens is for categorical targets; got {likelihood.name}."
         )
-    belief = one_belief(state, "top_tokens takes one state")
+    belief = checks.one_belief(state, "top_tokens takes one state")
     whole(k, "k", of="classes")
     wanted = Wanted(line_of=likelihood, robust=robust, chunk_size=chunk_size)
     ids, line, variance = _compiled(belief, apply_fn, inputs, k, wanted)
     dtype = trees.wide_dtype(line.dtype, variance.dtype)
-    line = line.astype(dtype)
-    std = jnp.sqrt(variance.astype(dtype))
+    line, std = line.astype(dtype), jnp.sqrt(variance.astype(dtype))
     reach = two_sided(level, None, dtype) * std
     share = jax.nn.sigmoid(line)
     return TopTokens(
