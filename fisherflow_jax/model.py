@@ -33,21 +33,29 @@ class Model:
         """For one computation, in which `apply_fn` is traced once a shape."""
         return dataclasses.replace(self, apply_fn=once(self.apply_fn))
 
+    def told(self, what: str, given: PyTree, tell: Callable) -> Any:
+        """`tell(*given)`, of which shapes decide: once for each."""
+        key = what, by_shapes(given)[0]
+        if key not in self.known:
+            self.known[key] = tell(*given)
+        return self.known[key]
+
     def outputs(self, params: PyTree, inputs: PyTree) -> Any:
         """The outputs' shapes."""
-        key, arrays, rebuild = by_shapes((params, batches.unshare(inputs)))
-        if key not in self.known:
-            self.known[key] = jax.eval_shape(
-                lambda *arrays: self.apply_fn(*rebuild(arrays)), *arrays
-            )
-        return self.known[key]
+
+        def shapes(*given: PyTree) -> Any:
+            _, arrays, rebuild = by_shapes(given)
+            return jax.eval_shape(lambda *x: self.apply_fn(*rebuild(x)), *arrays)
+
+        return self.told("outputs", (params, batches.unshare(inputs)), shapes)
 
     def interaction(self, params: PyTree, inputs: PyTree) -> str | None:
         """What takes the examples of a batch together, if anything is seen to."""
-        key = "interaction", by_shapes((params, inputs))[0]
-        if key not in self.known:
-            self.known[key] = layers_of(self.apply_fn, params, inputs).together
-        return self.known[key]
+
+        def together(*given: PyTree) -> str | None:
+            return layers_of(self.apply_fn, *given).together
+
+        return self.told("interaction", (params, inputs), together)
 
     def check(self, params: PyTree, batch: Batch, layers: Layers | None = None) -> None:
         """Raises where the outputs do not fit the batch or the likelihood.
@@ -313,10 +321,7 @@ def only(
 
     def apply_chosen(chosen_params: PyTree, inputs: PyTree) -> Any:
         whole = jax.tree.map(
-            lambda x, y: y if x is None else x,
-            chosen_params,
-            held,
-            is_leaf=lambda x: x is None,
+            lambda keep, x, y: x if keep else y, mask, chosen_params, held
         )
         return apply_fn(whole, inputs)
 

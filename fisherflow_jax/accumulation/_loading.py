@@ -1,11 +1,13 @@
 """Batches as they arrive: stacked in arrays, or one by one from a loader."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fisherflow_jax._ground import batch as batches
 from fisherflow_jax._ground.batch import Batch
@@ -53,7 +55,9 @@ def each_batch(data: Any) -> Iterable[Batch]:
       ValueError: for what is none of them, and where there is no batch at all.
     """
     if isinstance(data, Stacked):
-        yield from map(batches.as_batch, unstacked(data))
+        stack = stack_of_batches(data, 1)
+        for index in range(stack.weights.shape[0]):
+            yield batches.as_batch(batches.map_examples(itemgetter(index), stack))
     elif isinstance(data, tuple):
         yield batches.as_batch(data)
     else:
@@ -103,14 +107,18 @@ def stack_of_batches(stacked: Stacked, multiple: int) -> Batch:
     return _pad(Batch(inputs, targets, weights), -shape[1] % multiple, axis=1)
 
 
-def unstacked(stacked: Stacked) -> list[Batch]:
-    """The batches of a stack, one by one."""
-    stack = stack_of_batches(stacked, 1)
-
-    def batch(index: int) -> Batch:
-        return batches.map_examples(lambda x: x[index], stack)
-
-    return [batch(index) for index in range(stack.weights.shape[0])]
+def place(mesh: Mesh | None, batch: Batch, axis: int) -> Batch:
+    """The batch with the rows along `axis` spread over the mesh, where there is one."""
+    if mesh is None:
+        return batch
+    spread = NamedSharding(mesh, PartitionSpec(*[None] * axis, mesh.axis_names))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    inputs = batches.map_inputs(
+        lambda x: jax.device_put(x, spread),
+        batch.inputs,
+        lambda node: jax.device_put(node, everywhere),
+    )
+    return Batch(inputs, *jax.device_put((batch.targets, batch.weights), spread))
 
 
 def with_bar(loader: Iterable, progress: bool | None) -> Iterable:
@@ -159,20 +167,12 @@ def _weights(weights: Any, shape: tuple[int, ...], name: str) -> Any:
 
 
 def _pad(batch: Batch, rest: int, axis: int) -> Batch:
-    if not rest:
-        return batch
+    """The batch with so many rows of weight zero, which may hold anything."""
 
-    def lengthen(fill: Callable) -> Callable:
-        def longer(x: Any, array: Any) -> Any:
-            rows = array.repeat(x[:1] if axis == 0 else x[:, :1], rest, axis=axis)
-            return array.concatenate([x, fill(rows)], axis)
+    def longer(x: Any) -> Any:
+        ends = [(0, rest if i == axis else 0) for i in range(x.ndim)]
+        if isinstance(x, jax.Array):
+            return in_auto_mode(lambda x: jnp.pad(x, ends), x, x)
+        return np.pad(x, ends)
 
-        def of_any(x: Any) -> Any:
-            if not isinstance(x, jax.Array):
-                return longer(x, np)
-            return in_auto_mode(lambda x: longer(x, jnp), x, x)
-
-        return of_any
-
-    examples = batches.map_examples(lengthen(lambda rows: rows), batch)
-    return examples._replace(weights=lengthen(lambda rows: rows * 0)(batch.weights))
+    return batches.map_examples(longer, batch) if rest else batch

@@ -14,14 +14,8 @@ from fisherflow_jax._ground import trees
 from fisherflow_jax._ground.batch import Batch
 from fisherflow_jax._ground.checks import is_concrete
 from fisherflow_jax._ground.sharding import automatic, on_every_device
-from fisherflow_jax.accumulation._loading import (
-    Stacked,
-    check_loader,
-    padded,
-    stack_of_batches,
-    with_bar,
-)
-from fisherflow_jax.accumulation._shards import place
+from fisherflow_jax.accumulation import _loading as loading
+from fisherflow_jax.accumulation._loading import Stacked
 from fisherflow_jax.accumulation._updating import Accumulation, accumulator, advance
 from fisherflow_jax.estimators import Estimator
 
@@ -106,7 +100,8 @@ def accumulate(
     """
     mesh = automatic(mesh)
     functions = accumulator(estimator, decay=decay, mesh=mesh)
-    params = _finite(trees.real_arrays(params, "params"))
+    params = trees.real_arrays(params, "params")
+    _check_finite(params)
     if state is None:
         state = functions.init(params, key)
     else:
@@ -118,13 +113,14 @@ def accumulate(
             raise ValueError(
                 "progress=True needs a loader: ff.Stacked runs in one program."
             )
-        stack = place(mesh, stack_of_batches(batches, multiple), axis=1)
+        stack = loading.stack_of_batches(batches, multiple)
+        stack = loading.place(mesh, stack, axis=1)
         return _scan(estimator, mesh, decay, state, params, stack)
-    check_loader(batches)
+    loading.check_loader(batches)
     start = state
-    for batch in padded(with_bar(batches, progress), multiple):
+    for batch in loading.padded(loading.with_bar(batches, progress), multiple):
         ahead = state.num_batches
-        batch = place(mesh, batch, axis=0)
+        batch = loading.place(mesh, batch, axis=0)
         state = advance(estimator, mesh, decay, state, params, batch)
         # the loader runs one batch ahead of the device: the bar tells the truth, and
         # memory holds no queue of batches
@@ -157,14 +153,13 @@ def _scan(
     return jax.lax.scan(body, state, (sliced, stack.targets, stack.weights))[0]
 
 
-def _finite(params: PyTree) -> PyTree:
+def _check_finite(params: PyTree) -> None:
     for name, leaf in trees.named_leaves(params):
         if is_concrete(leaf) and not np.all(np.isfinite(leaf)):
             raise ValueError(
                 f"parameter {name} holds a NaN or an infinite value: there is no "
                 "information there."
             )
-    return params
 
 
 def _continued(

@@ -2,11 +2,12 @@
 
 import functools
 from collections.abc import Callable
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import batch as batches
@@ -14,8 +15,8 @@ from fisherflow_jax._ground import trees
 from fisherflow_jax._ground.checks import fraction
 from fisherflow_jax._ground.keys import key_data, typed_key
 from fisherflow_jax._ground.sharding import automatic, in_auto_mode
-from fisherflow_jax.accumulation._shards import sum_over_shards
 from fisherflow_jax.estimators import Estimator
+from fisherflow_jax.structures.capabilities import COMPENSATED
 
 PyTree = Any
 
@@ -134,42 +135,79 @@ def advance(
     batch: Any,
 ) -> Accumulation:
     """`state` with one more batch."""
-    take_in = functools.partial(_with_batch, estimator, mesh, decay)
+
+    def take_in(state: Accumulation, params: PyTree, batch: Any) -> Accumulation:
+        batch = batches.as_batch(batch)
+        params = trees.real_arrays(params, "params")
+        key = None
+        if state.key is not None:
+            key = jax.random.fold_in(typed_key(state.key), state.num_batches)
+        if mesh is None:
+            information = estimator.compute(params, batch, key)
+        else:
+            information = _sum_over_shards(estimator, mesh, params, batch, key)
+        before, count = state.information, state.count
+        if decay is not None:
+            before, count = ops.scale(before, decay), count * decay
+        number = batches.num_observations(batch, each_target=False)
+        gathered = ops.add(before, information), count + number.astype(count.dtype)
+        sound = batches.is_finite(batch) & trees.all_finite(information)
+        information, count = jax.tree.map(
+            lambda new, old: jnp.where(sound, new.astype(old.dtype), old),
+            gathered,
+            (state.information, state.count),
+        )
+        return Accumulation(
+            information=information,
+            count=count,
+            num_batches=state.num_batches + 1,
+            num_skipped=state.num_skipped + jnp.where(sound, 0, 1).astype(jnp.int32),
+            key=state.key,
+        )
+
     return in_auto_mode(take_in, state, state, params, batch)
 
 
-def _with_batch(
+def _sum_over_shards(
     estimator: Estimator,
-    mesh: Mesh | None,
-    decay: float | None,
-    state: Accumulation,
+    mesh: Mesh,
     params: PyTree,
-    batch: Any,
-) -> Accumulation:
-    batch = batches.as_batch(batch)
-    params = trees.real_arrays(params, "params")
-    key = None
-    if state.key is not None:
-        key = jax.random.fold_in(typed_key(state.key), state.num_batches)
-    if mesh is None:
-        information = estimator.compute(params, batch, key)
-    else:
-        information = sum_over_shards(estimator, mesh, params, batch, key)
-    before, count = state.information, state.count
-    if decay is not None:
-        before, count = ops.scale(before, decay), count * decay
-    number = batches.num_observations(batch, each_target=False)
-    gathered = ops.add(before, information), count + number.astype(count.dtype)
-    sound = batches.is_finite(batch) & trees.all_finite(information)
-    information, count = jax.tree.map(
-        lambda new, old: jnp.where(sound, new.astype(old.dtype), old),
-        gathered,
-        (state.information, state.count),
-    )
-    return Accumulation(
-        information=information,
-        count=count,
-        num_batches=state.num_batches + 1,
-        num_skipped=state.num_skipped + jnp.where(sound, 0, 1).astype(jnp.int32),
-        key=state.key,
-    )
+    batch: batches.Batch,
+    key: jax.Array | None,
+) -> Any:
+    """The sum over the mesh's devices of `estimator(params, shard, its own key)`.
+
+    Squares are taken before the sum: summing pulled-back vectors over devices and
+    squaring once would throw away what each device knows on its own, for a drawing
+    estimator the variance of as many groups as there are devices.
+    """
+    count = batches.num_examples(batch)
+    if count % mesh.size:
+        raise ValueError(
+            f"a batch of {count} examples does not divide over the mesh's {mesh.size} "
+            "devices: pad it with rows of weight zero."
+        )
+    axes = mesh.axis_names
+    rows: Any = PartitionSpec(axes)
+    whole = PartitionSpec()
+    inputs = batches.map_inputs(lambda _: rows, batch.inputs, lambda _: whole)
+
+    def of_shard(params: PyTree, shard: batches.Batch, key: jax.Array | None) -> Any:
+        if key is not None:
+            key = jax.random.fold_in(key, jax.lax.axis_index(axes))
+        information = estimator.compute(params, shard, key)
+        if COMPENSATED in estimator.structure.supports:  # adds entry by entry
+            return jax.tree.map(lambda x: jax.lax.psum(x, axes), information)
+        stack = jax.lax.all_gather(information, axes)
+        parts = (jax.tree.map(itemgetter(i), stack) for i in range(mesh.size))
+        return functools.reduce(ops.add, parts)
+
+    # check_vma would make each shard's pull-back a sum over all shards, unsquared
+    return jax.shard_map(
+        of_shard,
+        # within jax.set_mesh it is that mesh, whose axes in_auto_mode may have changed
+        mesh=mesh if jax.sharding.get_abstract_mesh().empty else None,
+        in_specs=(whole, batches.Batch(inputs, rows, rows), whole),
+        out_specs=whole,
+        check_vma=False,
+    )(params, batch, key)

@@ -77,37 +77,29 @@ def _observed(
     structure.require(
         OBSERVED, "a Hessian is not a sum of squares, which is all it can hold."
     )
-    model = Model(apply_fn, likelihood)
+    model, from_matvec = Model(apply_fn, likelihood), structure.from_matvec
+    assert from_matvec is not None  # which `require` has asked
+
+    def compute(params: PyTree, batch: Batch, key: jax.Array | None) -> Any:
+        traced, wide = model.traced_once(), trees.widen(params)
+        traced.check(params, batch)
+
+        def of_chunk(chunk: Batch, keys: None) -> Any:
+            gradient = jax.grad(lambda p: -traced.log_likelihood(p, chunk))
+            product = jax.linearize(gradient, wide)[1]
+            return from_matvec(lambda v: zero_if_missing(chunk, product(v)), wide)
+
+        size = chunk_size or num_examples(batch)
+        return sum_informations(structure, of_chunk, params, batch, None, size)
+
     return Estimator(
         "observed",
-        functools.partial(_minus_hessian, model, structure, chunk_size),
+        compute,
         structure,
         not_a_curvature="minus the Hessian need not be positive semi-definite; "
         "estimators.exact is its expectation",
         check=model.check,
     )
-
-
-def _minus_hessian(
-    model: Model,
-    structure: Structure,
-    chunk_size: int | None,
-    params: PyTree,
-    batch: Batch,
-    key: jax.Array | None,
-) -> Any:
-    model = model.traced_once()
-    model.check(params, batch)
-    wide, from_matvec = trees.widen(params), structure.from_matvec
-    assert from_matvec is not None  # which `require` has asked
-
-    def of_chunk(chunk: Batch, keys: None) -> Any:
-        gradient = jax.grad(lambda p: -model.log_likelihood(p, chunk))
-        product = jax.linearize(gradient, wide)[1]
-        return from_matvec(lambda v: zero_if_missing(chunk, product(v)), wide)
-
-    size = chunk_size or num_examples(batch)
-    return sum_informations(structure, of_chunk, params, batch, None, size)
 
 
 @functools.partial(choosable, needs_model=False)

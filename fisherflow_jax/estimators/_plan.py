@@ -4,6 +4,7 @@ The plan is decided once from shapes, for what is computed and what a table tell
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from fisherflow_jax._ground.batch import Batch, num_examples
 from fisherflow_jax._ground.checks import whole
 from fisherflow_jax.layers import Layer, Layers, layers_of
 from fisherflow_jax.likelihoods import Likelihood
-from fisherflow_jax.model import Model, by_shapes
+from fisherflow_jax.model import Model
 from fisherflow_jax.structures import OuterProducts, Structure
 
 PyTree = Any
@@ -72,32 +73,27 @@ class Pull:
     rule: Rule
     model: Model
     structure: Structure
-    plans: dict[Any, Plan] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         layers = self.structure.layers
         if layers is None or not layers.batched:
             return
-        for name, allowed in (
-            ("groups", (None, 1)),
-            ("chunk_size", (None,)),
-            ("fast_squares", (True,)),
-        ):
+        allowed = {"groups": (None, 1), "chunk_size": (None,), "fast_squares": (True,)}
+        for name, values in allowed.items():
             value = getattr(self.rule, name)
-            if value not in allowed:
+            if value not in values:
                 raise ValueError(
                     f"{self.structure.name} was given layers of a model that is run on "
                     f"whole batches ({layers.together or 'batched=True'}), where a "
                     "part of a batch would be a batch of its own, and single examples "
-                    f"have no vectors: {name} must be {allowed[0]}; got {value!r}."
+                    f"have no vectors: {name} must be {values[0]}; got {value!r}."
                 )
 
     @property
     def rows_of(self) -> Layers | None:
         """The layers by which whole batches are pulled back, if they are."""
-        layers = self.structure.layers
-        batched = layers is not None and layers.batched and self.rule.groups is None
-        return layers if batched else None
+        layers, each = self.structure.layers, self.rule.groups is None
+        return layers if layers and layers.batched and each else None
 
     def traced_once(self) -> "Pull":
         """For one computation, in which the model is traced once a shape."""
@@ -133,10 +129,7 @@ def table(pull: Pull, params: PyTree, batch: Batch) -> str:
 
 def plan_of(pull: Pull, params: PyTree, batch: Batch) -> Plan:
     """The plan for these shapes, of which each is decided once."""
-    key = by_shapes((params, batch))[0]
-    if key not in pull.plans:
-        pull.plans[key] = _plan(pull, params, batch)
-    return pull.plans[key]
+    return pull.model.told("plan", (params, batch), functools.partial(_plan, pull))
 
 
 def _plan(pull: Pull, params: PyTree, batch: Batch) -> Plan:
@@ -150,7 +143,8 @@ def _plan(pull: Pull, params: PyTree, batch: Batch) -> Plan:
             "zero)."
         )
     length = 1 if rule.groups is None else count // rule.groups
-    columns = _num_columns(pull, params, batch)
+    one = batches.map_examples(lambda x: jax.eval_shape(lambda x: x[:1], x), batch)
+    columns = _num_columns(pull, params, one)
     entries, bound, words = columns * trees.size(params), CHUNK_ENTRIES, None
     path, taps = "a gradient for each example", False
     if length > 1:
@@ -158,11 +152,14 @@ def _plan(pull: Pull, params: PyTree, batch: Batch) -> Plan:
     elif rule.fast_squares and (
         structure.takes_outer_products or structure.held_by_outer_products
     ):
-        one = _first(batch)
         layers = layers_of(pull.model.apply_fn, params, one.inputs, batched=False)
         stack = _shapes_of_vectors(params, layers, columns)
         if structure.takes_outer_products:
-            taps, entries, words = True, sum(map(_held, stack)), _words(layers)
+            taps, words = True, _words(layers)
+            entries = sum(
+                leaf.entries if isinstance(leaf, OuterProducts) else leaf.size
+                for leaf in stack
+            )
         elif structure.held_by_outer_products is not None:
             held = structure.held_by_outer_products(stack)
             if held is not None:
@@ -182,22 +179,17 @@ def fitting(entries: int, bound: int) -> int:
     return max(bound // max(entries, 1), 1)
 
 
-def _first(batch: Batch) -> Batch:
-    """The shapes of the first example."""
-    return batches.map_examples(lambda x: jax.eval_shape(lambda x: x[:1], x), batch)
-
-
-def _num_columns(pull: Pull, params: PyTree, batch: Batch) -> int:
-    """The cotangents of an example."""
-    if pull.rule.needs_targets and batch.targets is None:  # of which a table is made
+def _num_columns(pull: Pull, params: PyTree, one: Batch) -> int:
+    """The cotangents of one example."""
+    if pull.rule.needs_targets and one.targets is None:  # of which a table is made
         return pull.rule.num_columns
-    one = _first(batch)
+
+    def of_example(outputs: jax.Array, targets: PyTree, key: Any) -> jax.Array:
+        return pull.cotangents(outputs, jax.tree.map(lambda y: y[0], targets), key)
+
     outputs = pull.model.outputs(params, one.inputs)
     key = jax.eval_shape(jax.random.key, 0) if pull.rule.random else None
-    targets = jax.tree.map(
-        lambda y: jax.ShapeDtypeStruct(y.shape[1:], y.dtype), one.targets
-    )
-    return jax.eval_shape(pull.cotangents, outputs, targets, key).shape[0]
+    return jax.eval_shape(of_example, outputs, one.targets, key).shape[0]
 
 
 def products(layer: Layer, inputs: Any, gradients: Any, weights: Any) -> OuterProducts:
@@ -227,10 +219,6 @@ def _shapes_of_vectors(params: PyTree, layers: Layers, columns: int) -> list:
         gradients = shape(1, columns, *each, layer.num_outputs)
         stack[layer.kernel] = products(layer, inputs, gradients, shape(1))
     return stack
-
-
-def _held(leaf: Any) -> int:
-    return leaf.entries if isinstance(leaf, OuterProducts) else leaf.size
 
 
 def _words(layers: Layers) -> tuple[str, ...]:

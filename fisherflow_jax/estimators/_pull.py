@@ -102,10 +102,8 @@ def _of_examples(
         # after widening: the root of a weight has no exact bfloat16
         weighted = jax.tree.map(lambda x: _weigh(x.astype(dtype), weight), vectors)
         # zero times what is not finite in a blanked row would be NaN
-        entering = jax.tree.map(
-            lambda x: jnp.where(weight == 0, jnp.zeros_like(x), x), entering
-        )
-        return layers, entering, *weighted
+        blanked = functools.partial(_blank, weight)
+        return layers, jax.tree.map(blanked, entering), *weighted
 
     layers, entering, gradients, others = jax.vmap(one)(
         sliced, batch.targets, batch.weights, keys
@@ -161,18 +159,14 @@ def _of_rows(
         pull.model.apply_fn, layers, params, batch.inputs
     )
     returned = _each(pull_back, _weighted_cotangents(pull, outputs, batch, keys, True))
-    dtype = trees.float_dtype(params)
-
-    def without_padding(values: jax.Array) -> jax.Array:
-        blank = (batch.weights == 0).reshape((-1,) + (1,) * (values.ndim - 1))
-        return jnp.where(blank, jnp.zeros_like(values), values)
+    dtype, blanked = trees.float_dtype(params), functools.partial(_blank, batch.weights)
 
     def rows(values: jax.Array) -> jax.Array:  # (R, n, ...) -> (n, R, ...)
-        return without_padding(jnp.moveaxis(values, 1, 0).astype(dtype))
+        return blanked(jnp.moveaxis(values, 1, 0).astype(dtype))
 
     others = {i: _merge_axes(rows(x)) for i, x in returned.rows.items()}
     others |= {i: x.astype(dtype) for i, x in returned.sums.items()}
-    entering = jax.tree.map(without_padding, entering)
+    entering = jax.tree.map(blanked, entering)
     gradients = jax.tree.map(rows, returned.gradients)
     return _tree(params, layers, entering, gradients, batch.weights, others)
 
@@ -263,9 +257,14 @@ def _sum_groups(
 
 def _weigh(values: jax.Array, weight: jax.Array) -> jax.Array:
     """One example's vectors times the root of its weight, zero for a blanked row."""
-    weighted = values * jnp.sqrt(weight).astype(values.dtype)
-    # no blanked row is finite for every model
-    return jnp.where(weight == 0, jnp.zeros_like(values), weighted)
+    return _blank(weight, values * jnp.sqrt(weight).astype(values.dtype))
+
+
+def _blank(weights: jax.Array, values: jax.Array) -> jax.Array:
+    """Zero in rows of weight zero: no blanked row is finite for every model."""
+    missing = weights == 0
+    missing = missing.reshape(missing.shape + (1,) * (values.ndim - missing.ndim))
+    return jnp.where(missing, jnp.zeros_like(values), values)
 
 
 def _merge_axes(values: jax.Array) -> jax.Array:

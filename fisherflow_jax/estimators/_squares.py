@@ -14,12 +14,6 @@ from fisherflow_jax.estimators._probes import rademacher
 from fisherflow_jax.likelihoods import Likelihood, cholesky_root, root_columns
 
 
-def _columns(
-    likelihood: Likelihood, outputs: jax.Array, targets: Any, key: jax.Array | None
-) -> jax.Array:
-    return root_columns(likelihood, outputs, key)
-
-
 @choosable
 def exact(
     *,
@@ -78,7 +72,7 @@ def exact(
       Amari, "Natural gradient works efficiently in learning", 1998.
       Martens, "New insights and perspectives on the natural gradient method", 2020.
     """
-    return Rule(_columns, random=None)
+    return Rule(lambda own, z, targets, key: root_columns(own, z, key), random=None)
 
 
 def _output_score(likelihood: Likelihood, outputs: jax.Array, targets: Any):
@@ -96,8 +90,8 @@ def _signed_scores(
     likelihood: Likelihood, outputs: jax.Array, targets: Any, key: jax.Array | None
 ) -> jax.Array:
     assert key is not None
-    score = _output_score(likelihood, outputs, targets)
-    return (score * rademacher(key, (), score.dtype))[None]
+    sign = rademacher(key, (), outputs.dtype)
+    return sign * _data_scores(likelihood, outputs, targets, key)
 
 
 def _sampled_scores(
