@@ -14,12 +14,7 @@ from fisherflow_jax._ground import choices, trees
 from fisherflow_jax._ground.checks import fraction, not_negative, whole
 from fisherflow_jax._ground.holes import fill_with_zeros, has_holes
 from fisherflow_jax._ground.sharding import in_auto_mode
-from fisherflow_jax.transforms._get_information import (
-    believed,
-    fisher_state,
-    is_fisher_state,
-)
-from fisherflow_jax.transforms.preconditioner.state import ScaleByFisherState
+from fisherflow_jax.transforms.preconditioner import state as states
 
 PyTree = Any
 
@@ -112,26 +107,37 @@ def adapt_damping(
       Martens, Grosse, "Optimizing neural networks with Kronecker-factored approximate
       curvature", 2015, section 6.5.
     """
-    rule = _Rule(
-        loss=loss,
-        period=period,
-        rate=rate,
-        low=low,
-        high=high,
-        smallest=smallest,
-        largest=largest,
-    )
-    _check(rule)
+    if not callable(loss):
+        raise ValueError(
+            "loss is a function of (params, batch), such as "
+            f"ff.negative_log_likelihood(apply_fn, likelihood); got {loss!r}."
+        )
+    whole(period, "period", of="steps")
+    fraction(rate, "rate")
+    not_negative(smallest, "smallest")
+    for bounds, rule in (
+        ((low, high), "low must not exceed high"),
+        ((smallest, largest), "smallest must not exceed largest"),
+    ):
+        if not bounds[0] <= bounds[1]:
+            raise ValueError(f"{rule}; got {bounds[0]} and {bounds[1]}.")
     if isinstance(transformation, optax.MultiSteps):
         raise ValueError(
             "an optax.MultiSteps within another transformation gets no batch: give "
             "optax.GradientTransformationExtraArgs(steps.init, steps.update), with "
             "steps the MultiSteps."
         )
-    rule = choices.shared(dataclasses.replace(rule, loss=choices.hashable(loss)))
+    recipe = _Rule(
+        loss=choices.hashable(loss),
+        period=period,
+        rate=rate,
+        ratios=(low, high),
+        dampings=(smallest, largest),
+    )
     inner = optax.with_extra_args_support(transformation)
     return optax.GradientTransformationExtraArgs(
-        functools.partial(_init, inner), functools.partial(_update, rule, inner)
+        functools.partial(_init, inner),
+        functools.partial(_update, choices.shared(recipe), inner),
     )
 
 
@@ -140,10 +146,8 @@ class _Rule:
     loss: Callable[[PyTree, Any], jax.Array]
     period: int
     rate: float
-    low: float
-    high: float
-    smallest: float
-    largest: float
+    ratios: tuple[float, float]
+    dampings: tuple[float, float]
 
 
 def _init(
@@ -177,23 +181,29 @@ def _update(
     steps, after = inner.update(
         updates, state.adapted_state, params, batch=batch, **known, **extra
     )
-    found = fisher_state(after)
+    found = states.fisher_state(after)
     # not so in an update that is skipped, or that only accumulates
-    stepped = found.step > fisher_state(state.adapted_state).step
+    stepped = found.step > states.fisher_state(state.adapted_state).step
     like = found.damping, state.reduction_ratio
     damping, ratio = in_auto_mode(
         functools.partial(choices.run, rule, _adapted),
         like,
         *(updates, steps, found, stepped, model, batch, value, state.reduction_ratio),
     )
-    return steps, AdaptDampingState(_with_damping(after, damping), ratio)
+    found_in = states.is_fisher_state
+    adapted = jax.tree.map(
+        lambda node: node._replace(damping=damping) if found_in(node) else node,
+        after,
+        is_leaf=found_in,
+    )
+    return steps, AdaptDampingState(adapted, ratio)
 
 
 def _adapted(
     rule: _Rule,
     updates: PyTree,
     steps: PyTree,
-    found: ScaleByFisherState,
+    found: states.ScaleByFisherState,
     stepped: jax.Array,
     model: PyTree,
     batch: Any,
@@ -201,61 +211,25 @@ def _adapted(
     ratio: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """The damping and the ratio after a step, compared where it is time to."""
+    low, high = rule.ratios
 
     def judged() -> tuple[jax.Array, jax.Array]:
         start = rule.loss(model, batch) if value is None else value
-        now, predicted = _outcome(rule.loss, updates, steps, found, model, batch)
+        wide_steps, gradients = trees.widen(steps), trees.widen(updates)
+        curved = ops.quadratic_form(states.believed(found), wide_steps)
+        predicted = -trees.dot(gradients, wide_steps) - curved / found.observations / 2
+        full = fill_with_zeros(steps, model) if has_holes(steps) else steps
+        now = rule.loss(optax.apply_updates(model, full), batch)
         start, now = (jnp.asarray(x).astype(ratio.dtype) for x in (start, now))
         new = (start - now) / predicted.astype(ratio.dtype)
         # what is not a number is a bad step too
-        good = (predicted > 0) & (new >= rule.low)
+        good = (predicted > 0) & (new >= low)
         factor = jnp.where(good, 1.0, rule.rate**-rule.period)
-        factor = jnp.where(good & (new > rule.high), rule.rate**rule.period, factor)
+        factor = jnp.where(good & (new > high), rule.rate**rule.period, factor)
         damping = found.damping * factor.astype(found.damping.dtype)
-        damping = jnp.clip(damping, rule.smallest, rule.largest)
+        damping = jnp.clip(damping, *rule.dampings)
         fresh, kept = (damping, new), (found.damping, ratio)
         return optax.tree.where(jnp.isfinite(start), fresh, kept)
 
     due = stepped & (found.step % rule.period == 0)
     return jax.lax.cond(due, judged, lambda: (found.damping, ratio))
-
-
-def _outcome(
-    loss: Callable,
-    updates: PyTree,
-    steps: PyTree,
-    found: ScaleByFisherState,
-    model: PyTree,
-    batch: Any,
-) -> tuple[jax.Array, jax.Array]:
-    """The loss after the step, and the reduction that the quadratic model predicted."""
-    wide_steps, gradients = trees.widen(steps), trees.widen(updates)
-    curved = ops.quadratic_form(believed(found), wide_steps) / found.observations
-    predicted = -trees.dot(gradients, wide_steps) - curved / 2
-    whole = fill_with_zeros(steps, model) if has_holes(steps) else steps
-    return loss(optax.apply_updates(model, whole), batch), predicted
-
-
-def _with_damping(state: Any, damping: jax.Array) -> Any:
-    return jax.tree.map(
-        lambda node: node._replace(damping=damping) if is_fisher_state(node) else node,
-        state,
-        is_leaf=is_fisher_state,
-    )
-
-
-def _check(rule: _Rule) -> None:
-    if not callable(rule.loss):
-        raise ValueError(
-            "loss is a function of (params, batch), such as "
-            f"ff.negative_log_likelihood(apply_fn, likelihood); got {rule.loss!r}."
-        )
-    whole(rule.period, "period", of="steps")
-    fraction(rule.rate, "rate")
-    not_negative(rule.smallest, "smallest")
-    for low, high in (("low", "high"), ("smallest", "largest")):
-        bounds = getattr(rule, low), getattr(rule, high)
-        if not bounds[0] <= bounds[1]:
-            raise ValueError(
-                f"{low} must not exceed {high}; got {bounds[0]} and {bounds[1]}."
-            )

@@ -88,10 +88,6 @@ class _Region:
     likelihood: Likelihood
     max_kl: float | jax.Array
 
-    @property
-    def rooted(self) -> Likelihood:
-        return cholesky_root(self.likelihood)
-
 
 def _init(params: PyTree) -> ClipByKLState:
     dtype = trees.float_dtype(params)
@@ -122,7 +118,7 @@ def _update(
             "the parameters have holes, which optax.masked and optax.partition make: "
             "give clip_by_kl the whole tree, update(..., model_params=params)."
         )
-    drawn = region.rooted.random_root
+    drawn = cholesky_root(region.likelihood).random_root
     if drawn and key is None:
         raise ValueError(
             f"{region.likelihood.name} samples its root: give each update a key."
@@ -144,10 +140,27 @@ def _clip(
     batch: Batch,
     key: jax.Array | None,
 ) -> tuple[PyTree, ClipByKLState]:
-    direction = updates
-    if has_holes(updates):
-        direction = fill_with_zeros(updates, model)
-    kl = _divergence(region, model, direction, batch, key).astype(state.kl.dtype)
+    """The step within the region, by the mean divergence of an example's distribution.
+
+    To second order.
+    """
+    inputs, rooted = batches.unshare(batch.inputs), cholesky_root(region.likelihood)
+    direction = fill_with_zeros(updates, model) if has_holes(updates) else updates
+    direction = jax.tree.map(lambda x, like: x.astype(like.dtype), direction, model)
+    outputs, change = jax.jvp(
+        lambda p: region.apply_fn(p, inputs), (model,), (direction,)
+    )
+    region.likelihood.check(outputs, None)
+    dtype = trees.wide_dtype(outputs.dtype)
+    outputs, change = outputs.astype(dtype), change.astype(dtype)
+    probes = jnp.zeros(rooted.probe_shape(outputs.shape), dtype)
+    # the root is linear in its probes: its transpose turns the change into L^T dz
+    _, transpose = jax.vjp(lambda x: rooted.root(outputs, x, key), probes)
+    (turned,) = transpose(change)
+    squares = jnp.sum(jnp.square(turned).reshape((turned.shape[0], -1)), axis=1)
+    weights = batch.weights.astype(dtype)
+    kl = jnp.sum(weights * squares) / (2 * jnp.sum(weights))
+    kl = kl.astype(state.kl.dtype)
     finite = jnp.isfinite(kl)
     factor = jnp.sqrt(region.max_kl / jnp.maximum(kl, region.max_kl)).astype(kl.dtype)
     clipped = jax.tree.map(
@@ -156,28 +169,3 @@ def _clip(
     )
     count = state.num_unmeasured + (~finite).astype(jnp.int32)
     return clipped, ClipByKLState(jnp.where(finite, kl, state.kl), count)
-
-
-def _divergence(
-    region: _Region,
-    params: PyTree,
-    direction: PyTree,
-    batch: Batch,
-    key: jax.Array | None,
-) -> jax.Array:
-    """The mean divergence of an example's distribution, to second order."""
-    inputs = batches.unshare(batch.inputs)
-    direction = jax.tree.map(lambda x, like: x.astype(like.dtype), direction, params)
-    outputs, change = jax.jvp(
-        lambda p: region.apply_fn(p, inputs), (params,), (direction,)
-    )
-    region.likelihood.check(outputs, None)
-    dtype = trees.wide_dtype(outputs.dtype)
-    outputs, change = outputs.astype(dtype), change.astype(dtype)
-    probes = jnp.zeros(region.rooted.probe_shape(outputs.shape), dtype)
-    # the root is linear in its probes: its transpose turns the change into L^T dz
-    _, transpose = jax.vjp(lambda x: region.rooted.root(outputs, x, key), probes)
-    (turned,) = transpose(change)
-    squares = jnp.sum(jnp.square(turned).reshape((turned.shape[0], -1)), axis=1)
-    weights = batch.weights.astype(dtype)
-    return jnp.sum(weights * squares) / (2 * jnp.sum(weights))

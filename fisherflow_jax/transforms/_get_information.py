@@ -8,10 +8,7 @@ import numpy as np
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground.checks import is_concrete
-from fisherflow_jax.transforms.preconditioner.state import (
-    ScaleByFisherState,
-    SecondMoment,
-)
+from fisherflow_jax.transforms.preconditioner.state import believed, fisher_state
 
 
 def get_information(opt_state: Any, num_observations: float | jax.Array) -> Any:
@@ -68,37 +65,3 @@ def get_information(opt_state: Any, num_observations: float | jax.Array) -> Any:
         raise ValueError("no batch has been taken in yet, so there is no information.")
     factor = jnp.asarray(num_observations).astype(weight.dtype) / weight
     return ops.scale(believed(state), factor)
-
-
-def fisher_state(opt_state: Any) -> ScaleByFisherState:
-    """The one state of `ff.scale_by_fisher` in an optimiser's state."""
-    paths = jax.tree_util.tree_leaves_with_path(opt_state, is_leaf=is_fisher_state)
-    found = [(path, node) for path, node in paths if is_fisher_state(node)]
-    if not found:
-        raise ValueError(
-            "there is no state of ff.scale_by_fisher in this optimiser's state, a "
-            f"{type(opt_state).__name__}."
-        )
-    if len(found) > 1:
-        names = [jax.tree_util.keystr(path) or "itself" for path, _ in found]
-        raise ValueError(
-            f"there are {len(found)} states of ff.scale_by_fisher in this optimiser's "
-            f"state; pass the one that is meant: {', '.join(names)}."
-        )
-    state = found[0][1]
-    if isinstance(state.information, SecondMoment):
-        raise ValueError(
-            "this optimiser keeps squares of mean gradients, which are no Fisher "
-            "information; give ff.scale_by_fisher another estimator."
-        )
-    return state
-
-
-def believed(state: ScaleByFisherState) -> Any:
-    """What is remembered as an information with all operations."""
-    corrected = getattr(state.factorisation, "corrected", lambda kept: kept)
-    return corrected(state.information)
-
-
-def is_fisher_state(node: Any) -> bool:
-    return isinstance(node, ScaleByFisherState)

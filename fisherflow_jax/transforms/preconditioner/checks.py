@@ -143,41 +143,34 @@ def check_same(left: PyTree, right: PyTree, rule: str) -> None:
     )
 
 
-def parameters_of_model(
-    estimator: Estimator, params: PyTree | None, model_params: PyTree | None
-) -> PyTree:
-    """The whole tree that the model is run with."""
-    if params is None and model_params is None:
+def needs_of_model(
+    estimator: Estimator, model: PyTree | None, batch: Any, key: Any, own_key: Any
+) -> tuple[PyTree, Any]:
+    """The whole tree that the model is run with, and the key to draw with."""
+    name = f"estimators.{estimator.name}"
+    if model is None:
         raise ValueError(
-            f"estimators.{estimator.name} runs the model: call update(updates, state, "
-            "params, batch=batch)."
+            f"{name} runs the model: call update(updates, state, params, batch=batch)."
         )
-    model = params if model_params is None else model_params
     if has_holes(model):
         raise ValueError(
             "the parameters have holes, which optax.masked and optax.partition make, "
-            f"and estimators.{estimator.name} runs the whole model: give it the whole "
-            "tree, update(updates, state, params, batch=batch, model_params=params)."
+            f"and {name} runs the whole model: give it the whole tree, "
+            "update(updates, state, params, batch=batch, model_params=params)."
         )
-    return trees.real_arrays(model, "params")
-
-
-def check_batch(estimator: Estimator, batch: Any) -> None:
+    model = trees.real_arrays(model, "params")
     if batch is None:
         raise ValueError(
-            f"estimators.{estimator.name} needs the batch: call update(updates, state, "
-            "params, batch=(inputs, targets)). Of wrappers that drop extra arguments, "
-            "flax's TrainState.apply_gradients is one, and optax.MultiSteps within "
-            "another transformation a second."
+            f"{name} needs the batch: call update(updates, state, params, "
+            "batch=(inputs, targets)). Of wrappers that drop extra arguments, flax's "
+            "TrainState.apply_gradients is one, and optax.MultiSteps within another "
+            "transformation a second."
         )
-
-
-def key_of(estimator: Estimator, key: Any, own_key: jax.Array | None) -> Any:
     if not estimator.random:
-        return None
+        return model, None
     if key is None and own_key is None:
         raise ValueError(
-            f"estimators.{estimator.name} draws at random: build scale_by_fisher with "
-            "key=, or give each update a key."
+            f"{name} draws at random: build scale_by_fisher with key=, or give each "
+            "update a key."
         )
-    return own_key if key is None else key_data(key)
+    return model, own_key if key is None else key_data(key)

@@ -117,11 +117,6 @@ def kept_information(recipe: Recipe, information: Any) -> Any:
     return information
 
 
-def damping_at_start(recipe: Recipe, step: jax.Array) -> jax.Array:
-    damping = recipe.damping
-    return jnp.asarray(damping(step) if callable(damping) else damping)
-
-
 def damping_at_present(recipe: Recipe, state: ScaleByFisherState) -> jax.Array:
     """A number is where the state started; schedules and arrays are asked again."""
     value: Any = state.damping
@@ -145,3 +140,37 @@ def settled(state: Any) -> Any:
     return jax.tree.map(
         lambda x: jax.sharding.reshard(x, jax.typeof(x).sharding), state
     )
+
+
+def fisher_state(opt_state: Any) -> ScaleByFisherState:
+    """The one state of `ff.scale_by_fisher` in an optimiser's state."""
+    paths = jax.tree_util.tree_leaves_with_path(opt_state, is_leaf=is_fisher_state)
+    found = [(path, node) for path, node in paths if is_fisher_state(node)]
+    if not found:
+        raise ValueError(
+            "there is no state of ff.scale_by_fisher in this optimiser's state, a "
+            f"{type(opt_state).__name__}."
+        )
+    if len(found) > 1:
+        names = [jax.tree_util.keystr(path) or "itself" for path, _ in found]
+        raise ValueError(
+            f"there are {len(found)} states of ff.scale_by_fisher in this optimiser's "
+            f"state; pass the one that is meant: {', '.join(names)}."
+        )
+    state = found[0][1]
+    if isinstance(state.information, SecondMoment):
+        raise ValueError(
+            "this optimiser keeps squares of mean gradients, which are no Fisher "
+            "information; give ff.scale_by_fisher another estimator."
+        )
+    return state
+
+
+def believed(state: ScaleByFisherState) -> Any:
+    """What is remembered as an information with all operations."""
+    corrected = getattr(state.factorisation, "corrected", lambda kept: kept)
+    return corrected(state.information)
+
+
+def is_fisher_state(node: Any) -> bool:
+    return isinstance(node, ScaleByFisherState)

@@ -11,34 +11,22 @@ from fisherflow_jax._ground import batch as batches
 from fisherflow_jax._ground import choices, trees
 from fisherflow_jax._ground.sharding import in_auto_mode
 from fisherflow_jax.memories import Sum
-from fisherflow_jax.transforms.preconditioner import checks, renew
+from fisherflow_jax.transforms.preconditioner import checks, measure, renew
+from fisherflow_jax.transforms.preconditioner import state as states
 from fisherflow_jax.transforms.preconditioner.factorise import apply
-from fisherflow_jax.transforms.preconditioner.measure import (
-    mean_information,
-    refreshed,
-)
-from fisherflow_jax.transforms.preconditioner.state import (
-    Curvature,
-    Given,
-    Recipe,
-    ScaleByFisherState,
-    curvature_of,
-    damping_at_present,
-    damping_at_start,
-    kept_information,
-    settled,
-)
+from fisherflow_jax.transforms.preconditioner.state import Given, Recipe
 
 PyTree = Any
+State = states.ScaleByFisherState
 
 
-def init(recipe: Recipe, key: jax.Array | None, params: PyTree) -> ScaleByFisherState:
+def init(recipe: Recipe, key: jax.Array | None, params: PyTree) -> State:
     """The state before the first batch; `params` may be shapes."""
     checks.check_real(params)
     return choices.run(recipe, _start, key, params)
 
 
-def _start(recipe: Recipe, key: jax.Array | None, params: PyTree) -> ScaleByFisherState:
+def _start(recipe: Recipe, key: jax.Array | None, params: PyTree) -> State:
     nothing, bases = _nothing(recipe, params)
     checks.check_rank(recipe.estimator, nothing)
     zero = jnp.zeros((), trees.float_dtype(params))
@@ -46,22 +34,23 @@ def _start(recipe: Recipe, key: jax.Array | None, params: PyTree) -> ScaleByFish
     made = jax.eval_shape(lambda: _factorised(recipe, nothing, bases, zero, params))
     if recipe.staggered:
         ops.parts(made if bases is None else bases)
+    start: Any = recipe.damping(count) if callable(recipe.damping) else recipe.damping
     kept: Any = bases
     if bases is None and _renewal_period(recipe, nothing) > 1:
         kept = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), made)
-    state = ScaleByFisherState(
+    state = State(
         step=count,
-        information=kept_information(recipe, nothing),
+        information=states.kept_information(recipe, nothing),
         observations=zero,
         num_batches=count,
-        damping=damping_at_start(recipe, count).astype(zero.dtype),
+        damping=jnp.asarray(start).astype(zero.dtype),
         memory=recipe.memory.init(Sum(nothing, zero)),
         factorisation=kept,
         momentum=recipe.momentum.init(params),
         num_skipped=count,
         key=key,
     )
-    return settled(state)
+    return states.settled(state)
 
 
 def _nothing(recipe: Recipe, like: PyTree) -> tuple[Any, Any]:
@@ -97,30 +86,28 @@ def _renewal_period(recipe: Recipe, information: Any) -> int:
 def update(
     recipe: Recipe,
     updates: PyTree,
-    state: ScaleByFisherState,
+    state: State,
     params: PyTree | None = None,
     *,
     batch: Any = None,
     key: Any = None,
     model_params: PyTree | None = None,
     **extra: Any,
-) -> tuple[PyTree, ScaleByFisherState]:
+) -> tuple[PyTree, State]:
     """What is given is checked, and the step made."""
     estimator, model = recipe.estimator, None
     if params is not None:
         checks.check_same(updates, params, "updates and params must be one tree")
     expected = jax.eval_shape(lambda: _nothing(recipe, updates)[0])
-    kept = curvature_of(recipe, state).information
+    kept = states.curvature_of(recipe, state).information
     checks.check_same(
         expected, kept, "the state was initialised with another tree than params"
     )
     if estimator.from_gradient is None:
-        model = checks.parameters_of_model(estimator, params, model_params)
-        checks.check_batch(estimator, batch)
-        key = checks.key_of(estimator, key, state.key)
+        model = params if model_params is None else model_params
+        model, key = checks.needs_of_model(estimator, model, batch, key, state.key)
     else:
         batch = key = None
-
     given = Given(
         updates=updates,
         params=params,
@@ -130,7 +117,7 @@ def update(
         step=state.step,
     )
 
-    def run(state: ScaleByFisherState, given: Given) -> Any:
+    def run(state: State, given: Given) -> Any:
         if given.batch is None:  # compiled, Adam's last bits would not be Optax's
             return _advance(recipe, state, given, extra)
         given = given._replace(batch=batches.as_batch(given.batch))
@@ -140,15 +127,25 @@ def update(
 
 
 def _advance(
-    recipe: Recipe, state: ScaleByFisherState, given: Given, extra: dict[str, Any]
-) -> tuple[PyTree, ScaleByFisherState]:
-    updates, damping = given.updates, damping_at_present(recipe, state)
+    recipe: Recipe, state: State, given: Given, extra: dict[str, Any]
+) -> tuple[PyTree, State]:
+    updates, damping = given.updates, states.damping_at_present(recipe, state)
     sound = trees.all_finite(updates) & (damping >= 0)
-    before = curvature_of(recipe, state)
-    curvature, sound = refreshed(recipe, before, given, sound)
-    factorisation, kept, sound = _renewed(
-        recipe, curvature, state, given, damping, sound
-    )
+    before = states.curvature_of(recipe, state)
+    curvature, sound = measure.refreshed(recipe, before, given, sound)
+
+    def make() -> Any:
+        # of each step without a factorisation the mean would be a waste
+        mean = measure.mean_information(recipe, curvature)
+        return _factorised(recipe, mean, curvature.bases, damping, updates)
+
+    kept = state.factorisation
+    if kept is None or curvature.bases is not None:
+        factorisation, kept = make(), curvature.bases
+    else:
+        period, turns = _renewal_period(recipe, curvature.information), recipe.staggered
+        kept, finite = renew.renew(kept, make, sound, given.step, period, turns)
+        factorisation, sound = kept, sound & finite
     momentum = optax.with_extra_args_support(recipe.momentum)
     moved, moments = momentum.update(updates, state.momentum, given.params, **extra)
     scaled = apply(factorisation, moved)
@@ -158,9 +155,9 @@ def _advance(
         scaled,
         updates,
     )
-    after = ScaleByFisherState(
+    after = State(
         step=state.step + sound.astype(jnp.int32),
-        information=kept_information(recipe, curvature.information),
+        information=states.kept_information(recipe, curvature.information),
         observations=curvature.observations,
         num_batches=curvature.num_batches,
         damping=jnp.where(damping >= 0, damping, state.damping),
@@ -171,26 +168,3 @@ def _advance(
         key=state.key,
     )
     return result, after
-
-
-def _renewed(
-    recipe: Recipe,
-    curvature: Curvature,
-    state: ScaleByFisherState,
-    given: Given,
-    damping: jax.Array,
-    sound: jax.Array,
-) -> tuple[Any, Any, jax.Array]:
-    """The factorisation to use, what is kept, and whether all is sound so far."""
-
-    def make() -> Any:
-        # of each step without a factorisation the mean would be a waste
-        mean = mean_information(recipe, curvature)
-        return _factorised(recipe, mean, curvature.bases, damping, given.updates)
-
-    kept = state.factorisation
-    if kept is None or curvature.bases is not None:
-        return make(), curvature.bases, sound
-    period = _renewal_period(recipe, curvature.information)
-    kept, finite = renew.renew(kept, make, sound, given.step, period, recipe.staggered)
-    return kept, kept, sound & finite
