@@ -35,9 +35,7 @@ def choice(factory: Callable[Parameters, Result]) -> Callable[Parameters, Result
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         call = Compared((bound.args, bound.kwargs))
-        try:
-            hash(call)
-        except TypeError:
+        if not _has_hash(call):
             return factory(*args, **kwargs)
         result, kinds = build(call)
         if kinds != call.kinds:  # 2 and 2.0 are equal: one of them may be refused
@@ -130,11 +128,7 @@ class _ByIdentity:
 
 def hashable(function: Callable) -> Callable:
     """A function as a part of a recipe: itself, or compared by identity."""
-    try:
-        hash(function)
-    except TypeError:
-        return _ByIdentity(function)
-    return function
+    return function if _has_hash(function) else _ByIdentity(function)
 
 
 @functools.lru_cache(maxsize=32)
@@ -147,10 +141,8 @@ def shared(recipe: Result) -> Result:
 
     Each owns what is compiled of it: it goes when the recipe does.
     """
-    try:
-        return recipe if _holds_tracer(recipe, set()) else _first(recipe)
-    except TypeError:  # a part has no hash
-        return recipe
+    alone = _holds_tracer(recipe, set()) or not _has_hash(recipe)
+    return recipe if alone else _first(recipe)
 
 
 def compiled(recipe: Any, function: Callable, **options: Any) -> Callable:

@@ -202,14 +202,13 @@ def _distributions(
     wide = widen(probabilities)
     if one_probability:
         given, rule = wide.reshape(-1), "a probability must be in [0, 1]"
-        blanked, possible = _blanked_pairs(given, used)
     else:
         given = wide.reshape((-1, wide.shape[-1]))
-        blanked, possible = _blanked_table(given, used, tolerance)
         rule = (
             "probabilities must be at least 0 and sum to 1 over the last axis (within "
             f"{tolerance:g})"
         )
+    blanked, possible = _blanked_table(given, used, tolerance)
     refuse(used, possible, given, rule)
     return blanked, possible
 
@@ -217,15 +216,9 @@ def _distributions(
 # ---- compiled, so that an eager metric does not pay for every operation
 
 
-@jax.jit
-def _blanked_pairs(flat: jax.Array, used: jax.Array):
-    possible = (flat >= 0) & (flat <= 1)
-    kept = jnp.where(used & possible, flat, 0.5)
-    return jnp.stack([1 - kept, kept], -1), possible
-
-
 @functools.partial(jax.jit, static_argnums=2)
-def _blanked_table(table: jax.Array, used: jax.Array, tolerance: float):
+def _blanked_table(given: jax.Array, used: jax.Array, tolerance: float):
+    table = jnp.stack([1 - given, given], -1) if given.ndim == 1 else given
     near = jnp.abs(jnp.sum(table, -1) - 1) <= tolerance
     possible = near & jnp.all(table >= 0, -1)
     uniform = jnp.full_like(table, 1 / table.shape[-1])

@@ -97,10 +97,6 @@ def rising_zero(
     # Newton's last step squares what is left to go
     tolerance = float(jnp.finfo(low.dtype).eps) ** 0.5
 
-    def unfinished(carry: tuple) -> jax.Array:
-        *_, moved, step = carry
-        return (step < _MAX_STEPS) & (moved > tolerance)
-
     def narrow(carry: tuple) -> tuple:
         low, high, point, _, step = carry
         value, slope = slope_of(point)
@@ -112,7 +108,9 @@ def rising_zero(
         return low, high, following, jnp.abs(following - point), step + 1
 
     carry = (low, high, start, high - low, jnp.zeros((), jnp.int32))
-    return jax.lax.while_loop(unfinished, narrow, carry)[2]
+    return jax.lax.while_loop(
+        lambda carry: (carry[4] < _MAX_STEPS) & (carry[3] > tolerance), narrow, carry
+    )[2]
 
 
 def maximise(
@@ -146,20 +144,18 @@ def maximise(
         step, gain = direction(point)
         tried = function(bounded(point + step))
 
-        def falls(inner: tuple) -> jax.Array:
-            return ~(inner[2] >= value) & (inner[3] < 30)
-
         first = (point, step, tried, jnp.zeros((), jnp.int32))
-        _, step, tried, _ = jax.lax.while_loop(falls, halve, first)
+        _, step, tried, _ = jax.lax.while_loop(
+            lambda inner: ~(inner[2] >= value) & (inner[3] < 30), halve, first
+        )
         better = tried >= value
         moved = jnp.where(better, bounded(point + step), point)
         # the gain that a quadratic promises, against what rounding can show
         done = (gain <= 4 * eps * (1 + jnp.abs(value))) | ~better
         return moved, jnp.where(better, tried, value), done, number + 1
 
-    def unfinished(carry: tuple) -> jax.Array:
-        return ~carry[2] & (carry[3] < _MAX_STEPS)
-
     first = (start, function(start), jnp.zeros((), bool), jnp.zeros((), jnp.int32))
-    point, value, done, _ = jax.lax.while_loop(unfinished, advance, first)
+    point, value, done, _ = jax.lax.while_loop(
+        lambda carry: ~carry[2] & (carry[3] < _MAX_STEPS), advance, first
+    )
     return point, value, done

@@ -124,15 +124,12 @@ def chosen(params: PyTree, chosen: Any) -> PyTree:
         kept = [any(_lies_under(name, wanted) for wanted in chosen) for name in names]
     else:
         try:
-            filled = jax.tree.map(
-                lambda keep, part: jax.tree.map(lambda _: keep, part), chosen, params
-            )
+            kept = jax.tree.leaves(jax.tree.broadcast(chosen, params))
         except ValueError as error:
             raise refuse(
                 "chosen must be a predicate of a parameter's name, a list of names, or "
                 f"booleans like the parameters or a prefix of them ({error})"
             ) from error
-        kept = jax.tree.leaves(filled)
         for keep in kept:
             if np.shape(keep) or np.asarray(keep).dtype != bool:
                 raise refuse(f"chosen must hold booleans; got {keep!r}")
@@ -231,23 +228,19 @@ def broadcast_prefix(prefix: PyTree, like: PyTree, name: str) -> PyTree:
     """
     dtype = float_dtype(like)
 
-    def fill(value, subtree):
-        def fill_leaf(leaf):
-            array = jnp.asarray(value, dtype)
-            if array.shape not in ((), leaf.shape):
-                raise ValueError(
-                    f"{name} must hold numbers or arrays of the parameter's shape: "
-                    f"got shape {array.shape} for a parameter of shape {leaf.shape}."
-                )
-            return jnp.broadcast_to(array, leaf.shape)
-
-        return jax.tree.map(fill_leaf, subtree)
+    def fill(value: Any, leaf: Any) -> jax.Array:
+        array = jnp.asarray(value, dtype)
+        if array.shape not in ((), leaf.shape):
+            raise ValueError(
+                f"{name} must hold numbers or arrays of the parameter's shape: "
+                f"got shape {array.shape} for a parameter of shape {leaf.shape}."
+            )
+        return jnp.broadcast_to(array, leaf.shape)
 
     try:
-        return jax.tree.map(fill, prefix, like)
+        filled = jax.tree.broadcast(prefix, like)
     except ValueError as error:
-        if str(error).startswith(name):
-            raise
         raise ValueError(
             f"{name} must be a pytree prefix of the parameters: {error}"
         ) from error
+    return jax.tree.map(fill, filled, like)

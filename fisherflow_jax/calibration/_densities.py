@@ -34,20 +34,20 @@ class LogDensity(NamedTuple):
 
 
 def log_density_of(
-    likelihood: Likelihood, shape: tuple[int, ...], target_shape: tuple[int, ...]
+    likelihood: Likelihood,
+    shape: tuple[int, ...],
+    target_shape: tuple[int, ...],
+    link: Callable | None = None,
 ) -> LogDensity:
-    """The likelihood's own, or by the shapes of what it takes."""
+    """That of a link's class probabilities, the likelihood's own, or by the shapes."""
+    if link is not None:
+        several = likelihood.scale == SOFTMAX
+        return LogDensity(ByLink(link), several and getattr(link, "covariance", False))
     if likelihood.expected_log_prob is not None:
         return LogDensity(_closed_form, likelihood.needs_covariance)
     if shape == target_shape:
         return LogDensity(_quadrature)
     return LogDensity(_cubature, needs_covariance=True)
-
-
-def by_link(link: Callable, likelihood: Likelihood) -> LogDensity:
-    """That of the class probabilities which a link makes of the outputs."""
-    several = likelihood.scale == SOFTMAX
-    return LogDensity(ByLink(link), several and getattr(link, "covariance", False))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -104,12 +104,7 @@ def _step_from(mean: PyTree, prior_mean: PyTree | None) -> PyTree:
     """`mean - prior_mean`."""
     if prior_mean is None:
         return trees.widen(mean)
-    shapes = [jax.tree.map(jnp.shape, tree) for tree in (prior_mean, mean)]
-    if shapes[0] != shapes[1]:
-        raise ValueError(
-            f"prior_mean must be like the mean: got shapes {shapes[0]}, not "
-            f"{shapes[1]}."
-        )
+    trees.check_shapes(prior_mean, mean, "prior_mean must be like the mean")
     return jax.tree.map(lambda x, y: x - y, mean, prior_mean)
 
 

@@ -1,5 +1,6 @@
 """The scale of a posterior's covariance, found on held-out data."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -110,12 +111,7 @@ def calibrate(
             "a link makes probabilities of classes, which likelihood "
             f"{likelihood.name} does not have; leave it out."
         )
-
-    def density(shape: tuple, target_shape: tuple) -> densities.LogDensity:
-        if link is None:
-            return densities.log_density_of(likelihood, shape, target_shape)
-        return densities.by_link(link, likelihood)
-
+    density = functools.partial(densities.log_density_of, likelihood, link=link)
     held = held_out(
         state,
         apply_fn,
@@ -132,7 +128,11 @@ def calibrate(
     with_noise = likelihood.with_noise
     if with_noise is not None and (search_noise or with_dispersion):
         found = scale_search.with_noise(held, likelihood, start)
-        _check_noise(found.dispersion)
+        if not holds(found.dispersion > 0):
+            raise ValueError(
+                "there is no noise to find: the mean predicts every validation target "
+                "exactly. Is the validation set that of the training?"
+            )
         noise = jnp.sqrt(found.dispersion)
         calibrated = with_noise(_number(noise))
     elif with_dispersion is not None:
@@ -157,14 +157,6 @@ def calibrate(
 def _number(value: jax.Array) -> Any:
     """A Python number where it is at hand: equal likelihoods are then one object."""
     return float(value) if is_concrete(value) else value
-
-
-def _check_noise(dispersion: jax.Array) -> None:
-    if not holds(dispersion > 0):
-        raise ValueError(
-            "there is no noise to find: the mean predicts every validation target "
-            "exactly. Is the validation set that of the training?"
-        )
 
 
 def _rescaled(state: Any, belief: Gaussian, scale: jax.Array) -> Posterior:

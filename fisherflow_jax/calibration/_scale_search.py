@@ -38,7 +38,8 @@ def _range(held: HeldOut, likelihood: Likelihood | None) -> tuple[jax.Array, jax
     without a likelihood it is one.
     """
     variance = held.outputs.variance
-    if likelihood is not None and _has_resolution(likelihood):
+    unit = likelihood is None or likelihood.random_root or likelihood.is_classes
+    if likelihood is not None and likelihood.diagonal and not unit:
         mean = held.outputs.mean
         factor = likelihood.root(mean, jnp.ones(likelihood.probe_shape(mean.shape)))
         variance = variance * jnp.square(factor.astype(variance.dtype))
@@ -49,11 +50,6 @@ def _range(held: HeldOut, likelihood: Likelihood | None) -> tuple[jax.Array, jax
     # the largest, not the typical: at the low end the mean alone must be what is left
     least = -jnp.max(jnp.where(positive & rows, log, -middle))
     return jnp.minimum(middle, least) - _REACH, middle + _REACH
-
-
-def _has_resolution(likelihood: Likelihood) -> bool:
-    known = likelihood.diagonal and not likelihood.random_root
-    return known and not likelihood.is_classes
 
 
 def _settled(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from fisherflow_jax import likelihoods
 from fisherflow_jax._ground import counted
 from fisherflow_jax._ground.arrays import widen
-from fisherflow_jax._ground.checks import holds, is_concrete
+from fisherflow_jax._ground.checks import holds
 from fisherflow_jax._ground.counted import Mask
 from fisherflow_jax._ground.search import rising_zero
 from fisherflow_jax.likelihoods import Likelihood
@@ -81,31 +81,24 @@ def temperature_scaling(
     if not holds(jnp.isfinite(outputs)):
         raise ValueError("logits must be finite; got a NaN or an infinite one.")
     result, slopes = _search(outputs, labels, used, likelihood)
-    if is_concrete(slopes):
-        _check_found(result, slopes, likelihood)
-    return result
-
-
-def _check_found(
-    result: TemperatureScaling, slopes: jax.Array, likelihood: Likelihood
-) -> None:
-    if not bool(jnp.isfinite(result.before)):
+    if not holds(jnp.isfinite(result.before)):
         raise ValueError(
             f"labels must be ones that {likelihood.name} can produce; their mean "
             f"negative log-likelihood is {float(result.before)}."
         )
-    if not bool(slopes[0] < 0):
+    if not holds(slopes[0] < 0):
         raise ValueError(
             "there is no best temperature: every label has the largest logit, so that "
             "the likelihood rises as the temperature goes to 0. Take more held-out "
             "data."
         )
-    if not bool(slopes[1] > 0):
+    if not holds(slopes[1] > 0):
         raise ValueError(
             "there is no best temperature: the logits of the labels are no larger than "
             "the others on average, so that the likelihood rises as the temperature "
             "goes to infinity."
         )
+    return result
 
 
 def _blanked(outputs: jax.Array, labels: jax.Array, used: jax.Array):
