@@ -12,7 +12,6 @@ from fisherflow_jax._ground import trees
 from fisherflow_jax._ground.checks import holds, is_concrete
 from fisherflow_jax.calibration import _densities as densities
 from fisherflow_jax.calibration import _scale_search as scale_search
-from fisherflow_jax.calibration._held_out import held_out
 from fisherflow_jax.likelihoods import Likelihood
 from fisherflow_jax.posteriors import Gaussian, Posterior, gaussian
 
@@ -112,7 +111,7 @@ def calibrate(
             f"{likelihood.name} does not have; leave it out."
         )
     density = functools.partial(densities.log_density_of, likelihood, link=link)
-    held = held_out(
+    held = scale_search.held_out(
         state,
         apply_fn,
         likelihood,

@@ -8,9 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fisherflow_jax.comparison._comparing import compare, table
+from fisherflow_jax.comparison._comparing import compare, plot, table
 from fisherflow_jax.comparison._measurement import estimate, factories, load, save
-from fisherflow_jax.comparison._plotting import plot
 from fisherflow_jax.comparison._problem import as_problem, find_function
 
 

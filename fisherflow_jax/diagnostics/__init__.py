@@ -4,13 +4,13 @@ from fisherflow_jax._ground.naming import show
 from fisherflow_jax.diagnostics._errors import RelativeError as RelativeError
 from fisherflow_jax.diagnostics._errors import relative_error as relative_error
 from fisherflow_jax.diagnostics._errors import trace_ratio as trace_ratio
-from fisherflow_jax.diagnostics._spectrum import (
-    effective_parameters as effective_parameters,
-)
-from fisherflow_jax.diagnostics._spectrum import effective_rank as effective_rank
-from fisherflow_jax.diagnostics._spectrum import eigenvalues as eigenvalues
 from fisherflow_jax.diagnostics._table import Row as Row
 from fisherflow_jax.diagnostics._table import Table as Table
+from fisherflow_jax.diagnostics._table import (
+    effective_parameters as effective_parameters,
+)
+from fisherflow_jax.diagnostics._table import effective_rank as effective_rank
+from fisherflow_jax.diagnostics._table import eigenvalues as eigenvalues
 from fisherflow_jax.diagnostics._table import table as table
 
 show(__name__)

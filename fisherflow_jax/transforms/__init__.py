@@ -11,9 +11,6 @@ from fisherflow_jax.transforms._clip_by_kl import ClipByKLState as ClipByKLState
 from fisherflow_jax.transforms._clip_by_kl import clip_by_kl as clip_by_kl
 from fisherflow_jax.transforms._descent import kfac as kfac
 from fisherflow_jax.transforms._descent import natural_gradient as natural_gradient
-from fisherflow_jax.transforms._get_information import (
-    get_information as get_information,
-)
 from fisherflow_jax.transforms._scale_by_fisher import (
     scale_by_fisher as scale_by_fisher,
 )
@@ -29,3 +26,6 @@ from fisherflow_jax.transforms.preconditioner.state import (
     ScaleByFisherState as ScaleByFisherState,
 )
 from fisherflow_jax.transforms.preconditioner.state import SecondMoment as SecondMoment
+from fisherflow_jax.transforms.preconditioner.state import (
+    get_information as get_information,
+)
