@@ -152,13 +152,10 @@ def map_examples(function: Callable, batch: Batch) -> Batch:
 def _blank(batch: Batch) -> Batch:
     sliced, rebuild = split(batch.inputs)
     # one program where the values are at hand, and not one an operation
-    blank = jax.jit(_blanked) if is_concrete(batch) else _blanked
-    sliced, targets = blank(sliced, batch.targets, batch.weights)
+    fill = jax.jit(_fill) if is_concrete(batch) else _fill
+    given = sliced, batch.targets
+    sliced, targets = in_auto_mode(fill, given, *given, batch.weights)
     return Batch(rebuild(sliced), targets, batch.weights)
-
-
-def _blanked(sliced: list, targets: PyTree, weights: jax.Array) -> tuple:
-    return in_auto_mode(_fill, (sliced, targets), sliced, targets, weights)
 
 
 def _fill(sliced: list, targets: PyTree, weights: jax.Array) -> tuple:

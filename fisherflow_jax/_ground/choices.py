@@ -110,20 +110,20 @@ def _is_fixed(node: Any) -> bool:
 class _ByIdentity:
     """A function without a hash, equal to itself alone."""
 
-    def __init__(self, function: Callable) -> None:
-        self.function = function
+    def __init__(self, value: Callable) -> None:
+        self.value = value
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.function(*args, **kwargs)
+        return self.value(*args, **kwargs)
 
     def __repr__(self) -> str:
-        return repr(self.function)
+        return repr(self.value)
 
     def __eq__(self, other: object) -> bool:
-        return self.function is getattr(other, "function", other)
+        return self.value is getattr(other, "value", other)
 
     def __hash__(self) -> int:
-        return id(self.function)
+        return id(self.value)
 
 
 def hashable(function: Callable) -> Callable:
@@ -199,10 +199,8 @@ def _holds_tracer(value: Any, seen: set[int]) -> bool:
         parts = value
     elif isinstance(value, functools.partial):
         parts = value.func, value.args, value.keywords
-    elif isinstance(value, Compared):
+    elif isinstance(value, (Compared, _ByIdentity)):
         parts = (value.value,)
-    elif isinstance(value, _ByIdentity):
-        parts = (value.function,)
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         parts = [getattr(value, field.name) for field in dataclasses.fields(value)]
     elif inspect.ismethod(value):

@@ -126,17 +126,17 @@ def calibrate(
     noise = None
     with_noise = likelihood.with_noise
     if with_noise is not None and (search_noise or with_dispersion):
-        found = scale_search.with_noise(held, likelihood, start)
-        if not holds(found.dispersion > 0):
+        found, variance = scale_search.with_noise(held, likelihood, start)
+        if not holds(variance > 0):
             raise ValueError(
                 "there is no noise to find: the mean predicts every validation target "
                 "exactly. Is the validation set that of the training?"
             )
-        noise = jnp.sqrt(found.dispersion)
+        noise = jnp.sqrt(variance)
         calibrated = with_noise(_number(noise))
     elif with_dispersion is not None:
-        found = scale_search.with_dispersion(held, likelihood, value, start)
-        calibrated = with_dispersion(_number(found.dispersion))
+        found, known = scale_search.with_dispersion(held, likelihood, value, start)
+        calibrated = with_dispersion(_number(known))
     else:
         found, calibrated = scale_search.alone(held, likelihood, value), likelihood
         if with_noise is not None:
@@ -144,12 +144,8 @@ def calibrate(
     return Calibration(
         posterior=_rescaled(state, belief, found.scale),
         likelihood=calibrated,
-        scale=found.scale,
         noise=noise,
-        before=found.before,
-        after=found.after,
-        mean_only=found.mean_only,
-        boundary=found.boundary,
+        **found._asdict(),
     )
 
 

@@ -135,7 +135,6 @@ class Found(NamedTuple):
     """What the search found; losses are mean negative log-likelihoods, each `()`."""
 
     scale: jax.Array
-    dispersion: jax.Array | None
     before: jax.Array
     after: jax.Array
     mean_only: jax.Array
@@ -193,7 +192,6 @@ def _settled(
     point = jnp.where(keep, start, point)
     settled = Found(
         scale=jnp.exp(point),
-        dispersion=None,
         before=before,
         after=jnp.where(keep, before, value),
         mean_only=mean_only,
@@ -215,7 +213,9 @@ def alone(held: HeldOut, likelihood: Likelihood, value: Callable) -> Found:
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def with_noise(held: HeldOut, likelihood: Likelihood, start: jax.Array) -> Found:
+def with_noise(
+    held: HeldOut, likelihood: Likelihood, start: jax.Array
+) -> tuple[Found, jax.Array]:
     """By the ratio of both variances; given that, the noise has a closed form."""
     outputs, dtype = held.outputs, held.outputs.variance.dtype
     residual, variance = held.targets.astype(dtype) - outputs.mean, outputs.variance
@@ -234,16 +234,14 @@ def with_noise(held: HeldOut, likelihood: Likelihood, start: jax.Array) -> Found
     before = -held.mean(normal_log_density(residual, variance + given))
     found, _, keep = _settled(loss, _range(held, None), -jnp.log(given), before)
     noise = profile(found.scale)[1]
-    return found._replace(
-        scale=jnp.where(keep, jnp.ones_like(noise), noise * found.scale),
-        dispersion=jnp.where(keep, given, noise),
-    )
+    scale = jnp.where(keep, jnp.ones_like(noise), noise * found.scale)
+    return found._replace(scale=scale), jnp.where(keep, given, noise)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def with_dispersion(
     held: HeldOut, likelihood: Likelihood, value: Callable, start: jax.Array
-) -> Found:
+) -> tuple[Found, jax.Array]:
     """Scale and dispersion together: for each scale the best dispersion."""
     known_likelihood = likelihood.with_dispersion
     assert known_likelihood is not None
@@ -272,5 +270,4 @@ def with_dispersion(
         num_points=21,
         num_halvings=14,
     )
-    dispersion = jnp.where(keep, jnp.exp(given), jnp.exp(best(point).point))
-    return found._replace(dispersion=dispersion)
+    return found, jnp.where(keep, jnp.exp(given), jnp.exp(best(point).point))

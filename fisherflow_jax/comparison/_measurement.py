@@ -166,16 +166,14 @@ def _backward_passes(
 
 def factories() -> dict[str, Callable]:
     """The functions of `ff.estimators` that make an estimator of a model, by name."""
+    public = {name: x for name, x in vars(estimators).items() if name[0].islower()}
+    parts = ["apply_fn", "likelihood", "structure"]
     return {
         name: function
-        for name, function in vars(estimators).items()
-        if callable(function) and name[0].islower() and _makes_estimators(function)
+        for name, function in public.items()
+        if callable(function)
+        and list(inspect.signature(function).parameters)[:3] == parts
     }
-
-
-def _makes_estimators(function: Callable) -> bool:
-    wanted = ["apply_fn", "likelihood", "structure"]
-    return list(inspect.signature(function).parameters)[:3] == wanted
 
 
 def save(path: str | os.PathLike, measurement: Measurement) -> None:

@@ -5,15 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fisherflow_jax.plots._axes import (
-    GREY,
-    axes_or_new,
-    columns,
-    ends,
-    finish,
-    names_of,
-    same_shape,
-)
+from fisherflow_jax.plots import _axes as axes
 
 PyTree = Any
 
@@ -63,21 +55,21 @@ def intervals(
       >>> print([tick.get_text() for tick in ax.get_yticklabels()])
       ['offset', 'slope']
     """
-    middle, low, high = ends(estimate, lower, upper, 0)
+    middle, low, high = axes.ends(estimate, lower, upper, 0)
     if (low > high).any():
         place = int(np.argmax(low > high))
         raise ValueError(
             "lower must not be above upper; parameter "
             f"{place} has [{low[place]:g}, {high[place]:g}]."
         )
-    labels = names_of(estimate, names, 0, len(middle))
+    labels = axes.names_of(estimate, names, 0, len(middle))
     marks = None
     if truth is not None:
-        marks = same_shape("truth", columns(truth, 0, "truth"), middle.shape)
-    ax = axes_or_new(ax)
+        marks = axes.same_shape("truth", axes.columns(truth, 0, "truth"), middle.shape)
+    ax = axes.axes_or_new(ax)
     # several sets of intervals on one Axes stand beside each other, not over each other
     places = np.arange(len(middle)) + 0.2 * len(ax.containers)
-    ax.axvline(0, color=GREY, linewidth=1, zorder=1)
+    ax.axvline(0, color=axes.GREY, linewidth=1, zorder=1)
     # the ends are drawn, not their distance: an estimate may lie outside its interval
     artist = ax.errorbar(
         middle, places, fmt="o", markersize=5, color=color, label=label, zorder=3
@@ -87,7 +79,7 @@ def intervals(
         ax.plot(marks, places, "x", color="black", markersize=7, zorder=4)
     ax.set_yticks(np.arange(len(middle)), labels)
     ax.set_ylim(len(middle) - 0.4, -0.6)  # the first on top
-    return finish(ax, label, xlabel="estimate")
+    return axes.finish(ax, label, xlabel="estimate")
 
 
 def prediction_band(
@@ -137,17 +129,17 @@ def prediction_band(
         )
     order = np.argsort(x)
     middle, low, high = (
-        same_shape(name, np.asarray(array, float), x.shape)[order]
+        axes.same_shape(name, np.asarray(array, float), x.shape)[order]
         for name, array in (("mean", mean), ("lower", lower), ("upper", upper))
     )
     points = None
     if targets is not None:
-        points = same_shape("targets", np.asarray(targets, float), x.shape)
-    ax = axes_or_new(ax)
+        points = axes.same_shape("targets", np.asarray(targets, float), x.shape)
+    ax = axes.axes_or_new(ax)
     _band(ax, x[order], middle, low, high, label, color)
     if points is not None:
         ax.plot(x, points, ".", color="black", markersize=4, alpha=0.6, zorder=1)
-    return finish(ax, label, xlabel="input", ylabel="target")
+    return axes.finish(ax, label, xlabel="input", ylabel="target")
 
 
 def estimate_over_stream(
@@ -193,7 +185,7 @@ def estimate_over_stream(
       >>> print(ax.get_legend().get_texts()[0].get_text())
       rate
     """
-    middle, low, high = ends(estimate, lower, upper, 1)
+    middle, low, high = axes.ends(estimate, lower, upper, 1)
     steps, count = middle.shape
     if count > _MOST_LINES:
         raise ValueError(
@@ -203,10 +195,10 @@ def estimate_over_stream(
     if observations is None:
         x = np.arange(1, steps + 1, dtype=float)
     else:
-        x = same_shape("observations", np.asarray(observations, float), (steps,))
-    labels = names_of(estimate, names, 1, count)
+        x = axes.same_shape("observations", np.asarray(observations, float), (steps,))
+    labels = axes.names_of(estimate, names, 1, count)
     true = None if truth is None else _truth(truth, estimate, middle.shape)
-    ax = axes_or_new(ax)
+    ax = axes.axes_or_new(ax)
     for index, name in enumerate(labels):
         color = _band(
             ax, x, middle[:, index], low[:, index], high[:, index], name, None
@@ -214,16 +206,16 @@ def estimate_over_stream(
         if true is not None:
             ax.plot(x, true[:, index], ":", color=color, linewidth=1.5, zorder=4)
     axis = "steps" if observations is None else "observations"
-    return finish(ax, labels[0], xlabel=axis, ylabel="estimate")
+    return axes.finish(ax, labels[0], xlabel=axis, ylabel="estimate")
 
 
 def _truth(truth: PyTree, estimate: PyTree, shape: tuple[int, ...]) -> np.ndarray:
     given = [np.shape(x) for x in jax.tree.leaves(truth)]
     over_steps = [np.shape(x) for x in jax.tree.leaves(estimate)]
     if given == over_steps:
-        return columns(truth, 1, "truth")
+        return axes.columns(truth, 1, "truth")
     if given == [shape_of_leaf[1:] for shape_of_leaf in over_steps]:
-        return np.broadcast_to(columns(truth, 0, "truth"), shape)
+        return np.broadcast_to(axes.columns(truth, 0, "truth"), shape)
     raise ValueError(
         f"truth must be like the estimate, shapes {over_steps}, or like one step of "
         f"it; got {given}."

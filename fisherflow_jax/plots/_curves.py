@@ -7,7 +7,7 @@ import numpy as np
 from fisherflow_jax._ground import checks
 from fisherflow_jax.diagnostics import eigenvalues
 from fisherflow_jax.metrics import ReliabilityCurve
-from fisherflow_jax.plots._axes import GREY, axes_or_new, finish
+from fisherflow_jax.plots import _axes as axes
 
 PyTree = Any
 
@@ -65,11 +65,11 @@ def reliability_diagram(
             "a diagram shows one curve of at least one example; got bins of shape "
             f"{number.shape} with {np.nansum(number):g} examples."
         )
-    ax = axes_or_new(ax)
+    ax = axes.axes_or_new(ax)
     filled = number > 0
     confidence, accuracy, number = (x[filled] for x in (confidence, accuracy, number))
     lower, upper = _wilson(accuracy, number, level)
-    ax.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, zorder=1)
+    ax.plot([0, 1], [0, 1], color=axes.GREY, linestyle="--", linewidth=1, zorder=1)
     artist = ax.errorbar(
         confidence,
         accuracy,
@@ -92,7 +92,7 @@ def reliability_diagram(
         linewidth=6,
         zorder=2,
     )
-    return finish(
+    return axes.finish(
         ax,
         label,
         "upper left",
@@ -166,7 +166,7 @@ def information_spectrum(
             "no eigenvalue of the information is positive; the largest is "
             f"{values.max():g}."
         )
-    ax = axes_or_new(ax)
+    ax = axes.axes_or_new(ax)
     # one point is no line, and few ranks are better seen one by one
     marker = "o" if positive.size <= 50 else None
     ranks = np.arange(1, positive.size + 1)
@@ -184,6 +184,6 @@ def information_spectrum(
             color=line.get_color(),
         )
     if floor is not None:
-        ax.axhline(floor, color=GREY, linestyle="--", linewidth=1, zorder=1)
+        ax.axhline(floor, color=axes.GREY, linestyle="--", linewidth=1, zorder=1)
     ax.set_yscale("log")
-    return finish(ax, label, xlabel="rank", ylabel="eigenvalue of the information")
+    return axes.finish(ax, label, xlabel="rank", ylabel="eigenvalue of the information")

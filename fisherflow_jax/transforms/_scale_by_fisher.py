@@ -10,12 +10,9 @@ from fisherflow_jax._ground import choices
 from fisherflow_jax._ground.keys import key_data
 from fisherflow_jax.estimators import Estimator
 from fisherflow_jax.memories import Memory
-from fisherflow_jax.transforms.preconditioner.checks import check_recipe
-from fisherflow_jax.transforms.preconditioner.factorise import (
-    factorise as exact_factorise,
-)
+from fisherflow_jax.transforms.preconditioner import checks, step
+from fisherflow_jax.transforms.preconditioner import factorise as exact
 from fisherflow_jax.transforms.preconditioner.state import Damping, Recipe
-from fisherflow_jax.transforms.preconditioner.step import init, update
 
 _IDENTITY = optax.identity()
 
@@ -134,13 +131,13 @@ def scale_by_fisher(
         momentum=momentum or _IDENTITY,
         power=power,
         root_damping=root_damping,
-        factorise=factorise or exact_factorise,
+        factorise=factorise or exact.factorise,
     )
-    check_recipe(recipe)
+    checks.check_recipe(recipe)
     recipe = choices.shared(recipe)
     if key is not None and not estimator.random:
         raise ValueError(f"estimators.{estimator.name} draws nothing; it takes no key.")
     return optax.GradientTransformationExtraArgs(
-        functools.partial(init, recipe, key_data(key)),
-        functools.partial(update, recipe),
+        functools.partial(step.init, recipe, key_data(key)),
+        functools.partial(step.update, recipe),
     )
