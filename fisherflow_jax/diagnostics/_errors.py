@@ -1,7 +1,7 @@
 """What a structure, or an estimator, misses of the exact Fisher information."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -81,31 +81,30 @@ def relative_error(
       Hutchinson, "A stochastic estimator of the trace of the influence matrix for
       Laplacian smoothing splines", 1990.
     """
-    params = trees.real_arrays(params, "params")
-    probes = probes_for(params, key, num_probes)
-    products = exact_products(apply_fn, likelihood, params, batches, probes, key)
-    return error_of(information, params, probes, products)
+    model, one = (apply_fn, likelihood), {"": information}
+    return relative_errors(one, model, params, batches, key, num_probes)[""]
 
 
-def probes_for(params: PyTree, key: Any, num_probes: int) -> PyTree:
-    """Normal vectors, leaves `(num_probes, ...)`; all `d` unit vectors if as many."""
-    checks.whole(num_probes, "num_probes", least=2, of="probes, for a standard error")
-    count, dtype = trees.size(params), trees.float_dtype(params)
-    if num_probes >= count:
-        return trees.unravel(jnp.eye(count, dtype=dtype), params)
-    shape = (num_probes, count)
-    return trees.unravel(jax.random.normal(typed_key(key), shape, dtype), params)
-
-
-def exact_products(
-    apply_fn: Callable,
-    likelihood: Likelihood,
+def relative_errors(
+    informations: Mapping[str, Any],
+    model: tuple[Callable, Likelihood],
     params: PyTree,
     batches: Any,
-    probes: PyTree,
     key: Any,
-) -> PyTree:
-    """The exact information times each probe, summed over the batches."""
+    num_probes: int,
+) -> dict[str, RelativeError]:
+    """The error of each, by the exact information times the same normal vectors.
+
+    Times all `d` unit vectors, if as many are asked for.
+    """
+    (apply_fn, likelihood), params = model, trees.real_arrays(params, "params")
+    checks.whole(num_probes, "num_probes", least=2, of="probes, for a standard error")
+    count, dtype = trees.size(params), trees.float_dtype(params)
+    if num_probes >= count:  # a basis
+        probes = trees.unravel(jnp.eye(count, dtype=dtype), params)
+    else:
+        drawn = jax.random.normal(typed_key(key), (num_probes, count), dtype)
+        probes = trees.unravel(drawn, params)
     total = jax.tree.map(jnp.zeros_like, probes)
     for number, batch in enumerate(each_batch(batches)):
         outputs = jax.eval_shape(apply_fn, params, unshare(batch.inputs))
@@ -118,7 +117,12 @@ def exact_products(
         drawn = jax.random.fold_in(typed_key(key), number)
         products = _products(apply_fn, likelihood, params, batch, probes, drawn)
         total = jax.tree.map(lambda x, y: x + y.astype(x.dtype), total, products)
-    return total
+    for information in informations.values():
+        check_like(jax.eval_shape(ops.diagonal, information, params), params)
+    return {
+        name: _error(information, params, probes, total)
+        for name, information in informations.items()
+    }
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -158,14 +162,6 @@ def _products(
         return zero_if_missing(batch, product)
 
     return jax.lax.map(product, probes)
-
-
-def error_of(
-    information: Any, params: PyTree, probes: PyTree, products: PyTree
-) -> RelativeError:
-    """The relative error from probes and their exact products."""
-    check_like(jax.eval_shape(ops.diagonal, information, params), params)
-    return _error(information, params, probes, products)
 
 
 @jax.jit

@@ -11,7 +11,7 @@ from fisherflow_jax import information as ops
 from fisherflow_jax._ground import trees
 from fisherflow_jax._ground.tables import aligned
 from fisherflow_jax.accumulation import each_batch
-from fisherflow_jax.diagnostics import _errors as errors
+from fisherflow_jax.diagnostics._errors import relative_errors, trace_ratio
 from fisherflow_jax.likelihoods import Likelihood
 from fisherflow_jax.structures import as_precision
 
@@ -226,18 +226,17 @@ def table(
     if hasattr(batches, "__next__"):
         raise ValueError("the data are read more than once: give a list of batches.")
     params = trees.real_arrays(params, "params")
-    probes = errors.probes_for(params, key, num_probes)
-    products = errors.exact_products(apply_fn, likelihood, params, batches, probes, key)
+    model = apply_fn, likelihood
+    found = relative_errors(informations, model, params, batches, key, num_probes)
     rows = []
     for name, information in informations.items():
-        error = errors.error_of(information, params, probes, products)
         rows.append(
             Row(
                 name=name,
                 numbers=sum(jnp.size(x) for x in jax.tree.leaves(information)),
                 trace=float(ops.trace(information, params)),
-                error=float(error.value),
-                standard_error=float(error.standard_error),
+                error=float(found[name].value),
+                standard_error=float(found[name].standard_error),
                 effective_parameters=float(
                     effective_parameters(information, prior_precision, params)
                 ),
@@ -246,5 +245,5 @@ def table(
         )
     share = None
     if next(iter(each_batch(batches))).targets is not None:
-        share = float(errors.trace_ratio(apply_fn, likelihood, params, batches, key))
+        share = float(trace_ratio(*model, params, batches, key))
     return Table(tuple(rows), trees.size(params), share)

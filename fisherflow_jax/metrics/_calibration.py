@@ -100,13 +100,6 @@ class ReliabilityCurve(NamedTuple):
     num_examples: jax.Array  # that fell into the bin
 
 
-class _Sums(NamedTuple):
-    confidence: jax.Array  # (num_bins,), summed over the bin
-    correct: jax.Array
-    gap: jax.Array  # of confidence - correct
-    number: jax.Array
-
-
 def reliability_curve(
     probabilities: jax.Array,
     labels: jax.Array,
@@ -146,10 +139,8 @@ def reliability_curve(
       Niculescu-Mizil, Caruana, "Predicting good probabilities with supervised
       learning", 2005.
     """
-    sums = _sums(probabilities, labels, binning, mask)
-    return ReliabilityCurve(
-        sums.confidence / sums.number, sums.correct / sums.number, sums.number
-    )
+    confidence, correct, _, number = _sums(probabilities, labels, binning, mask)
+    return ReliabilityCurve(confidence / number, correct / number, number)
 
 
 def expected_calibration_error(
@@ -194,8 +185,8 @@ def expected_calibration_error(
       Bayesian binning", 2015.
       Kumar, Liang, Ma, "Verified uncertainty calibration", 2019.
     """
-    sums = _sums(probabilities, labels, binning, mask)
-    return jnp.sum(jnp.abs(sums.gap)) / jnp.sum(sums.number)
+    *_, gap, number = _sums(probabilities, labels, binning, mask)
+    return jnp.sum(jnp.abs(gap)) / jnp.sum(number)
 
 
 def maximum_calibration_error(
@@ -237,12 +228,13 @@ def maximum_calibration_error(
       Naeini, Cooper, Hauskrecht, "Obtaining well calibrated probabilities using
       Bayesian binning", 2015.
     """
-    sums = _sums(probabilities, labels, binning, mask)
-    gaps = jnp.abs(sums.gap) / sums.number
-    return jnp.max(jnp.where(sums.number == 0, jnp.zeros_like(gaps), gaps))
+    *_, gap, number = _sums(probabilities, labels, binning, mask)
+    gaps = jnp.abs(gap) / number
+    return jnp.max(jnp.where(number == 0, jnp.zeros_like(gaps), gaps))
 
 
-def _sums(probabilities, labels, binning: Binning | None, mask) -> _Sums:
+def _sums(probabilities, labels, binning: Binning | None, mask) -> jax.Array:
+    """Over each bin, summed: confidence, correct, gap and number, `(4, num_bins)`."""
     binning = equal_width() if binning is None else binning
     table, labels, weights, single = counted.classified(probabilities, labels, mask)
     if single:
@@ -256,5 +248,4 @@ def _sums(probabilities, labels, binning: Binning | None, mask) -> _Sums:
     columns = jnp.stack(
         [confidence, correct, confidence - correct, jnp.ones_like(correct)], -1
     )
-    totals = jax.ops.segment_sum(columns * weights[:, None], bins, binning.num_bins)
-    return _Sums(*totals.T)
+    return jax.ops.segment_sum(columns * weights[:, None], bins, binning.num_bins).T

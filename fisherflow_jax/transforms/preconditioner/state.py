@@ -1,7 +1,6 @@
 """What is chosen of a preconditioner, and what it keeps from step to step."""
 
 import dataclasses
-import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -37,11 +36,6 @@ class Recipe:
     power: float
     root_damping: jax.typing.ArrayLike
     factorise: Callable[..., Any]
-
-    @property
-    def takes_like(self) -> bool:
-        """Whether `factorise` may be told the parameters' shapes."""
-        return "like" in inspect.signature(self.factorise).parameters
 
     @property
     def renewals(self) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """A preconditioner's state and its one step, as functions of the recipe."""
 
+import inspect
 from typing import Any
 
 import jax
@@ -73,7 +74,9 @@ def _factorised(
 ) -> Any:
     if bases is not None:
         mean = bases.corrected(mean)
-    known = {"like": like} if recipe.takes_like else {}
+    known = {}
+    if "like" in inspect.signature(recipe.factorise).parameters:
+        known["like"] = like
     return recipe.factorise(mean, damping, recipe.power, recipe.root_damping, **known)
 
 
