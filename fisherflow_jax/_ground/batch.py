@@ -8,10 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fisherflow_jax._ground import trees
-from fisherflow_jax._ground.checks import is_concrete, not_negative
-from fisherflow_jax._ground.sharding import in_auto_mode
-from fisherflow_jax._ground.trees import as_array
+from fisherflow_jax._ground import checks, sharding, trees
 
 PyTree = Any
 
@@ -96,20 +93,20 @@ def as_batch(batch: Any) -> Batch:
             f"{type(batch).__name__}"
             + (f" of length {len(batch)}." if hasattr(batch, "__len__") else ".")
         )
-    inputs = map_inputs(as_array, batch[0])
-    targets = jax.tree.map(as_array, batch[1])
+    inputs = map_inputs(trees.as_array, batch[0])
+    targets = jax.tree.map(trees.as_array, batch[1])
     count, dtype = _num_examples(inputs, targets), jnp.result_type(float)
     if len(batch) == 2:
-        return Batch(inputs, targets, as_array(np.ones((count,), dtype)))
-    weights = as_array(batch[2], dtype)
+        return Batch(inputs, targets, trees.as_array(np.ones((count,), dtype)))
+    weights = trees.as_array(batch[2], dtype)
     if weights.shape != (count,):
         raise ValueError(
             f"weights must have shape (n,) = ({count},), one multiplicity an example; "
             f"got {weights.shape}."
         )
-    if is_concrete(batch[2]):
+    if checks.is_concrete(batch[2]):
         known = np.asarray(batch[2]).astype(dtype)
-        not_negative(known, "weights")
+        checks.not_negative(known, "weights")
         if np.all(known > 0):
             return Batch(inputs, targets, weights)
     else:
@@ -152,9 +149,9 @@ def map_examples(function: Callable, batch: Batch) -> Batch:
 def _blank(batch: Batch) -> Batch:
     sliced, rebuild = split(batch.inputs)
     # one program where the values are at hand, and not one an operation
-    fill = jax.jit(_fill) if is_concrete(batch) else _fill
+    fill = jax.jit(_fill) if checks.is_concrete(batch) else _fill
     given = sliced, batch.targets
-    sliced, targets = in_auto_mode(fill, given, *given, batch.weights)
+    sliced, targets = sharding.in_auto_mode(fill, given, *given, batch.weights)
     return Batch(rebuild(sliced), targets, batch.weights)
 
 

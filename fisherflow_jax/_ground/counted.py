@@ -12,9 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fisherflow_jax._ground import trees
+from fisherflow_jax._ground import checks, trees
 from fisherflow_jax._ground.arrays import widen
-from fisherflow_jax._ground.checks import is_concrete
 
 Mask = jax.Array | None  # True counts; None: all
 
@@ -68,7 +67,7 @@ def used_rows(mask: Any, shape: tuple[int, ...]) -> jax.Array:
             f"examples; got {mask.shape}."
         )
     some = jnp.any(mask)
-    if is_concrete(some) and not bool(some):
+    if checks.is_concrete(some) and not bool(some):
         raise ValueError("there is nothing to measure: the mask is False everywhere.")
     mask = mask.reshape(mask.shape + (1,) * (len(shape) - mask.ndim))
     return jnp.broadcast_to(mask, shape)
@@ -165,7 +164,7 @@ def weights_of(used: jax.Array, possible: jax.Array, dtype: Any) -> jax.Array:
 
 def refuse(used: Any, possible: jax.Array, values: jax.Array, rule: str) -> None:
     """Raises for the first used row that cannot be, where the values are at hand."""
-    if not is_concrete((used, possible, values)):
+    if not checks.is_concrete((used, possible, values)):
         return
     bad = np.asarray(used) & ~np.asarray(possible)
     if not bad.any():

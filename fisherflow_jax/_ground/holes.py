@@ -27,7 +27,9 @@ def punch(whole: PyTree, holed: PyTree) -> PyTree:
 
 
 def fill_with_zeros(holed: PyTree, whole: PyTree) -> PyTree:
-    """`holed` with zeros like `whole` at its holes."""
+    """`holed` with zeros like `whole` at its holes; without any, as it is."""
+    if not has_holes(holed):
+        return holed
     zeros = optax.tree.zeros_like
     return _map(lambda node, x: zeros(x) if is_hole(node) else node, holed, whole)
 

@@ -13,11 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fisherflow_jax._ground import counted, trees
-from fisherflow_jax._ground.arrays import widen
-from fisherflow_jax._ground.checks import is_concrete
-from fisherflow_jax._ground.counted import Mask
-from fisherflow_jax._ground.keys import typed_key
+from fisherflow_jax._ground import arrays, checks, counted, keys, trees
 
 Score = Callable[[jax.Array, Any], jax.Array]
 
@@ -90,7 +86,7 @@ def conformal_sets(score: Score | None = None) -> Conformal:
         *,
         level: float,
         key: Any = None,
-        mask: Mask = None,
+        mask: counted.Mask = None,
     ) -> jax.Array:
         _check_one_target(labels)
         if jnp.ndim(probabilities) != 2:
@@ -157,7 +153,7 @@ def conformal_intervals() -> Conformal:
         targets: jax.Array,
         *,
         level: float,
-        mask: Mask = None,
+        mask: counted.Mask = None,
     ) -> jax.Array:
         _check_one_target(targets)
         (mean, std, targets), weights = counted.gaussian(mean, std, targets, mask)
@@ -166,7 +162,7 @@ def conformal_intervals() -> Conformal:
     def predict(
         threshold: jax.Array, mean: jax.Array, std: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        mean, std = trees.widen((widen(mean), widen(std)))
+        mean, std = trees.widen((arrays.widen(mean), arrays.widen(std)))
         if mean.shape != std.shape:
             raise ValueError(
                 f"mean and std must have one shape; got {mean.shape} and {std.shape}."
@@ -247,7 +243,7 @@ def adaptive(
             "functools.partial(adaptive, randomised=False)."
         )
     else:
-        for_ties, for_share = jax.random.split(typed_key(key))
+        for_ties, for_share = jax.random.split(keys.typed_key(key))
         ties = jax.random.bits(for_ties, probabilities.shape, jnp.uint32)
         share = jax.random.uniform(for_share, own, probabilities.dtype)
     negative, _, order = jax.lax.sort((-probabilities, ties, places), num_keys=2)
@@ -273,7 +269,7 @@ def _quantile(scores: jax.Array, weights: jax.Array, level: float) -> jax.Array:
     ranks = np.ceil((np.arange(size + 1) + 1) * level - _ROUNDING).astype(np.int32)
     count = jnp.sum(weights != 0, dtype=jnp.int32)
     rank = jnp.asarray(ranks)[count]
-    if is_concrete(count) and int(rank) > int(count):
+    if checks.is_concrete(count) and int(rank) > int(count):
         least = math.ceil(level / (1 - level) - _ROUNDING)
         raise ValueError(
             f"{int(count)} held-out examples cannot promise level {level}: at least "

@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from fisherflow_jax import information as ops
-from fisherflow_jax._ground import search, trees
-from fisherflow_jax._ground.checks import holds
+from fisherflow_jax._ground import checks, search, trees
 from fisherflow_jax.likelihoods import Likelihood
 from fisherflow_jax.posteriors import check_about
 from fisherflow_jax.structures import as_precision
@@ -95,7 +94,7 @@ def _as_number(log_likelihood: jax.typing.ArrayLike, like: PyTree) -> jax.Array:
             "log_likelihood is one number, the sum over the observations; got shape "
             f"{value.shape}."
         )
-    if not holds(jnp.isfinite(value)):
+    if not checks.holds(jnp.isfinite(value)):
         raise ValueError(f"log_likelihood must be finite; got {value}.")
     return value
 
@@ -235,7 +234,7 @@ def maximize_marginal_likelihood(
     start = jnp.log(jnp.stack([jnp.asarray(x, dtype) for x in given]))
     before = evidence(start)
     logs, after, converged = search.maximise(evidence, start)
-    if not holds(jnp.isfinite(after)):
+    if not checks.holds(jnp.isfinite(after)):
         raise ValueError(
             f"the log marginal likelihood is {after}: an information that is not "
             "positive semi-definite in this precision?"

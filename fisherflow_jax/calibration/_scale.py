@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fisherflow_jax import information as ops
-from fisherflow_jax._ground import trees
-from fisherflow_jax._ground.checks import holds, is_concrete
+from fisherflow_jax._ground import checks, trees
 from fisherflow_jax.calibration import _densities as densities
 from fisherflow_jax.calibration import _scale_search as scale_search
 from fisherflow_jax.likelihoods import Likelihood
@@ -127,7 +126,7 @@ def calibrate(
     with_noise = likelihood.with_noise
     if with_noise is not None and (search_noise or with_dispersion):
         found, variance = scale_search.with_noise(held, likelihood, start)
-        if not holds(variance > 0):
+        if not checks.holds(variance > 0):
             raise ValueError(
                 "there is no noise to find: the mean predicts every validation target "
                 "exactly. Is the validation set that of the training?"
@@ -151,7 +150,7 @@ def calibrate(
 
 def _number(value: jax.Array) -> Any:
     """A Python number where it is at hand: equal likelihoods are then one object."""
-    return float(value) if is_concrete(value) else value
+    return float(value) if checks.is_concrete(value) else value
 
 
 def _rescaled(state: Any, belief: Gaussian, scale: jax.Array) -> Posterior:

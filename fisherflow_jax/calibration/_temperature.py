@@ -7,11 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from fisherflow_jax import likelihoods
-from fisherflow_jax._ground import counted
-from fisherflow_jax._ground.arrays import widen
-from fisherflow_jax._ground.checks import holds
-from fisherflow_jax._ground.counted import Mask
-from fisherflow_jax._ground.search import rising_zero
+from fisherflow_jax._ground import arrays, checks, counted, search
 from fisherflow_jax.likelihoods import Likelihood
 
 # The search covers this many powers of e to both sides of the largest logit's size.
@@ -31,7 +27,7 @@ def temperature_scaling(
     labels: jax.Array,
     *,
     likelihood: Likelihood | None = None,
-    mask: Mask = None,
+    mask: counted.Mask = None,
 ) -> TemperatureScaling:
     r"""The temperature at which logits predict held-out labels best.
 
@@ -74,25 +70,25 @@ def temperature_scaling(
       Guo, Pleiss, Sun, Weinberger, "On calibration of modern neural networks", 2017.
     """
     likelihood = likelihoods.categorical() if likelihood is None else likelihood
-    outputs, labels = widen(logits), jnp.asarray(labels)
+    outputs, labels = arrays.widen(logits), jnp.asarray(labels)
     likelihood.check(outputs, labels)
     used = counted.used_rows(mask, labels.shape)
     outputs, labels = _blanked(outputs, labels, used)
-    if not holds(jnp.isfinite(outputs)):
+    if not checks.holds(jnp.isfinite(outputs)):
         raise ValueError("logits must be finite; got a NaN or an infinite one.")
     result, slopes = _search(outputs, labels, used, likelihood)
-    if not holds(jnp.isfinite(result.before)):
+    if not checks.holds(jnp.isfinite(result.before)):
         raise ValueError(
             f"labels must be ones that {likelihood.name} can produce; their mean "
             f"negative log-likelihood is {float(result.before)}."
         )
-    if not holds(slopes[0] < 0):
+    if not checks.holds(slopes[0] < 0):
         raise ValueError(
             "there is no best temperature: every label has the largest logit, so that "
             "the likelihood rises as the temperature goes to 0. Take more held-out "
             "data."
         )
-    if not holds(slopes[1] > 0):
+    if not checks.holds(slopes[1] > 0):
         raise ValueError(
             "there is no best temperature: the logits of the labels are no larger than "
             "the others on average, so that the likelihood rises as the temperature "
@@ -127,7 +123,7 @@ def _search(
     low, high = middle - _REACH, middle + _REACH
     slopes = jnp.stack([slope(low), slope(high)])
     zero = jnp.zeros((), outputs.dtype)
-    point = rising_zero(slope, low, high, jnp.clip(zero, low, high))
+    point = search.rising_zero(slope, low, high, jnp.clip(zero, low, high))
     bracketed = (slopes[0] < 0) & (slopes[1] > 0)
     one = jnp.where(bracketed, jnp.ones_like(zero), jnp.nan)
     scaling = TemperatureScaling(jnp.exp(point) * one, loss(zero), loss(point) * one)

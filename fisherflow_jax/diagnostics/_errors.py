@@ -9,9 +9,8 @@ import jax.numpy as jnp
 
 from fisherflow_jax import estimators, structures
 from fisherflow_jax import information as ops
-from fisherflow_jax._ground import checks, trees
+from fisherflow_jax._ground import checks, keys, trees
 from fisherflow_jax._ground.batch import Batch, is_finite, unshare, zero_if_missing
-from fisherflow_jax._ground.keys import typed_key
 from fisherflow_jax.accumulation import accumulate, each_batch
 from fisherflow_jax.likelihoods import Likelihood
 from fisherflow_jax.posteriors import check_like
@@ -103,7 +102,7 @@ def relative_errors(
     if num_probes >= count:  # a basis
         probes = trees.unravel(jnp.eye(count, dtype=dtype), params)
     else:
-        drawn = jax.random.normal(typed_key(key), (num_probes, count), dtype)
+        drawn = jax.random.normal(keys.typed_key(key), (num_probes, count), dtype)
         probes = trees.unravel(drawn, params)
     total = jax.tree.map(jnp.zeros_like, probes)
     for number, batch in enumerate(each_batch(batches)):
@@ -114,7 +113,7 @@ def relative_errors(
                 f"batch {number} holds a NaN or an infinite value in a row of positive "
                 "weight."
             )
-        drawn = jax.random.fold_in(typed_key(key), number)
+        drawn = jax.random.fold_in(keys.typed_key(key), number)
         products = _products(apply_fn, likelihood, params, batch, probes, drawn)
         total = jax.tree.map(lambda x, y: x + y.astype(x.dtype), total, products)
     for information in informations.values():

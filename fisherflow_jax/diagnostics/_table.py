@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fisherflow_jax import information as ops
-from fisherflow_jax._ground import trees
-from fisherflow_jax._ground.tables import aligned
+from fisherflow_jax._ground import tables, trees
 from fisherflow_jax.accumulation import each_batch
 from fisherflow_jax.diagnostics._errors import relative_errors, trace_ratio
 from fisherflow_jax.likelihoods import Likelihood
@@ -156,7 +155,7 @@ class Table(NamedTuple):
             )
             for row in self.rows
         ]
-        text = f"{aligned([head, *rows])}\n{self.num_parameters} parameters"
+        text = f"{tables.aligned([head, *rows])}\n{self.num_parameters} parameters"
         if self.empirical_share is None:
             return text
         share = f"trace(empirical) / trace(exact) {self.empirical_share:.3g}"

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from fisherflow_jax._ground import checks, counted
-from fisherflow_jax._ground.counted import Mask
 
 
 class Binning(NamedTuple):
@@ -105,7 +104,7 @@ def reliability_curve(
     labels: jax.Array,
     *,
     binning: Binning | None = None,
-    mask: Mask = None,
+    mask: counted.Mask = None,
 ) -> ReliabilityCurve:
     r"""Predicted probability against observed frequency, bin by bin.
 
@@ -148,7 +147,7 @@ def expected_calibration_error(
     labels: jax.Array,
     *,
     binning: Binning | None = None,
-    mask: Mask = None,
+    mask: counted.Mask = None,
 ) -> jax.Array:
     r"""The mean distance between confidence and accuracy (ECE).
 
@@ -194,7 +193,7 @@ def maximum_calibration_error(
     labels: jax.Array,
     *,
     binning: Binning | None = None,
-    mask: Mask = None,
+    mask: counted.Mask = None,
 ) -> jax.Array:
     r"""The largest distance between confidence and accuracy of any bin (MCE).
 

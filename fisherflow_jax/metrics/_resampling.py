@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 
 from fisherflow_jax._ground import checks, counted
-from fisherflow_jax._ground.counted import Mask
 from fisherflow_jax._ground.keys import typed_key
 
 
@@ -26,7 +25,7 @@ def bootstrap(
     key: Any,
     level: float = 0.9,
     num_resamples: int = 200,
-    mask: Mask = None,
+    mask: counted.Mask = None,
     batch_size: int = 25,
 ) -> Bootstrap:
     r"""A metric with a band for the examples it happened to be measured on.

@@ -3,11 +3,10 @@
 import optax
 
 from fisherflow_jax import estimators, memories, structures
-from fisherflow_jax._ground.checks import fraction
-from fisherflow_jax._ground.choices import choice
+from fisherflow_jax._ground import checks, choices
 from fisherflow_jax.transforms._scale_by_fisher import scale_by_fisher
 
-_average = choice(optax.ema)
+_average = choices.choice(optax.ema)
 
 
 def adam(
@@ -58,7 +57,7 @@ def adam(
     References:
       Kingma, Ba, "Adam: a method for stochastic optimization", 2015.
     """
-    fraction(b2, "b2")
+    checks.fraction(b2, "b2")
     return optax.chain(
         scale_by_fisher(
             estimators.squared_gradient(structure=structures.diagonal()),

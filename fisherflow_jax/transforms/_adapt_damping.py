@@ -10,10 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from fisherflow_jax import information as ops
-from fisherflow_jax._ground import choices, trees
-from fisherflow_jax._ground.checks import fraction, not_negative, whole
-from fisherflow_jax._ground.holes import fill_with_zeros, has_holes
-from fisherflow_jax._ground.sharding import in_auto_mode
+from fisherflow_jax._ground import checks, choices, holes, sharding, trees
 from fisherflow_jax.transforms.preconditioner import state as states
 
 PyTree = Any
@@ -112,9 +109,9 @@ def adapt_damping(
             "loss is a function of (params, batch), such as "
             f"ff.negative_log_likelihood(apply_fn, likelihood); got {loss!r}."
         )
-    whole(period, "period", of="steps")
-    fraction(rate, "rate")
-    not_negative(smallest, "smallest")
+    checks.whole(period, "period", of="steps")
+    checks.fraction(rate, "rate")
+    checks.not_negative(smallest, "smallest")
     for bounds, rule in (
         ((low, high), "low must not exceed high"),
         ((smallest, largest), "smallest must not exceed largest"),
@@ -170,7 +167,7 @@ def _update(
     **extra: Any,
 ) -> tuple[PyTree, AdaptDampingState]:
     model = params if model_params is None else model_params
-    if batch is None or model is None or has_holes(model):
+    if batch is None or model is None or holes.has_holes(model):
         raise ValueError(
             "adapt_damping compares losses: call update(updates, state, params, "
             "batch=(inputs, targets)), and within optax.masked or optax.partition "
@@ -185,7 +182,7 @@ def _update(
     # not so in an update that is skipped, or that only accumulates
     stepped = found.step > states.fisher_state(state.adapted_state).step
     like = found.damping, state.reduction_ratio
-    damping, ratio = in_auto_mode(
+    damping, ratio = sharding.in_auto_mode(
         functools.partial(choices.run, rule, _adapted),
         like,
         *(updates, steps, found, stepped, model, batch, value, state.reduction_ratio),
@@ -218,8 +215,8 @@ def _adapted(
         wide_steps, gradients = trees.widen(steps), trees.widen(updates)
         curved = ops.quadratic_form(states.believed(found), wide_steps)
         predicted = -trees.dot(gradients, wide_steps) - curved / found.observations / 2
-        full = fill_with_zeros(steps, model) if has_holes(steps) else steps
-        now = rule.loss(optax.apply_updates(model, full), batch)
+        moved = optax.apply_updates(model, holes.fill_with_zeros(steps, model))
+        now = rule.loss(moved, batch)
         start, now = (jnp.asarray(x).astype(ratio.dtype) for x in (start, now))
         new = (start - now) / predicted.astype(ratio.dtype)
         # what is not a number is a bad step too

@@ -10,12 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from fisherflow_jax._ground import batch as batches
-from fisherflow_jax._ground import choices, trees
-from fisherflow_jax._ground.batch import Batch
-from fisherflow_jax._ground.checks import is_concrete
-from fisherflow_jax._ground.holes import fill_with_zeros, has_holes
-from fisherflow_jax._ground.keys import typed_key
-from fisherflow_jax._ground.sharding import in_auto_mode
+from fisherflow_jax._ground import checks, choices, holes, keys, sharding, trees
 from fisherflow_jax.likelihoods import Likelihood, cholesky_root
 
 PyTree = Any
@@ -74,7 +69,7 @@ def clip_by_kl(
       Schulman, Levine, Abbeel, Jordan, Moritz, "Trust region policy optimization",
       2015.
     """
-    if jnp.shape(max_kl) != () or (is_concrete(max_kl) and not float(max_kl) > 0):
+    if jnp.shape(max_kl) != () or not checks.holds(max_kl > 0):
         raise ValueError(f"max_kl is one positive number; got {max_kl}.")
     recipe = choices.shared(_Region(choices.hashable(apply_fn), likelihood, max_kl))
     return optax.GradientTransformationExtraArgs(
@@ -113,7 +108,7 @@ def _update(
             f"clip_by_kl needs {missing}: call update(updates, state, params, "
             "batch=(inputs, targets))."
         )
-    if has_holes(model):
+    if holes.has_holes(model):
         raise ValueError(
             "the parameters have holes, which optax.masked and optax.partition make: "
             "give clip_by_kl the whole tree, update(..., model_params=params)."
@@ -128,8 +123,8 @@ def _update(
         batch = batches.as_batch(batch)
         return choices.run(region, _clip, updates, state, model, batch, key)
 
-    arguments = updates, state, model, batch, typed_key(key) if drawn else None
-    return in_auto_mode(run, (updates, state), *arguments)
+    arguments = updates, state, model, batch, keys.typed_key(key) if drawn else None
+    return sharding.in_auto_mode(run, (updates, state), *arguments)
 
 
 def _clip(
@@ -137,7 +132,7 @@ def _clip(
     updates: PyTree,
     state: ClipByKLState,
     model: PyTree,
-    batch: Batch,
+    batch: batches.Batch,
     key: jax.Array | None,
 ) -> tuple[PyTree, ClipByKLState]:
     """The step within the region, by the mean divergence of an example's distribution.
@@ -145,7 +140,7 @@ def _clip(
     To second order.
     """
     inputs, rooted = batches.unshare(batch.inputs), cholesky_root(region.likelihood)
-    direction = fill_with_zeros(updates, model) if has_holes(updates) else updates
+    direction = holes.fill_with_zeros(updates, model)
     direction = jax.tree.map(lambda x, like: x.astype(like.dtype), direction, model)
     outputs, change = jax.jvp(
         lambda p: region.apply_fn(p, inputs), (model,), (direction,)

@@ -6,8 +6,7 @@ from typing import Any
 
 import optax
 
-from fisherflow_jax._ground import choices
-from fisherflow_jax._ground.keys import key_data
+from fisherflow_jax._ground import choices, keys
 from fisherflow_jax.estimators import Estimator
 from fisherflow_jax.memories import Memory
 from fisherflow_jax.transforms.preconditioner import checks, step
@@ -138,6 +137,6 @@ def scale_by_fisher(
     if key is not None and not estimator.random:
         raise ValueError(f"estimators.{estimator.name} draws nothing; it takes no key.")
     return optax.GradientTransformationExtraArgs(
-        functools.partial(step.init, recipe, key_data(key)),
+        functools.partial(step.init, recipe, keys.key_data(key)),
         functools.partial(step.update, recipe),
     )

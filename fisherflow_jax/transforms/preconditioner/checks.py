@@ -7,10 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from fisherflow_jax import information as ops
-from fisherflow_jax._ground import trees
+from fisherflow_jax._ground import holes, keys, trees
 from fisherflow_jax._ground.checks import not_negative, whole
-from fisherflow_jax._ground.holes import has_holes
-from fisherflow_jax._ground.keys import key_data
 from fisherflow_jax.estimators import Estimator
 from fisherflow_jax.memories import Memory
 from fisherflow_jax.structures import ADAPTIVE
@@ -152,7 +150,7 @@ def needs_of_model(
         raise ValueError(
             f"{name} runs the model: call update(updates, state, params, batch=batch)."
         )
-    if has_holes(model):
+    if holes.has_holes(model):
         raise ValueError(
             "the parameters have holes, which optax.masked and optax.partition make, "
             f"and {name} runs the whole model: give it the whole tree, "
@@ -173,4 +171,4 @@ def needs_of_model(
             f"{name} draws at random: build scale_by_fisher with key=, or give each "
             "update a key."
         )
-    return model, own_key if key is None else key_data(key)
+    return model, own_key if key is None else keys.key_data(key)

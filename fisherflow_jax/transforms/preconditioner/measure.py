@@ -8,9 +8,7 @@ import optax
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import batch as batches
-from fisherflow_jax._ground import trees
-from fisherflow_jax._ground.holes import has_holes
-from fisherflow_jax._ground.keys import typed_key
+from fisherflow_jax._ground import holes, keys, trees
 from fisherflow_jax.estimators import Estimator
 from fisherflow_jax.memories import Memory, Sum
 from fisherflow_jax.model import once
@@ -73,9 +71,9 @@ def measure(estimator: Estimator, given: Given) -> Any:
     key = None
     if given.key is not None:
         # folded, so that one key may be given to all updates
-        key = jax.random.fold_in(typed_key(given.key), given.step)
+        key = jax.random.fold_in(keys.typed_key(given.key), given.step)
     information = estimator.compute(given.model, given.batch, key)
-    if has_holes(given.updates):
+    if holes.has_holes(given.updates):
         shown, whole = given.updates, given.model
         return estimator.structure.restrict(information, shown, whole)
     return information

@@ -10,8 +10,7 @@ import numpy as np
 import optax
 
 from fisherflow_jax import information as ops
-from fisherflow_jax._ground.checks import is_concrete
-from fisherflow_jax._ground.sharding import has_explicit_axes
+from fisherflow_jax._ground import checks, sharding
 from fisherflow_jax.estimators import Estimator
 from fisherflow_jax.memories import Memory
 
@@ -132,7 +131,7 @@ def settled(state: Any) -> Any:
     was made outside of the mesh, as a key, compiles no second update.
     """
     state = jax.tree.map(jnp.copy, state)
-    if not has_explicit_axes():
+    if not sharding.has_explicit_axes():
         return state
     return jax.tree.map(
         lambda x: jax.sharding.reshard(x, jax.typeof(x).sharding), state
@@ -214,7 +213,7 @@ def get_information(opt_state: Any, num_observations: float | jax.Array) -> Any:
       >>> print(ff.get_information(state, 100).entries.round(1))
       [100. 400.]
     """
-    if is_concrete(num_observations) and not float(num_observations) > 0:
+    if checks.is_concrete(num_observations) and not float(num_observations) > 0:
         raise ValueError(f"num_observations must be positive; got {num_observations}.")
     state = fisher_state(opt_state)
     weight = state.observations
@@ -223,7 +222,7 @@ def get_information(opt_state: Any, num_observations: float | jax.Array) -> Any:
             f"the state's arrays are wrapped in {type(weight).__name__}; of flax's "
             "nnx.Optimizer, give nnx.as_pure(optimizer.opt_state)."
         )
-    if is_concrete(weight) and not weight > 0:
+    if checks.is_concrete(weight) and not weight > 0:
         raise ValueError("no batch has been taken in yet, so there is no information.")
     factor = jnp.asarray(num_observations).astype(weight.dtype) / weight
     return ops.scale(believed(state), factor)

@@ -9,8 +9,7 @@ import optax
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import batch as batches
-from fisherflow_jax._ground import choices, trees
-from fisherflow_jax._ground.sharding import in_auto_mode
+from fisherflow_jax._ground import choices, sharding, trees
 from fisherflow_jax.memories import Sum
 from fisherflow_jax.transforms.preconditioner import checks, measure, renew
 from fisherflow_jax.transforms.preconditioner import state as states
@@ -126,7 +125,7 @@ def update(
         given = given._replace(batch=batches.as_batch(given.batch))
         return choices.run(recipe, _advance, state, given, extra)
 
-    return in_auto_mode(run, (updates, state), state, given)
+    return sharding.in_auto_mode(run, (updates, state), state, given)
 
 
 def _advance(
