@@ -7,12 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fisherflow_jax import accumulation, likelihoods, structures
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import tables, trees
-from fisherflow_jax.accumulation import each_batch
 from fisherflow_jax.diagnostics._errors import relative_errors, trace_ratio
-from fisherflow_jax.likelihoods import Likelihood
-from fisherflow_jax.structures import as_precision
 
 PyTree = Any
 
@@ -77,7 +75,7 @@ def effective_parameters(
       MacKay, "Bayesian interpolation", 1992.
     """
     like = ops.diagonal(information, like) if like is None else like
-    precision = as_precision(prior_precision, like, beside=information)
+    precision = structures.as_precision(prior_precision, like, beside=information)
     logdet = ops.determinant(information, precision, like)
     # the slope of log |s F + P| at s = 1, in which nothing cancels
     one = jnp.ones((), jax.eval_shape(ops.logdet, precision, like).dtype)
@@ -165,7 +163,7 @@ class Table(NamedTuple):
 def table(
     informations: Mapping[str, Any],
     apply_fn: Callable,
-    likelihood: Likelihood,
+    likelihood: likelihoods.Likelihood,
     params: PyTree,
     batches: Any,
     key: Any,
@@ -243,6 +241,6 @@ def table(
             )
         )
     share = None
-    if next(iter(each_batch(batches))).targets is not None:
+    if next(iter(accumulation.each_batch(batches))).targets is not None:
         share = float(trace_ratio(*model, params, batches, key))
     return Table(tuple(rows), trees.size(params), share)

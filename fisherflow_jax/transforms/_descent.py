@@ -5,11 +5,8 @@ from typing import Any
 
 import optax
 
-from fisherflow_jax import estimators
+from fisherflow_jax import estimators, likelihoods, memories, structures
 from fisherflow_jax.layers import Layers
-from fisherflow_jax.likelihoods import Likelihood
-from fisherflow_jax.memories import Memory, exponential
-from fisherflow_jax.structures import Structure, kronecker
 from fisherflow_jax.transforms._clip_by_kl import clip_by_kl
 from fisherflow_jax.transforms._scale_by_fisher import scale_by_fisher
 from fisherflow_jax.transforms.preconditioner.factorise import factored_damping
@@ -20,10 +17,10 @@ def natural_gradient(
     learning_rate: optax.ScalarOrSchedule,
     estimator: Any,
     apply_fn: Callable | None = None,
-    likelihood: Likelihood | None = None,
+    likelihood: likelihoods.Likelihood | None = None,
     *,
-    structure: Structure | None = None,
-    memory: Memory | None = None,
+    structure: structures.Structure | None = None,
+    memory: memories.Memory | None = None,
     damping: Damping = 1e-3,
     period: int | None = None,
     inverse_period: int | None = None,
@@ -107,7 +104,7 @@ def natural_gradient(
     parts = [
         scale_by_fisher(
             estimator,
-            memory=exponential(0.95) if memory is None else memory,
+            memory=memories.exponential(0.95) if memory is None else memory,
             damping=damping,
             period=1 if period is None else period,
             inverse_period=inverse_period,
@@ -129,7 +126,7 @@ def natural_gradient(
 def kfac(
     learning_rate: optax.ScalarOrSchedule,
     apply_fn: Callable,
-    likelihood: Likelihood,
+    likelihood: likelihoods.Likelihood,
     layers: Layers,
     *,
     estimator: Any = estimators.monte_carlo,
@@ -236,8 +233,8 @@ def kfac(
         estimator,
         apply_fn,
         likelihood,
-        structure=kronecker(layers),
-        memory=exponential(decay),
+        structure=structures.kronecker(layers),
+        memory=memories.exponential(decay),
         damping=damping,
         period=period,
         inverse_period=10 if inverse_period is None else inverse_period,

@@ -6,9 +6,8 @@ from typing import Any
 
 import optax
 
+from fisherflow_jax import estimators, memories
 from fisherflow_jax._ground import choices, keys
-from fisherflow_jax.estimators import Estimator
-from fisherflow_jax.memories import Memory
 from fisherflow_jax.transforms.preconditioner import checks, step
 from fisherflow_jax.transforms.preconditioner import factorise as exact
 from fisherflow_jax.transforms.preconditioner.state import Damping, Recipe
@@ -17,9 +16,9 @@ _IDENTITY = optax.identity()
 
 
 def scale_by_fisher(
-    estimator: Estimator,
+    estimator: estimators.Estimator,
     *,
-    memory: Memory,
+    memory: memories.Memory,
     damping: Damping,
     period: int = 1,
     inverse_period: int | None = None,

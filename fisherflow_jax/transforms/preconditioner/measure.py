@@ -6,12 +6,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fisherflow_jax import estimators, memories, model
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import batch as batches
 from fisherflow_jax._ground import holes, keys, trees
-from fisherflow_jax.estimators import Estimator
-from fisherflow_jax.memories import Memory, Sum
-from fisherflow_jax.model import once
 from fisherflow_jax.transforms.preconditioner import renew
 from fisherflow_jax.transforms.preconditioner.state import Curvature, Given, Recipe
 
@@ -56,15 +54,15 @@ def _take_batch(recipe: Recipe, before: Curvature, given: Given) -> Curvature:
     return take_in(recipe.memory, before, moments, given)
 
 
-def _traced_once(estimator: Estimator) -> Estimator:
+def _traced_once(estimator: estimators.Estimator) -> estimators.Estimator:
     """The estimator of a model that is traced once a shape, however often it is run."""
     if estimator.bound is None:  # built by hand
         return estimator
     choice, apply_fn, likelihood, structure = estimator.bound
-    return choice.bind(apply_fn and once(apply_fn), likelihood, structure)
+    return choice.bind(apply_fn and model.once(apply_fn), likelihood, structure)
 
 
-def measure(estimator: Estimator, given: Given) -> Any:
+def measure(estimator: estimators.Estimator, given: Given) -> Any:
     """A sum over the batch, about the parameters that the updates show."""
     if estimator.from_gradient is not None:
         return estimator.from_gradient(given.updates)
@@ -80,7 +78,7 @@ def measure(estimator: Estimator, given: Given) -> Any:
 
 
 def take_in(
-    memory: Memory, before: Curvature, information: Any, given: Given
+    memory: memories.Memory, before: Curvature, information: Any, given: Given
 ) -> Curvature:
     """What is remembered after a batch's information.
 
@@ -90,7 +88,7 @@ def take_in(
     if given.batch is not None:
         weight = batches.num_observations(given.batch, each_target=False)
         weight = weight.astype(one.dtype)
-    believed = Sum(before.information, before.observations)
+    believed = memories.Sum(before.information, before.observations)
     believed = memory.predict(before.memory, believed, given.batch, given.updates)
     if average is None:
         site_weight = one if weight is None else weight
@@ -100,7 +98,7 @@ def take_in(
         if weight is not None:
             share = share / jnp.where(weight > 0, weight, one)
         information = ops.scale(information, share)
-    site = Sum(information, site_weight)
+    site = memories.Sum(information, site_weight)
     storage, believed, _ = memory.remember(before.memory, believed.plus(site), site)
     after = Curvature(
         information=believed.curvature,

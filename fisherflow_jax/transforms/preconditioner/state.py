@@ -9,10 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from fisherflow_jax import estimators, memories
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import checks, sharding
-from fisherflow_jax.estimators import Estimator
-from fisherflow_jax.memories import Memory
 
 PyTree = Any
 Damping = jax.typing.ArrayLike | Callable[[jax.Array], jax.typing.ArrayLike]
@@ -22,8 +21,8 @@ Damping = jax.typing.ArrayLike | Callable[[jax.Array], jax.typing.ArrayLike]
 class Recipe:
     """The choices of `ff.scale_by_fisher`; recipes of equal choices are equal."""
 
-    estimator: Estimator
-    memory: Memory
+    estimator: estimators.Estimator
+    memory: memories.Memory
     damping: Damping
     period: int
     inverse_period: int | None
