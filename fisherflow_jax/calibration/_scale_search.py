@@ -91,21 +91,19 @@ def _check(
 ) -> None:
     """Raises for values that are not finite and targets that cannot be, at hand."""
     finite, possible = _sound(likelihood, batch, outputs)
-    if not holds(finite) and outputs is None:
-        raise ValueError(
-            f"validation batch {number} holds a NaN or an infinite value in a row of "
-            "positive weight."
-        )
+    where = f"validation batch {number}"
     if not holds(finite):
         raise ValueError(
-            f"the outputs of validation batch {number} or their variances are not "
-            "finite: an overflow in apply_fn, or an information that is not positive "
-            "definite in this precision."
+            f"{where} holds a NaN or an infinite value in a row of positive weight."
+            if outputs is None
+            else f"the outputs of {where} or their variances are not finite: an "
+            "overflow in apply_fn, or an information that is not positive definite in "
+            "this precision."
         )
     if not holds(possible):
         raise ValueError(
-            f"validation batch {number} holds targets that {likelihood.name} cannot "
-            "produce: a label out of range, a negative count?"
+            f"{where} holds targets that {likelihood.name} cannot produce: a label out "
+            "of range, a negative count?"
         )
 
 
@@ -255,19 +253,14 @@ def with_dispersion(
     widest = jnp.asarray(_DISPERSION_REACH, dtype)
 
     def best(log_scale: jax.Array) -> Minimum:
-        given = functools.partial(loss, log_scale)
-        nothing = jnp.zeros((0,), dtype)
-        grid = {"num_points": 13, "num_halvings": 14}
-        return minimise(given, -widest, widest, nothing, **grid)
+        given, nothing = functools.partial(loss, log_scale), jnp.zeros((0,), dtype)
+        fine = {"num_points": 13, "num_halvings": 14}
+        return minimise(given, -widest, widest, nothing, **fine)
 
     ends = _range(held, likelihood)
     zero, given = jnp.zeros_like(ends[0]), jnp.log(start.astype(dtype))
+    before, grid = loss(zero, given), {"num_points": 21, "num_halvings": 14}
     found, point, keep = _settled(
-        lambda log_scale: best(log_scale).value,
-        ends,
-        zero,
-        loss(zero, given),
-        num_points=21,
-        num_halvings=14,
+        lambda log_scale: best(log_scale).value, ends, zero, before, **grid
     )
     return found, jnp.where(keep, jnp.exp(given), jnp.exp(best(point).point))

@@ -100,12 +100,11 @@ def take_in(
         information = ops.scale(information, share)
     site = memories.Sum(information, site_weight)
     storage, believed, _ = memory.remember(before.memory, believed.plus(site), site)
-    after = Curvature(
+    after = before._replace(
         information=believed.curvature,
         observations=believed.weight,
         num_batches=before.num_batches + 1,
         memory=storage,
-        bases=before.bases,
     )
     if average is None or weight is None:
         return after
