@@ -69,7 +69,8 @@ def clip_by_kl(
       Schulman, Levine, Abbeel, Jordan, Moritz, "Trust region policy optimization",
       2015.
     """
-    if jnp.shape(max_kl) != () or not checks.holds(max_kl > 0):
+    known = checks.is_concrete(max_kl)
+    if jnp.shape(max_kl) != () or (known and not float(max_kl) > 0):
         raise ValueError(f"max_kl is one positive number; got {max_kl}.")
     recipe = choices.shared(_Region(choices.hashable(apply_fn), likelihood, max_kl))
     return optax.GradientTransformationExtraArgs(
