@@ -149,10 +149,14 @@ def map_examples(function: Callable, batch: Batch) -> Batch:
 def _blank(batch: Batch) -> Batch:
     sliced, rebuild = split(batch.inputs)
     # one program where the values are at hand, and not one an operation
-    fill = jax.jit(_fill) if checks.is_concrete(batch) else _fill
-    given = sliced, batch.targets
-    sliced, targets = sharding.in_auto_mode(fill, given, *given, batch.weights)
+    blank = jax.jit(_blanked) if checks.is_concrete(batch) else _blanked
+    sliced, targets = blank(sliced, batch.targets, batch.weights)
     return Batch(rebuild(sliced), targets, batch.weights)
+
+
+def _blanked(sliced: list, targets: PyTree, weights: jax.Array) -> tuple:
+    given = sliced, targets
+    return sharding.in_auto_mode(_fill, given, *given, weights)
 
 
 def _fill(sliced: list, targets: PyTree, weights: jax.Array) -> tuple:
