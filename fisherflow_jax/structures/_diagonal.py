@@ -11,8 +11,7 @@ from fisherflow_jax._ground.choices import choice
 from fisherflow_jax._ground.holes import punch
 from fisherflow_jax.layers import Layers
 from fisherflow_jax.structures import capabilities
-from fisherflow_jax.structures._algebra import elementwise
-from fisherflow_jax.structures._algebra.basis import diagonal_of
+from fisherflow_jax.structures._algebra import linear
 from fisherflow_jax.structures._algebra.outer_products import squares
 from fisherflow_jax.structures._scalar import Scalar
 from fisherflow_jax.structures._structure import Structure
@@ -64,7 +63,7 @@ def diagonal(layers: Layers | None = None) -> Structure:
         reduce,
         isotropic,
         supports=capabilities.OF_A_MATRIX | {capabilities.MARGINAL},
-        from_matvec=lambda matvec, params: Diagonal(diagonal_of(matvec, params)),
+        from_matvec=lambda matvec, params: Diagonal(linear.diagonal_of(matvec, params)),
         from_full=lambda full: Diagonal(ops.diagonal(full)),
         takes_outer_products=True,
         layers=layers,
@@ -88,7 +87,7 @@ def _entries_of(information: Diagonal, operator: Any, name: str) -> PyTree:
     return ops.diagonal(operator, information.entries)
 
 
-elementwise.register(Diagonal, _add_other, _entries_of, ops.Parameters())
+linear.register_elementwise(Diagonal, _add_other, _entries_of, ops.Parameters())
 
 
 @ops.to_dense.register

@@ -80,21 +80,16 @@ def low_rank(rank: int) -> Structure:
 
 def _compress(base: PyTree, stack: PyTree, rank: int) -> LowRank:
     """`diag(base) + sum_k v_k v_k^T` with at most `rank` directions."""
-    like = base
     flat = trees.ravel(stack, 1)
-    missing = rank - flat.shape[0]
-    if missing > 0:
-        flat = jnp.pad(flat, ((0, missing), (0, 0)))
-    if missing >= 0:
-        return LowRank(base, trees.unravel(flat, like))
-    _, values, directions = jnp.linalg.svd(flat, full_matrices=False)
-    rows = values[:, None] * directions
-    kept, rest = rows[:rank], rows[rank:]
-    short = rank - kept.shape[0]  # fewer parameters than directions
-    if short > 0:
-        kept = jnp.pad(kept, ((0, short), (0, 0)))
-    spread = trees.unravel(jnp.sum(jnp.square(rest), 0), like)
-    return LowRank(jax.tree.map(jnp.add, base, spread), trees.unravel(kept, like))
+    if flat.shape[0] > rank:
+        _, values, directions = jnp.linalg.svd(flat, full_matrices=False)
+        rows = values[:, None] * directions
+        flat, rest = rows[:rank], rows[rank:]
+        spread = trees.unravel(jnp.sum(jnp.square(rest), 0), base)
+        base = jax.tree.map(jnp.add, base, spread)
+    # fewer vectors, or fewer parameters, than directions
+    flat = jnp.pad(flat, ((0, rank - flat.shape[0]), (0, 0)))
+    return LowRank(base, trees.unravel(flat, base))
 
 
 def _rank(information: LowRank) -> int:
@@ -240,9 +235,8 @@ def _(information: LowRank, like: PyTree | None = None) -> jax.Array:
 def _(left: LowRank, right: Any) -> Any:
     if isinstance(right, LowRank):
         base = jax.tree.map(jnp.add, left.base, right.base)
-        stack = jax.tree.map(
-            lambda x, y: jnp.concatenate([x, y]), left.factors, right.factors
-        )
+        factors = left.factors, right.factors
+        stack = jax.tree.map(lambda *x: jnp.concatenate(x), *factors)
         return _compress(base, stack, _rank(left))
     if isinstance(right, (Scalar, Diagonal)):
         diagonal = ops.diagonal(right, left.base)
@@ -288,17 +282,11 @@ def _(start: LowRank, parts: Sequence[LowRank]) -> LowRank:
     start_base, start_factors = _flat(start)
     base = sum(bases[1:], start=bases[0]) - copies * start_base
     rows = jnp.concatenate([*factors, jnp.sqrt(copies) * start_factors])
-    signs = jnp.concatenate(
-        [
-            jnp.ones((rows.shape[0] - start_factors.shape[0],), rows.dtype),
-            -jnp.ones((start_factors.shape[0],), rows.dtype),
-        ]
-    )
+    signs = jnp.ones(rows.shape[0], rows.dtype).at[-start_factors.shape[0] :].set(-1)
     span, mixing = jnp.linalg.qr(rows.T)
     values, rotation = jnp.linalg.eigh((mixing * signs[None, :]) @ mixing.T)
     directions = (span @ rotation).T
     kept = jnp.sqrt(jnp.maximum(values, 0.0))[:, None] * directions
     negative = jnp.minimum(values, 0.0)[:, None] * jnp.square(directions)
     base = jnp.maximum(base + jnp.sum(negative, 0), start_base)
-    like = start.base
-    return LowRank(trees.unravel(base, like), trees.unravel(kept, like))
+    return LowRank(trees.unravel(base, start.base), trees.unravel(kept, start.base))

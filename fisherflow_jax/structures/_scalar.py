@@ -9,8 +9,7 @@ from fisherflow_jax import information as ops
 from fisherflow_jax._ground import trees
 from fisherflow_jax._ground.choices import choice
 from fisherflow_jax.structures import capabilities
-from fisherflow_jax.structures._algebra import elementwise, linear
-from fisherflow_jax.structures._algebra.basis import diagonal_of
+from fisherflow_jax.structures._algebra import linear
 from fisherflow_jax.structures._algebra.outer_products import leaf_size, sum_of_squares
 from fisherflow_jax.structures._structure import Structure
 
@@ -58,7 +57,9 @@ def scalar() -> Structure:
         reduce,
         isotropic,
         supports=capabilities.OF_A_MATRIX | {capabilities.MARGINAL},
-        from_matvec=lambda matvec, params: from_diagonal(diagonal_of(matvec, params)),
+        from_matvec=lambda matvec, params: from_diagonal(
+            linear.diagonal_of(matvec, params)
+        ),
         from_full=lambda full: from_diagonal(ops.diagonal(full)),
         takes_outer_products=True,
     )
@@ -85,7 +86,7 @@ def _number_of(information: Scalar, operator: Any, name: str) -> jax.Array:
     return operator.value
 
 
-elementwise.register(Scalar, linear.refuse, _number_of, AllAlike())
+linear.register_elementwise(Scalar, linear.refuse, _number_of, AllAlike())
 
 
 @ops.logdet.register

@@ -7,7 +7,7 @@ size. Everything else is written here once.
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +20,6 @@ from fisherflow_jax._ground import linalg, trees
 from fisherflow_jax._ground.holes import punch, shown_leaves
 from fisherflow_jax.structures import capabilities
 from fisherflow_jax.structures._algebra import linear
-from fisherflow_jax.structures._algebra.basis import map_basis
 from fisherflow_jax.structures._diagonal import Diagonal
 from fisherflow_jax.structures._scalar import Scalar
 from fisherflow_jax.structures._structure import Structure
@@ -57,7 +56,7 @@ def _together(kept: Layout, leaves: list, batch_dims: int) -> list[jax.Array]:
     return arrays
 
 
-def _apart(kept: Layout, arrays: list[jax.Array]) -> PyTree:
+def _apart(kept: Layout, arrays: Iterable[jax.Array]) -> PyTree:
     """The inverse of `_together`."""
     rows, treedef = jax.tree.flatten(kept.tree)
     leaves: list[Any] = [None] * len(rows)
@@ -77,7 +76,7 @@ def matrices(information: Any) -> list[jax.Array]:
     return _together(kept, jax.tree.leaves(kept.tree), 1)
 
 
-def with_matrices(information: Any, blocks: list[jax.Array]) -> Any:
+def with_matrices(information: Any, blocks: Iterable[jax.Array]) -> Any:
     """The information of the same layout with other blocks."""
     kept = layout(information)
     return kept.build(_apart(kept, blocks))
@@ -85,11 +84,16 @@ def with_matrices(information: Any, blocks: list[jax.Array]) -> Any:
 
 def pack(information: Any, vector: PyTree) -> list[jax.Array]:
     """A vector as one array `(..., k)` for each entry of `matrices`."""
-    leaves = jax.tree.leaves(cast(vector, information))
+    dtype = trees.float_dtype(information)
+    leaves = [
+        # whole numbers (places) stay
+        x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+        for x in jax.tree.leaves(vector)
+    ]
     return _together(layout(information), leaves, 0)
 
 
-def unpack(information: Any, parts: list[jax.Array]) -> PyTree:
+def unpack(information: Any, parts: Iterable[jax.Array]) -> PyTree:
     """The inverse of `pack`."""
     return _apart(layout(information), parts)
 
@@ -165,13 +169,12 @@ def _of_matvec(shapes: Any, matvec: Callable, params: PyTree) -> Any:
         def read(column: jax.Array, position: jax.Array, each=each, size=size):
             return column[each[position // size]]
 
-        rows = map_basis(matvec, params, read, indices=place.reshape(-1))
+        rows = linear.map_basis(matvec, params, read, indices=place.reshape(-1))
         blocks.append(_symmetric(rows.reshape((*place.shape, size))))
     return with_matrices(shapes, blocks)
 
 
 def _restrict(information: Any, shown: PyTree, like: PyTree | None = None) -> Any:
-    del like
     kept = layout(information)
     rows, treedef = jax.tree.flatten(kept.tree)
     flags = shown_leaves(kept.tree, shown)
@@ -183,16 +186,6 @@ def _restrict(information: Any, shown: PyTree, like: PyTree | None = None) -> An
             rows[index] = rows[index][positions]
     (tree,) = kept.build(jax.tree.unflatten(treedef, rows))
     return type(information)(punch(tree, shown))
-
-
-def cast(vector: PyTree, information: Any) -> PyTree:
-    """A floating vector in the information's type; whole numbers (places) stay."""
-    dtype = trees.float_dtype(information)
-
-    def leaf(x: jax.Array) -> jax.Array:
-        return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
-
-    return jax.tree.map(leaf, vector)
 
 
 def _identity(matrix: jax.Array) -> jax.Array:
@@ -223,7 +216,10 @@ def factorise(matrix: jax.Array, damping: Any = 0.0) -> tuple[jax.Array, jax.Arr
     return linalg.cholesky(equilibrated), scales
 
 
-def _vector_solve(factor: jax.Array, scales: jax.Array, vector: jax.Array) -> jax.Array:
+def _vector_solve(
+    factorised: tuple[jax.Array, jax.Array], vector: jax.Array
+) -> jax.Array:
+    factor, scales = factorised
     return cho_solve((factor, True), (vector / scales)[..., None])[..., 0] / scales
 
 
@@ -240,10 +236,8 @@ def _symmetric(matrix: jax.Array) -> jax.Array:
 
 
 def _matvec(information: Any, vector: PyTree) -> PyTree:
-    parts = [
-        jnp.einsum("...ij,...j->...i", m, v)
-        for m, v in zip(matrices(information), pack(information, vector), strict=True)
-    ]
+    times = functools.partial(jnp.einsum, "...ij,...j->...i")
+    parts = map(times, matrices(information), pack(information, vector))
     return unpack(information, parts)
 
 
@@ -251,9 +245,9 @@ def _solver(information: Any, damping: jax.typing.ArrayLike = 0.0):
     factors = [factorise(m, damping) for m in matrices(information)]
 
     def solve(vector: PyTree) -> PyTree:
-        parts = pack(information, vector)
-        solved = [_vector_solve(*f, v) for f, v in zip(factors, parts, strict=True)]
-        return unpack(information, solved)
+        return unpack(
+            information, map(_vector_solve, factors, pack(information, vector))
+        )
 
     return solve
 
@@ -266,14 +260,9 @@ class CholeskyFactors(NamedTuple):
 
     def divide(self, vector: PyTree) -> PyTree:
         """`(I + damping 1)^-1 v`."""
-        layout = self.factors
-        parts = zip(
-            matrices(layout),
-            pack(layout, self.scales),
-            pack(layout, vector),
-            strict=True,
-        )
-        return unpack(layout, [_vector_solve(*part) for part in parts])
+        kept = self.factors
+        pairs = zip(matrices(kept), pack(kept, self.scales), strict=True)
+        return unpack(kept, map(_vector_solve, pairs, pack(kept, vector)))
 
 
 def _factorise(information: Any, damping: jax.Array) -> CholeskyFactors:
@@ -296,8 +285,8 @@ class BlockColumns(NamedTuple):
         return self._turn("...ij,...j->...i", coordinates)
 
     def _turn(self, spec: str, vector: PyTree) -> PyTree:
-        parts = zip(matrices(self.columns), pack(self.columns, vector), strict=True)
-        return unpack(self.columns, [jnp.einsum(spec, *part) for part in parts])
+        turn, kept = functools.partial(jnp.einsum, spec), self.columns
+        return unpack(kept, map(turn, matrices(kept), pack(kept, vector)))
 
     def laid_out(self, vector: PyTree) -> PyTree:
         return vector
@@ -308,7 +297,6 @@ class BlockColumns(NamedTuple):
 
 
 def _spectral(information: Any, like: PyTree | None = None) -> ops.Spectral:
-    del like
     pairs = [linalg.eigh(block) for block in matrices(information)]
     # rounding brings the smallest eigenvalues of a singular matrix below zero
     values = unpack(information, [jnp.maximum(values, 0) for values, _ in pairs])
@@ -317,7 +305,6 @@ def _spectral(information: Any, like: PyTree | None = None) -> ops.Spectral:
 
 
 def _eigenvalues(information: Any, like: PyTree | None = None) -> list[jax.Array]:
-    del like
     return [linalg.eigh(block)[0] for block in matrices(information)]
 
 
@@ -325,7 +312,6 @@ def _whitener(
     information: Any, damping: jax.typing.ArrayLike = 0.0, like: PyTree | None = None
 ) -> ops.Whitener:
     """The inverse Cholesky factor of each block; coordinates are packed."""
-    del like
     factors = [factorise(m, damping) for m in matrices(information)]
 
     def rows(stack: PyTree) -> list[jax.Array]:
@@ -349,7 +335,6 @@ def _whitener(
 
 
 def _logdet(information: Any, like: PyTree | None = None) -> jax.Array:
-    del like
     logs = []
     for matrix in matrices(information):
         factor, scales = factorise(matrix)
@@ -359,13 +344,11 @@ def _logdet(information: Any, like: PyTree | None = None) -> jax.Array:
 
 
 def _trace(information: Any, like: PyTree | None = None) -> jax.Array:
-    return jnp.sum(trees.ravel(_diagonal(information, like)))
+    return jnp.sum(trees.ravel(_diagonal(information)))
 
 
 def _diagonal(information: Any, like: PyTree | None = None) -> PyTree:
-    del like
-    parts = [_diagonal_entries(m) for m in matrices(information)]
-    return unpack(information, parts)
+    return unpack(information, map(_diagonal_entries, matrices(information)))
 
 
 def _inverse_diagonal(information: Any, like: PyTree | None = None) -> PyTree:
@@ -386,7 +369,6 @@ def places(information: Any) -> list[np.ndarray]:
 
 
 def _to_dense(information: Any, like: PyTree | None = None) -> jax.Array:
-    del like
     all_places, blocks = places(information), matrices(information)
     count = sum(p.size for p in all_places)
     dense = jnp.zeros((count, count), trees.float_dtype(information))
@@ -395,39 +377,34 @@ def _to_dense(information: Any, like: PyTree | None = None) -> jax.Array:
     return dense
 
 
-def add_other(left: Any, right: Any) -> Any:
+def _add_other(left: Any, right: Any) -> Any:
     """The sum with a number, or with a diagonal."""
     if isinstance(right, Scalar):
         value = right.value.astype(trees.float_dtype(left))
         return with_matrices(left, [m + value * _identity(m) for m in matrices(left)])
     if isinstance(right, Diagonal):
-        blocks = [
-            m + _diagonal_matrix(v)
-            for m, v in zip(matrices(left), pack(left, right.entries), strict=True)
-        ]
-        return with_matrices(left, blocks)
+        diagonals = map(_diagonal_matrix, pack(left, right.entries))
+        return with_matrices(left, map(jnp.add, matrices(left), diagonals))
     return NotImplemented
 
 
 def _inverse(information: Any) -> Any:
-    blocks = [inverse_matrix(m) for m in matrices(information)]
-    return with_matrices(information, blocks)
+    return with_matrices(information, map(inverse_matrix, matrices(information)))
 
 
 def _sandwich(information: Any, meat: Any) -> Any:
-    blocks = []
-    for bread, filling in zip(matrices(information), matrices(meat), strict=True):
+    def block(bread: jax.Array, filling: jax.Array) -> jax.Array:
         inverse = inverse_matrix(bread)
-        blocks.append(_symmetric(inverse @ filling @ inverse))
-    return with_matrices(information, blocks)
+        return _symmetric(inverse @ filling @ inverse)
+
+    return with_matrices(information, map(block, matrices(information), matrices(meat)))
 
 
 def _operator_blocks(information: Any, operator: Any, name: str) -> list[jax.Array]:
     """A noise or transition as one matrix `(..., k, k)` for each block."""
     if isinstance(operator, (Scalar, Diagonal)):
-        like = _diagonal(information)
-        parts = pack(information, ops.diagonal(operator, like))
-        return [_diagonal_matrix(v) for v in parts]
+        entries = ops.diagonal(operator, _diagonal(information))
+        return [_diagonal_matrix(v) for v in pack(information, entries)]
     concrete = np.asarray(operator)
     blocks = [concrete[p[..., :, None], p[..., None, :]] for p in places(information)]
     if sum(np.count_nonzero(b) for b in blocks) != np.count_nonzero(concrete):
@@ -440,21 +417,21 @@ def _operator_blocks(information: Any, operator: Any, name: str) -> list[jax.Arr
 
 
 def _propagate(information: Any, noise: Any, transition: Any | None = None) -> Any:
-    noises = _operator_blocks(information, noise, "process_noise")
+    def wait(block: jax.Array, noise: jax.Array) -> jax.Array:
+        # (1 + I Q)^-1 I: nothing is inverted, so a singular I or Q is harmless
+        system = _identity(block) + block @ noise
+        return _symmetric(jnp.linalg.solve(system, block))
+
+    def move(block: jax.Array, noise: jax.Array, step: jax.Array) -> jax.Array:
+        covariance = step @ inverse_matrix(block) @ jnp.swapaxes(step, -1, -2) + noise
+        return inverse_matrix(_symmetric(covariance))
+
     blocks = matrices(information)
+    noises = _operator_blocks(information, noise, "process_noise")
     if transition is None:
-        moved = []
-        for block, q in zip(blocks, noises, strict=True):
-            # (1 + I Q)^-1 I: nothing is inverted, so a singular I or Q is harmless
-            system = _identity(block) + block @ q
-            moved.append(_symmetric(jnp.linalg.solve(system, block)))
-        return with_matrices(information, moved)
+        return with_matrices(information, map(wait, blocks, noises))
     steps = _operator_blocks(information, transition, "transition")
-    moved = []
-    for block, q, a in zip(blocks, noises, steps, strict=True):
-        covariance = a @ inverse_matrix(block) @ jnp.swapaxes(a, -1, -2) + q
-        moved.append(inverse_matrix(_symmetric(covariance)))
-    return with_matrices(information, moved)
+    return with_matrices(information, map(move, blocks, noises, steps))
 
 
 @ops.parts.register
@@ -465,7 +442,7 @@ def _(factors: CholeskyFactors) -> list[tuple[str, int]]:
 
 def register(kind: type) -> None:
     """Gives a type of dense blocks all operations of `ff.information`."""
-    linear.register(kind, add_other)
+    linear.register(kind, _add_other)
     ops.restrict.register(kind, _restrict)
     ops.matvec.register(kind, _matvec)
     ops.solver.register(kind, _solver)

@@ -1,12 +1,16 @@
-"""Informations whose arrays add, entry by entry."""
+"""Informations whose arrays add, and what is read of an operator by its products."""
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fisherflow_jax import information as ops
+from fisherflow_jax._ground import trees
+
+PyTree = Any
 
 
 def scaled(information: Any, factor: jax.typing.ArrayLike) -> Any:
@@ -45,3 +49,75 @@ def register(kind: type, add_other: Callable[[Any, Any], Any] = refuse) -> None:
     ops.add_to.register(kind, add_to)
     ops.scale.register(kind, scaled)
     ops.total.register(kind, total)
+
+
+def register_elementwise(
+    kind: type,
+    add_other: Callable[[Any, Any], Any],
+    numbers_of: Callable[[Any, Any, str], PyTree],
+    basis: Any,
+) -> None:
+    """Gives a type with one field, numbers by which entries are multiplied, all operations of `ff.information`.
+
+    `numbers_of(information, operator, name)` are those of a noise or a transition.
+    """
+
+    def mapped(function: Callable, information: Any, *rest: PyTree) -> Any:
+        return kind(jax.tree.map(function, information[0], *rest))
+
+    def propagate(information: Any, noise: Any, transition: Any | None = None) -> Any:
+        variances = numbers_of(information, noise, "process_noise")
+        if transition is None:
+            return mapped(lambda a, q: a / (1 + q * a), information, variances)
+        # a zero transition forgets everything: the predicted variance is the noise
+        return mapped(
+            lambda a, q, f: a / (jnp.square(f) + q * a),
+            information,
+            variances,
+            numbers_of(information, transition, "transition"),
+        )
+
+    register(kind, add_other)
+    ops.facts.register(kind, lambda information: ops.Facts(elementwise=True))
+    ops.spectral.register(kind, lambda i, like=None: ops.Spectral(i[0], basis))
+    ops.inverse.register(kind, lambda i: mapped(lambda a: 1 / a, i))
+    ops.sandwich.register(
+        kind, lambda i, meat: mapped(lambda a, m: m / jnp.square(a), i, meat[0])
+    )
+    ops.propagate.register(kind, propagate)
+
+
+# ---- reading an operator by multiplying unit vectors
+
+
+def map_basis(
+    matvec: Callable[[PyTree], PyTree],
+    params: PyTree,
+    read: Callable[[jax.Array, jax.Array], Any],
+    *,
+    indices: np.ndarray | None = None,
+    batch_size: int = 16,
+) -> Any:
+    """`read(M e_i, k)` stacked over the k-th of `indices` i (None: all of them).
+
+    One product an index, `batch_size` of them at a time. `M e_i` reaches `read`
+    ravelled, shape `(d,)`.
+    """
+    count, dtype = trees.size(params), trees.float_dtype(params)
+    indices = np.arange(count) if indices is None else indices
+    positions = jnp.arange(len(indices), dtype=jnp.int32)
+
+    def one(position: jax.Array) -> Any:
+        index = jnp.asarray(indices, jnp.int32)[position]
+        unit = jnp.zeros((count,), dtype).at[index].set(1.0)
+        tree = trees.unravel(unit, params)
+        cast = jax.tree.map(lambda x, like: x.astype(like.dtype), tree, params)
+        return read(trees.ravel(matvec(cast)), position)
+
+    return jax.lax.map(one, positions, batch_size=batch_size)
+
+
+def diagonal_of(matvec: Callable[[PyTree], PyTree], params: PyTree) -> PyTree:
+    """The diagonal of the operator, a pytree like `params`."""
+    flat = map_basis(matvec, params, lambda column, index: column[index])
+    return trees.unravel(flat, params)
