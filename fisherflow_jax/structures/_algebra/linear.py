@@ -57,7 +57,7 @@ def register_elementwise(
     numbers_of: Callable[[Any, Any, str], PyTree],
     basis: Any,
 ) -> None:
-    """Gives a type with one field, numbers by which entries are multiplied, all operations of `ff.information`.
+    """Gives a type, whose one field has the entries' factors, all its operations.
 
     `numbers_of(information, operator, name)` are those of a noise or a transition.
     """
