@@ -19,6 +19,7 @@ from jax.extend import core
 from fisherflow_jax.layers._views import View
 
 _JAXPR = (core.Jaxpr, core.ClosedJaxpr)
+Path = tuple[int, ...]  # of equations, from the outermost body inwards
 
 # the same primitives under the names of several versions, and where their body is
 _CALLS = {

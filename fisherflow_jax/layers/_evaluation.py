@@ -5,63 +5,41 @@ zero is added to the derivative's path, so that pulling back stops there.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from fisherflow_jax.layers import _compat
-from fisherflow_jax.layers._compat import Equation, Program
-from fisherflow_jax.layers._linear import Linear
+from fisherflow_jax.layers._compat import Equation, Path, Program
 from fisherflow_jax.layers._tracing import Traced
-from fisherflow_jax.layers._uses import Broadcast, Path, Use
+from fisherflow_jax.layers._walk import Broadcast, Use
 
 PyTree = Any
-
-
-class Tap(NamedTuple):
-    """What to tap by the path of its equation, and the zeros added there.
-
-    At a linear layer the output; at a parameter that meets others entry by entry the
-    operand, by its place.
-    """
-
-    places: dict[Path, Linear | int]
-    zeros: dict[Path, jax.Array]  # (*scans, *output.shape)
-
-    def by_equation(self, depth: int) -> dict[int, "Tap"]:
-        """The taps in each equation of a body at this depth of paths."""
-        inside: dict[int, Tap] = {}
-        for path, place in self.places.items():
-            part = inside.setdefault(path[depth], Tap({}, {}))
-            part.places[path] = place
-            part.zeros[path] = self.zeros[path]
-        return inside
+# What is tapped: at a linear layer the output; at a parameter that meets others entry
+# by entry the operand. A zero (*scans, *output.shape) is added there.
+Taps = dict[Path, Use | Broadcast]
+Arrays = dict[Path, jax.Array]
 
 
 def evaluate(
     traced: Traced, others: Sequence[int]
-) -> tuple[PyTree, dict[Path, jax.Array], Callable]:
+) -> tuple[PyTree, Arrays, Callable[[PyTree], tuple[Arrays, dict[int, jax.Array]]]]:
     """Outputs, the operands of tapped layers, and how to pull back to all taps.
 
     `others` are leaves to which whole gradients are pulled back.
     """
-    uses = [use for of_layer in traced.uses for use in of_layer]
-    places: dict[Path, Linear | int] = {s.path: s.place for s in traced.broadcasts}
-    places |= {use.path: use.linear for use in uses}
-    every: list[Use | Broadcast] = [*uses, *traced.broadcasts]
+    tapped: list[Use | Broadcast] = [*traced.broadcasts, *sum(traced.uses, ())]
+    taps = {tap.path: tap for tap in tapped}
     zeros = {
-        tapped.path: jnp.zeros(
-            (*tapped.scans, *tapped.output.shape), tapped.output.dtype
-        )
-        for tapped in every
+        path: jnp.zeros((*tap.scans, *tap.output.shape), tap.output.dtype)
+        for path, tap in taps.items()
     }
     kept = {i: traced.arguments[i] for i in others}
 
-    def run(zeros: dict[Path, jax.Array], others: dict[int, jax.Array]):
-        filled = dict(enumerate(traced.arguments)) | others
-        values = [filled[i] for i in range(len(filled))]
-        outputs, operands = _evaluate(traced.program, values, Tap(places, zeros), ())
+    def run(zeros: Arrays, others: dict[int, jax.Array]):
+        values = [others.get(i, x) for i, x in enumerate(traced.arguments)]
+        outputs, operands = _evaluate(traced.program, values, taps, zeros, ())
         return traced.output_tree.unflatten(outputs), operands
 
     outputs, pull_back, operands = jax.vjp(run, zeros, kept, has_aux=True)
@@ -80,66 +58,67 @@ def _(primals, tangents):
 
 
 def _evaluate(
-    program: Program, values: Sequence[Any], tap: Tap, path: Path
-) -> tuple[list, dict[Path, jax.Array]]:
-    """The outputs, and what entered each tapped layer."""
+    program: Program, values: Sequence[Any], taps: Taps, zeros: Arrays, path: Path
+) -> tuple[list, Arrays]:
+    """The outputs, and what entered each tapped layer; zeros are those in this body."""
     known = {**program.constants, **dict(zip(program.inputs, values, strict=True))}
-    entered: dict[Path, jax.Array] = {}
+    entered: Arrays = {}
+    inside: dict[int, Arrays] = {}  # the zeros in each equation
+    for tapped, zero in zeros.items():
+        inside.setdefault(tapped[len(path)], {})[tapped] = zero
 
-    def value_of(atom: _compat.Atom) -> Any:
-        return atom.value if atom.variable is None else known[atom.variable]
+    def values_of(atoms: Sequence[_compat.Atom]) -> list:
+        return [x.value if x.variable is None else known[x.variable] for x in atoms]
 
-    taps = tap.by_equation(len(path))
     for i, equation in enumerate(program.equations):
-        here, inside = (*path, i), taps.get(i)
-        operands = [value_of(atom) for atom in equation.inputs]
-        if inside is None:
-            results = equation.evaluate(operands)
-        elif here in inside.places:
-            zero, place = inside.zeros[here], inside.places[here]
-            if isinstance(place, int):
-                repeated = jnp.broadcast_to(operands[place], zero.shape)
-                operands[place] = _tapped(repeated, zero)
+        here, operands = (*path, i), values_of(equation.inputs)
+        match taps.get(here):
+            case Broadcast(place=place):
+                repeated = jnp.broadcast_to(operands[place], zeros[here].shape)
+                operands[place] = _tapped(repeated, zeros[here])
                 results = equation.evaluate(operands)
-            else:
-                operand = entered[here] = operands[place.operand]
-                counts = place.counts(operand)
+            case Use(linear=linear):
+                zero, operand = zeros[here], operands[linear.operand]
+                entered[here] = operand
+                counts = linear.counts(operand)
                 if counts is not None:
                     zero = jnp.where(counts, zero, jnp.zeros_like(zero))
                 results = [_tapped(equation.evaluate(operands)[0], zero)]
-        else:
-            results, below = _evaluate_body(equation, operands, inside, here)
-            entered |= below
-        for atom, result in zip(equation.outputs, results, strict=True):
-            known[atom.variable] = result
-    return [value_of(atom) for atom in program.outputs], entered
+            case _ if i in inside:
+                results, below = _evaluate_body(
+                    equation, operands, taps, inside[i], here
+                )
+                entered |= below
+            case _:
+                results = equation.evaluate(operands)
+        variables = (atom.variable for atom in equation.outputs)
+        known |= zip(variables, results, strict=True)
+    return values_of(program.outputs), entered
 
 
 def _evaluate_body(
-    equation: Equation, operands: list, tap: Tap, path: Path
-) -> tuple[list, dict[Path, jax.Array]]:
+    equation: Equation, operands: list, taps: Taps, zeros: Arrays, path: Path
+) -> tuple[list, Arrays]:
     operation = equation.operation
     body = _compat.read(operation.body)
+
+    def call(operands: list, zeros: Arrays) -> tuple[list, Arrays]:
+        return _evaluate(body, operands, taps, zeros, path)
+
     if isinstance(operation, _compat.Call):
-
-        def call(operands: list, zeros: dict[Path, jax.Array]):
-            return _evaluate(body, operands, Tap(tap.places, zeros), path)
-
-        return operation.wrap(call)(operands, tap.zeros)
+        return operation.wrap(call)(operands, zeros)
 
     first, carries = operation.num_constants, operation.num_carries
 
-    def step(carry: list, slices: tuple[list, dict[Path, jax.Array]]):
+    def step(carry: list, slices: tuple[list, Arrays]):
         values, zeros = slices
-        results, entered = _evaluate(
-            body, [*operands[:first], *carry, *values], Tap(tap.places, zeros), path
-        )
+        results, entered = call([*operands[:first], *carry, *values], zeros)
         return results[:carries], (results[carries:], entered)
 
     last, (stacked, entered) = jax.lax.scan(
         step,
         operands[first : first + carries],
-        (operands[first + carries :], tap.zeros),
+        (operands[first + carries :], zeros),
         length=operation.length,
         reverse=operation.reverse,
         unroll=operation.unroll,

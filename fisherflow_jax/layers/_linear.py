@@ -16,6 +16,8 @@ import jax.numpy as jnp
 from fisherflow_jax.layers._compat import Convolution, Dot, Equation, Gather
 from fisherflow_jax.layers._views import View
 
+Axes = tuple[tuple[int, ...], ...]  # groups of axes, each of which becomes one
+
 
 class NotLinear(Exception):
     """Why an operation is not a linear layer of the parameter that enters it."""
@@ -33,7 +35,7 @@ def _split(array: Any, axis: int, count: int) -> Any:
     return array.reshape((*shape[:axis], *parts, *shape[axis + 1 :]))
 
 
-def _others(ndim: int, *used: Sequence[int]) -> tuple[int, ...]:
+def others(ndim: int, *used: Sequence[int]) -> tuple[int, ...]:
     return tuple(i for i in range(ndim) if not any(i in group for group in used))
 
 
@@ -42,76 +44,85 @@ class Dense:
     """A product with a matrix."""
 
     operand: int  # which operand enters the layer
-    kernel_axes: tuple  # of stacks, inputs, outputs
-    operand_axes: tuple  # of stacks, positions, inputs
-    output_axes: tuple  # of stacks, positions, outputs
+    kernel_axes: Axes  # of stacks, inputs, outputs
+    input_axes: Axes  # of stacks, positions, inputs
+    output_axes: Axes  # of stacks, positions, outputs
     kind = "dense"
 
     def kernel(self, view: View) -> View:
         return grouped(view, *self.kernel_axes)
 
     def inputs(self, operand: jax.Array) -> jax.Array:
-        return grouped(operand, *self.operand_axes)
+        return grouped(operand, *self.input_axes)
 
     def outputs(self, values: Any) -> Any:
         return grouped(values, *self.output_axes)
 
-    def counts(self, operand: jax.Array) -> None:
+    def counts(self, operand: jax.Array) -> jax.Array | None:
         """Which outputs depend on the kernel; None: all."""
+        return None
 
 
 @dataclasses.dataclass(frozen=True)
-class Convolved:
-    """A convolution: the product of patches of the input with a matrix."""
+class Convolved(Dense):
+    """A convolution: the product of patches of the input with a matrix.
+
+    Its axes are those after the axis of features is split into groups and features.
+    """
 
     convolution: Convolution
     kernel_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
-    operand = 0
     kind = "convolution"
 
     def kernel(self, view: View) -> View:
-        features = self.convolution.kernel_spec[0]
-        view = _split(view, features, self.convolution.feature_groups)
-        pair = (features,), (features + 1,)
-        # the order of the kernel's own axes makes its layout a plain reshape
-        return grouped(view, pair[0], _others(len(view.shape), *pair), pair[1])
+        convolution = self.convolution
+        features = convolution.kernel_spec[0]
+        return super().kernel(_split(view, features, convolution.feature_groups))
 
     def inputs(self, operand: jax.Array) -> jax.Array:
         """Patches in the order of the kernel's axes."""
-        convolution = self.convolution
-        windows = _windows(operand, convolution, self.kernel_shape, self.output_shape)
-        windows = _split(windows, 1, convolution.feature_groups)
-        # now (batch, groups, features, out, window, out, window, ...)
-        _, features, *space = convolution.kernel_spec
-        place = {features: 2} | {axis: 4 + 2 * i for i, axis in enumerate(space)}
-        positions = (0, *(3 + 2 * i for i in range(len(space))))
-        return grouped(windows, (1,), positions, [place[i] for i in sorted(place)])
+        groups = self.convolution.feature_groups
+        return super().inputs(_split(self._windows(operand), 1, groups))
 
     def outputs(self, values: Any) -> Any:
-        batch, features, *space = self.convolution.output_spec
-        values = _split(values, features, self.convolution.feature_groups)
-        positions = [i + (i > features) for i in (batch, *space)]
-        return grouped(values, (features,), positions, (features + 1,))
+        convolution = self.convolution
+        features = convolution.output_spec[1]
+        return super().outputs(_split(values, features, convolution.feature_groups))
 
-    def counts(self, operand: jax.Array) -> None:
-        """Which outputs depend on the kernel; None: all."""
+    def _windows(self, images: jax.Array) -> jax.Array:
+        """`(batch, features, out, window, out, window, ...)`, by slices: exact copies.
+
+        Along one axis of space, entry (o, j) is the padded image's at
+        `o * stride + j * dilation`.
+        """
+        convolution = self.convolution
+        images = images.transpose(convolution.input_spec)
+        padding = zip(convolution.padding, convolution.input_dilation, strict=True)
+        config = [(low, high, dilation - 1) for (low, high), dilation in padding]
+        zero = jnp.zeros((), images.dtype)
+        images = jax.lax.pad(images, zero, [(0, 0, 0), (0, 0, 0), *config])
+        for i, stride in enumerate(convolution.strides):
+            axis, dilation = 2 + 2 * i, convolution.kernel_dilation[i]
+            size = self.output_shape[convolution.output_spec[2 + i]]
+            window = self.kernel_shape[convolution.kernel_spec[2 + i]]
+            span = (size - 1) * stride + 1
+            starts = [j * dilation for j in range(window)]
+            slices = [
+                jax.lax.slice_in_dim(images, start, start + span, stride, axis)
+                for start in starts
+            ]
+            images = jnp.stack(slices, axis + 1)
+        return images
 
 
 @dataclasses.dataclass(frozen=True)
-class Embedding:
+class Embedding(Dense):
     """Rows of a table, looked up by their ids."""
 
     gather: Gather
-    kernel_shape: tuple[int, ...]
     num_ids: int
-    operand = 1
     kind = "embedding"
-
-    def kernel(self, view: View) -> View:
-        stacks, rows = self.gather.batch_dims, self.gather.index_map
-        outputs = _others(len(self.kernel_shape), stacks, rows)
-        return grouped(view, stacks, rows, outputs)
 
     def inputs(self, operand: jax.Array) -> jax.Array:
         """Ids `(K, T)`, int32; the number of rows for an id that the gather drops."""
@@ -120,28 +131,16 @@ class Embedding:
             ids = jnp.clip(ids, 0, self.num_ids - 1)
         else:
             end = jnp.asarray(self.num_ids, ids.dtype)
-            ids = jnp.where(self._in_bounds(operand), ids, end)
-        stacks = self.gather.index_batch_dims
-        return grouped(ids.astype(jnp.int32), stacks, _others(ids.ndim, stacks))
-
-    def outputs(self, values: Any) -> Any:
-        looked_up = _others(len(values.shape), self.gather.offset_dims)
-        stacks = [looked_up[i] for i in self.gather.index_batch_dims]
-        return grouped(
-            values,
-            stacks,
-            _others(len(values.shape), self.gather.offset_dims, stacks),
-            self.gather.offset_dims,
-        )
+            ids = jnp.where(self._in_bounds(ids), ids, end)
+        return super().inputs(ids.astype(jnp.int32))
 
     def counts(self, operand: jax.Array) -> jax.Array | None:
-        """Which outputs depend on the kernel; None: all."""
         if self.gather.clips:
             return None
-        return jnp.expand_dims(self._in_bounds(operand), self.gather.offset_dims)
+        in_bounds = self._in_bounds(_ids(operand))
+        return jnp.expand_dims(in_bounds, self.gather.offset_dims)
 
-    def _in_bounds(self, operand: jax.Array) -> jax.Array:
-        ids = _ids(operand)
+    def _in_bounds(self, ids: jax.Array) -> jax.Array:
         return (ids >= 0) & (ids < self.num_ids)
 
 
@@ -151,22 +150,19 @@ def _ids(operand: jax.Array) -> jax.Array:
     return ids.astype(jnp.int32) if ids.dtype.itemsize < 4 else ids
 
 
-Linear = Dense | Convolved | Embedding
-
-
-def match(equation: Equation, place: int) -> Linear:
+def match(equation: Equation, place: int) -> Dense:
     """The linear layer of the parameter at `place` among the equation's operands.
 
     Raises:
       NotLinear: with the reason, where it is none.
     """
-    operation = equation.operation
-    if isinstance(operation, Dot):
-        return _dense(operation, equation, place)
-    if isinstance(operation, Convolution):
-        return _convolved(operation, equation, place)
-    if isinstance(operation, Gather):
-        return _embedding(operation, equation, place)
+    match equation.operation:
+        case Dot() as dot:
+            return _dense(dot, equation, place)
+        case Convolution() as convolution:
+            return _convolved(convolution, equation, place)
+        case Gather() as gather:
+            return _embedding(gather, equation, place)
     raise NotLinear(f"used in {equation.name}")
 
 
@@ -177,18 +173,18 @@ def _dense(dot: Dot, equation: Equation, place: int) -> Dense:
     contracted = tuple(zip(*sorted(pairs), strict=True)) or ((), ())
     stacks = dot.batch[place], dot.batch[other]
     ndims = [len(equation.inputs[i].shape) for i in (place, other)]
-    free = [_others(ndims[i], stacks[i], contracted[i]) for i in (0, 1)]
+    free = [others(ndims[i], stacks[i], contracted[i]) for i in (0, 1)]
     # the output's axes: stacks, free ones of the left, free ones of the right
-    start = len(stacks[0])
-    sides = [len(free[0]), len(free[1])] if place == 0 else [len(free[1]), len(free[0])]
-    left = tuple(range(start, start + sides[0]))
-    right = tuple(range(start + sides[0], start + sum(sides)))
-    shared, features = (right, left) if place == 0 else (left, right)
+    axes = range(len(equation.outputs[0].shape))
+    start, count = len(stacks[0]), len(free[0])
+    first = start if place == 0 else len(axes) - count
+    features = tuple(axes[first : first + count])
+    of_stacks = tuple(axes[:start])
     return Dense(
-        other,
-        (stacks[0], contracted[0], free[0]),
-        (stacks[1], free[1], contracted[1]),
-        (tuple(range(start)), shared, features),
+        operand=other,
+        kernel_axes=(stacks[0], contracted[0], free[0]),
+        input_axes=(stacks[1], free[1], contracted[1]),
+        output_axes=(of_stacks, others(len(axes), of_stacks, features), features),
     )
 
 
@@ -197,14 +193,30 @@ def _convolved(convolution: Convolution, equation: Equation, place: int) -> Conv
         raise NotLinear("convolved as an image")
     if convolution.batch_groups != 1:
         raise NotLinear("used in a convolution with groups of the batch")
-    return Convolved(convolution, equation.inputs[1].shape, equation.outputs[0].shape)
+    kernel_shape, output_shape = equation.inputs[1].shape, equation.outputs[0].shape
+    outputs, features, *space = convolution.kernel_spec
+    # the order of the kernel's own axes makes its layout a plain reshape
+    inputs = others(len(kernel_shape) + 1, (outputs, outputs + 1))
+    # windows are (batch, groups, features, out, window, out, window, ...)
+    place_of = {features: 2} | {axis: 4 + 2 * i for i, axis in enumerate(space)}
+    out = (0, *(3 + 2 * i for i in range(len(space))))
+    batch, channels, *pixels = convolution.output_spec
+    positions = tuple(i + (i > channels) for i in (batch, *pixels))
+    return Convolved(
+        operand=0,
+        kernel_axes=((outputs,), inputs, (outputs + 1,)),
+        input_axes=((1,), out, tuple(place_of[i] for i in sorted(place_of))),
+        output_axes=((channels,), positions, (channels + 1,)),
+        convolution=convolution,
+        kernel_shape=kernel_shape,
+        output_shape=output_shape,
+    )
 
 
 def _embedding(gather: Gather, equation: Equation, place: int) -> Embedding:
-    shape = equation.inputs[0].shape
-    rows = gather.index_map
-    taken = (*rows, *gather.batch_dims)
-    whole_rows = tuple(1 if i in taken else n for i, n in enumerate(shape))
+    shape, ndim = equation.inputs[0].shape, len(equation.outputs[0].shape)
+    rows, stacks = gather.index_map, gather.batch_dims
+    whole_rows = tuple(1 if i in rows + stacks else n for i, n in enumerate(shape))
     if (
         place != 0
         or len(rows) != 1
@@ -212,33 +224,21 @@ def _embedding(gather: Gather, equation: Equation, place: int) -> Embedding:
         or gather.slice_sizes != whole_rows
     ):
         raise NotLinear("looked up by more than the ids of whole rows")
-    return Embedding(gather, shape, shape[rows[0]])
-
-
-def _windows(
-    images: jax.Array,
-    convolution: Convolution,
-    kernel_shape: tuple[int, ...],
-    output_shape: tuple[int, ...],
-) -> jax.Array:
-    """`(batch, features, out, window, out, window, ...)`, by slices: exact copies."""
-    images = images.transpose(convolution.input_spec)
-    padding = zip(convolution.padding, convolution.input_dilation, strict=True)
-    config = [(low, high, dilation - 1) for (low, high), dilation in padding]
-    images = jax.lax.pad(
-        images, jnp.zeros((), images.dtype), [(0, 0, 0), (0, 0, 0), *config]
+    # the output has the ids' axes in order, and between them those of the rows
+    looked_up = others(ndim, gather.offset_dims)
+    of_stacks = tuple(looked_up[i] for i in gather.index_batch_dims)
+    return Embedding(
+        operand=1,
+        kernel_axes=(stacks, rows, others(len(shape), stacks, rows)),
+        input_axes=(
+            gather.index_batch_dims,
+            others(len(looked_up), gather.index_batch_dims),
+        ),
+        output_axes=(
+            of_stacks,
+            others(ndim, gather.offset_dims, of_stacks),
+            gather.offset_dims,
+        ),
+        gather=gather,
+        num_ids=shape[rows[0]],
     )
-    for i, (stride, dilation) in enumerate(
-        zip(convolution.strides, convolution.kernel_dilation, strict=True)
-    ):
-        axis = 2 + 2 * i
-        window = kernel_shape[convolution.kernel_spec[2 + i]]
-        span = (output_shape[convolution.output_spec[2 + i]] - 1) * stride + 1
-        slices = [
-            jax.lax.slice_in_dim(
-                images, j * dilation, j * dilation + span, stride, axis
-            )
-            for j in range(window)
-        ]
-        images = jnp.stack(slices, axis + 1)
-    return images

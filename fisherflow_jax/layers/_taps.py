@@ -3,7 +3,6 @@
 Of one example, or of a whole batch, whose examples may interact: rows of the layers.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,11 +12,12 @@ import jax.numpy as jnp
 from fisherflow_jax._ground import batch as batches
 from fisherflow_jax._ground import trees
 from fisherflow_jax.layers._evaluation import evaluate
-from fisherflow_jax.layers._examples import Value, examples_first
+from fisherflow_jax.layers._examples import examples_first
 from fisherflow_jax.layers._layer import Layers, expecting
+from fisherflow_jax.layers._linear import grouped
 from fisherflow_jax.layers._tracing import Traced, trace
-from fisherflow_jax.layers._uses import Broadcast, Use
-from fisherflow_jax.layers._views import View, is_repeated
+from fisherflow_jax.layers._views import is_repeated
+from fisherflow_jax.layers._walk import Broadcast, Use
 
 PyTree = Any
 
@@ -77,8 +77,7 @@ def tap(
     References:
       Dangel, Kunstner and Hennig, "BackPACK: packing more into backprop", 2020.
     """
-    traced = _traced_as(layers, apply_fn, params, inputs)
-    return _tap_one(traced)
+    return _tap_one(_traced_as(layers, apply_fn, params, inputs))
 
 
 def tap_batch(
@@ -148,8 +147,8 @@ def _tap_one(traced: Traced) -> tuple[PyTree, tuple[jax.Array, ...], Callable]:
     outputs, entering, pull = _tap(traced)
 
     def pull_one(cotangent: PyTree) -> tuple[tuple[jax.Array, ...], dict]:
-        returned = pull(cotangent)
-        return returned.gradients, returned.sums
+        gradients, _, sums = pull(cotangent)
+        return gradients, sums
 
     return outputs, entering, pull_one
 
@@ -161,76 +160,63 @@ def _tap(
     whole = layers.summed if layers.batched else [leaf for leaf, _ in layers.fallback]
     outputs, operands, pull_back = evaluate(traced, whole)
 
-    def arranged(use: Use, values: jax.Array, enters: bool) -> jax.Array:
-        """`(*scans, *shape)` as `([n,] K, T, ...)`."""
-        move = use.linear.inputs if enters else use.linear.outputs
-        arrange = functools.partial(_over_scans, use, move)
-        if not layers.batched:
-            return arrange(values)
-        of = traced.examples[use.path]
-        view = _view(of.inputs[use.linear.operand] if enters else of.outputs[0])
-        return jax.vmap(arrange)(examples_first(view, len(use.scans), values))
-
-    def joined(parts: list[jax.Array]) -> jax.Array:
-        """Several uses as one, along the positions."""
-        if len(parts) == 1:
-            return parts[0]
-        wide = trees.wide_dtype(*{part.dtype for part in parts})
-        if any(part.dtype != parts[0].dtype for part in parts):
-            parts = [part.astype(wide) for part in parts]
-        return jnp.concatenate(parts, 2 if layers.batched else 1)
-
-    def of_layers(values: dict, enters: bool) -> tuple[jax.Array, ...]:
-        return tuple(
-            joined([arranged(use, values[use.path], enters) for use in uses])
-            for uses in traced.uses
-        )
-
     def pull(cotangent: PyTree) -> Returned:
         returned, sums = pull_back(cotangent)
         rows: dict[int, jax.Array] = {}
         for broadcast in traced.broadcasts:
-            view = _view(traced.examples[broadcast.path].outputs[0])
-            part = _rows_of(broadcast, view, returned[broadcast.path])
+            examples = traced.examples[broadcast.path].outputs[0].view
+            part = _rows_of(broadcast, examples, returned[broadcast.path])
             leaf = broadcast.leaf
             rows[leaf] = rows[leaf] + part if leaf in rows else part
-        return Returned(of_layers(returned, enters=False), rows, sums)
+        return Returned(_of_layers(traced, returned, enters=False), rows, sums)
 
-    return outputs, of_layers(operands, enters=True), pull
-
-
-def _view(value: Value) -> View:
-    assert value.view is not None  # layers without it are in the fallback
-    return value.view
+    return outputs, _of_layers(traced, operands, enters=True), pull
 
 
-def _over_scans(use: Use, function: Callable, values: jax.Array) -> jax.Array:
-    for _ in use.scans:
-        function = jax.vmap(function)
-    values = function(values)  # (*scans, K, T, ...)
+def _of_layers(traced: Traced, values: dict, *, enters: bool) -> tuple[jax.Array, ...]:
+    """For each layer its uses as one, along the positions."""
+    axis = 2 if traced.layers.batched else 1
+    layers = []
+    for uses in traced.uses:
+        parts = [_arranged(traced, use, values[use.path], enters) for use in uses]
+        dtypes = {part.dtype for part in parts}
+        if len(dtypes) > 1:
+            parts = [part.astype(trees.wide_dtype(*dtypes)) for part in parts]
+        layers.append(jnp.concatenate(parts, axis) if len(parts) > 1 else parts[0])
+    return tuple(layers)
+
+
+def _arranged(traced: Traced, use: Use, values: jax.Array, enters: bool) -> jax.Array:
+    """`(*scans, *shape)` as `([n,] K, T, ...)`."""
     depth = len(use.scans)
-    stacks = [i for i in range(depth) if use.sliced[i]]
-    shared = [i for i in range(depth) if not use.sliced[i]]
-    rest = range(depth + 2, values.ndim)
-    values = values.transpose([*stacks, depth, *shared, depth + 1, *rest])
-    stacked = use.kernel.shape[0]
-    return values.reshape((stacked, use.num_positions, *values.shape[depth + 2 :]))
+
+    def arrange(values: jax.Array) -> jax.Array:
+        move = use.linear.inputs if enters else use.linear.outputs
+        for _ in use.scans:
+            move = jax.vmap(move)
+        values = move(values)  # (*scans, K, T, ...)
+        # scans that slice the kernel are stacks, the others are positions
+        stacks = [i for i in range(depth) if use.sliced[i]]
+        shared = [i for i in range(depth) if not use.sliced[i]]
+        features = [(i,) for i in range(depth + 2, values.ndim)]
+        return grouped(values, (*stacks, depth), (*shared, depth + 1), *features)
+
+    if not traced.layers.batched:
+        return arrange(values)
+    of = traced.examples[use.path]
+    view: Any = (of.inputs[use.linear.operand] if enters else of.outputs[0]).view
+    return jax.vmap(arrange)(examples_first(view, depth, values))
 
 
-def _rows_of(broadcast: Broadcast, view: View, values: jax.Array) -> jax.Array:
+def _rows_of(broadcast: Broadcast, examples: Any, values: jax.Array) -> jax.Array:
     """What returns to each example's copy of a parameter, `(n, *leaf.shape)`."""
-    depth = len(broadcast.scans)
-    copies = _of_one(broadcast.view, view, depth)
-    return jax.vmap(copies.sum_to_leaf)(examples_first(view, depth, values))
-
-
-def _of_one(parameter: View, examples: View, depth: int) -> View:
-    """A parameter repeated over a batch, as it is repeated over one example."""
-    axes = list(parameter.axes)
+    depth, axes = len(broadcast.scans), list(broadcast.view.axes)
+    # a parameter repeated over a batch, as it is repeated over one example
     for i, axis in enumerate(examples.axes, start=depth):
         if not is_repeated(axis):
             axes[i] = tuple(piece for piece in axis if piece[1] == 0)
-    return View(parameter.leaf_shape, tuple(axes), parameter.offset)
+    copies = broadcast.view.with_axes(axes)
+    return jax.vmap(copies.sum_to_leaf)(examples_first(examples, depth, values))
 
 
 def _traced_as(

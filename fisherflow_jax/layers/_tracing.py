@@ -12,10 +12,10 @@ from fisherflow_jax._ground import trees
 from fisherflow_jax.layers import _compat
 from fisherflow_jax.layers import _examples as following
 from fisherflow_jax.layers import _views as views
+from fisherflow_jax.layers._compat import Path
 from fisherflow_jax.layers._examples import Examples
 from fisherflow_jax.layers._layer import Layer, Layers, shapes_of_one
-from fisherflow_jax.layers._uses import Broadcast, Path, Use, Walk
-from fisherflow_jax.layers._walk import walk
+from fisherflow_jax.layers._walk import Broadcast, Use, Walk, walk
 
 PyTree = Any
 

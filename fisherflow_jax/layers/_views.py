@@ -37,44 +37,50 @@ class View:
         return tuple(length(axis) for axis in self.axes)
 
     @property
+    def pieces(self) -> Axis:
+        return tuple(piece for axis in self.axes for piece in axis)
+
+    @property
     def is_bijection(self) -> bool:
         """Whether every entry of the leaf is seen exactly once."""
-        return math.prod(self.shape) == math.prod(self.leaf_shape) and not any(
-            stride == 0 for axis in self.axes for _, stride in axis
-        )
+        once = all(stride != 0 for _, stride in self.pieces)
+        return once and math.prod(self.shape) == math.prod(self.leaf_shape)
+
+    def with_axes(self, axes: Iterable[Iterable[tuple[int, int]]]) -> "View":
+        """Another view of the same leaf, from the same offset."""
+        return View(self.leaf_shape, tuple(map(merged, axes)), self.offset)
 
     def transpose(self, permutation: Iterable[int]) -> "View":
-        return self._with(self.axes[i] for i in permutation)
+        return self.with_axes(self.axes[i] for i in permutation)
 
     def reshape(self, shape: Sequence[int]) -> "View":
         """
         Raises:
           NotStrided: where an axis would be cut across its pieces.
         """
-        pieces = [piece for axis in self.axes for piece in axis]
-        axes = []
+        axes, pieces = [], list(self.pieces)
         for size in shape:
             axis, pieces = _take(pieces, size)
             axes.append(axis)
-        return self._with(axes)
+        return self.with_axes(axes)
 
     def squeeze(self, dimensions: Sequence[int]) -> "View":
         kept = (axis for i, axis in enumerate(self.axes) if i not in dimensions)
-        return self._with(kept)
+        return self.with_axes(kept)
 
     def expand_dims(self, dimensions: Sequence[int]) -> "View":
         rest = iter(self.axes)
         count = len(self.axes) + len(dimensions)
-        return self._with(() if i in dimensions else next(rest) for i in range(count))
+        return self.with_axes(
+            () if i in dimensions else next(rest) for i in range(count)
+        )
 
     def flip(self, dimensions: Sequence[int]) -> "View":
-        flipped = [axis for i, axis in enumerate(self.axes) if i in dimensions]
-        ends = sum((size - 1) * stride for axis in flipped for size, stride in axis)
-        axes = (
-            tuple((size, -stride) for size, stride in axis) if i in dimensions else axis
-            for i, axis in enumerate(self.axes)
-        )
-        return dataclasses.replace(self._with(axes), offset=self.offset + ends)
+        axes, offset = list(self.axes), self.offset
+        for i in dimensions:  # from the entry that was the axis's last
+            offset += sum((size - 1) * stride for size, stride in axes[i])
+            axes[i] = tuple((size, -stride) for size, stride in axes[i])
+        return View(self.leaf_shape, tuple(axes), offset)
 
     def broadcast(self, shape: Sequence[int], dimensions: Sequence[int]) -> "View":
         """As `lax.broadcast_in_dim`: old axis i becomes axis `dimensions[i]`."""
@@ -82,47 +88,50 @@ class View:
         for axis, dimension in zip(self.axes, dimensions, strict=True):
             if length(axis) == shape[dimension]:
                 axes[dimension] = axis
-        return self._with(axes)
+        return self.with_axes(axes)
 
     def to_leaf(self, values: jax.Array) -> jax.Array:
         """Values of this view's shape, as an array of the leaf's shape."""
-        pieces, order = self._pieces()
-        values = values.reshape([size for size, _ in pieces])
-        values = jnp.flip(values, self._flipped(pieces)).transpose(order)
-        return values.reshape(self.leaf_shape)
+        self._check_bijection()
+        return self.in_order(values).reshape(self.leaf_shape)
 
     def from_leaf(self, leaf: jax.Array) -> jax.Array:
         """What this view shows of the leaf; the inverse of `to_leaf`."""
-        pieces, order = self._pieces()
-        leaf = leaf.reshape([pieces[i][0] for i in order])
+        self._check_bijection()
+        sizes, flipped, order = self._moves()
+        # axis k of the leaf in pieces is piece order[k]; so is piece i axis inverse[i]
+        leaf = leaf.reshape([sizes[i] for i in order])
         leaf = leaf.transpose([order.index(i) for i in range(len(order))])
-        return jnp.flip(leaf, self._flipped(pieces)).reshape(self.shape)
+        return jnp.flip(leaf, flipped).reshape(self.shape)
 
     def sum_to_leaf(self, values: jax.Array) -> jax.Array:
         """Values of this view's shape, summed where it repeats an entry of the leaf."""
-        pieces = [piece for axis in self.axes for piece in axis]
-        repeated = tuple(i for i, (_, stride) in enumerate(pieces) if stride == 0)
-        values = jnp.sum(values.reshape([size for size, _ in pieces]), repeated)
-        kept = (merged([piece]) for piece in pieces if piece[1] != 0)
-        once = View(self.leaf_shape, tuple(kept), self.offset)
+        repeated = tuple(i for i, (_, stride) in enumerate(self.pieces) if stride == 0)
+        values = jnp.sum(values.reshape([size for size, _ in self.pieces]), repeated)
+        once = self.with_axes([piece] for piece in self.pieces if piece[1] != 0)
         return once.to_leaf(values)
 
-    def _pieces(self) -> tuple[list[tuple[int, int]], list[int]]:
+    def in_order(self, values: jax.Array) -> jax.Array:
+        """Values of this view's shape, an axis a piece, the largest strides first.
+
+        That is the leaf's own order, and behind it the pieces that repeat entries.
+        """
+        sizes, flipped, order = self._moves()
+        return jnp.flip(values.reshape(sizes), flipped).transpose(order)
+
+    def _moves(self) -> tuple[list[int], list[int], list[int]]:
+        """Sizes of the pieces, which are flipped, and their order by stride."""
+        strides = [stride for _, stride in self.pieces]
+        order = sorted(range(len(strides)), key=lambda i: -abs(strides[i]))
+        flipped = [i for i, stride in enumerate(strides) if stride < 0]
+        return [size for size, _ in self.pieces], flipped, order
+
+    def _check_bijection(self) -> None:
         if not self.is_bijection:
             raise ValueError(
                 "only a view that shows every entry of its parameter once maps back to "
                 f"it; got shape {self.shape} of a parameter of shape {self.leaf_shape}."
             )
-        pieces = [piece for axis in self.axes for piece in axis]
-        order = sorted(range(len(pieces)), key=lambda i: -abs(pieces[i][1]))
-        return pieces, order
-
-    @staticmethod
-    def _flipped(pieces: list[tuple[int, int]]) -> list[int]:
-        return [i for i, (_, stride) in enumerate(pieces) if stride < 0]
-
-    def _with(self, axes: Iterable[Axis]) -> "View":
-        return View(self.leaf_shape, tuple(map(merged, axes)), self.offset)
 
 
 def whole(shape: Sequence[int]) -> View:
@@ -161,16 +170,14 @@ def _take(
     while size > 1:
         if not rest:
             raise NotStrided
-        (count, stride), *rest = rest
-        if size % count == 0:
-            taken.append((count, stride))
-            size //= count
-        elif count % size == 0:
-            taken.append((size, stride * (count // size)))
-            rest = [(count // size, stride), *rest]
-            size = 1
-        else:
+        count, stride = rest.pop(0)
+        part = math.gcd(size, count)  # the slower part of the piece
+        if part not in (size, count):
             raise NotStrided
+        taken.append((part, stride * (count // part)))
+        if part < count:
+            rest.insert(0, (count // part, stride))
+        size //= part
     return tuple(taken), rest
 
 
@@ -183,16 +190,15 @@ def reordered(values: View, positions: View) -> View:
     Raises:
       NotStrided: where the pieces of the two do not fit each other.
     """
-    pieces = []
+    pieces, offset = [], values.offset
     for one, other in zip(values.axes, positions.axes, strict=True):
-        pieces += _common_pieces(one, other)
-    offset = values.offset
-    for i, (size, stride, position) in enumerate(pieces):
-        if position < 0:
-            offset += (size - 1) * stride
-            pieces[i] = (size, -stride, -position)
-    pieces.sort(key=lambda piece: -piece[2])
-    axis = merged((size, stride) for size, stride, _ in pieces)
+        for size, stride, position in _common_pieces(one, other):
+            if position < 0:  # read the piece from its other end
+                offset += (size - 1) * stride
+                stride, position = -stride, -position
+            pieces.append((position, size, stride))
+    pieces.sort(key=lambda piece: -piece[0])
+    axis = merged((size, stride) for _, size, stride in pieces)
     return View(values.leaf_shape, (axis,), offset).reshape(positions.leaf_shape)
 
 

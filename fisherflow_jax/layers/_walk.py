@@ -6,24 +6,82 @@ output of one linear operation (where a bias may be added). Everything else is N
 
 import math
 from collections import Counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
 from fisherflow_jax.layers import _compat
 from fisherflow_jax.layers import _views as views
-from fisherflow_jax.layers._compat import Atom, Equation, Program
-from fisherflow_jax.layers._linear import Embedding, NotLinear, match
-from fisherflow_jax.layers._uses import (
-    Bias,
-    Broadcast,
-    Output,
-    Parameter,
-    Path,
-    Use,
-    Walk,
-)
+from fisherflow_jax.layers._compat import Atom, Equation, Path, Program
+from fisherflow_jax.layers._linear import Dense, Embedding, NotLinear, match
 from fisherflow_jax.layers._views import Axis, NotStrided, View
+
+Scans = tuple[int, ...]  # lengths of the scans around, the outermost first
+
+
+class Parameter(NamedTuple):
+    """A view of a parameter, or of one slice of it within scans."""
+
+    leaf: int
+    view: View
+    slices: tuple[Axis | None, ...]  # for each scan around: what it slices; None: whole
+
+
+class Output(NamedTuple):
+    """A view of what a linear operation put out, used nowhere else so far.
+
+    Or of its sum with something else: what counts is that its gradient is the output's.
+    """
+
+    use: int
+    view: View
+
+
+class Bias(NamedTuple):
+    """A parameter that is added to the outputs of one use."""
+
+    leaf: int
+    view: View  # (K, O)
+
+
+class Use(NamedTuple):
+    """One linear operation that a parameter enters."""
+
+    path: Path
+    linear: Dense
+    leaf: int
+    kernel: View  # (K, I, O)
+    scans: Scans
+    sliced: tuple[bool, ...]  # for each of them, whether it slices the kernel
+    output: Atom
+    num_positions: int
+    bias: Bias | None = None
+
+
+class Broadcast(NamedTuple):
+    """A parameter that meets other values entry by entry, repeated along some axes."""
+
+    path: Path
+    place: int  # of the parameter, among the operands
+    leaf: int
+    view: View  # (*scans, *output.shape)
+    scans: Scans
+    output: Atom
+
+
+class Walk(NamedTuple):
+    """What a walk finds."""
+
+    uses: list[Use]
+    broadcasts: list[Broadcast]
+    reasons: dict[int, str]  # leaf -> why it is no layer's
+    stopped: set[int]  # leaves with a use that has no gradient
+    times: Counter[int]  # leaf -> uses that are no layer's kernel
+
+    def reject(self, value: Any, reason: str) -> None:
+        if isinstance(value, Parameter):
+            self.reasons.setdefault(value.leaf, reason)
+            self.times[value.leaf] += 1
 
 
 def walk(program: Program, shapes: list[tuple[int, ...]]) -> Walk:
@@ -41,10 +99,11 @@ def walk(program: Program, shapes: list[tuple[int, ...]]) -> Walk:
 
 
 def _body(
-    found: Walk, program: Program, values: list, path: Path, scans: tuple[int, ...]
+    found: Walk, program: Program, values: list, path: Path, scans: Scans
 ) -> list:
     known = dict(zip(program.inputs, values, strict=True))
-    times_used = _times_used(program)
+    every = [equation.inputs for equation in program.equations] + [program.outputs]
+    times_used = Counter(atom.variable for atoms in every for atom in atoms)
 
     def value_of(atom: Atom) -> Any:
         value = known.get(atom.variable)
@@ -56,51 +115,40 @@ def _body(
         operands = [value_of(atom) for atom in equation.inputs]
         if any(operand is not None for operand in operands):
             results = _step(found, equation, operands, (*path, i), scans)
-            for atom, result in zip(equation.outputs, results, strict=True):
-                known[atom.variable] = result
+            known |= zip((x.variable for x in equation.outputs), results, strict=True)
     return [value_of(atom) for atom in program.outputs]
 
 
-def _times_used(program: Program) -> dict[Any, int]:
-    times: dict[Any, int] = {}
-    for equation in program.equations:
-        for atom in equation.inputs:
-            times[atom.variable] = times.get(atom.variable, 0) + 1
-    for atom in program.outputs:
-        times[atom.variable] = times.get(atom.variable, 0) + 1
-    return times
-
-
 def _step(
-    found: Walk, equation: Equation, operands: list, path: Path, scans: tuple[int, ...]
+    found: Walk, equation: Equation, operands: list, path: Path, scans: Scans
 ) -> list:
     """What the outputs of an equation are, where an operand is followed."""
     operation = equation.operation
     unknown = [None] * len(equation.outputs)
-    if isinstance(operation, _compat.Add | _compat.Elementwise):
-        _note_broadcast(found, equation, operands, path, scans)
+    parameters = [i for i, x in enumerate(operands) if isinstance(x, Parameter)]
     match operation:
         case _compat.Reorder():
-            return [
-                _reordered(found, operation, operand, before, after)
-                for operand, before, after in zip(
-                    operands, equation.inputs, equation.outputs, strict=True
-                )
-            ]
+            every = zip(operands, equation.outputs, strict=True)
+            return [_reordered(found, operation, value, x) for value, x in every]
         case _compat.Call():
             return _body(found, _compat.read(operation.body), operands, path, scans)
         case _compat.Scan():
             _scan(found, operation, operands, path, scans)
             return unknown
         case _compat.StopGradient():
-            found.stopped.update(x.leaf for x in operands if isinstance(x, Parameter))
+            found.stopped.update(operands[i].leaf for i in parameters)
             return unknown
-        case _compat.Add():
-            if _merge_bias(found, equation, operands):
-                return unknown
-            if not any(isinstance(operand, Parameter) for operand in operands):
-                return [_summand(equation, operands)]
-    parameters = [i for i, x in enumerate(operands) if isinstance(x, Parameter)]
+        case _compat.Add() | _compat.Elementwise():
+            output = equation.outputs[0]
+            for place in parameters:
+                _note_broadcast(found, place, operands[place], path, scans, output)
+            if isinstance(operation, _compat.Add):
+                if _merge_bias(found, operands, output.shape):
+                    return unknown
+                if not parameters:
+                    # the operand whose gradient is the sum's: a bias may be added next
+                    known = (x for x in operands if x and x.view.shape == output.shape)
+                    return [next(known, None)]
     try:
         if len(parameters) > 1 and equation.name == "dot_general":
             raise NotLinear("multiplied by another parameter")
@@ -115,107 +163,87 @@ def _step(
     return [Output(len(found.uses) - 1, views.whole(use.output.shape))]
 
 
-def _reordered(
-    found: Walk, operation: _compat.Reorder, value: Any, before: Atom, after: Atom
-) -> Any:
-    if value is None:
-        return None
-    if not jnp.issubdtype(after.dtype, jnp.floating):
-        found.reject(value, f"converted to {after.dtype}")
-        return None
+def _reordered(found: Walk, operation: _compat.Reorder, value: Any, after: Atom) -> Any:
     try:
-        return value._replace(view=operation.apply(value.view))
+        if value is not None and jnp.issubdtype(after.dtype, jnp.floating):
+            return value._replace(view=operation.apply(value.view))
+        reason = f"converted to {after.dtype}"
     except NotStrided:
-        found.reject(value, f"reshaped to {after.shape} across what it was made of")
-        return None
+        reason = f"reshaped to {after.shape} across what it was made of"
+    found.reject(value, reason)
+    return None
 
 
 def _scan(
-    found: Walk, scan: _compat.Scan, operands: list, path: Path, scans: tuple[int, ...]
+    found: Walk, scan: _compat.Scan, operands: list, path: Path, scans: Scans
 ) -> None:
     first_slice = scan.num_constants + scan.num_carries
-    inside: list[Any] = []
+    inside: list[Any] = [None] * len(operands)
     for i, value in enumerate(operands):
-        entering = None
-        if isinstance(value, Parameter):
-            if i < scan.num_constants:
-                entering = value._replace(slices=(*value.slices, None))
-            elif i < first_slice:
-                found.reject(value, "carried through scan")
-            else:
-                entering = _slice(value)
-        inside.append(entering)
+        if not isinstance(value, Parameter):
+            continue
+        if i < scan.num_constants:
+            inside[i] = value._replace(slices=(*value.slices, None))
+        elif i < first_slice:
+            found.reject(value, "carried through scan")
+        else:
+            axis, *rest = value.view.axes
+            sliced = None if views.is_repeated(axis) else axis
+            view = value.view.with_axes(rest)
+            inside[i] = Parameter(value.leaf, view, (*value.slices, sliced))
     body = _compat.read(scan.body)
     for result in _body(found, body, inside, path, (*scans, scan.length)):
         found.reject(result, "returned from scan")
 
 
-def _slice(value: Parameter) -> Parameter:
-    axis, *rest = value.view.axes
-    view = View(value.view.leaf_shape, tuple(rest), value.view.offset)
-    sliced = None if views.is_repeated(axis) else axis
-    return Parameter(value.leaf, view, (*value.slices, sliced))
-
-
 def _use(
-    equation: Equation,
-    place: int,
-    value: Parameter,
-    path: Path,
-    scans: tuple[int, ...],
+    equation: Equation, place: int, value: Parameter, path: Path, scans: Scans
 ) -> Use:
-    linear = match(equation, place)
-    output = equation.outputs[0]
+    linear, output = match(equation, place), equation.outputs[0]
     try:
         kernel = _stacked(linear.kernel(value.view), value.slices)
     except NotStrided:
         raise NotLinear(f"reshaped before {equation.name}") from None
     if not kernel.is_bijection:
         raise NotLinear(f"broadcast before {equation.name}")
-    positions = linear.outputs(views.whole(output.shape)).shape[1]
+    # T: the positions of one output, for each step of a scan that shares the kernel
     sliced = tuple(axis is not None for axis in value.slices)
-    shared = (n for n, is_sliced in zip(scans, sliced, strict=True) if not is_sliced)
-    positions *= math.prod(shared)
-    return Use(path, linear, value.leaf, kernel, scans, sliced, output, positions)
+    shared = [n for n, is_sliced in zip(scans, sliced, strict=True) if not is_sliced]
+    positions = math.prod([*shared, linear.outputs(views.whole(output.shape)).shape[1]])
+    return Use(
+        path=path,
+        linear=linear,
+        leaf=value.leaf,
+        kernel=kernel,
+        scans=scans,
+        sliced=sliced,
+        output=output,
+        num_positions=positions,
+    )
 
 
 def _stacked(view: View, slices: tuple[Axis | None, ...]) -> View:
     """The view whose first axis also runs over what scans slice."""
+    # a scan's slice [s] of leaf[s, k, i, o] is kernel s K + k: scans are the slower
     pieces = [piece for axis in slices if axis is not None for piece in axis]
-    first, *rest = view.axes
-    axes = (views.merged((*pieces, *first)), *rest)
-    return View(view.leaf_shape, axes, view.offset)
+    return view.with_axes([(*pieces, *view.axes[0]), *view.axes[1:]])
 
 
 def _note_broadcast(
-    found: Walk, equation: Equation, operands: list, path: Path, scans: tuple[int, ...]
+    found: Walk, place: int, value: Parameter, path: Path, scans: Scans, output: Atom
 ) -> None:
-    output = equation.outputs[0]
-    for place, value in enumerate(operands):
-        if isinstance(value, Parameter):
-            dimensions = range(len(value.view.shape))
-            if value.view.shape and len(value.view.shape) != len(output.shape):
-                continue
-            view = value.view.broadcast(output.shape, dimensions)
-            sliced = [
-                axis or views.merged([(size, 0)])
-                for axis, size in zip(value.slices, scans, strict=True)
-            ]
-            view = View(view.leaf_shape, (*sliced, *view.axes), view.offset)
-            broadcast = Broadcast(path, place, value.leaf, view, scans, output)
-            found.broadcasts.append(broadcast)
+    dimensions = range(len(value.view.shape))
+    if len(dimensions) not in (0, len(output.shape)):
+        return
+    view = value.view.broadcast(output.shape, dimensions)
+    around = zip(value.slices, scans, strict=True)
+    sliced = [axis or ((size, 0),) for axis, size in around]
+    view = view.with_axes([*sliced, *view.axes])
+    found.broadcasts.append(Broadcast(path, place, value.leaf, view, scans, output))
 
 
-def _summand(equation: Equation, operands: list) -> Output | None:
-    """The operand whose gradient is that of the sum, for a bias that is added next."""
-    for operand in operands:
-        if operand is not None and operand.view.shape == equation.outputs[0].shape:
-            return operand
-    return None
-
-
-def _merge_bias(found: Walk, equation: Equation, operands: list) -> bool:
-    """Whether this addition adds a bias to the output of a use; if so, notes it."""
+def _merge_bias(found: Walk, operands: list, shape: tuple[int, ...]) -> bool:
+    """Whether an addition adds a bias to the output of a use; if so, notes it."""
     match operands:
         case [Output() as output, Parameter() as parameter]:
             pass
@@ -224,13 +252,10 @@ def _merge_bias(found: Walk, equation: Equation, operands: list) -> bool:
         case _:
             return False
     use = found.uses[output.use]
-    if isinstance(use.linear, Embedding) and not use.linear.gather.clips:
-        # ids out of bounds have outputs that depend on the bias alone
-        return False
-    sliced = tuple(axis is not None for axis in parameter.slices)
-    shape = equation.outputs[0].shape
     if (
-        sliced != use.sliced
+        # ids out of bounds have outputs that depend on the bias alone
+        (isinstance(use.linear, Embedding) and not use.linear.gather.clips)
+        or tuple(axis is not None for axis in parameter.slices) != use.sliced
         or not output.view.is_bijection
         or output.view.shape != shape
         or len(parameter.view.shape) != len(shape)
@@ -239,13 +264,12 @@ def _merge_bias(found: Walk, equation: Equation, operands: list) -> bool:
     # axes of length 1 may be left for the addition to broadcast
     added = parameter.view.broadcast(shape, range(len(shape)))
     try:
-        by_output = views.reordered(added, output.view)
-        by_feature = use.linear.outputs(by_output)
+        # what is added at each place of the operation's own output, as (K, T, O)
+        by_feature = use.linear.outputs(views.reordered(added, output.view))
     except NotStrided:
         return False
     stacks, _, features = by_feature.axes
-    bias = View(by_feature.leaf_shape, (stacks, features), by_feature.offset)
-    bias = _stacked(bias, parameter.slices)
+    bias = _stacked(by_feature.with_axes([stacks, features]), parameter.slices)
     # one that differs between positions has more entries than the features
     if not bias.is_bijection:
         return False
