@@ -21,46 +21,6 @@ from fisherflow_jax.layers._views import View
 _JAXPR = (core.Jaxpr, core.ClosedJaxpr)
 Path = tuple[int, ...]  # of equations, from the outermost body inwards
 
-# the same primitives under the names of several versions, and where their body is
-_CALLS = {
-    "jit": "jaxpr",
-    "pjit": "jaxpr",
-    "closed_call": "call_jaxpr",
-    "core_call": "call_jaxpr",
-    "call": "call_jaxpr",
-    "core_closed_call": "call_jaxpr",
-    "eval_jaxpr": "jaxpr",
-}
-_CHECKPOINTS = {"remat2": "jaxpr", "remat": "jaxpr", "checkpoint": "jaxpr"}
-
-# operations after which an array shows the same entries, perhaps in another order
-_VIEWS: dict[str, Callable[[dict], Callable[[View], View]]] = {
-    "transpose": lambda p: lambda view: view.transpose(p["permutation"]),
-    "reshape": lambda p: lambda view: view.reshape(p["new_sizes"]),
-    "squeeze": lambda p: lambda view: view.squeeze(p["dimensions"]),
-    "expand_dims": lambda p: lambda view: view.expand_dims(p["dimensions"]),
-    "rev": lambda p: lambda view: view.flip(p["dimensions"]),
-    "broadcast_in_dim": lambda p: (
-        lambda view: view.broadcast(p["shape"], p["broadcast_dimensions"])
-    ),
-}
-_SAME = (
-    "convert_element_type",
-    "reduce_precision",
-    "copy",
-    "copy_p",
-    "name",
-    "sharding_constraint",
-    "optimization_barrier",
-    "device_put",
-)
-
-
-# each output entry is a function of the operands' entries at its place
-_ELEMENTWISE = ("mul", "sub", "div", "max", "min", "pow")
-# entries along these axes meet; what comes out lacks the axes, or has them still
-_REDUCTIONS = {"axes": ("reduce_", "arg"), "axis": ("cum",), "dimension": ("sort",)}
-
 
 class Atom(NamedTuple):
     """An operand: a variable, known by its identity, or a literal value."""
@@ -74,8 +34,8 @@ class Atom(NamedTuple):
 class Dot(NamedTuple):
     """`lax.dot_general`: dimensions of the left and of the right operand."""
 
-    contracting: tuple[tuple[int, ...], tuple[int, ...]]
-    batch: tuple[tuple[int, ...], tuple[int, ...]]
+    contracting: tuple[tuple[int, ...], ...]
+    batch: tuple[tuple[int, ...], ...]
 
 
 class Convolution(NamedTuple):
@@ -210,9 +170,7 @@ def _atom(atom: Any) -> Atom:
 def _equation(eqn: Any) -> Equation:
     def evaluate(values: Sequence[Any]) -> list:
         params = eqn.primitive.get_bind_params(eqn.params)
-        functions: tuple = ()
-        if isinstance(params, tuple):
-            functions, params = params
+        functions, params = params if isinstance(params, tuple) else ((), params)
         context = getattr(getattr(eqn, "ctx", None), "manager", None)
         with context or contextlib.nullcontext():
             results = eqn.primitive.bind(*functions, *values, **params)
@@ -223,54 +181,51 @@ def _equation(eqn: Any) -> Equation:
     return Equation(name, _operation(name, eqn.params), inputs, outputs, evaluate)
 
 
+# Primitives, some under the names of several versions, by what is done with them.
+_CALLS = [
+    "jit",
+    "pjit",
+    "call",
+    "closed_call",
+    "core_call",
+    "core_closed_call",
+    "eval_jaxpr",
+]
+_CHECKPOINTS = ("remat2", "remat", "checkpoint")
+# entries along these axes meet; what comes out lacks the axes, or has them still
+_REDUCTIONS = {"axes": ("reduce_", "arg"), "axis": ("cum",), "dimension": ("sort",)}
+
+
 def _operation(name: str, params: dict) -> Any:
-    if name in _VIEWS:
-        return Reorder(_VIEWS[name](params))
-    if name in _SAME:
-        return Reorder(lambda view: view)
-    if name in ("add", "add_any"):
-        return Add()
-    if name in _ELEMENTWISE:
-        return Elementwise()
-    if name == "stack":
-        return Stack(params["axis"])
-    if name == "random_bits":
-        return Random()
-    if name == "stop_gradient":
-        return StopGradient()
-    if name in _CALLS and isinstance(params.get(_CALLS[name]), _JAXPR):
-        return Call(params[_CALLS[name]], lambda function: function)
-    if name in _CHECKPOINTS and isinstance(params.get(_CHECKPOINTS[name]), _JAXPR):
-        return Call(params[_CHECKPOINTS[name]], lambda f: _checkpoint(f, params))
-    if name.startswith("custom_") and isinstance(params.get("call_jaxpr"), _JAXPR):
-        return Opaque(params["call_jaxpr"])
+    if name in _OPERATIONS:
+        return _OPERATIONS[name](params)
+    bodies = (params.get("jaxpr"), params.get("call_jaxpr"))
+    body = next((each for each in bodies if isinstance(each, _JAXPR)), None)
+    if body is not None and name in (*_CALLS, "eval_jaxpr"):
+        return Call(body, lambda function: function)
+    if body is not None and name in _CHECKPOINTS:
+        return Call(body, lambda function: _checkpoint(function, params))
+    if body is not None and name.startswith("custom_"):
+        return Opaque(body)
     for field, beginnings in _REDUCTIONS.items():
         if field in params and name.startswith(beginnings):
             axes = params[field]
             axes = (axes,) if isinstance(axes, int) else axes
             return Along(_ints(axes), keeps=field != "axes")
-    readers = {
-        "dot_general": _dot,
-        "conv_general_dilated": _convolution,
-        "gather": _gather,
-        "scan": _scan,
-    }
-    return readers[name](params) if name in readers else None
+    return None
 
 
 def _checkpoint(function: Callable, params: dict) -> Callable:
-    prevent_cse = params.get("prevent_cse", True)
-    if not isinstance(prevent_cse, bool):  # one for each operand, whose number changes
-        prevent_cse = any(prevent_cse)
+    each = params.get("prevent_cse", True)
+    # or one for each operand, whose number changes
+    prevent_cse = each if isinstance(each, bool) else any(each)
     policy = params.get("policy")
     return jax.checkpoint(function, prevent_cse=prevent_cse, policy=policy)
 
 
 def _dot(params: dict) -> Dot:
     contracting, batch = params["dimension_numbers"]
-    left, right = map(_ints, contracting)
-    left_batch, right_batch = map(_ints, batch)
-    return Dot((left, right), (left_batch, right_batch))
+    return Dot(tuple(map(_ints, contracting)), tuple(map(_ints, batch)))
 
 
 def _convolution(params: dict) -> Convolution:
@@ -308,14 +263,33 @@ def _ints(values: Sequence[Any]) -> tuple[int, ...]:
 
 def _scan(params: dict) -> Scan:
     if "ft_in" in params:
-        constants, carries, _ = params["ft_in"].unpack()
-        counts = len(constants), len(carries)
+        constants, carries, _ = map(len, params["ft_in"].unpack())
     else:
-        counts = params["num_consts"], params["num_carry"]
-    return Scan(
-        params["jaxpr"],
-        *counts,
-        params["length"],
-        params["reverse"],
-        params["unroll"],
-    )
+        constants, carries = params["num_consts"], params["num_carry"]
+    options = params["length"], params["reverse"], params["unroll"]
+    return Scan(params["jaxpr"], constants, carries, *options)
+
+
+_TYPES = ("convert_element_type", "reduce_precision", "copy", "copy_p", "device_put")
+_SAME = (*_TYPES, "name", "sharding_constraint", "optimization_barrier")
+_ELEMENTWISE = ("mul", "sub", "div", "max", "min", "pow")
+_OPERATIONS: dict[str, Callable[[dict], Any]] = {
+    "transpose": lambda p: Reorder(lambda view: view.transpose(p["permutation"])),
+    "reshape": lambda p: Reorder(lambda view: view.reshape(p["new_sizes"])),
+    "squeeze": lambda p: Reorder(lambda view: view.squeeze(p["dimensions"])),
+    "expand_dims": lambda p: Reorder(lambda view: view.expand_dims(p["dimensions"])),
+    "rev": lambda p: Reorder(lambda view: view.flip(p["dimensions"])),
+    "broadcast_in_dim": lambda p: Reorder(
+        lambda view: view.broadcast(p["shape"], p["broadcast_dimensions"])
+    ),
+    **dict.fromkeys(_SAME, lambda p: Reorder(lambda view: view)),
+    **dict.fromkeys(("add", "add_any"), lambda p: Add()),
+    **dict.fromkeys(_ELEMENTWISE, lambda p: Elementwise()),
+    "stack": lambda p: Stack(p["axis"]),
+    "random_bits": lambda p: Random(),
+    "stop_gradient": lambda p: StopGradient(),
+    "dot_general": _dot,
+    "conv_general_dilated": _convolution,
+    "gather": _gather,
+    "scan": _scan,
+}

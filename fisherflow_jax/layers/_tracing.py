@@ -1,6 +1,5 @@
 """Tracing a model, and settling what its linear layers are."""
 
-from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -44,9 +43,9 @@ def trace(
     named = trees.named_leaves(params)
     for name, leaf in named:
         _check_parameter(name, leaf)
-    received = batches.unshare(inputs)
-    leaves = jax.tree.leaves((params, received))
-    treedef: Any = jax.tree.structure((params, received))
+    received = params, batches.unshare(inputs)
+    leaves: list = jax.tree.leaves(received)
+    treedef: Any = jax.tree.structure(received)
     # what is no array (a flag among shared inputs) is part of the program
     arrays = [i for i, leaf in enumerate(leaves) if is_array(leaf)]
 
@@ -61,21 +60,23 @@ def trace(
     found, together = walk(program, list(shapes)), None
     rows: dict[Path, Examples] = {}
     if count is not None:
-        sliced = [False] * len(named) + _is_sliced(inputs)
-        entering = [
-            (following.every_example if sliced[i] else following.no_example)(
-                count, leaves[i].shape
+        sliced = [False] * len(named) + jax.tree.leaves(
+            batches.map_inputs(
+                lambda _: True,
+                inputs,
+                lambda node: jax.tree.map(lambda _: False, node.tree),
             )
-            for i in arrays
-        ]
+        )
+        enter = [following.no_example, following.every_example]
+        entering = [enter[sliced[i]](count, leaves[i].shape) for i in arrays]
         results, rows = following.follow(program, entering, count)
         together = next((value.together for value in results if value.together), None)
         found = _of_rows(found, rows, count)
     uses = _settle(found)
     fallback = _fallback(found, uses, len(named))
-    broadcasts = () if count is None else _broadcasts(found, rows, fallback)
+    broadcasts = _broadcasts(found, rows, fallback) if count is not None else ()
     by_row = {broadcast.leaf for broadcast in broadcasts}
-    summed = () if count is None else tuple(i for i, _ in fallback if i not in by_row)
+    summed = tuple(i for i, _ in fallback if count is not None and i not in by_row)
     layers = Layers(
         layers=tuple(map(_layer, uses)),
         fallback=fallback,
@@ -87,11 +88,10 @@ def trace(
         summed=summed,
         input_shapes=shapes_of_one(inputs),
     )
-    output_tree = jax.tree.structure(outputs)
     return Traced(
         program=program,
         arguments=arguments,
-        output_tree=output_tree,
+        output_tree=jax.tree.structure(outputs),
         layers=layers,
         uses=uses,
         examples=rows,
@@ -99,32 +99,22 @@ def trace(
     )
 
 
-def _is_sliced(inputs: PyTree) -> list[bool]:
-    """For each leaf of the inputs, as received, whether it has an axis of examples."""
-    leaves = jax.tree.leaves(inputs, is_leaf=batches.is_shared)
-    return [
-        not batches.is_shared(leaf)
-        for leaf in leaves
-        for _ in (jax.tree.leaves(leaf.tree) if batches.is_shared(leaf) else [leaf])
-    ]
-
-
 def _of_rows(found: Walk, rows: dict[Path, Examples], count: int) -> Walk:
     """The uses by single examples; reasons are noted for the leaves of others."""
     uses = []
     for use in found.uses:
         inputs = rows[use.path].inputs[use.linear.operand]
-        outputs = rows[use.path].outputs[0]
-        if not following.has_examples(inputs) or not _at_positions(use, outputs):
+        if not following.has_examples(inputs) or not _at_positions(use, rows):
             reason = "the examples cannot be told apart in its inputs"
             found.reasons.setdefault(use.leaf, reason)
         uses.append(use._replace(num_positions=use.num_positions // count))
     return found._replace(uses=uses)
 
 
-def _at_positions(use: Use, outputs: following.Value) -> bool:
+def _at_positions(use: Use, rows: dict[Path, Examples]) -> bool:
     """Whether the examples lie along the positions of a layer's outputs."""
-    if outputs.view is None or not following.has_examples(outputs):
+    outputs = rows[use.path].outputs[0]
+    if not following.has_examples(outputs):
         return False
     stacks, _, features = use.linear.outputs(outputs.view).axes
     return views.is_repeated(stacks) and views.is_repeated(features)
@@ -136,28 +126,21 @@ def _broadcasts(
     fallback: tuple[tuple[int, str], ...],
 ) -> tuple[Broadcast, ...]:
     """The uses of the leaves that meet single examples entry by entry, and only so."""
-    times = Counter(
-        broadcast.leaf
-        for broadcast in found.broadcasts
-        if _is_repeated(broadcast, rows[broadcast.path].outputs[0])
-    )
+    meet = [x.leaf for x in found.broadcasts if _is_repeated(x, rows)]
     kernels = {use.leaf for use in found.uses}
     by_row = {
         leaf
         for leaf, _ in fallback
-        if times[leaf] and times[leaf] == found.times[leaf] and leaf not in kernels
+        if leaf not in kernels and 0 < meet.count(leaf) == found.times[leaf]
     }
-    return tuple(
-        broadcast for broadcast in found.broadcasts if broadcast.leaf in by_row
-    )
+    return tuple(x for x in found.broadcasts if x.leaf in by_row)
 
 
-def _is_repeated(broadcast: Broadcast, outputs: following.Value) -> bool:
+def _is_repeated(broadcast: Broadcast, rows: dict[Path, Examples]) -> bool:
     """Whether a parameter is the same for all the single examples that it meets."""
-    if outputs.view is None or not following.has_examples(outputs):
-        return False
+    outputs: Any = rows[broadcast.path].outputs[0]
     axes = broadcast.view.axes[len(broadcast.scans) :]
-    return all(
+    return following.has_examples(outputs) and all(
         views.is_repeated(own) or views.is_repeated(of_examples)
         for own, of_examples in zip(axes, outputs.view.axes, strict=True)
     )
@@ -183,11 +166,10 @@ def _settle(found: Walk) -> tuple[tuple[Use, ...], ...]:
             found.reasons.setdefault(bias, "bias of a parameter that is no layer")
         elif len({use.bias for use in kept[min(owners)]}) > 1:
             found.reasons.setdefault(bias, "added at some uses of its layer only")
+    refused = [bias for bias in biases if bias in found.reasons]
     return tuple(
         tuple(
-            use._replace(bias=None)
-            if use.bias and use.bias.leaf in found.reasons
-            else use
+            use._replace(bias=None) if use.bias and use.bias.leaf in refused else use
             for use in kept[leaf]
         )
         for leaf in sorted(kept)
@@ -199,14 +181,10 @@ def _fallback(
 ) -> tuple[tuple[int, str], ...]:
     treated = {uses[0].leaf for uses in layers}
     treated |= {uses[0].bias.leaf for uses in layers if uses[0].bias}
-    reasons = {
-        leaf: found.reasons.get(
-            leaf, "no gradient passes" if leaf in found.stopped else "unused"
-        )
-        for leaf in range(count)
-        if leaf not in treated
-    }
-    return tuple(reasons.items())
+    unnoted = dict.fromkeys(range(count), "unused")
+    unnoted |= dict.fromkeys(found.stopped, "no gradient passes")
+    reasons = unnoted | found.reasons
+    return tuple((i, reasons[i]) for i in range(count) if i not in treated)
 
 
 def _layer(uses: tuple[Use, ...]) -> Layer:
