@@ -59,7 +59,7 @@ class Layers:
     input_shapes: Shapes = dataclasses.field(default=(), compare=False)
 
     def __str__(self) -> str:
-        rows: list[tuple] = [()] * len(self.names)
+        rows: dict[int, tuple] = {}
         for leaf, reason in self.fallback:
             square = "; one square a batch" if leaf in self.summed else ""
             rows[leaf] = (f"no layer: {reason}{square}", *[""] * 4)
@@ -69,11 +69,9 @@ class Layers:
             if layer.bias is not None:
                 rows[layer.bias] = (f"bias of {self.names[layer.kernel]}", 1, *sizes)
         heads = ("parameter", "shape", "treatment", "inputs", "outputs", "stacked")
-        named = zip(self.names, self.shapes, rows, strict=True)
-        lines = [
-            (*heads, "shared"),
-            *((name, shape, *row) for name, shape, row in named),
-        ]
+        lines: list[tuple] = [(*heads, "shared")]
+        for leaf, name in enumerate(self.names):
+            lines.append((name, self.shapes[leaf], *rows[leaf]))
         table = tables.aligned(lines, text=True)
         if not self.batched:
             return table
@@ -81,9 +79,7 @@ class Layers:
 
     def descriptions(self) -> list[str]:
         """For each leaf a text that tells it from other treatments."""
-        texts = [""] * len(self.names)
-        for leaf, reason in self.fallback:
-            texts[leaf] = f"no layer ({reason})"
+        texts = {leaf: f"no layer ({reason})" for leaf, reason in self.fallback}
         for layer in self.layers:
             texts[layer.kernel] = (
                 f"{layer.kind} with K = {layer.num_stacked}, T = "
@@ -93,7 +89,7 @@ class Layers:
             if layer.bias is not None:
                 kernel = self.names[layer.kernel]
                 texts[layer.bias] = f"a bias of {kernel} ({layer.bias_layout})"
-        return texts
+        return [texts[leaf] for leaf in range(len(self.names))]
 
 
 def shapes_of_one(inputs: PyTree) -> Shapes:

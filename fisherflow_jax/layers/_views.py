@@ -58,11 +58,13 @@ class View:
         Raises:
           NotStrided: where an axis would be cut across its pieces.
         """
-        axes, pieces = [], list(self.pieces)
-        for size in shape:
-            axis, pieces = _take(pieces, size)
-            axes.append(axis)
-        return self.with_axes(axes)
+        axes, rest = [], list(self.pieces)
+        for size in reversed(shape):
+            cut = [(size, 1)] if size != 1 else []
+            axes.append([(n, stride) for n, stride, _ in _common_pieces(rest, cut)])
+            if cut:
+                raise NotStrided
+        return self.with_axes(reversed(axes))
 
     def squeeze(self, dimensions: Sequence[int]) -> "View":
         kept = (axis for i, axis in enumerate(self.axes) if i not in dimensions)
@@ -162,25 +164,6 @@ def merged(axis: Iterable[tuple[int, int]]) -> Axis:
     return tuple(pieces)
 
 
-def _take(
-    pieces: list[tuple[int, int]], size: int
-) -> tuple[Axis, list[tuple[int, int]]]:
-    """Splits pieces of `size` entries together off the front."""
-    taken, rest = [], list(pieces)
-    while size > 1:
-        if not rest:
-            raise NotStrided
-        count, stride = rest.pop(0)
-        part = math.gcd(size, count)  # the slower part of the piece
-        if part not in (size, count):
-            raise NotStrided
-        taken.append((part, stride * (count // part)))
-        if part < count:
-            rest.insert(0, (count // part, stride))
-        size //= part
-    return tuple(taken), rest
-
-
 def reordered(values: View, positions: View) -> View:
     """`values` in the order of the leaf of `positions`, which shows it once.
 
@@ -192,7 +175,7 @@ def reordered(values: View, positions: View) -> View:
     """
     pieces, offset = [], values.offset
     for one, other in zip(values.axes, positions.axes, strict=True):
-        for size, stride, position in _common_pieces(one, other):
+        for size, stride, position in _common_pieces(list(one), list(other)):
             if position < 0:  # read the piece from its other end
                 offset += (size - 1) * stride
                 stride, position = -stride, -position
@@ -202,17 +185,21 @@ def reordered(values: View, positions: View) -> View:
     return View(values.leaf_shape, (axis,), offset).reshape(positions.leaf_shape)
 
 
-def _common_pieces(one: Axis, other: Axis) -> list[tuple[int, int, int]]:
-    """Pieces `(size, stride of one, stride of other)` of an axis that both describe."""
-    rest_of_one, rest_of_other, pieces = list(one), list(other), []
-    while rest_of_one:
-        size = math.gcd(rest_of_one[-1][0], rest_of_other[-1][0])
-        if size not in (rest_of_one[-1][0], rest_of_other[-1][0]):
+def _common_pieces(one: list, other: list) -> list[tuple[int, int, int]]:
+    """Pieces `(size, stride of one, stride of other)` that both describe.
+
+    Taken off their ends, until one is empty: the last `size` entries of a piece
+    (count, stride) are (size, stride), and (count / size, stride * size) is left of it.
+    """
+    pieces = []
+    while one and other:
+        size = math.gcd(one[-1][0], other[-1][0])
+        if size not in (one[-1][0], other[-1][0]):
             raise NotStrided
         strides = []
-        for rest in (rest_of_one, rest_of_other):
+        for rest in (one, other):
             count, stride = rest.pop()
-            if count > size:
+            if count != size:
                 rest.append((count // size, stride * size))
             strides.append(stride)
         pieces.append((size, strides[0], strides[1]))
