@@ -112,7 +112,7 @@ def posterior(trained: Trained, name: str) -> tuple:
             (params, train),
         )
     if name.startswith("last layer"):
-        model, params = ff.only(apply_fn, params, lambda path: path.startswith("[1]"))
+        model, params = ff.only(apply_fn, params, ["1"])
     if "Kronecker" in name:
         layers = ff.layers.find_layers(model, params, train[0])
         structure = ff.structures.kronecker(layers)
