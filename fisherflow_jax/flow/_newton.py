@@ -35,6 +35,8 @@ class Solution(NamedTuple):
     mean: PyTree
     at: PyTree  # where the information of the batch was taken
     information: Any
+    log_likelihood: jax.Array  # () at the center
+    objective: jax.Array | None  # () at the mean; None: not known
     step_size: jax.Array  # () of the last step; 0: no step decreased the objective
     decrement: jax.Array  # () squared length of its direction, in posterior sd
     unfinished: jax.Array  # () int32, 1: the steps ended before they were short
@@ -43,25 +45,62 @@ class Solution(NamedTuple):
 class Objective(NamedTuple):
     """`-log_likelihood(x) + |x - center|^2 / 2`, the norm by the information."""
 
-    log_likelihood: Callable[[PyTree], jax.Array]
+    evaluate: Callable[[PyTree], tuple[jax.Array, PyTree]]  # x -> it and its gradient
     curvature: Callable[[PyTree], Any]  # x -> the batch's information
     center: PyTree
     information: Any
 
-    def evaluate(self, x: PyTree) -> tuple[jax.Array, PyTree]:
-        """The objective and its gradient."""
-        value, score = jax.value_and_grad(self.log_likelihood)(x)
-        offset = optax.tree.sub(x, self.center)
-        pull = ops.matvec(self.information, offset)
+    def begin(
+        self, start: PyTree, at_center: jax.Array
+    ) -> tuple[jax.Array, PyTree, jax.Array]:
+        """Objective and gradient at the start, and the log-likelihood at the center.
+
+        One evaluation where the start is the center, as in all updates but the first.
+        """
+        zero, zeros = optax.tree.zeros_like(jax.eval_shape(self.evaluate, start))
+
+        def look(_: Any, seen: tuple) -> tuple:
+            point, _, value, _ = seen
+            return start, value, *self.evaluate(point)
+
+        turns = at_center.astype(jnp.int32), 2
+        seen = jax.lax.fori_loop(*turns, look, (self.center, zero, zero, zeros))
+        _, before, value, gradient = seen
+        return value, gradient, -jax.lax.select(at_center, value, before)
+
+
+def objective_of(
+    log_likelihood: Callable[[PyTree], jax.Array],
+    curvature: Callable[[PyTree], Any],
+    center: PyTree,
+    information: Any,
+) -> Objective:
+    """The objective, its Python run once however often it is written out."""
+
+    def evaluate(x: PyTree) -> tuple[jax.Array, PyTree]:
+        value, score = jax.value_and_grad(log_likelihood)(x)
+        offset = optax.tree.sub(x, center)
+        pull = ops.matvec(information, offset)
         return 0.5 * trees.dot(offset, pull) - value, optax.tree.sub(pull, score)
 
+    def traced_once(function: Callable[[PyTree], Any]) -> Callable[[PyTree], Any]:
+        traced = once(lambda x, _: function(x))
+        return lambda x: traced(x, ())
 
-def single_step(objective: Objective, start: PyTree) -> Solution:
+    return Objective(
+        evaluate=traced_once(evaluate),
+        curvature=traced_once(curvature),
+        center=center,
+        information=information,
+    )
+
+
+def single_step(objective: Objective, start: PyTree, at_center: jax.Array) -> Solution:
     """One full step, the batch's information at the start: an extended Kalman filter.
 
     The step minimises the quadratic model at `start`.
     """
-    gradient = objective.evaluate(start)[1]
+    _, gradient, log_likelihood = objective.begin(start, at_center)
     own = objective.curvature(start)
     direction = ops.solve(ops.add(own, objective.information), gradient)
     decrement = trees.dot(gradient, direction)
@@ -69,6 +108,8 @@ def single_step(objective: Objective, start: PyTree) -> Solution:
         mean=optax.tree.sub(start, direction),
         at=start,
         information=own,
+        log_likelihood=log_likelihood,
+        objective=None,
         step_size=jnp.ones_like(decrement),
         decrement=decrement,
         unfinished=jnp.zeros((), jnp.int32),
@@ -84,21 +125,9 @@ class _Search(NamedTuple):
     steps: jax.Array
 
 
-class _Trial(NamedTuple):
-    """A step tried from where the search is."""
-
-    begun: jax.Array  # () bool: what follows up to the decrement is known
-    objective: jax.Array
-    direction: PyTree
-    decrement: jax.Array
-    step_size: jax.Array
-    value: jax.Array  # of the objective after the step; NaN: not tried yet
-    gradient: PyTree
-    rest: PyTree  # the Newton step from there, by the same factors
-    remaining: jax.Array  # () its squared length
-
-
-def damped_newton(objective: Objective, start: PyTree, num_steps: int) -> Solution:
+def damped_newton(
+    objective: Objective, start: PyTree, at_center: jax.Array, num_steps: int
+) -> Solution:
     """The least of the objective.
 
     Each direction is `(I + F(x))^-1` times the exact gradient, with F in its own
@@ -107,8 +136,6 @@ def damped_newton(objective: Objective, start: PyTree, num_steps: int) -> Soluti
     shorter than 1e-4 posterior standard deviations. A step shorter than 1e-5 is taken
     with the factors of the one before, which saves its information.
     """
-    evaluate = _once(objective.evaluate)
-    information_at = _once(objective.curvature)
 
     def unfinished(search: _Search) -> jax.Array:
         return (
@@ -120,26 +147,24 @@ def damped_newton(objective: Objective, start: PyTree, num_steps: int) -> Soluti
     def body(turn: tuple[_Search, Any, jax.Array]) -> tuple[_Search, Any, jax.Array]:
         # the last turn takes the information where the steps have ended
         search = turn[0]
-        own = information_at(search.mean)
+        own = objective.curvature(search.mean)
         go_on = unfinished(search)
 
         def step() -> _Search:
-            solve = ops.solver(ops.add(own, objective.information))
-            return _step(search, solve, evaluate)
+            return _step(search, ops.add(own, objective.information), objective)
 
         return jax.lax.cond(go_on, step, lambda: search), own, ~go_on
 
-    like = jax.eval_shape(evaluate, start)
-    zero, zeros = optax.tree.zeros_like(like)
+    value, gradient, log_likelihood = objective.begin(start, at_center)
     search = _Search(
         mean=start,
-        objective=zero,
-        gradient=zeros,
-        step_size=zero + 1,
-        decrement=zero + jnp.inf,
+        objective=value,
+        gradient=gradient,
+        step_size=jnp.ones_like(value),
+        decrement=jnp.full_like(value, jnp.inf),
         steps=jnp.zeros((), jnp.int32),
     )
-    nothing = optax.tree.zeros_like(jax.eval_shape(information_at, start))
+    nothing = optax.tree.zeros_like(jax.eval_shape(objective.curvature, start))
     search, own, _ = jax.lax.while_loop(
         lambda turn: ~turn[2], body, (search, nothing, jnp.zeros((), bool))
     )
@@ -147,91 +172,53 @@ def damped_newton(objective: Objective, start: PyTree, num_steps: int) -> Soluti
         mean=search.mean,
         at=search.mean,
         information=own,
+        log_likelihood=log_likelihood,
+        objective=search.objective,
         step_size=search.step_size,
         decrement=search.decrement,
         unfinished=(search.decrement > _TOLERANCE).astype(jnp.int32),
     )
 
 
-def _once(function: Callable[[PyTree], Any]) -> Callable[[PyTree], Any]:
-    """`function`, whose Python runs once, however often its shapes are asked for."""
-    traced = once(lambda x, _: function(x))
-    return lambda x: traced(x, ())
+def _step(search: _Search, information: Any, objective: Objective) -> _Search:
+    """A step along the Newton direction, and a second by the same factors if short."""
+    solve = ops.solver(information)
+    direction = optax.tree.scale(-1.0, solve(search.gradient))
+    decrement = -trees.dot(search.gradient, direction)
+    one = jnp.ones_like(decrement)
+    # sums of rounded terms: a step may seem to grow the objective by this much
+    slack = 4 * jnp.finfo(one.dtype).eps * jnp.abs(search.objective)
 
+    def too_long(trial: tuple) -> jax.Array:
+        step_size, value, _ = trial
+        enough = _SUFFICIENT_DECREASE * step_size * decrement
+        worse = ~(value <= search.objective - enough + slack)  # NaN is worse
+        return worse & (step_size > _SMALLEST_STEP)
 
-def _step(
-    search: _Search,
-    solve: Callable[[PyTree], PyTree],
-    evaluate: Callable[[PyTree], tuple[jax.Array, PyTree]],
-) -> _Search:
-    """A step along the Newton direction, and a second by the same factors if short.
+    def halve(trial: tuple) -> tuple:
+        step_size = trial[0] / 2
+        reached = optax.tree.add_scale(search.mean, step_size, direction)
+        return step_size, *objective.evaluate(reached)
 
-    All trials are one loop, that of the start too, where the first step sets out
-    knowing neither objective nor direction: the objective is written out once.
-    """
-    eps = jnp.finfo(search.objective.dtype).eps
-    two, nan = (
-        jnp.full_like(search.objective, 2),
-        jnp.full_like(search.objective, jnp.nan),
-    )
-    rest = solve(search.gradient)
-    untried = _Trial(
-        begun=search.steps > 0,
-        objective=search.objective,
-        direction=optax.tree.scale(-1.0, rest),
-        decrement=trees.dot(search.gradient, rest),
-        step_size=two,
-        value=nan,
-        gradient=search.gradient,
-        rest=rest,
-        remaining=nan,
-    )
-
-    def slack(trial: _Trial) -> jax.Array:
-        # sums of rounded terms: a step may seem to grow the objective by this much
-        return 4 * eps * jnp.abs(trial.objective)
-
-    def too_long(trial: _Trial) -> jax.Array:
-        enough = _SUFFICIENT_DECREASE * trial.step_size * trial.decrement
-        worse = ~(
-            trial.value <= trial.objective - enough + slack(trial)
-        )  # NaN is worse
-        return ~trial.begun | (worse & (trial.step_size > _SMALLEST_STEP))
-
-    def halve(trial: _Trial) -> _Trial:
-        step_size = trial.step_size / 2
-        reached = optax.tree.add_scale(search.mean, step_size, trial.direction)
-        value, gradient = evaluate(reached)
-        rest = solve(gradient)
-        tried = trial._replace(
-            step_size=step_size,
-            value=value,
-            gradient=gradient,
-            rest=rest,
-            remaining=trees.dot(gradient, rest),
-        )
-        begun = tried._replace(
-            begun=jnp.ones_like(trial.begun),
-            objective=value,
-            direction=optax.tree.scale(-1.0, rest),
-            decrement=tried.remaining,
-            step_size=two,
-            value=nan,
-        )
-        return trees.where(trial.begun, tried, begun)
-
-    trial = jax.lax.while_loop(too_long, halve, untried)
-    moved = trial.value <= trial.objective + slack(trial)
-    reached = optax.tree.add_scale(search.mean, trial.step_size, trial.direction)
+    # the objective is written out once: the whole step is a trial like the others
+    untried = 2 * one, jnp.full_like(one, jnp.nan), search.gradient
+    step_size, value, gradient = jax.lax.while_loop(too_long, halve, untried)
+    moved = value <= search.objective + slack
+    reached = optax.tree.add_scale(search.mean, step_size, direction)
     # the step from there by the same factors: if short enough, it is the last
-    short = moved & (trial.remaining <= _CHORD_TOLERANCE)
-    last = optax.tree.sub(reached, trial.rest)
-    one = jnp.ones_like(two)
-    return _Search(
-        mean=trees.where(short, last, trees.where(moved, reached, search.mean)),
-        objective=trial.value,
-        gradient=trial.gradient,
-        step_size=trees.where(short, one, trees.where(moved, trial.step_size, 0 * one)),
-        decrement=trees.where(short, trial.remaining, trial.decrement),
-        steps=search.steps + 1,
+    rest = solve(gradient)
+    remaining = trees.dot(gradient, rest)
+    last = _Search(
+        mean=optax.tree.sub(reached, rest),
+        objective=value - remaining / 2,  # what is left out is of a higher order
+        gradient=gradient,
+        step_size=one,
+        decrement=remaining,
+        steps=search.steps,
     )
+    found = last._replace(
+        mean=reached, objective=value, step_size=step_size, decrement=decrement
+    )
+    stuck = search._replace(step_size=jnp.zeros_like(one), decrement=decrement)
+    found = trees.where(remaining <= _CHORD_TOLERANCE, last, found)
+    return trees.where(moved, found, stuck)._replace(steps=search.steps + 1)

@@ -15,7 +15,8 @@ from fisherflow_jax._ground.choices import compiled
 from fisherflow_jax._ground.keys import typed_key
 from fisherflow_jax.flow import _evidence as evidence
 from fisherflow_jax.flow import _marginal as marginal
-from fisherflow_jax.flow._newton import Objective, Solution, damped_newton, single_step
+from fisherflow_jax.flow import _newton as newton
+from fisherflow_jax.flow._newton import Solution
 from fisherflow_jax.flow._recipe import Observed, Recipe, parameters
 from fisherflow_jax.flow._state import FlowInfo, FlowState, belief_of
 from fisherflow_jax.likelihoods import Likelihood
@@ -52,16 +53,16 @@ def advance(
     predicted = recipe.memory.predict(state.memory, believed, batch, believed.mean)
     start = trees.where(state.step > 0, predicted.mean, state.mean)
 
-    solution = fit(observed, predicted, start, num_steps)
+    solution = fit(observed, predicted, start, state.step > 0, num_steps)
     site, belief, distance = absorb(observed, predicted, solution, state.count > 0)
-    gain, before = log_evidence(observed, predicted, belief, distance)
+    gain = log_evidence(observed, predicted, belief, solution, distance)
     storage, belief, report = recipe.memory.remember(state.memory, belief, site)
 
     finite = trees.all_finite((belief.mean, belief.sums, gain))
     sound = batches.is_finite(batch) & finite
     missing, nothing = ~jnp.any(batch.weights > 0), jnp.zeros_like(solution.decrement)
     info = FlowInfo(
-        log_likelihood=before,
+        log_likelihood=solution.log_likelihood,
         log_evidence=trees.where(sound, gain, jnp.zeros_like(gain)),
         step_size=solution.step_size,
         decrement=trees.where(missing, nothing, solution.decrement),
@@ -73,19 +74,22 @@ def advance(
 
 
 def fit(
-    observed: Observed, predicted: Belief, start: PyTree, num_steps: int
+    observed: Observed,
+    predicted: Belief,
+    start: PyTree,
+    at_center: jax.Array,
+    num_steps: int,
 ) -> Solution:
     """The least of the batch's loss and the distance to the belief before it."""
-    before = ops.plain(predicted.sums.curvature)
-    objective = Objective(
-        log_likelihood=observed.log_likelihood,
-        curvature=observed.information,
-        center=predicted.mean,
-        information=before,
+    objective = newton.objective_of(
+        observed.log_likelihood,
+        observed.information,
+        predicted.mean,
+        ops.plain(predicted.sums.curvature),
     )
     if num_steps == 1:
-        return single_step(objective, start)
-    return damped_newton(objective, start, num_steps)
+        return newton.single_step(objective, start, at_center)
+    return newton.damped_newton(objective, start, at_center, num_steps)
 
 
 def absorb(
@@ -147,25 +151,30 @@ def shift_of(
 
 
 def log_evidence(
-    observed: Observed, predicted: Belief, belief: Belief, distance: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """What the batch adds to the log-evidence, and its log-likelihood before, `()`."""
-    likelihood = observed.recipe.likelihood
-    mean, before, after = belief.mean, predicted.sums, belief.sums
-    ahead = observed.log_likelihood(predicted.mean)
+    observed: Observed,
+    predicted: Belief,
+    belief: Belief,
+    solution: Solution,
+    distance: jax.Array,
+) -> jax.Array:
+    """What the batch adds to the log-evidence, `()`."""
+    recipe, mean = observed.recipe, belief.mean
+    before, after = predicted.sums, belief.sums
     logdets = [ops.logdet(sums.curvature, mean) for sums in (before, after)]
-    of_targets = likelihood.log_unit_variance
+    of_targets = recipe.likelihood.log_unit_variance
     if of_targets is None:
-        value = observed.log_likelihood(mean).astype(distance.dtype)
-        return evidence.known_dispersion(value, distance, *logdets), ahead
-    gain = evidence.unknown_dispersion(
+        if solution.objective is None or recipe.marginal:
+            value = observed.log_likelihood(mean).astype(distance.dtype)
+        else:
+            value = distance / 2 - solution.objective
+        return evidence.known_dispersion(value, distance, *logdets)
+    return evidence.unknown_dispersion(
         evidence.Fitted(before.linear, before.weight, logdets[0]),
         evidence.Fitted(after.linear, after.weight, logdets[1]),
         weighted_sum(
             lambda params, inputs: (), lambda _, y: of_targets(y), mean, observed.batch
         ),
     )
-    return gain, ahead
 
 
 def settle(

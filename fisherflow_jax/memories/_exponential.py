@@ -72,6 +72,7 @@ def exponential(decay: Any, *, floor: bool = True) -> Memory:
 
     def debias(information: Any, steps: jax.Array) -> Any:
         # not by the summed weights, which round differently than Optax's power
+        steps = steps.astype(jnp.result_type(decay))
         return optax.tree.bias_correction(information, decay, steps)
 
     # nothing is forgotten at a decay of one, and a mean over all is a sum's

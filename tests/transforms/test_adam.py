@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+import fisherflow_jax as ff
 import transform_cases as cases
 from fisherflow_jax.transforms import adam
 
@@ -68,3 +69,27 @@ def test_the_summed_weight_is_the_bias_correction():
 def test_b2_lies_between_0_and_1(b2):
     with pytest.raises(ValueError, match=rf"b2 must be in \(0, 1\); got {b2}"):
         adam(1e-2, b2=b2)
+
+
+def test_debiasing_is_that_of_optax_under_strict_promotion():
+    entries, decay = jnp.linspace(0.1, 1.0, 7), 0.95
+    debias = ff.memories.exponential(decay).average.debias
+    for count in (1, 2, 3, 17, 1000):
+        steps = jnp.asarray(count, jnp.int32)
+        expected = optax.tree.bias_correction(entries, decay, steps)
+        with jax.numpy_dtype_promotion("strict"):
+            np.testing.assert_array_equal(debias(entries, steps), expected)
+
+
+def test_natural_gradient_with_its_default_memory_under_strict_promotion():
+    model = lambda params, x: x @ params, ff.likelihoods.gaussian()
+    batch = jnp.ones((3, 2)), jnp.ones(3)
+    optimizer = ff.natural_gradient(
+        0.1, ff.estimators.exact, *model, structure=ff.structures.diagonal()
+    )
+    with jax.numpy_dtype_promotion("strict"):
+        params = jnp.zeros(2)
+        state = optimizer.init(params)
+        gradient = jnp.ones(2)
+        updates, _ = optimizer.update(gradient, state, params, batch=batch)
+    assert jnp.all(jnp.isfinite(updates))
