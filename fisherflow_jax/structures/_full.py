@@ -9,7 +9,7 @@ from fisherflow_jax import information as ops
 from fisherflow_jax._ground import trees
 from fisherflow_jax._ground.choices import choice
 from fisherflow_jax.structures import capabilities
-from fisherflow_jax.structures._algebra import dense, gram
+from fisherflow_jax.structures._algebra import dense, outer_products
 from fisherflow_jax.structures._compensated import Compensated
 from fisherflow_jax.structures._structure import Structure
 
@@ -66,14 +66,15 @@ def full() -> Structure:
     kept = dense.structure("full()", empty, capabilities.ADAPTIVE)
 
     def reduce(stack: PyTree) -> Full:
-        if any(map(gram.is_product, jax.tree.leaves(stack, is_leaf=gram.is_product))):
-            return Full(gram.rows(stack))
+        is_product = outer_products.is_product
+        if any(map(is_product, jax.tree.leaves(stack, is_leaf=is_product))):
+            return Full(outer_products.rows(stack))
         return kept.reduce(stack)
 
     return kept._replace(
         reduce=reduce,
         from_full=lambda information: information,
-        held_by_outer_products=gram.held,
+        held_by_outer_products=outer_products.held,
     )
 
 
