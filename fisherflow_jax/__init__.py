@@ -27,8 +27,8 @@ Whatever the structure, `ff.information` multiplies, solves, samples and adds it
 docs/ has the guide; docs/api.txt lists every public name.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+import typing as _typing
+from importlib import import_module as _import_module
 
 from fisherflow_jax import estimators as estimators
 from fisherflow_jax import information as information
@@ -40,7 +40,7 @@ from fisherflow_jax import structures as structures
 from fisherflow_jax import transforms as transforms
 from fisherflow_jax._ground.batch import Batch as Batch
 from fisherflow_jax._ground.batch import Shared as Shared
-from fisherflow_jax._ground.naming import show
+from fisherflow_jax._ground.naming import show as _show
 from fisherflow_jax.accumulation import Accumulation as Accumulation
 from fisherflow_jax.accumulation import Accumulator as Accumulator
 from fisherflow_jax.accumulation import Stacked as Stacked
@@ -81,7 +81,7 @@ from fisherflow_jax.transforms import kfac as kfac
 from fisherflow_jax.transforms import natural_gradient as natural_gradient
 from fisherflow_jax.transforms import scale_by_fisher as scale_by_fisher
 
-if TYPE_CHECKING:
+if _typing.TYPE_CHECKING:
     from fisherflow_jax import calibration as calibration
     from fisherflow_jax import comparison as comparison
     from fisherflow_jax import diagnostics as diagnostics
@@ -93,92 +93,30 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Rooms that a first import does not need, and their names here: loaded on first use.
-_LAZY = {
-    "calibration": ("Calibration", "calibrate"),
-    "comparison": (),
-    "diagnostics": (),
-    "metrics": (),
-    "plots": (),
-    "testing": (),
-}
-
-__all__ = [
-    "Accumulation",
-    "Accumulator",
-    "Bank",
-    "BankInfo",
-    "BankState",
-    "Batch",
-    "Calibration",
-    "Estimate",
-    "FisherFlow",
-    "FlowInfo",
-    "FlowState",
-    "Posterior",
-    "Prediction",
-    "Shared",
-    "Stacked",
-    "Summary",
-    "WaldTest",
-    "accumulate",
-    "accumulator",
-    "adam",
-    "bank",
-    "calibrate",
-    "calibration",
-    "clip_by_kl",
-    "comparison",
-    "confidence_interval",
-    "delta_method",
-    "diagnostics",
-    "estimators",
-    "fisher_flow",
-    "get_information",
-    "information",
-    "kfac",
-    "layers",
-    "likelihoods",
-    "log_density",
-    "memories",
-    "merge",
-    "metrics",
-    "natural_gradient",
-    "negative_log_likelihood",
-    "only",
-    "plots",
-    "posterior",
-    "predict",
-    "predictions",
-    "refine",
-    "sample",
-    "scale_by_fisher",
-    "scores",
-    "standard_error",
-    "structures",
-    "summary",
-    "testing",
-    "transforms",
-    "wald_test",
-    "warm_start",
-]
+# What a first import does not need: loaded on first use.
+_LAZY = {"calibration", "comparison", "diagnostics", "metrics", "plots", "testing"}
+_LAZY_NAMES = {"Calibration", "calibrate"}  # of the room `calibration`
+# Rooms of which the package shows names alone.
+_UNSHOWN = {"accumulation", "flow", "model", "posteriors"}
 
 for _room in (information, likelihoods, memories, predictions, structures, transforms):
-    show(_room.__name__)
-show(__name__)
+    _show(_room.__name__)
+_show(__name__)
+
+_public = {name for name in globals() if not name.startswith("_")}
+__all__ = sorted((_public - _UNSHOWN) | _LAZY | _LAZY_NAMES)
 
 
 def __dir__() -> list[str]:
     return __all__
 
 
-if not TYPE_CHECKING:  # which would take any name for one of the package
+if not _typing.TYPE_CHECKING:  # which would take any name for one of the package
 
-    def __getattr__(name: str) -> Any:
-        for room, names in _LAZY.items():
-            if name == room or name in names:
-                module = import_module(f"fisherflow_jax.{room}")
-                found = module if name == room else getattr(module, name)
-                globals()[name] = found
-                return found
+    def __getattr__(name):
+        if name in _LAZY:
+            return _import_module(f"fisherflow_jax.{name}")
+        if name in _LAZY_NAMES:
+            room = _import_module("fisherflow_jax.calibration")
+            return globals().setdefault(name, getattr(room, name))
         raise AttributeError(f"module 'fisherflow_jax' has no attribute {name!r}")

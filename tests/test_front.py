@@ -1,6 +1,7 @@
 """The front of the package: what it shows, and what a first import leaves alone."""
 
 import pickle
+import re
 import runpy
 import subprocess
 import sys
@@ -76,3 +77,5 @@ def test_docs_api_is_up_to_date():
     docs = Path(__file__).parents[1] / "docs"
     page = runpy.run_path(str(docs / "api.py"))["page"]()
     assert (docs / "api.txt").read_text() == page, "run python docs/api.py"
+    listed = re.findall(r"^ff\.(\w+)", page, re.M)
+    assert sorted(set(listed)) == ff.__all__

@@ -10,10 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fisherflow_jax._ground import batch as batch_parts
-from fisherflow_jax._ground import trees
-from fisherflow_jax._ground.batch import Batch
-from fisherflow_jax._ground.checks import is_concrete
-from fisherflow_jax._ground.sharding import automatic, on_every_device
+from fisherflow_jax._ground import checks, sharding, trees
 from fisherflow_jax.accumulation import _loading as loading
 from fisherflow_jax.accumulation._loading import Stacked
 from fisherflow_jax.accumulation._updating import Accumulation, accumulator, advance
@@ -98,7 +95,7 @@ def accumulate(
       Sun, "Deterministic Bounds and Random Estimates of Metric Tensors on
       Neuromanifolds", 2026.
     """
-    mesh = automatic(mesh)
+    mesh = sharding.automatic(mesh)
     functions = accumulator(estimator, decay=decay, mesh=mesh)
     params = trees.real_arrays(params, "params")
     _check_finite(params)
@@ -106,7 +103,7 @@ def accumulate(
         state = functions.init(params, key)
     else:
         state = _continued(state, estimator, params, key)
-    state, params = on_every_device(mesh, (state, params))
+    state, params = sharding.on_every_device(mesh, (state, params))
     multiple = 1 if mesh is None else mesh.size
     if isinstance(batches, Stacked):
         if progress:
@@ -141,13 +138,13 @@ def _scan(
     decay: float | None,
     state: Accumulation,
     params: PyTree,
-    stack: Batch,
+    stack: batch_parts.Batch,
 ) -> Accumulation:
     sliced, rebuild = batch_parts.split(stack.inputs)
 
     def body(state: Accumulation, part: Any) -> tuple[Accumulation, None]:
         leaves, targets, weights = part
-        batch = Batch(rebuild(leaves), targets, weights)
+        batch = batch_parts.Batch(rebuild(leaves), targets, weights)
         return advance(estimator, mesh, decay, state, params, batch), None
 
     return jax.lax.scan(body, state, (sliced, stack.targets, stack.weights))[0]
@@ -155,7 +152,7 @@ def _scan(
 
 def _check_finite(params: PyTree) -> None:
     for name, leaf in trees.named_leaves(params):
-        if is_concrete(leaf) and not np.all(np.isfinite(leaf)):
+        if checks.is_concrete(leaf) and not np.all(np.isfinite(leaf)):
             raise ValueError(
                 f"parameter {name} holds a NaN or an infinite value: there is no "
                 "information there."

@@ -11,10 +11,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import batch as batches
-from fisherflow_jax._ground import trees
-from fisherflow_jax._ground.checks import fraction
-from fisherflow_jax._ground.keys import key_data, typed_key
-from fisherflow_jax._ground.sharding import automatic, in_auto_mode
+from fisherflow_jax._ground import checks, keys, sharding, trees
 from fisherflow_jax.estimators import Estimator
 from fisherflow_jax.structures.capabilities import COMPENSATED
 
@@ -99,8 +96,8 @@ def accumulator(
             f"{estimator!r}."
         )
     if decay is not None:
-        fraction(decay, "decay")
-    automatic(mesh)  # which says what is no mesh
+        checks.fraction(decay, "decay")
+    sharding.automatic(mesh)  # which says what is no mesh
 
     def init(params: PyTree, key: Any = None) -> Accumulation:
         if estimator.random and key is None:
@@ -114,12 +111,12 @@ def accumulator(
             count=zero,
             num_batches=jnp.zeros((), jnp.int32),
             num_skipped=jnp.zeros((), jnp.int32),
-            key=key_data(key) if estimator.random else None,
+            key=keys.key_data(key) if estimator.random else None,
         )
 
     def update(state: Accumulation, params: PyTree, batch: Any) -> Accumulation:
         batch = batches.as_batch(batch)
-        return advance(estimator, automatic(mesh), decay, state, params, batch)
+        return advance(estimator, sharding.automatic(mesh), decay, state, params, batch)
 
     return Accumulator(init, update)
 
@@ -141,7 +138,7 @@ def advance(
         params = trees.real_arrays(params, "params")
         key = None
         if state.key is not None:
-            key = jax.random.fold_in(typed_key(state.key), state.num_batches)
+            key = jax.random.fold_in(keys.typed_key(state.key), state.num_batches)
         if mesh is None:
             information = estimator.compute(params, batch, key)
         else:
@@ -165,7 +162,7 @@ def advance(
             key=state.key,
         )
 
-    return in_auto_mode(take_in, state, state, params, batch)
+    return sharding.in_auto_mode(take_in, state, state, params, batch)
 
 
 def _sum_over_shards(

@@ -10,8 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fisherflow_jax._ground import trees
-from fisherflow_jax._ground.checks import whole
+from fisherflow_jax._ground import checks, trees
 from fisherflow_jax.estimators._choice import choosable
 from fisherflow_jax.estimators._plan import Rule
 from fisherflow_jax.estimators._probes import rademacher
@@ -46,7 +45,7 @@ def _probed(
 def _random_root(
     probe: Probe, num_probes: int, root: Callable[[Likelihood], Likelihood] | None
 ) -> Rule:
-    whole(num_probes, "num_probes")
+    checks.whole(num_probes, "num_probes")
     cotangents = functools.partial(_probed, probe, num_probes)
     return Rule(cotangents, random=True, num_columns=num_probes, root=root)
 

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fisherflow_jax import information as ops
-from fisherflow_jax._ground import trees
-from fisherflow_jax._ground.checks import holds
+from fisherflow_jax._ground import checks, trees
 
 PyTree = Any
 
@@ -149,7 +148,7 @@ def _gaussian(state: Any, robust: bool) -> Gaussian:
     rounding = trees.size(state.mean) * float(jnp.finfo(spare.dtype).eps) ** 0.5
     none = min(max(rounding, 1e-3), 0.5)
     spare = jnp.where(spare > none, spare, jnp.zeros_like(spare))
-    if not holds(spare > 0):
+    if not checks.holds(spare > 0):
         seen = "too few" if count is None else f"{float(jnp.min(count)):g}"
         raise ValueError(
             "the dispersion is unknown and cannot be estimated: "

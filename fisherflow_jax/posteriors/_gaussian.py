@@ -7,9 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from fisherflow_jax import information as ops
-from fisherflow_jax._ground import trees
-from fisherflow_jax._ground.checks import holds, positive
-from fisherflow_jax._ground.keys import typed_key
+from fisherflow_jax._ground import checks, keys, trees
 from fisherflow_jax.posteriors._belief import Gaussian, described, gaussian, gaussians
 from fisherflow_jax.structures import _prior as priors
 
@@ -85,7 +83,7 @@ def posterior(
     temperature = jnp.asarray(temperature, trees.float_dtype(mean))
     if temperature.shape != ():
         raise ValueError(f"temperature is one number; got shape {temperature.shape}.")
-    positive(temperature, "temperature")
+    checks.positive(temperature, "temperature")
     precision = priors.as_precision(prior_precision, mean)
     total = ops.add(information, precision)
     return Posterior(mean, ops.scale(total, 1 / temperature), temperature)
@@ -96,7 +94,7 @@ def check_about(information: Any, mean: PyTree) -> None:
     entries = ops.diagonal(information, mean)
     check_like(entries, mean)
     for name, leaf in trees.named_leaves(entries):
-        if not holds(jnp.isfinite(leaf) & (leaf >= 0)):
+        if not checks.holds(jnp.isfinite(leaf) & (leaf >= 0)):
             raise ValueError(
                 "the diagonal of an information is finite and not negative; that of "
                 f"parameter {name} is {leaf}."
@@ -168,7 +166,7 @@ def sample(state: Any, key: Any, shape: tuple[int, ...] = ()) -> PyTree:
         draws = [_draw(member, jax.random.fold_in(key, 2)) for member in members]
         return jax.tree.map(lambda *x: jnp.stack(x)[chosen], *draws)
 
-    draws = jax.vmap(draw)(jax.random.split(typed_key(key), math.prod(shape)))
+    draws = jax.vmap(draw)(jax.random.split(keys.typed_key(key), math.prod(shape)))
     return jax.tree.map(lambda x: x.reshape((*shape, *x.shape[1:])), draws)
 
 

@@ -8,8 +8,7 @@ from jax.scipy.special import betainc, ndtri
 from jax.scipy.stats import t as student_t
 
 from fisherflow_jax import information as ops
-from fisherflow_jax._ground import trees
-from fisherflow_jax._ground.checks import fraction
+from fisherflow_jax._ground import checks, trees
 from fisherflow_jax.posteriors import _belief as belief
 from fisherflow_jax.posteriors._belief import Gaussian
 
@@ -137,7 +136,7 @@ def _variance(member: Gaussian, robust: bool) -> PyTree:
 
 
 def check_level(level: float) -> None:
-    fraction(level, "level")
+    checks.fraction(level, "level")
 
 
 def two_sided(level: float, degrees_of_freedom: jax.Array | None, dtype) -> jax.Array:

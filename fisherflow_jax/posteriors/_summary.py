@@ -7,8 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fisherflow_jax._ground import trees
-from fisherflow_jax._ground.tables import aligned
+from fisherflow_jax._ground import tables, trees
 from fisherflow_jax.posteriors._belief import Gaussian, gaussians
 from fisherflow_jax.posteriors._intervals import interval_and_error
 
@@ -50,7 +49,7 @@ class Summary:
                 self.p_value, self.lower, self.upper, strict=True,
             )
         ]  # fmt: skip
-        table = aligned([head, *rows], rule=True)
+        table = tables.aligned([head, *rows], rule=True)
         return "\n".join([table, table.splitlines()[1], *self.notes])
 
     __repr__ = __str__
