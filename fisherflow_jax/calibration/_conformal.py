@@ -231,10 +231,8 @@ def adaptive(
     References:
       Romano, Sesia, Candes, "Classification with valid and adaptive coverage", 2020.
     """
-    places = jax.lax.broadcasted_iota(
-        jnp.int32, probabilities.shape, probabilities.ndim - 1
-    )
-    own = (*probabilities.shape[:-1], 1)
+    shape, own = probabilities.shape, (*probabilities.shape[:-1], 1)
+    places = jax.lax.broadcasted_iota(jnp.int32, shape, len(shape) - 1)
     if not randomised:
         ties, share = places, jnp.ones(own, probabilities.dtype)
     elif key is None:
@@ -244,7 +242,7 @@ def adaptive(
         )
     else:
         for_ties, for_share = jax.random.split(keys.typed_key(key))
-        ties = jax.random.bits(for_ties, probabilities.shape, jnp.uint32)
+        ties = jax.random.bits(for_ties, shape, jnp.uint32)
         share = jax.random.uniform(for_share, own, probabilities.dtype)
     negative, _, order = jax.lax.sort((-probabilities, ties, places), num_keys=2)
     scores = jnp.cumsum(-negative, -1) + (1 - share) * negative

@@ -14,9 +14,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fisherflow_jax._ground.arrays import like, widen
+from fisherflow_jax._ground import arrays, search
 from fisherflow_jax._ground.quadrature import NUM_NODES, REACH, log_average
-from fisherflow_jax._ground.search import bisect
 from fisherflow_jax.likelihoods import SOFTMAX, Likelihood
 from fisherflow_jax.predictions import Outputs
 
@@ -66,7 +65,7 @@ class ByLink:
         if likelihood.scale == SOFTMAX:
             return likelihood.log_prob(log_p, targets)
         rest = jnp.log(jnp.maximum(1 - probabilities, least))
-        share = like(targets, log_p)
+        share = arrays.like(targets, log_p)
         return share * log_p + (1 - share) * rest
 
 
@@ -89,7 +88,7 @@ def _quadrature(
     resolves the peak and heavy tails. The integrand is shared out between them as
     :math:`q_A^3 : q_B^3`, by their nodes' densities.
     """
-    mean, variance = widen(outputs.mean), outputs.variance
+    mean, variance = arrays.widen(outputs.mean), outputs.variance
     dtype = mean.dtype
     # a belief of no width is its mean
     variance = jnp.maximum(variance, float(jnp.finfo(dtype).eps) ** 2)
@@ -103,11 +102,9 @@ def _quadrature(
         square = jnp.square((z - mean) / std)
         return -0.5 * square - jnp.log(std) - 0.5 * math.log(2 * math.pi)
 
-    def log_peak(z: jax.Array) -> jax.Array:
-        return -jnp.log(2 * end * jnp.hypot(width, z - center))
-
     def value(z: jax.Array, sign: int) -> jax.Array:
-        share = -jax.nn.softplus(sign * _POWER * (log_belief(z) - log_peak(z)))
+        log_peak = -jnp.log(2 * end * jnp.hypot(width, z - center))
+        share = -jax.nn.softplus(sign * _POWER * (log_belief(z) - log_peak))
         return likelihood.log_prob(z, targets) + log_belief(z) + share
 
     def of_belief(x: jax.Array) -> jax.Array:
@@ -127,8 +124,7 @@ def _peak(
 ) -> tuple[jax.Array, jax.Array]:
     """Center and width of likelihood times belief, at the higher of two peaks."""
 
-    def score(z: jax.Array) -> jax.Array:
-        return jax.grad(lambda x: jnp.sum(likelihood.log_prob(x, targets)))(z)
+    score = jax.grad(lambda z: jnp.sum(likelihood.log_prob(z, targets)))
 
     def slope(z: jax.Array) -> jax.Array:
         return score(z) - (z - mean) / variance
@@ -136,8 +132,8 @@ def _peak(
     reach = _FARTHEST * jnp.sqrt(variance)
     # the likelihood's own peak, and one between it and the mean: beside a narrow peak a
     # heavy tail may leave the belief's own, which the other grid sees
-    own = bisect(score, mean - reach, mean + reach)
-    both = bisect(slope, jnp.minimum(mean, own), jnp.maximum(mean, own))
+    own = search.bisect(score, mean - reach, mean + reach)
+    both = search.bisect(slope, jnp.minimum(mean, own), jnp.maximum(mean, own))
 
     def height(z: jax.Array) -> jax.Array:
         log_prob = likelihood.log_prob(z, targets)
@@ -152,7 +148,7 @@ def _cubature(
     likelihood: Likelihood, outputs: Outputs, targets: jax.Array
 ) -> jax.Array:
     r"""At :math:`\pm \sqrt k` along the columns of a root: exact for cubics."""
-    mean = widen(outputs.mean)
+    mean = arrays.widen(outputs.mean)
     size = mean.shape[-1]
     values, basis = jnp.linalg.eigh(outputs.covariance)
     # eigenvalues below zero are rounding
@@ -165,8 +161,4 @@ def _cubature(
 
 def scaled(outputs: Outputs, factor: jax.Array) -> Outputs:
     """The outputs of a belief whose covariance is `factor` times as large."""
-    covariance = outputs.covariance
-    return outputs._replace(
-        variance=factor * outputs.variance,
-        covariance=None if covariance is None else factor * covariance,
-    )
+    return jax.tree.map(lambda x: factor * x, outputs)._replace(mean=outputs.mean)

@@ -155,10 +155,8 @@ def _number(value: jax.Array) -> Any:
 
 def _rescaled(state: Any, belief: Gaussian, scale: jax.Array) -> Posterior:
     dtype = trees.float_dtype(belief.mean)
-    scale = scale.astype(dtype)
-    factor = scale
-    if belief.dispersion is not None:
-        factor = scale * belief.dispersion.astype(dtype)
-    information = ops.scale(belief.information, 1 / factor)
-    before = getattr(state, "temperature", jnp.ones((), dtype))
+    scale, one = scale.astype(dtype), jnp.ones((), dtype)
+    dispersion = one if belief.dispersion is None else belief.dispersion.astype(dtype)
+    information = ops.scale(belief.information, 1 / (scale * dispersion))
+    before = getattr(state, "temperature", one)
     return Posterior(belief.mean, information, before * scale)

@@ -8,11 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fisherflow_jax._ground import trees
+from fisherflow_jax._ground import checks, quadrature, search, trees
 from fisherflow_jax._ground.batch import Batch, is_finite, unshare
-from fisherflow_jax._ground.checks import holds
-from fisherflow_jax._ground.quadrature import normal_log_density
-from fisherflow_jax._ground.search import Minimum, minimise
 from fisherflow_jax.accumulation import each_batch
 from fisherflow_jax.calibration import _densities as densities
 from fisherflow_jax.likelihoods import Likelihood
@@ -75,7 +72,7 @@ def held_out(
     whole = parts[0]
     if len(parts) > 1:
         whole = jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
-    if not holds(jnp.sum(whole.weights) > 0):
+    if not checks.holds(jnp.sum(whole.weights) > 0):
         raise ValueError(
             "the validation data are empty: the weight of every example is zero."
         )
@@ -92,7 +89,7 @@ def _check(
     """Raises for values that are not finite and targets that cannot be, at hand."""
     finite, possible = _sound(likelihood, batch, outputs)
     where = f"validation batch {number}"
-    if not holds(finite):
+    if not checks.holds(finite):
         raise ValueError(
             f"{where} holds a NaN or an infinite value in a row of positive weight."
             if outputs is None
@@ -100,7 +97,7 @@ def _check(
             "overflow in apply_fn, or an information that is not positive definite in "
             "this precision."
         )
-    if not holds(possible):
+    if not checks.holds(possible):
         raise ValueError(
             f"{where} holds targets that {likelihood.name} cannot produce: a label out "
             "of range, a negative count?"
@@ -175,7 +172,7 @@ def _settled(
     """
     low, high = ends
     elsewhere = jnp.stack([start, jnp.full_like(low, -jnp.inf)])
-    found = minimise(loss, low, high, elsewhere, **grid)
+    found = search.minimise(loss, low, high, elsewhere, **grid)
     at_start, mean_only = found.elsewhere
     before = at_start if before is None else before
     eps = float(jnp.finfo(found.value.dtype).eps)
@@ -226,11 +223,10 @@ def with_noise(
         log = jnp.log(2 * math.pi * noise) + held.mean(jnp.log(relative))
         return 0.5 * (log + 1), noise
 
-    def loss(log_ratio: jax.Array) -> jax.Array:
-        return profile(jnp.exp(log_ratio))[0]
-
-    before = -held.mean(normal_log_density(residual, variance + given))
-    found, _, keep = _settled(loss, _range(held, None), -jnp.log(given), before)
+    before = -held.mean(quadrature.normal_log_density(residual, variance + given))
+    found, _, keep = _settled(
+        lambda x: profile(jnp.exp(x))[0], _range(held, None), -jnp.log(given), before
+    )
     noise = profile(found.scale)[1]
     scale = jnp.where(keep, jnp.ones_like(noise), noise * found.scale)
     return found._replace(scale=scale), jnp.where(keep, given, noise)
@@ -252,10 +248,10 @@ def with_dispersion(
 
     widest = jnp.asarray(_DISPERSION_REACH, dtype)
 
-    def best(log_scale: jax.Array) -> Minimum:
+    def best(log_scale: jax.Array) -> search.Minimum:
         given, nothing = functools.partial(loss, log_scale), jnp.zeros((0,), dtype)
         fine = {"num_points": 13, "num_halvings": 14}
-        return minimise(given, -widest, widest, nothing, **fine)
+        return search.minimise(given, -widest, widest, nothing, **fine)
 
     ends = _range(held, likelihood)
     zero, given = jnp.zeros_like(ends[0]), jnp.log(start.astype(dtype))

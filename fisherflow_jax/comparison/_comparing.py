@@ -105,6 +105,7 @@ def _one(truth: Measurement, other: Measurement, small: float) -> Comparison:
     rows, estimates = by_layer(truth.average), by_layer(other.average)
     true, estimate = (np.concatenate([*each.values()]) for each in (rows, estimates))
     both = (true > 0) & (estimate > 0)
+    errors = {name: _relative_error(row, estimates[name]) for name, row in rows.items()}
     return Comparison(
         name=other.label,
         relative_error=_relative_error(true, estimate),
@@ -113,9 +114,7 @@ def _one(truth: Measurement, other: Measurement, small: float) -> Comparison:
         num_positive=int(both.sum()),
         num_entries=true.size,
         share_small=float(np.mean(estimate < small)),
-        layers={
-            layer: _relative_error(row, estimates[layer]) for layer, row in rows.items()
-        },
+        layers=errors,
         seconds=other.settings.get("seconds"),
         passes=other.settings.get("passes"),
     )
@@ -170,8 +169,7 @@ def table(comparisons: Sequence[Comparison]) -> str:
         )
     layers = [["error by layer", *(each.name for each in comparisons)]]
     for layer in comparisons[0].layers:
-        errors = (each.layers[layer] for each in comparisons)
-        layers.append([layer, *(f"{error:.3f}" for error in errors)])
+        layers.append([layer, *(f"{each.layers[layer]:.3f}" for each in comparisons)])
     return f"{aligned(rows, rule=True)}\n\n{aligned(layers, rule=True)}"
 
 

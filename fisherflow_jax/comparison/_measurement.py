@@ -32,26 +32,24 @@ class Measurement(NamedTuple):
     @property
     def label(self) -> str:
         """The estimator's name with its options."""
-        options = self.settings["options"]
-        if not options:
-            return self.settings["name"]
-        listed = ",".join(f"{key}={value}" for key, value in options.items())
-        return f"{self.settings['name']}({listed})"
+        name, *options = self._parts
+        return f"{name}({','.join(options)})" if options else name
 
     @property
     def stem(self) -> str:
         """The label, fit for the name of a file."""
+        return "-".join(self._parts)
+
+    @property
+    def _parts(self) -> list[str]:
         options = self.settings["options"].items()
-        return "-".join([self.settings["name"], *(f"{k}={v}" for k, v in options)])
+        return [self.settings["name"], *(f"{k}={v}" for k, v in options)]
 
     @property
     def average(self) -> dict[str, np.ndarray]:
         """The information of one observation, in float64."""
         count = self.settings["num_examples"]
-        return {
-            name: leaf.astype(np.float64) / count
-            for name, leaf in self.information.items()
-        }
+        return {k: x.astype(np.float64) / count for k, x in self.information.items()}
 
 
 def estimate(
@@ -169,13 +167,10 @@ def factories() -> dict[str, Callable]:
     # whatever files they are written in: the truth first, then those with probes
     order = sorted(vars(estimators), key=lambda x: (x != "exact", "hutch" not in x, x))
     public = {name: vars(estimators)[name] for name in order if name[0].islower()}
+    functions = {name: value for name, value in public.items() if callable(value)}
     parts = ["apply_fn", "likelihood", "structure"]
-    return {
-        name: function
-        for name, function in public.items()
-        if callable(function)
-        and list(inspect.signature(function).parameters)[:3] == parts
-    }
+    takes = {name: [*inspect.signature(f).parameters] for name, f in functions.items()}
+    return {name: f for name, f in functions.items() if takes[name][:3] == parts}
 
 
 def save(path: str | os.PathLike, measurement: Measurement) -> None:

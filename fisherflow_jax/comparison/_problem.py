@@ -1,6 +1,5 @@
 """What estimators are compared on: a model, its parameters, data and likelihood."""
 
-import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator, Sized
@@ -97,11 +96,7 @@ def find_function(place: str) -> Callable:
     module = _of_file(Path(where)) if where.endswith(".py") else _of_name(where)
     function = getattr(module, name, None)
     if not callable(function):
-        public = [
-            key
-            for key, value in vars(module).items()
-            if callable(value) and not key.startswith("_")
-        ]
+        public = [x for x in vars(module) if x[0] != "_" and callable(vars(module)[x])]
         raise ValueError(
             f"{where} has no function {name!r}; it has {', '.join(public) or 'none'}."
         )

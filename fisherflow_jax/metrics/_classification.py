@@ -3,8 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from fisherflow_jax._ground import counted
-from fisherflow_jax._ground.checks import is_concrete
+from fisherflow_jax._ground import checks, counted
 from fisherflow_jax._ground.counted import Mask
 
 
@@ -219,7 +218,7 @@ def auroc(scores: jax.Array, positive: jax.Array, *, mask: Mask = None) -> jax.A
     above, below = used & positive, used & ~positive
     num_above = jnp.sum(above, dtype=jnp.int32)
     num_below = jnp.sum(below, dtype=jnp.int32)
-    if is_concrete((num_above, num_below)) and 0 in (num_above, num_below):
+    if checks.is_concrete((num_above, num_below)) and 0 in (num_above, num_below):
         raise ValueError(
             "auroc compares positive with negative examples; got "
             f"{int(num_above)} positive and {int(num_below)} negative."

@@ -87,9 +87,8 @@ def bootstrap(
         )
     count = counts.pop()
     value = metric(*arrays, mask=mask)
-    whole = None if mask is None else jnp.asarray(mask)
-    shape = (count,) if whole is None else (count, *whole.shape[1:])
-    used = counted.used_rows(whole, shape)
+    shape = (count,) if mask is None else (count, *jnp.shape(mask)[1:])
+    used = counted.used_rows(mask, shape)
     examples = jnp.any(used.reshape((count, -1)), -1)
     first = jnp.argsort(~examples)  # stable: the examples that count, then the padding
     number = jnp.sum(examples, dtype=jnp.int32)
