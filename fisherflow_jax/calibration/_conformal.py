@@ -193,7 +193,6 @@ def least_ambiguous(probabilities: jax.Array, key: Any = None) -> jax.Array:
       Sadinle, Lei, Wasserman, "Least ambiguous set-valued classifiers with bounded
       error levels", 2019.
     """
-    del key
     return 1 - probabilities
 
 

@@ -73,7 +73,11 @@ def temperature_scaling(
     outputs, labels = arrays.widen(logits), jnp.asarray(labels)
     likelihood.check(outputs, labels)
     used = counted.used_rows(mask, labels.shape)
-    outputs, labels = _blanked(outputs, labels, used)
+    rest = (1,) * (outputs.ndim - used.ndim)
+    outputs = jnp.where(used.reshape(used.shape + rest), outputs, 0.0)
+    if rest:  # without what all logits of a target share
+        outputs = outputs - jnp.max(outputs, -1, keepdims=True)
+    labels = jnp.where(used, labels, jnp.zeros_like(labels))
     if not checks.holds(jnp.isfinite(outputs)):
         raise ValueError("logits must be finite; got a NaN or an infinite one.")
     result, slopes = _search(outputs, labels, used, likelihood)
@@ -95,15 +99,6 @@ def temperature_scaling(
             "goes to infinity."
         )
     return result
-
-
-def _blanked(outputs: jax.Array, labels: jax.Array, used: jax.Array):
-    """Padding replaced by zeros, and what all logits of a target share taken off."""
-    rest = (1,) * (outputs.ndim - used.ndim)
-    outputs = jnp.where(used.reshape(used.shape + rest), outputs, 0.0)
-    if rest:
-        outputs = outputs - jnp.max(outputs, -1, keepdims=True)
-    return outputs, jnp.where(used, labels, jnp.zeros_like(labels))
 
 
 @functools.partial(jax.jit, static_argnums=3)

@@ -145,9 +145,8 @@ def estimate(
 
 def _readable(value: Any) -> Any:
     """An option as JSON can hold it."""
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    return getattr(value, "__name__", repr(value))
+    plain = isinstance(value, int | float | str | None)
+    return value if plain else getattr(value, "__name__", repr(value))
 
 
 def _backward_passes(

@@ -45,7 +45,6 @@ def equal_width(num_bins: int = 15) -> Binning:
     edges = np.arange(1, num_bins) / num_bins
 
     def assign(values: jax.Array, used: jax.Array) -> jax.Array:
-        del used
         above = values[:, None] > jnp.asarray(edges, values.dtype)[None, :]
         return jnp.sum(above, -1, dtype=jnp.int32)
 

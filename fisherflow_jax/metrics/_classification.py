@@ -216,8 +216,7 @@ def auroc(scores: jax.Array, positive: jax.Array, *, mask: Mask = None) -> jax.A
     )
     used, positive = weights != 0, positive.reshape(-1)
     above, below = used & positive, used & ~positive
-    num_above = jnp.sum(above, dtype=jnp.int32)
-    num_below = jnp.sum(below, dtype=jnp.int32)
+    num_above, num_below = (jnp.sum(x, dtype=jnp.int32) for x in (above, below))
     if checks.is_concrete((num_above, num_below)) and 0 in (num_above, num_below):
         raise ValueError(
             "auroc compares positive with negative examples; got "

@@ -95,8 +95,7 @@ def bootstrap(
     places = jnp.arange(count, dtype=jnp.int32)
 
     def resample(key: jax.Array) -> jax.Array:
-        drawn = jax.random.randint(key, (count,), 0, number, dtype=jnp.int32)
-        index = first[drawn]
+        index = first[jax.random.randint(key, (count,), 0, number, dtype=jnp.int32)]
         kept = (places < number).reshape((-1,) + (1,) * (used.ndim - 1))
         return metric(*(x[index] for x in arrays), mask=used[index] & kept)
 

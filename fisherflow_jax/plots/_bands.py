@@ -192,10 +192,9 @@ def estimate_over_stream(
             f"{count} lines cannot be told apart: choose at most {_MOST_LINES} of the "
             "parameters, such as estimate['bias']."
         )
-    if observations is None:
-        x = np.arange(1, steps + 1, dtype=float)
-    else:
-        x = axes.same_shape("observations", np.asarray(observations, float), (steps,))
+    axis = "steps" if observations is None else "observations"
+    x = np.arange(1, steps + 1) if observations is None else observations
+    x = axes.same_shape("observations", np.asarray(x, float), (steps,))
     labels = axes.names_of(estimate, names, 1, count)
     true = None if truth is None else _truth(truth, estimate, middle.shape)
     ax = axes.axes_or_new(ax)
@@ -205,7 +204,6 @@ def estimate_over_stream(
         )
         if true is not None:
             ax.plot(x, true[:, index], ":", color=color, linewidth=1.5, zorder=4)
-    axis = "steps" if observations is None else "observations"
     return axes.finish(ax, labels[0], xlabel=axis, ylabel="estimate")
 
 
