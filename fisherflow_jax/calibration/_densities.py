@@ -6,10 +6,9 @@ as the likelihood knows it, by quadrature where each target has one output, and 
 cubature elsewhere.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,41 +23,27 @@ _POWER = 3
 _FARTHEST = 40.0
 
 
-class LogDensity(NamedTuple):
-    """How a family of likelihoods averages over the outputs."""
-
-    value: Callable[[Likelihood, Outputs, jax.Array], jax.Array]
-    """`(likelihood, outputs, targets) -> (n, ...)`, one number a target."""
-    needs_covariance: bool = False
-
-
-def log_density_of(
-    likelihood: Likelihood,
-    shape: tuple[int, ...],
-    target_shape: tuple[int, ...],
-    link: Callable | None = None,
-) -> LogDensity:
-    """That of a link's class probabilities, the likelihood's own, or by the shapes."""
+def needs_covariance(
+    likelihood: Likelihood, link: Callable | None, outputs: Any, targets: jax.Array
+) -> bool:
+    """Whether the covariances of a target's outputs count beside their variances."""
     if link is not None:
-        several = likelihood.scale == SOFTMAX
-        return LogDensity(ByLink(link), several and getattr(link, "covariance", False))
+        return likelihood.scale == SOFTMAX and getattr(link, "covariance", False)
     if likelihood.expected_log_prob is not None:
-        return LogDensity(_closed_form, likelihood.needs_covariance)
-    if shape == target_shape:
-        return LogDensity(_quadrature)
-    return LogDensity(_cubature, needs_covariance=True)
+        return likelihood.needs_covariance
+    return outputs.shape != targets.shape
 
 
-@dataclasses.dataclass(frozen=True)
-class ByLink:
-    """Log-probabilities through a link; equal for equal links, compiled once."""
+def log_density(
+    likelihood: Likelihood, link: Callable | None, outputs: Outputs, targets: jax.Array
+) -> jax.Array:
+    """By a link's probabilities, as the likelihood knows it, or by the shapes.
 
-    link: Callable
-
-    def __call__(
-        self, likelihood: Likelihood, outputs: Outputs, targets: jax.Array
-    ) -> jax.Array:
-        probabilities = self.link(outputs, likelihood).mean
+    Returns:
+      `(n, ...)`, one number a target.
+    """
+    if link is not None:
+        probabilities = link(outputs, likelihood).mean
         # a probability that underflows is improbable, not impossible
         least = jnp.finfo(probabilities.dtype).tiny
         log_p = jnp.log(jnp.maximum(probabilities, least))
@@ -67,15 +52,10 @@ class ByLink:
         rest = jnp.log(jnp.maximum(1 - probabilities, least))
         share = arrays.like(targets, log_p)
         return share * log_p + (1 - share) * rest
-
-
-def _closed_form(
-    likelihood: Likelihood, outputs: Outputs, targets: jax.Array
-) -> jax.Array:
-    assert likelihood.expected_log_prob is not None
-    return likelihood.expected_log_prob(
-        outputs.mean, outputs.variance, outputs.covariance, targets
-    )
+    if likelihood.expected_log_prob is not None:
+        return likelihood.expected_log_prob(*outputs, targets)
+    by_shape = _quadrature if outputs.mean.shape == targets.shape else _cubature
+    return by_shape(likelihood, outputs, targets)
 
 
 def _quadrature(

@@ -72,23 +72,17 @@ def log_marginal_likelihood(
     """
     mean = trees.real_arrays(mean, "mean")
     check_about(information, mean)
-    fit = _as_number(log_likelihood, mean)
     step = _step_from(mean, prior_mean)
     precision = as_precision(prior_precision, mean, beside=information)
     logdet = ops.determinant(information, precision, mean)
-    return _evidence(fit, step, precision, logdet(precision, jnp.ones_like(fit)), mean)
+    return _evidence(log_likelihood, step, precision, logdet, 1.0)
 
 
 def _evidence(
-    fit: jax.Array, step: PyTree, precision: Any, logdet: jax.Array, like: PyTree
+    log_likelihood: Any, step: PyTree, precision: Any, logdet: Any, dispersion: Any
 ) -> jax.Array:
-    distance = ops.quadratic_form(precision, step)
-    return fit + 0.5 * (ops.logdet(precision, like) - logdet - distance)
-
-
-def _as_number(log_likelihood: jax.typing.ArrayLike, like: PyTree) -> jax.Array:
-    """Raises unless it is one number, finite where it is at hand."""
-    value = jnp.asarray(log_likelihood, trees.float_dtype(like))
+    """Raises unless the log-likelihood is one number, finite where it is at hand."""
+    value = jnp.asarray(log_likelihood, trees.float_dtype(step))
     if value.shape != ():
         raise ValueError(
             "log_likelihood is one number, the sum over the observations; got shape "
@@ -96,7 +90,9 @@ def _as_number(log_likelihood: jax.typing.ArrayLike, like: PyTree) -> jax.Array:
         )
     if not checks.holds(jnp.isfinite(value)):
         raise ValueError(f"log_likelihood must be finite; got {value}.")
-    return value
+    total = logdet(precision, 1 / jnp.asarray(dispersion, value.dtype))
+    distance = ops.quadratic_form(precision, step)
+    return value + 0.5 * (ops.logdet(precision, step) - total - distance)
 
 
 def _step_from(mean: PyTree, prior_mean: PyTree | None) -> PyTree:
@@ -224,11 +220,9 @@ def maximize_marginal_likelihood(
 
     def evidence(logs: jax.Array) -> jax.Array:
         numbers = jnp.exp(logs)
-        dispersion = numbers[-1] if unknown else jnp.ones((), dtype)
+        dispersion = numbers[-1] if unknown else 1.0
         found = log_likelihood(dispersion) if unknown else log_likelihood
-        precision = precision_of(numbers)
-        total = logdet(precision, 1 / dispersion)
-        return _evidence(_as_number(found, mean), step, precision, total, mean)
+        return _evidence(found, step, precision_of(numbers), logdet, dispersion)
 
     given = [*leaves, 1.0] if unknown else leaves
     start = jnp.log(jnp.stack([jnp.asarray(x, dtype) for x in given]))

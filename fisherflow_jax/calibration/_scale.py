@@ -1,6 +1,5 @@
 """The scale of a posterior's covariance, found on held-out data."""
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,7 +8,6 @@ import jax.numpy as jnp
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import checks, trees
-from fisherflow_jax.calibration import _densities as densities
 from fisherflow_jax.calibration import _scale_search as scale_search
 from fisherflow_jax.likelihoods import Likelihood
 from fisherflow_jax.posteriors import Gaussian, Posterior, gaussian
@@ -109,17 +107,10 @@ def calibrate(
             "a link makes probabilities of classes, which likelihood "
             f"{likelihood.name} does not have; leave it out."
         )
-    density = functools.partial(densities.log_density_of, likelihood, link=link)
     held = scale_search.held_out(
-        state,
-        apply_fn,
-        likelihood,
-        validation,
-        covariance=lambda *shapes: density(*shapes).needs_covariance,
-        chunk_size=chunk_size,
+        state, apply_fn, likelihood, validation, link=link, chunk_size=chunk_size
     )
     dispersion = belief.dispersion
-    value = density(held.outputs.mean.shape, held.targets.shape).value
     with_dispersion = likelihood.with_dispersion
     start = jnp.ones((), held.weights.dtype) if dispersion is None else dispersion
     noise = None
@@ -134,10 +125,10 @@ def calibrate(
         noise = jnp.sqrt(variance)
         calibrated = with_noise(_number(noise))
     elif with_dispersion is not None:
-        found, known = scale_search.with_dispersion(held, likelihood, value, start)
+        found, known = scale_search.with_dispersion(held, likelihood, start)
         calibrated = with_dispersion(_number(known))
     else:
-        found, calibrated = scale_search.alone(held, likelihood, value), likelihood
+        found, calibrated = scale_search.alone(held, likelihood, link), likelihood
         if with_noise is not None:
             noise = jnp.sqrt(likelihood.variance(held.outputs.mean).ravel()[0])
     return Calibration(

@@ -39,13 +39,10 @@ def held_out(
     likelihood: Likelihood,
     validation: Any,
     *,
-    covariance: Callable[[tuple, tuple], bool],
+    link: Callable | None,
     chunk_size: int | None,
 ) -> HeldOut:
     """One pass over the validation data.
-
-    `covariance(shape of the outputs, shape of the targets)` says whether the
-    covariances of a target's outputs are needed beside the variances.
 
     Raises:
       ValueError: for no data, no targets, targets that the likelihood cannot produce,
@@ -60,12 +57,9 @@ def held_out(
         shown = jax.eval_shape(apply_fn, state.mean, unshare(batch.inputs))
         likelihood.check(shown, batch.targets)
         _check(likelihood, batch, number)
+        covariance = densities.needs_covariance(likelihood, link, shown, batch.targets)
         outputs = linearized_outputs(
-            state,
-            apply_fn,
-            batch.inputs,
-            covariance=covariance(shown.shape, batch.targets.shape),
-            chunk_size=chunk_size,
+            state, apply_fn, batch.inputs, covariance=covariance, chunk_size=chunk_size
         )
         _check(likelihood, batch, number, outputs)
         parts.append(HeldOut(outputs, batch.targets, batch.weights))
@@ -196,10 +190,11 @@ def _settled(
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
-def alone(held: HeldOut, likelihood: Likelihood, value: Callable) -> Found:
+def alone(held: HeldOut, likelihood: Likelihood, link: Callable | None) -> Found:
     def loss(log_scale: jax.Array) -> jax.Array:
         outputs = densities.scaled(held.outputs, jnp.exp(log_scale))
-        return -held.mean(value(likelihood, outputs, held.targets))
+        value = densities.log_density(likelihood, link, outputs, held.targets)
+        return -held.mean(value)
 
     ends = _range(held, likelihood)
     found, _, _ = _settled(loss, ends, jnp.zeros_like(ends[0]))
@@ -232,9 +227,9 @@ def with_noise(
     return found._replace(scale=scale), jnp.where(keep, given, noise)
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
+@functools.partial(jax.jit, static_argnums=1)
 def with_dispersion(
-    held: HeldOut, likelihood: Likelihood, value: Callable, start: jax.Array
+    held: HeldOut, likelihood: Likelihood, start: jax.Array
 ) -> tuple[Found, jax.Array]:
     """Scale and dispersion together: for each scale the best dispersion."""
     known_likelihood = likelihood.with_dispersion
@@ -244,7 +239,7 @@ def with_dispersion(
     def loss(log_scale: jax.Array, log_dispersion: jax.Array) -> jax.Array:
         outputs = densities.scaled(held.outputs, jnp.exp(log_scale))
         known = known_likelihood(jnp.exp(log_dispersion))
-        return -held.mean(value(known, outputs, held.targets))
+        return -held.mean(densities.log_density(known, None, outputs, held.targets))
 
     widest = jnp.asarray(_DISPERSION_REACH, dtype)
 

@@ -39,8 +39,10 @@ def finish(ax: Any, label: str | None, legend: str = "best", **texts: Any) -> An
     return ax
 
 
-def columns(tree: PyTree, batch_dims: int, name: str) -> np.ndarray:
-    """Leaves `(*batch, ...)` as one array `(*batch, d)` of float64."""
+def columns(
+    tree: PyTree, batch_dims: int, name: str, shape: tuple[int, ...] | None = None
+) -> np.ndarray:
+    """Leaves `(*batch, ...)` as one array `(*batch, d)` of float64, of that shape."""
     leaves = [np.asarray(x, float) for x in jax.tree.leaves(tree)]
     if not leaves or any(x.ndim < batch_dims or x.size == 0 for x in leaves):
         raise ValueError(
@@ -53,8 +55,8 @@ def columns(tree: PyTree, batch_dims: int, name: str) -> np.ndarray:
             f"{name} must agree in their leading axis; got shapes "
             f"{[x.shape for x in leaves]}."
         )
-    flat = [x.reshape((*x.shape[:batch_dims], -1)) for x in leaves]
-    return np.concatenate(flat, -1)
+    flat = np.concatenate([x.reshape((*x.shape[:batch_dims], -1)) for x in leaves], -1)
+    return flat if shape is None else same_shape(name, flat, shape)
 
 
 def ends(
@@ -62,9 +64,8 @@ def ends(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Estimates and both ends of their intervals, as `columns`, of one shape."""
     middle = columns(estimate, batch_dims, "estimate")
-    low = same_shape("lower", columns(lower, batch_dims, "lower"), middle.shape)
-    high = same_shape("upper", columns(upper, batch_dims, "upper"), middle.shape)
-    return middle, low, high
+    low = columns(lower, batch_dims, "lower", middle.shape)
+    return middle, low, columns(upper, batch_dims, "upper", middle.shape)
 
 
 def names_of(tree: PyTree, names: Any, batch_dims: int, count: int) -> list[str]:
@@ -77,7 +78,8 @@ def names_of(tree: PyTree, names: Any, batch_dims: int, count: int) -> list[str]
     return flat
 
 
-def same_shape(name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def same_shape(name: str, values: Any, shape: tuple[int, ...]) -> np.ndarray:
+    array = np.asarray(values, float)
     if array.shape != shape:
         raise ValueError(f"{name} must have the shape {shape}; got {array.shape}.")
     return array

@@ -63,9 +63,7 @@ def intervals(
             f"{place} has [{low[place]:g}, {high[place]:g}]."
         )
     labels = axes.names_of(estimate, names, 0, len(middle))
-    marks = None
-    if truth is not None:
-        marks = axes.same_shape("truth", axes.columns(truth, 0, "truth"), middle.shape)
+    marks = None if truth is None else axes.columns(truth, 0, "truth", middle.shape)
     ax = axes.axes_or_new(ax)
     # several sets of intervals on one Axes stand beside each other, not over each other
     places = np.arange(len(middle)) + 0.2 * len(ax.containers)
@@ -129,12 +127,10 @@ def prediction_band(
         )
     order = np.argsort(x)
     middle, low, high = (
-        axes.same_shape(name, np.asarray(array, float), x.shape)[order]
-        for name, array in (("mean", mean), ("lower", lower), ("upper", upper))
+        axes.same_shape(name, values, x.shape)[order]
+        for name, values in (("mean", mean), ("lower", lower), ("upper", upper))
     )
-    points = None
-    if targets is not None:
-        points = axes.same_shape("targets", np.asarray(targets, float), x.shape)
+    points = None if targets is None else axes.same_shape("targets", targets, x.shape)
     ax = axes.axes_or_new(ax)
     _band(ax, x[order], middle, low, high, label, color)
     if points is not None:
@@ -194,7 +190,7 @@ def estimate_over_stream(
         )
     axis = "steps" if observations is None else "observations"
     x = np.arange(1, steps + 1) if observations is None else observations
-    x = axes.same_shape("observations", np.asarray(x, float), (steps,))
+    x = axes.same_shape("observations", x, (steps,))
     labels = axes.names_of(estimate, names, 1, count)
     true = None if truth is None else _truth(truth, estimate, middle.shape)
     ax = axes.axes_or_new(ax)
