@@ -38,14 +38,12 @@ def _pivots(outputs: ArrayLike, k: int) -> _Pivots:
     p, root_p = jnp.exp(log_p), jnp.exp(0.5 * log_p)
     largest, classes = jax.lax.top_k(p, k)
     places = jnp.broadcast_to(jnp.arange(k, dtype=jnp.int32), classes.shape)
-    position = jnp.put_along_axis(
-        jnp.full(p.shape, k, jnp.int32), classes, places, axis=-1, inplace=False
-    )
+    none = jnp.full(p.shape, k, jnp.int32)
+    position = jnp.put_along_axis(none, classes, places, axis=-1, inplace=False)
     others = jnp.sum(jnp.where(position == k, p, 0), -1, keepdims=True)
     # Sums from the smallest up: 1 minus the larger ones would lose all digits.
-    tails = jax.lax.cumsum(
-        jnp.concatenate([largest, others], -1), axis=p.ndim - 1, reverse=True
-    )
+    parts = jnp.concatenate([largest, others], -1)
+    tails = jax.lax.cumsum(parts, axis=p.ndim - 1, reverse=True)
     alive = tails[..., 1:] > jnp.finfo(p.dtype).tiny
     # Logarithms: squares of small tails, also those in derivatives, would underflow.
     pivot, here, after = (
@@ -78,9 +76,8 @@ def _apply_cholesky(k: int, outputs: ArrayLike, probes: Any) -> jax.Array:
     at_pivots = root_p * pivots.share * probes - p * earlier
     elsewhere = -pivots.p * sums[..., -1:]
     index = jnp.minimum(pivots.position, k - 1)
-    cotangents = jnp.where(
-        pivots.position < k, jnp.take_along_axis(at_pivots, index, -1), elsewhere
-    )
+    own = jnp.take_along_axis(at_pivots, index, -1)
+    cotangents = jnp.where(pivots.position < k, own, elsewhere)
     return cotangents.astype(jnp.asarray(outputs).dtype)
 
 
@@ -145,8 +142,7 @@ def _subspace(
         return jnp.where(pivots.position == j, share[..., None], after)
 
     places = jnp.arange(k, dtype=jnp.int32)
-    first = (jnp.moveaxis(values, -1, 0) for values in (pivots.share, pivots.below))
-    basis = jax.vmap(column)(places, *first)
+    basis = jax.vmap(column, (0, -1, -1))(places, pivots.share, pivots.below)
 
     def orthogonal_to_root_p(vector: jax.Array) -> jax.Array:
         # The likeliest class follows from the others. Subtracting the projection would

@@ -11,8 +11,16 @@ from jax.typing import ArrayLike
 from fisherflow_jax._ground.arrays import like, widen
 from fisherflow_jax.likelihoods import _categorical_roots as categorical_roots
 from fisherflow_jax.likelihoods import _likelihood as shared
-from fisherflow_jax.likelihoods._likelihood import LOGIT, SOFTMAX, Likelihood
-from fisherflow_jax.likelihoods._one_output import one_output
+from fisherflow_jax.likelihoods._likelihood import (
+    LOGIT,
+    SOFTMAX,
+    Likelihood,
+    one_output,
+)
+
+
+def _variance(log_odds: jax.Array) -> jax.Array:
+    return jax.nn.sigmoid(log_odds) * jax.nn.sigmoid(-log_odds)
 
 
 def _probit(log_prob: Callable) -> Callable:
@@ -101,33 +109,21 @@ def categorical() -> Likelihood:
         own = jnp.take_along_axis(log_p, index, -1)[..., 0]
         return shared.nan_outside(possible, own)
 
-    def mean(outputs: ArrayLike) -> jax.Array:
-        return jax.nn.softmax(widen(outputs))
-
     def line(outputs: ArrayLike) -> jax.Array:
         logits = widen(outputs)
         if logits.shape[-1] == 1:
             # A constant: the limit below would have a NaN gradient.
             return jnp.full_like(logits, jnp.inf)
         # Log-odds do not see a shift; large logits would lose their last digits.
-        shift = jax.lax.stop_gradient(jnp.max(logits, -1, keepdims=True))
-        logits = logits - shift
+        logits = logits - jax.lax.stop_gradient(jnp.max(logits, -1, keepdims=True))
         log_p = jax.nn.log_softmax(logits)
         classes = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
         largest = classes == jnp.argmax(logits, -1, keepdims=True).astype(jnp.int32)
-        others = jax.nn.logsumexp(
-            jnp.where(largest, -jnp.inf, logits), axis=-1, keepdims=True
-        )
+        rest = jnp.where(largest, -jnp.inf, logits)
+        others = jax.nn.logsumexp(rest, axis=-1, keepdims=True)
         # p <= 1/2 for all but the largest logit, where 1 - p would cancel.
         p = jnp.exp(jnp.where(largest, -jnp.inf, log_p))
         return jnp.where(largest, logits - others, log_p - jnp.log1p(-p))
-
-    def variance(outputs: ArrayLike) -> jax.Array:
-        log_odds = line(outputs)
-        return jax.nn.sigmoid(log_odds) * jax.nn.sigmoid(-log_odds)
-
-    def sample(key: jax.Array, outputs: ArrayLike) -> jax.Array:
-        return jax.random.categorical(key, widen(outputs))
 
     def root(outputs: ArrayLike, probes: Any, key: Any = None) -> jax.Array:
         # exp(log p / 2) stays finite, with finite derivatives, where p underflows.
@@ -140,9 +136,9 @@ def categorical() -> Likelihood:
     return Likelihood(
         name=name,
         log_prob=log_prob,
-        mean=mean,
-        variance=variance,
-        sample=sample,
+        mean=lambda outputs: jax.nn.softmax(widen(outputs)),
+        variance=lambda outputs: _variance(line(outputs)),
+        sample=lambda key, outputs: jax.random.categorical(key, widen(outputs)),
         root=root,
         probe_shape=tuple,
         line=line,
@@ -208,8 +204,5 @@ def bernoulli() -> Likelihood:
         distance = jnp.abs(logits)
         return jnp.exp(-0.5 * distance) / (1 + jnp.exp(-distance))
 
-    def variance(logits: jax.Array) -> jax.Array:
-        return jax.nn.sigmoid(logits) * jax.nn.sigmoid(-logits)
-
-    built = one_output("bernoulli", LOGIT, support, log_prob, variance, sample, root)
+    built = one_output("bernoulli", LOGIT, support, log_prob, _variance, sample, root)
     return built._replace(expected_log_prob=_probit(built.log_prob))

@@ -10,7 +10,6 @@ from jax.typing import ArrayLike
 from fisherflow_jax._ground.arrays import like, widen
 from fisherflow_jax._ground.checks import whole
 from fisherflow_jax.likelihoods import _likelihood as shared
-from fisherflow_jax.likelihoods._likelihood import Likelihood
 
 
 @shared.family
@@ -21,7 +20,7 @@ def from_log_prob(
     num_samples: int = 16,
     mean: Callable | None = None,
     variance: Callable | None = None,
-) -> Likelihood:
+) -> shared.Likelihood:
     r"""Any likelihood that can be evaluated and sampled.
 
     The root of the output Fisher information is random: with m targets drawn from the
@@ -90,11 +89,9 @@ def from_log_prob(
             )
 
     def probe_shape(shape: shared.Shape) -> shared.Shape:
-        def log_prob_of_sample(outputs: jax.Array) -> jax.Array:
-            return log_prob(outputs, sample(jax.random.key(0), outputs))
-
-        outputs = jax.ShapeDtypeStruct(tuple(shape), jnp.result_type(float))
-        return (*jax.eval_shape(log_prob_of_sample, outputs).shape, num_samples)
+        like = jax.ShapeDtypeStruct(tuple(shape), jnp.result_type(float))
+        draws = jax.eval_shape(sample, jax.random.key(0), like)
+        return (*jax.eval_shape(log_prob, like, draws).shape, num_samples)
 
     def root(outputs: ArrayLike, probes: Any, key: Any = None) -> jax.Array:
         if key is None:
@@ -125,7 +122,7 @@ def from_log_prob(
 
         return missing
 
-    return Likelihood(
+    return shared.Likelihood(
         name=name,
         log_prob=lambda outputs, targets: log_prob(widen(outputs), targets),
         mean=given(mean, "mean"),

@@ -20,9 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from fisherflow_jax._ground.arrays import like, widen
-from fisherflow_jax._ground.checks import positive
-from fisherflow_jax._ground.choices import choice
+from fisherflow_jax._ground import arrays, checks, choices
 
 Parameters = ParamSpec("Parameters")
 Shape = tuple[int, ...]
@@ -124,7 +122,7 @@ class Likelihood(NamedTuple):
     @property
     def mixes_outputs(self) -> bool:
         """Whether `line` is more than the outputs themselves (`line=widen`)."""
-        return self.line is not widen
+        return self.line is not arrays.widen
 
     @property
     def needs_covariance(self) -> bool:
@@ -141,7 +139,7 @@ def family(
     """Makes equal calls of a factory the same object, which prints as its call."""
     signature = inspect.signature(factory)
 
-    @choice
+    @choices.choice
     @functools.wraps(factory)
     def made(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Likelihood:
         bound = signature.bind(*args, **kwargs)
@@ -187,7 +185,7 @@ def root_columns(
     outputs = jnp.asarray(outputs)
     shape = likelihood.probe_shape(outputs.shape)
     num_columns = math.prod(shape[1:])
-    dtype = widen(outputs).dtype
+    dtype = arrays.widen(outputs).dtype
     basis = jnp.eye(num_columns, dtype=dtype).reshape(num_columns, 1, *shape[1:])
 
     def column(direction: jax.Array) -> jax.Array:
@@ -205,7 +203,7 @@ def nan_outside(possible: jax.Array, values: jax.Array) -> jax.Array:
 
 def scaled_probes(outputs: ArrayLike, factor: jax.Array, probes: Any) -> jax.Array:
     """Applies a diagonal root: factor (in float32 or wider) times the probes."""
-    return (factor * like(probes, factor)).astype(jnp.asarray(outputs).dtype)
+    return (factor * arrays.like(probes, factor)).astype(jnp.asarray(outputs).dtype)
 
 
 def shape_and_dtype(value: Any) -> tuple[Shape, Any]:
@@ -258,4 +256,61 @@ def require_positive(name: str, parameter: str, value: Any) -> None:
         raise ValueError(
             f"{name}: {parameter} must be one number, got an array of shape {shape}."
         )
-    positive(value, f"{name}: {parameter}")
+    checks.positive(value, f"{name}: {parameter}")
+
+
+def on_both(
+    name: str, function: Callable[[jax.Array, jax.Array], jax.Array]
+) -> Callable[[ArrayLike, ArrayLike], jax.Array]:
+    """A function of both, of one shape and wide, for those that pass the check."""
+
+    def checked(outputs: ArrayLike, targets: ArrayLike) -> jax.Array:
+        _check(name, outputs, targets)
+        wide = arrays.widen(outputs)
+        return function(wide, arrays.like(targets, wide))
+
+    return checked
+
+
+def _check(name: str, outputs: Any, targets: Any) -> None:
+    shape = check_outputs(name, outputs)
+    rule = "targets must have the shape of the outputs"
+    check_targets(name, shape, shape, targets, rule)
+
+
+def one_output(
+    name: str,
+    scale: Scale,
+    support: Callable[[ArrayLike], jax.Array],
+    log_prob: Callable[[jax.Array, jax.Array], jax.Array],
+    variance: Callable[[jax.Array], jax.Array],
+    sample: Callable[[jax.Array, jax.Array], jax.Array],
+    root: Callable[[jax.Array], jax.Array],
+) -> Likelihood:
+    """A `Likelihood` of functions of wide outputs (and wide targets, in the support).
+
+    `root` is the square root of the Fisher information of one output.
+    """
+    value = on_both(name, log_prob)
+
+    def log_prob_or_nan(outputs: ArrayLike, targets: ArrayLike) -> jax.Array:
+        values = value(outputs, targets)
+        return nan_outside(support(targets), values)
+
+    def apply_root(outputs: ArrayLike, probes: Any, key: Any = None) -> jax.Array:
+        return scaled_probes(outputs, root(arrays.widen(outputs)), probes)
+
+    return Likelihood(
+        name=name,
+        log_prob=log_prob_or_nan,
+        mean=lambda outputs: scale.inverse(arrays.widen(outputs)),
+        variance=lambda outputs: variance(arrays.widen(outputs)),
+        sample=lambda key, outputs: sample(key, arrays.widen(outputs)),
+        root=apply_root,
+        probe_shape=tuple,
+        line=arrays.widen,
+        scale=scale,
+        support=support,
+        check=lambda outputs, targets: _check(name, outputs, targets),
+        diagonal=True,
+    )

@@ -10,10 +10,9 @@ from jax.typing import ArrayLike
 from fisherflow_jax._ground import quadrature
 from fisherflow_jax._ground.arrays import like, widen
 from fisherflow_jax.likelihoods import _likelihood as shared
-from fisherflow_jax.likelihoods._bounds import largest_entries
-from fisherflow_jax.likelihoods._likelihood import IDENTITY, Likelihood
+from fisherflow_jax.likelihoods._likelihood import IDENTITY, Likelihood, one_output
 from fisherflow_jax.likelihoods._log_gamma import log_beta
-from fisherflow_jax.likelihoods._one_output import on_both, one_output
+from fisherflow_jax.likelihoods._roots import largest_entries
 
 
 def _finite(targets: ArrayLike) -> jax.Array:
@@ -60,7 +59,7 @@ def gaussian(scale: ArrayLike | None = 1.0) -> Likelihood:
     if scale is None:
         return gaussian(1.0)._replace(
             with_dispersion=lambda dispersion: gaussian(jnp.sqrt(dispersion)),
-            pearson=on_both(name, lambda z, y: (y - z) ** 2),
+            pearson=shared.on_both(name, lambda z, y: (y - z) ** 2),
             log_unit_variance=lambda targets: jnp.zeros_like(widen(targets)),
         )
     shared.require_positive(name, "scale", scale)
@@ -134,42 +133,32 @@ def gaussian_location_scale() -> Likelihood:
         rule = "targets must have the shape of the outputs without the last axis"
         shared.check_targets(name, shape, shape[:-1], targets, rule)
 
-    def both(outputs: ArrayLike) -> tuple[jax.Array, jax.Array]:
-        wide = widen(outputs)
-        return wide[..., 0], wide[..., 1]
-
     def log_prob(outputs: ArrayLike, targets: ArrayLike) -> jax.Array:
         check(outputs, targets)
-        location, log_scale = both(outputs)
+        location, log_scale = _both(outputs)
         residual = (like(targets, location) - location) * jnp.exp(-log_scale)
         value = -0.5 * residual**2 - log_scale - 0.5 * math.log(2 * math.pi)
         return shared.nan_outside(_finite(targets), value)
 
-    def mean(outputs: ArrayLike) -> jax.Array:
-        return both(outputs)[0]
-
-    def variance(outputs: ArrayLike) -> jax.Array:
-        return jnp.exp(2 * both(outputs)[1])
-
     def sample(key: jax.Array, outputs: ArrayLike) -> jax.Array:
-        location, log_scale = both(outputs)
+        location, log_scale = _both(outputs)
         noise = jax.random.normal(key, location.shape, location.dtype)
         return location + jnp.exp(log_scale) * noise
 
     def root(outputs: ArrayLike, probes: Any, key: Any = None) -> jax.Array:
-        precision = jnp.exp(-both(outputs)[1])
+        precision = jnp.exp(-_both(outputs)[1])
         factor = jnp.stack([precision, jnp.full_like(precision, math.sqrt(2))], -1)
         return shared.scaled_probes(outputs, factor, probes)
 
     return Likelihood(
         name=name,
         log_prob=log_prob,
-        mean=mean,
-        variance=variance,
+        mean=lambda outputs: _both(outputs)[0],
+        variance=lambda outputs: jnp.exp(2 * _both(outputs)[1]),
         sample=sample,
         root=root,
         probe_shape=tuple,
-        line=mean,
+        line=lambda outputs: _both(outputs)[0],
         scale=IDENTITY,
         support=_finite,
         check=check,
@@ -180,12 +169,16 @@ def gaussian_location_scale() -> Likelihood:
     )
 
 
+def _both(outputs: ArrayLike) -> tuple[jax.Array, jax.Array]:
+    wide = widen(outputs)
+    return wide[..., 0], wide[..., 1]
+
+
 def _over_both(
     mean: jax.Array, variance: jax.Array, covariance: jax.Array, targets: ArrayLike
 ) -> jax.Array:
     """Over the location in closed form, over the log-scale by quadrature."""
-    mean = widen(mean)
-    location, log_scale = mean[..., 0], mean[..., 1]
+    location, log_scale = _both(mean)
     spread, cross = covariance[..., 0, 0], covariance[..., 0, 1]
     std = jnp.sqrt(covariance[..., 1, 1])
     slope = jnp.where(std > 0, cross / jnp.where(std > 0, std, 1), 0)
@@ -197,7 +190,7 @@ def _over_both(
         variance = spread + jnp.exp(2 * (log_scale + x * std))
         return quadrature.normal_log_density(residual - x * slope, variance)
 
-    return quadrature.log_average(log_prob, *quadrature.normal_nodes(mean.dtype))
+    return quadrature.log_average(log_prob, *quadrature.normal_nodes(location.dtype))
 
 
 @shared.family

@@ -6,9 +6,8 @@ from jax.typing import ArrayLike
 
 from fisherflow_jax._ground.arrays import like, widen
 from fisherflow_jax.likelihoods import _likelihood as shared
-from fisherflow_jax.likelihoods._likelihood import LOG, Likelihood
+from fisherflow_jax.likelihoods._likelihood import LOG, Likelihood, one_output
 from fisherflow_jax.likelihoods._log_gamma import log_beta, stirling_remainder
-from fisherflow_jax.likelihoods._one_output import on_both, one_output
 
 
 def _nonnegative(targets: ArrayLike) -> jax.Array:
@@ -188,7 +187,7 @@ def gamma(shape: ArrayLike | None = 1.0) -> Likelihood:
     if shape is None:
         return gamma(1.0)._replace(
             with_dispersion=lambda dispersion: gamma(1 / dispersion),
-            pearson=on_both(name, lambda z, y: (y * jnp.exp(-z) - 1) ** 2),
+            pearson=shared.on_both(name, lambda z, y: (y * jnp.exp(-z) - 1) ** 2),
             log_unit_variance=_log_square,
         )
     shared.require_positive(name, "shape", shape)

@@ -1,13 +1,25 @@
-"""The same likelihood with another root: of fewer columns, or of a bound."""
+"""The same likelihood with another root: of fewer columns, or of a bound.
+
+A bound of any likelihood is found from its root alone.
+"""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
-from fisherflow_jax._ground.checks import whole
-from fisherflow_jax._ground.choices import choice
-from fisherflow_jax.likelihoods._bounds import diagonal_of_columns, rank_of_columns
-from fisherflow_jax.likelihoods._likelihood import Likelihood, Root
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from fisherflow_jax._ground import checks, choices
+from fisherflow_jax._ground.arrays import like, widen
+from fisherflow_jax.likelihoods._likelihood import (
+    Likelihood,
+    Root,
+    Shape,
+    scaled_probes,
+)
 
 # Of the likelihood's own root: a bound has none of these.
 _OTHERS: dict[str, Any] = dict.fromkeys(("cholesky", "diagonal_bound", "low_rank"))
@@ -28,7 +40,7 @@ def _with_root(
     return likelihood._replace(**changes)
 
 
-@choice
+@choices.choice
 def cholesky_root(likelihood: Likelihood) -> Likelihood:
     r"""The likelihood with the root of its output Fisher that has the fewest columns.
 
@@ -79,7 +91,7 @@ def cholesky_root(likelihood: Likelihood) -> Likelihood:
     return _with_root(cholesky_root, likelihood, root, call, cholesky=None)
 
 
-@choice
+@choices.choice
 def diagonal_root(likelihood: Likelihood) -> Likelihood:
     r"""The likelihood with the root of a diagonal upper bound of its output Fisher.
 
@@ -124,7 +136,7 @@ def diagonal_root(likelihood: Likelihood) -> Likelihood:
     return _with_root(diagonal_root, likelihood, bound, call, diagonal=True, **_OTHERS)
 
 
-@choice
+@choices.choice
 def rank_root(
     likelihood: Likelihood, k: int, num_iterations: int | None = None
 ) -> Likelihood:
@@ -181,9 +193,9 @@ def rank_root(
       K. Sun, "Deterministic Bounds and Random Estimates of Metric Tensors on
       Neuromanifolds", 2026.
     """
-    whole(k, "rank_root: k")
+    checks.whole(k, "rank_root: k")
     if num_iterations is not None:
-        whole(num_iterations, "rank_root: num_iterations", least=0)
+        checks.whole(num_iterations, "rank_root: num_iterations", least=0)
     if likelihood.low_rank is not None:
         bound = likelihood.low_rank(k, num_iterations)
     elif not likelihood.diagonal:
@@ -198,3 +210,124 @@ def rank_root(
     again = functools.partial(rank_root, k=k, num_iterations=num_iterations)
     call = f"rank_root({likelihood}, k={k}, num_iterations={num_iterations})"
     return _with_root(again, likelihood, bound, call, diagonal=False, **_OTHERS)
+
+
+def _require_rank(k: int, rank: int, shape: Shape) -> None:
+    if k > rank:
+        raise ValueError(
+            f"rank_root: k = {k}, but the information of one target has at most rank "
+            f"{rank} here (outputs of shape {tuple(shape)}); k is at most {rank}, where"
+            " the bound is exact."
+        )
+
+
+def largest_entries(root: Callable) -> Callable:
+    """Of a diagonal root with one target on the last axis: its k largest entries."""
+
+    def low_rank(k: int, num_iterations: int | None) -> Root:
+        del num_iterations  # no k columns capture more than these
+
+        def probe_shape(shape: Shape) -> Shape:
+            _require_rank(k, shape[-1], shape)
+            return (*shape[:-1], k)
+
+        def apply(outputs: ArrayLike, probes: Any, key: Any = None) -> jax.Array:
+            probe_shape(jnp.shape(outputs))
+            wide = widen(outputs)
+            factor = root(wide, jnp.ones_like(wide), key)
+            kept = jax.lax.top_k(jnp.abs(factor), k)[1]
+            entries = jnp.take_along_axis(factor, kept, -1) * like(probes, factor)
+            none = jnp.zeros_like(factor)
+            cotangents = jnp.put_along_axis(none, kept, entries, -1, inplace=False)
+            return cotangents.astype(jnp.asarray(outputs).dtype)
+
+        return Root(apply, probe_shape)
+
+    return low_rank
+
+
+def _column_of(
+    likelihood: Likelihood, outputs: jax.Array, key: Any
+) -> tuple[int, Callable]:
+    """The number of columns of the root, and the function of their index."""
+    shape = likelihood.probe_shape(outputs.shape)
+    count = math.prod(shape[1:])
+    # Linearised, so that a random root draws its targets once and not for each column.
+    _, linear = jax.linearize(
+        lambda probes: likelihood.root(outputs, probes, key),
+        jnp.zeros(shape, outputs.dtype),
+    )
+
+    def column(index: jax.Array) -> jax.Array:
+        direction = jax.nn.one_hot(index, count, dtype=outputs.dtype)
+        return linear(jnp.broadcast_to(direction.reshape(1, *shape[1:]), shape))
+
+    return count, column
+
+
+def diagonal_of_columns(likelihood: Likelihood) -> Root:
+    r"""The root of a diagonal upper bound of the sum of a root's squared columns.
+
+    For every column s, :math:`s s^\top \preceq \operatorname{diag}(|s_i| \sum_j
+    |s_j|)`, because the difference is diagonally dominant; the sum over j is over the
+    outputs of the example that the column touches. One column is held at a time.
+    """
+
+    def apply(outputs: ArrayLike, probes: Any, key: Any = None) -> jax.Array:
+        wide = widen(outputs)
+        count, column = _column_of(likelihood, wide, key)
+        axes = tuple(range(1, wide.ndim))
+
+        def add(index: Any, total: jax.Array) -> jax.Array:
+            sizes = jnp.abs(column(index))
+            return total + sizes * jnp.sum(sizes, axes, keepdims=True)
+
+        bound = jax.lax.fori_loop(0, count, add, jnp.zeros_like(wide))
+        return scaled_probes(outputs, jnp.sqrt(bound), probes)
+
+    return Root(apply, tuple)
+
+
+def rank_of_columns(likelihood: Likelihood, k: int) -> Root:
+    """The root of a lower bound: k pivoted Cholesky columns of a root's squares.
+
+    The last axis of the probes holds the columns of one target; the axes between it and
+    the examples are targets, whose informations add, each with k columns of its own.
+    All columns are held: as many copies of the outputs as an example has probes.
+    """
+
+    def probe_shape(shape: Shape) -> Shape:
+        own = likelihood.probe_shape(shape)
+        columns = own[-1] if len(own) > 1 else 1
+        _require_rank(k, min(columns, math.prod(shape[1:])), shape)
+        return (own[0], *own[1:-1], k)
+
+    def apply(outputs: ArrayLike, probes: Any, key: Any = None) -> jax.Array:
+        examples, *targets, _ = probe_shape(jnp.shape(outputs))
+        num_targets = math.prod(targets)
+        wide = widen(outputs)
+        count, column = _column_of(likelihood, wide, key)
+        columns = jax.lax.map(column, jnp.arange(count))
+        # (targets, columns of one, examples, outputs of one)
+        columns = columns.reshape(num_targets, count // num_targets, examples, -1)
+        probes = like(probes, wide).reshape(examples, num_targets, k)
+
+        def add(j: Any, carry: tuple) -> tuple:
+            columns, total = carry
+            sizes = jnp.sum(columns**2, 1)
+            pivot = jnp.argmax(sizes, -1)[:, None, :, None]
+            direction = jnp.take_along_axis(columns, pivot, -1)
+            square = jnp.sum(direction**2, 1, keepdims=True)
+            vanishes = square <= jnp.finfo(wide.dtype).tiny
+            direction = direction / jnp.sqrt(jnp.where(vanishes, 1, square))
+            direction = jnp.where(vanishes, 0, direction)
+            chosen = jnp.sum(direction * columns, 1)
+            columns = columns - direction * chosen[:, None]
+            probe = jax.lax.dynamic_index_in_dim(probes, j, 2, keepdims=False)
+            return columns, total + jnp.sum(chosen * probe.T[..., None], 0)
+
+        total = jnp.zeros((examples, columns.shape[-1]), wide.dtype)
+        _, total = jax.lax.fori_loop(0, k, add, (columns, total))
+        return total.reshape(wide.shape).astype(jnp.asarray(outputs).dtype)
+
+    return Root(apply, probe_shape)

@@ -2,7 +2,6 @@
 
 from fisherflow_jax.structures import LayerBases as LayerBases
 from fisherflow_jax.structures import MovingKronecker as MovingKronecker
-from fisherflow_jax.transforms._adam import adam as adam
 from fisherflow_jax.transforms._adapt_damping import (
     AdaptDampingState as AdaptDampingState,
 )
@@ -11,6 +10,7 @@ from fisherflow_jax.transforms._clip_by_kl import ClipByKLState as ClipByKLState
 from fisherflow_jax.transforms._clip_by_kl import clip_by_kl as clip_by_kl
 from fisherflow_jax.transforms._descent import kfac as kfac
 from fisherflow_jax.transforms._descent import natural_gradient as natural_gradient
+from fisherflow_jax.transforms._scale_by_fisher import adam as adam
 from fisherflow_jax.transforms._scale_by_fisher import (
     scale_by_fisher as scale_by_fisher,
 )

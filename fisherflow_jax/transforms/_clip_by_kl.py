@@ -12,6 +12,7 @@ import optax
 from fisherflow_jax._ground import batch as batches
 from fisherflow_jax._ground import checks, choices, holes, keys, sharding, trees
 from fisherflow_jax.likelihoods import Likelihood, cholesky_root
+from fisherflow_jax.transforms.preconditioner import checks as rules
 
 PyTree = Any
 
@@ -109,11 +110,7 @@ def _update(
             f"clip_by_kl needs {missing}: call update(updates, state, params, "
             "batch=(inputs, targets))."
         )
-    if holes.has_holes(model):
-        raise ValueError(
-            "the parameters have holes, which optax.masked and optax.partition make: "
-            "give clip_by_kl the whole tree, update(..., model_params=params)."
-        )
+    rules.check_no_holes("clip_by_kl", model)
     drawn = cholesky_root(region.likelihood).random_root
     if drawn and key is None:
         raise ValueError(
@@ -141,8 +138,7 @@ def _clip(
     To second order.
     """
     inputs, rooted = batches.unshare(batch.inputs), cholesky_root(region.likelihood)
-    direction = holes.fill_with_zeros(updates, model)
-    direction = jax.tree.map(lambda x, like: x.astype(like.dtype), direction, model)
+    direction = optax.tree.cast_like(holes.fill_with_zeros(updates, model), model)
     outputs, change = jax.jvp(
         lambda p: region.apply_fn(p, inputs), (model,), (direction,)
     )
@@ -159,9 +155,7 @@ def _clip(
     kl = kl.astype(state.kl.dtype)
     finite = jnp.isfinite(kl)
     factor = jnp.sqrt(region.max_kl / jnp.maximum(kl, region.max_kl)).astype(kl.dtype)
-    clipped = jax.tree.map(
-        lambda x: jnp.where(finite, (x * factor).astype(x.dtype), jnp.zeros_like(x)),
-        updates,
-    )
+    scaled = jax.tree.map(lambda x: (x * factor).astype(x.dtype), updates)
+    clipped = optax.tree.where(finite, scaled, optax.tree.zeros_like(updates))
     count = state.num_unmeasured + (~finite).astype(jnp.int32)
     return clipped, ClipByKLState(jnp.where(finite, kl, state.kl), count)

@@ -1,4 +1,4 @@
-"""An Optax transformation that multiplies gradients by a power of the information."""
+"""Gradients times a power of the information, and Adam, which is one of these."""
 
 import functools
 from collections.abc import Callable
@@ -6,13 +6,15 @@ from typing import Any
 
 import optax
 
-from fisherflow_jax import estimators, memories
-from fisherflow_jax._ground import choices, keys
-from fisherflow_jax.transforms.preconditioner import checks, step
+from fisherflow_jax import estimators, memories, structures
+from fisherflow_jax._ground import checks, choices, keys
+from fisherflow_jax.transforms.preconditioner import checks as rules
 from fisherflow_jax.transforms.preconditioner import factorise as exact
+from fisherflow_jax.transforms.preconditioner import step
 from fisherflow_jax.transforms.preconditioner.state import Damping, Recipe
 
 _IDENTITY = optax.identity()
+_average = choices.choice(optax.ema)
 
 
 def scale_by_fisher(
@@ -131,11 +133,73 @@ def scale_by_fisher(
         root_damping=root_damping,
         factorise=factorise or exact.factorise,
     )
-    checks.check_recipe(recipe)
+    rules.check_recipe(recipe)
     recipe = choices.shared(recipe)
     if key is not None and not estimator.random:
         raise ValueError(f"estimators.{estimator.name} draws nothing; it takes no key.")
     return optax.GradientTransformationExtraArgs(
         functools.partial(step.init, recipe, keys.key_data(key)),
         functools.partial(step.update, recipe),
+    )
+
+
+def adam(
+    learning_rate: optax.ScalarOrSchedule,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    eps_root: float = 0.0,
+    mu_dtype: object = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Adam as diagonal Fisher Flow, equal to `optax.adam` bit for bit.
+
+    .. math:: u = -\eta\, \frac{\hat m}{\sqrt{\hat v + \epsilon_{root}} + \epsilon}
+
+    with `m` the moving average of gradients (the inner momentum) and `v` that of their
+    squares (the memory of a diagonal structure). The squares are those of the mean
+    gradient and no Fisher information; give `ff.scale_by_fisher` an estimator of it to
+    have one.
+
+    Args:
+      learning_rate: a number or a schedule.
+      b1: decay of the gradients' average, in [0, 1).
+      b2: decay of the squares' average, in (0, 1).
+      eps: added after the root.
+      eps_root: added within it.
+      mu_dtype: type in which the gradients' average is kept; None: that of the
+        parameters. The squares' is float32 or wider.
+
+    Returns:
+      A transformation; no batch is needed. Cost: that of `optax.adam`, and a look for
+      non-finite values, which are skipped and counted. Memory: two vectors.
+
+    Raises:
+      ValueError: for b2 outside (0, 1).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> import fisherflow_jax as ff
+      >>> params, gradients = jnp.zeros(2), jnp.array([3.0, -0.1])
+      >>> steps = []
+      >>> for optimizer in (ff.adam(0.1), optax.adam(0.1)):
+      ...     updates, _ = optimizer.update(gradients, optimizer.init(params))
+      ...     steps.append(updates)
+      >>> print(bool((steps[0] == steps[1]).all()), steps[0].round(3))
+      True [-0.1  0.1]
+
+    References:
+      Kingma, Ba, "Adam: a method for stochastic optimization", 2015.
+    """
+    checks.fraction(b2, "b2")
+    return optax.chain(
+        scale_by_fisher(
+            estimators.squared_gradient(structure=structures.diagonal()),
+            memory=memories.exponential(b2),
+            damping=eps_root,
+            momentum=_average(b1, accumulator_dtype=mu_dtype),
+            power=-0.5,
+            root_damping=eps,
+        ),
+        optax.scale_by_learning_rate(learning_rate),
     )

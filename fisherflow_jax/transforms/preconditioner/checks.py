@@ -124,21 +124,27 @@ def check_real(params: PyTree) -> None:
 
 def check_same(left: PyTree, right: PyTree, rule: str) -> None:
     """Raises where two trees have other leaves or shapes, by the first that differs."""
-    leaves = [
-        {
-            trees.parameter_name(path): jnp.shape(leaf)
-            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-        }
-        for tree in (left, right)
-    ]
-    if leaves[0] == leaves[1]:
+    paths = map(jax.tree_util.tree_leaves_with_path, (left, right))
+    one, other = (
+        {trees.parameter_name(path): jnp.shape(leaf) for path, leaf in leaves}
+        for leaves in paths
+    )
+    if one == other:
         return
-    one, other = leaves
     first = min(name for name in one | other if one.get(name) != other.get(name))
     raise ValueError(
         f"{rule}; at {first} there is {one.get(first, 'nothing')} in one and "
         f"{other.get(first, 'nothing')} in the other."
     )
+
+
+def check_no_holes(name: str, model: PyTree) -> None:
+    if holes.has_holes(model):
+        raise ValueError(
+            "the parameters have holes, which optax.masked and optax.partition make, "
+            f"and {name} runs the whole model: give it the whole tree, "
+            "update(updates, state, params, batch=batch, model_params=params)."
+        )
 
 
 def needs_of_model(
@@ -150,12 +156,7 @@ def needs_of_model(
         raise ValueError(
             f"{name} runs the model: call update(updates, state, params, batch=batch)."
         )
-    if holes.has_holes(model):
-        raise ValueError(
-            "the parameters have holes, which optax.masked and optax.partition make, "
-            f"and {name} runs the whole model: give it the whole tree, "
-            "update(updates, state, params, batch=batch, model_params=params)."
-        )
+    check_no_holes(name, model)
     model = trees.real_arrays(model, "params")
     if batch is None:
         raise ValueError(

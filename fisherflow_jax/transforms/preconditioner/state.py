@@ -19,7 +19,12 @@ Damping = jax.typing.ArrayLike | Callable[[jax.Array], jax.typing.ArrayLike]
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """The choices of `ff.scale_by_fisher`; recipes of equal choices are equal."""
+    """The choices of `ff.scale_by_fisher`; recipes of equal choices are equal.
+
+    Attributes:
+      staggered: whether parts of a factorisation are renewed by turns.
+      corrected: whether eigenvalues are corrected.
+    """
 
     estimator: estimators.Estimator
     memory: memories.Memory
@@ -27,9 +32,7 @@ class Recipe:
     period: int
     inverse_period: int | None
     staggered: bool
-    """Whether parts of a factorisation are renewed by turns."""
     corrected: bool
-    """Whether eigenvalues are corrected."""
     momentum: optax.GradientTransformation
     power: float
     root_damping: jax.typing.ArrayLike
@@ -43,28 +46,32 @@ class Recipe:
 
 
 class ScaleByFisherState(NamedTuple):
-    """The information that a training run accumulates."""
+    """The information that a training run accumulates.
+
+    Attributes:
+      step: `()` int32, updates that were not skipped.
+      information: a sum, or Optax's moving average; or a `SecondMoment`.
+      observations: `()`, the weights summed in it: their quotient is a mean.
+      num_batches: `()` int32, batches in it.
+      damping: `()`, what a wrapper may change.
+      memory: the memory's storage.
+      factorisation: None: made anew at each step; or the bases of corrected
+        eigenvalues.
+      momentum: state of the inner transformation.
+      num_skipped: `()` int32, updates refused for a non-finite value.
+      key: key data; None if nothing is drawn from it.
+    """
 
     step: jax.Array
-    """`()` int32, updates that were not skipped."""
     information: Any
-    """A sum, or Optax's moving average; or a `SecondMoment`."""
     observations: jax.Array
-    """`()`, the weights summed in it: their quotient is a mean."""
     num_batches: jax.Array
-    """`()` int32, batches in it."""
     damping: jax.Array
-    """`()`, what a wrapper may change."""
     memory: Any
-    """The memory's storage."""
     factorisation: Any | None
-    """None: made anew at each step; or the bases of corrected eigenvalues."""
     momentum: Any
-    """State of the inner transformation."""
     num_skipped: jax.Array
-    """`()` int32, updates refused for a non-finite value."""
     key: jax.Array | None
-    """Key data; None if nothing is drawn from it."""
 
 
 class SecondMoment(NamedTuple):
