@@ -102,25 +102,20 @@ def from_log_prob(
         wide = widen(outputs)
         keys = jax.random.split(key, num_samples)
         targets = jax.vmap(sample, in_axes=(0, None))(keys, wide)
-        log_probs, pull_back = jax.vjp(
-            lambda outputs: jax.vmap(log_prob, in_axes=(None, 0))(outputs, targets),
-            wide,
-        )
+        each = jax.vmap(log_prob, in_axes=(None, 0))
+        log_probs, pull_back = jax.vjp(lambda outputs: each(outputs, targets), wide)
         weights = jnp.moveaxis(like(probes, log_probs), -1, 0) * num_samples**-0.5
         (cotangents,) = pull_back(weights)
         return cotangents.astype(jnp.asarray(outputs).dtype)
 
     def given(function: Callable | None, argument: str) -> Callable:
-        if function is not None:
-            return lambda outputs: function(widen(outputs))
-
         def missing(outputs: Any) -> jax.Array:
             raise ValueError(
                 f"{name}: no {argument} was given, and none can be found from a "
                 f"log-probability: pass from_log_prob(..., {argument}=...)."
             )
 
-        return missing
+        return lambda outputs: (function or missing)(widen(outputs))
 
     return shared.Likelihood(
         name=name,

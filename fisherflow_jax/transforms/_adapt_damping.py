@@ -132,10 +132,9 @@ def adapt_damping(
         dampings=(smallest, largest),
     )
     inner = optax.with_extra_args_support(transformation)
-    return optax.GradientTransformationExtraArgs(
-        functools.partial(_init, inner),
-        functools.partial(_update, choices.shared(recipe), inner),
-    )
+    init = functools.partial(_init, inner)
+    update = functools.partial(_update, choices.shared(recipe), inner)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 @dataclasses.dataclass(frozen=True)

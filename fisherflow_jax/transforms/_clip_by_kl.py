@@ -74,9 +74,8 @@ def clip_by_kl(
     if jnp.shape(max_kl) != () or (known and not float(max_kl) > 0):
         raise ValueError(f"max_kl is one positive number; got {max_kl}.")
     recipe = choices.shared(_Region(choices.hashable(apply_fn), likelihood, max_kl))
-    return optax.GradientTransformationExtraArgs(
-        _init, functools.partial(_update, recipe)
-    )
+    update = functools.partial(_update, recipe)
+    return optax.GradientTransformationExtraArgs(_init, update)
 
 
 @dataclasses.dataclass(frozen=True)

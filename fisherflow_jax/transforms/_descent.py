@@ -101,26 +101,23 @@ def natural_gradient(
     model: Any = apply_fn, likelihood, structure
     if any(part is not None for part in model):
         estimator = estimators.bind(estimator, *model)
-    parts = [
-        scale_by_fisher(
-            estimator,
-            memory=memories.exponential(0.95) if memory is None else memory,
-            damping=damping,
-            period=1 if period is None else period,
-            inverse_period=inverse_period,
-            spread_inverses=spread_inverses,
-            eigenvalue_correction=eigenvalue_correction,
-            power=-1 if power is None else power,
-            root_damping=root_damping,
-            factorise=factorise,
-            key=key,
-        )
-    ]
-    if momentum is not None:
-        parts.append(optax.trace(momentum))
-    parts.append(optax.add_decayed_weights(weight_decay, mask))
-    parts.append(optax.scale_by_learning_rate(learning_rate))
-    return optax.chain(*parts)
+    scale = scale_by_fisher(
+        estimator,
+        memory=memories.exponential(0.95) if memory is None else memory,
+        damping=damping,
+        period=1 if period is None else period,
+        inverse_period=inverse_period,
+        spread_inverses=spread_inverses,
+        eigenvalue_correction=eigenvalue_correction,
+        power=-1 if power is None else power,
+        root_damping=root_damping,
+        factorise=factorise,
+        key=key,
+    )
+    inertia = [] if momentum is None else [optax.trace(momentum)]
+    decay = optax.add_decayed_weights(weight_decay, mask)
+    rate = optax.scale_by_learning_rate(learning_rate)
+    return optax.chain(scale, *inertia, decay, rate)
 
 
 def kfac(

@@ -137,10 +137,9 @@ def scale_by_fisher(
     recipe = choices.shared(recipe)
     if key is not None and not estimator.random:
         raise ValueError(f"estimators.{estimator.name} draws nothing; it takes no key.")
-    return optax.GradientTransformationExtraArgs(
-        functools.partial(step.init, recipe, keys.key_data(key)),
-        functools.partial(step.update, recipe),
-    )
+    init = functools.partial(step.init, recipe, keys.key_data(key))
+    update = functools.partial(step.update, recipe)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def adam(

@@ -42,13 +42,12 @@ def turns(
         costs[name] = costs.get(name, 0) + cost
     num_turns = period // stride if staggered else 1
     groups = balanced(costs, num_turns)
-    return [
-        (
-            (step == 0) | (step % period == index * num_turns // len(groups) * stride),
-            group,
-        )
-        for index, group in enumerate(groups)
-    ]
+
+    def is_turn(index: int) -> jax.Array:
+        start = index * num_turns // len(groups) * stride
+        return (step == 0) | (step % period == start)
+
+    return [(is_turn(index), group) for index, group in enumerate(groups)]
 
 
 def renew(

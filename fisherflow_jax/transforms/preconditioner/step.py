@@ -15,9 +15,8 @@ from fisherflow_jax import information as ops
 from fisherflow_jax._ground import batch as batches
 from fisherflow_jax._ground import choices, holes, keys, sharding, trees
 from fisherflow_jax.model import once
-from fisherflow_jax.transforms.preconditioner import checks, renew
+from fisherflow_jax.transforms.preconditioner import checks, factorise, renew
 from fisherflow_jax.transforms.preconditioner import state as states
-from fisherflow_jax.transforms.preconditioner.factorise import apply
 from fisherflow_jax.transforms.preconditioner.state import Curvature, Given, Recipe
 
 PyTree = Any
@@ -153,7 +152,7 @@ def _advance(
         factorisation, sound = kept, sound & finite
     momentum = optax.with_extra_args_support(recipe.momentum)
     moved, moments = momentum.update(updates, state.momentum, given.params, **extra)
-    scaled = apply(factorisation, moved)
+    scaled = factorise.apply(factorisation, moved)
     sound = sound & trees.all_finite(scaled)
     scaled = optax.tree.cast_like(scaled, updates)
     result = optax.tree.where(sound, scaled, optax.tree.zeros_like(updates))
