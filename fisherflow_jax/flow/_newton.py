@@ -35,8 +35,6 @@ class Solution(NamedTuple):
     mean: PyTree
     at: PyTree  # where the information of the batch was taken
     information: Any
-    log_likelihood: jax.Array  # () at the center
-    objective: jax.Array | None  # () at the mean; None: not known
     step_size: jax.Array  # () of the last step; 0: no step decreased the objective
     decrement: jax.Array  # () squared length of its direction, in posterior sd
     unfinished: jax.Array  # () int32, 1: the steps ended before they were short
@@ -49,24 +47,6 @@ class Objective(NamedTuple):
     curvature: Callable[[PyTree], Any]  # x -> the batch's information
     center: PyTree
     information: Any
-
-    def begin(
-        self, start: PyTree, at_center: jax.Array
-    ) -> tuple[jax.Array, PyTree, jax.Array]:
-        """Objective and gradient at the start, and the log-likelihood at the center.
-
-        One evaluation where the start is the center, as in all updates but the first.
-        """
-        zero, zeros = optax.tree.zeros_like(jax.eval_shape(self.evaluate, start))
-
-        def look(_: Any, seen: tuple) -> tuple:
-            point, _, value, _ = seen
-            return start, value, *self.evaluate(point)
-
-        turns = at_center.astype(jnp.int32), 2
-        seen = jax.lax.fori_loop(*turns, look, (self.center, zero, zero, zeros))
-        _, before, value, gradient = seen
-        return value, gradient, -jax.lax.select(at_center, value, before)
 
 
 def objective_of(
@@ -95,12 +75,12 @@ def objective_of(
     )
 
 
-def single_step(objective: Objective, start: PyTree, at_center: jax.Array) -> Solution:
+def single_step(objective: Objective, start: PyTree) -> Solution:
     """One full step, the batch's information at the start: an extended Kalman filter.
 
     The step minimises the quadratic model at `start`.
     """
-    _, gradient, log_likelihood = objective.begin(start, at_center)
+    _, gradient = objective.evaluate(start)
     own = objective.curvature(start)
     direction = ops.solve(ops.add(own, objective.information), gradient)
     decrement = trees.dot(gradient, direction)
@@ -108,8 +88,6 @@ def single_step(objective: Objective, start: PyTree, at_center: jax.Array) -> So
         mean=optax.tree.sub(start, direction),
         at=start,
         information=own,
-        log_likelihood=log_likelihood,
-        objective=None,
         step_size=jnp.ones_like(decrement),
         decrement=decrement,
         unfinished=jnp.zeros((), jnp.int32),
@@ -125,9 +103,7 @@ class _Search(NamedTuple):
     steps: jax.Array
 
 
-def damped_newton(
-    objective: Objective, start: PyTree, at_center: jax.Array, num_steps: int
-) -> Solution:
+def damped_newton(objective: Objective, start: PyTree, num_steps: int) -> Solution:
     """The least of the objective.
 
     Each direction is `(I + F(x))^-1` times the exact gradient, with F in its own
@@ -144,18 +120,11 @@ def damped_newton(
             & (search.step_size > 0)
         )
 
-    def body(turn: tuple[_Search, Any, jax.Array]) -> tuple[_Search, Any, jax.Array]:
-        # the last turn takes the information where the steps have ended
-        search = turn[0]
+    def step(search: _Search) -> _Search:
         own = objective.curvature(search.mean)
-        go_on = unfinished(search)
+        return _step(search, ops.add(own, objective.information), objective)
 
-        def step() -> _Search:
-            return _step(search, ops.add(own, objective.information), objective)
-
-        return jax.lax.cond(go_on, step, lambda: search), own, ~go_on
-
-    value, gradient, log_likelihood = objective.begin(start, at_center)
+    value, gradient = objective.evaluate(start)
     search = _Search(
         mean=start,
         objective=value,
@@ -164,16 +133,11 @@ def damped_newton(
         decrement=jnp.full_like(value, jnp.inf),
         steps=jnp.zeros((), jnp.int32),
     )
-    nothing = optax.tree.zeros_like(jax.eval_shape(objective.curvature, start))
-    search, own, _ = jax.lax.while_loop(
-        lambda turn: ~turn[2], body, (search, nothing, jnp.zeros((), bool))
-    )
+    search = jax.lax.while_loop(unfinished, step, search)
     return Solution(
         mean=search.mean,
         at=search.mean,
-        information=own,
-        log_likelihood=log_likelihood,
-        objective=search.objective,
+        information=objective.curvature(search.mean),
         step_size=search.step_size,
         decrement=search.decrement,
         unfinished=(search.decrement > _TOLERANCE).astype(jnp.int32),
@@ -210,15 +174,13 @@ def _step(search: _Search, information: Any, objective: Objective) -> _Search:
     remaining = trees.dot(gradient, rest)
     last = _Search(
         mean=optax.tree.sub(reached, rest),
-        objective=value - remaining / 2,  # what is left out is of a higher order
+        objective=value,
         gradient=gradient,
         step_size=one,
         decrement=remaining,
         steps=search.steps,
     )
-    found = last._replace(
-        mean=reached, objective=value, step_size=step_size, decrement=decrement
-    )
+    found = last._replace(mean=reached, step_size=step_size, decrement=decrement)
     stuck = search._replace(step_size=jnp.zeros_like(one), decrement=decrement)
     found = trees.where(remaining <= _CHORD_TOLERANCE, last, found)
     return trees.where(moved, found, stuck)._replace(steps=search.steps + 1)

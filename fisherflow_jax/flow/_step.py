@@ -53,16 +53,16 @@ def advance(
     predicted = recipe.memory.predict(state.memory, believed, batch, believed.mean)
     start = trees.where(state.step > 0, predicted.mean, state.mean)
 
-    solution = fit(observed, predicted, start, state.step > 0, num_steps)
+    solution = fit(observed, predicted, start, num_steps)
     site, belief, distance = absorb(observed, predicted, solution, state.count > 0)
-    gain = log_evidence(observed, predicted, belief, solution, distance)
+    gain = log_evidence(observed, predicted, belief, distance)
     storage, belief, report = recipe.memory.remember(state.memory, belief, site)
 
     finite = trees.all_finite((belief.mean, belief.sums, gain))
     sound = batches.is_finite(batch) & finite
     missing, nothing = ~jnp.any(batch.weights > 0), jnp.zeros_like(solution.decrement)
     info = FlowInfo(
-        log_likelihood=solution.log_likelihood,
+        log_likelihood=observed.log_likelihood(predicted.mean),
         log_evidence=trees.where(sound, gain, jnp.zeros_like(gain)),
         step_size=solution.step_size,
         decrement=trees.where(missing, nothing, solution.decrement),
@@ -74,11 +74,7 @@ def advance(
 
 
 def fit(
-    observed: Observed,
-    predicted: Belief,
-    start: PyTree,
-    at_center: jax.Array,
-    num_steps: int,
+    observed: Observed, predicted: Belief, start: PyTree, num_steps: int
 ) -> Solution:
     """The least of the batch's loss and the distance to the belief before it."""
     objective = newton.objective_of(
@@ -88,8 +84,8 @@ def fit(
         ops.plain(predicted.sums.curvature),
     )
     if num_steps == 1:
-        return newton.single_step(objective, start, at_center)
-    return newton.damped_newton(objective, start, at_center, num_steps)
+        return newton.single_step(objective, start)
+    return newton.damped_newton(objective, start, num_steps)
 
 
 def absorb(
@@ -154,7 +150,6 @@ def log_evidence(
     observed: Observed,
     predicted: Belief,
     belief: Belief,
-    solution: Solution,
     distance: jax.Array,
 ) -> jax.Array:
     """What the batch adds to the log-evidence, `()`."""
@@ -163,10 +158,7 @@ def log_evidence(
     logdets = [ops.logdet(sums.curvature, mean) for sums in (before, after)]
     of_targets = recipe.likelihood.log_unit_variance
     if of_targets is None:
-        if solution.objective is None or recipe.marginal:
-            value = observed.log_likelihood(mean).astype(distance.dtype)
-        else:
-            value = distance / 2 - solution.objective
+        value = observed.log_likelihood(mean).astype(distance.dtype)
         return evidence.known_dispersion(value, distance, *logdets)
     return evidence.unknown_dispersion(
         evidence.Fitted(before.linear, before.weight, logdets[0]),
