@@ -270,15 +270,14 @@ def _scores(model: Model, params: PyTree, batch: Batch) -> PyTree:
             "of its own: give a model that is evaluated row by row, such as batch "
             "normalisation with its statistics in ff.Shared."
         )
-    sliced, rebuild = batches.split(batch.inputs)
+    parts, rebuild = batches.unpack(batch)
 
-    def one(parts: list, targets: PyTree, weight: jax.Array) -> PyTree:
-        rows = jax.tree.map(lambda x: x[None], (parts, targets, weight))
-        row = Batch(rebuild(rows[0]), *rows[1:])
+    def one(parts: tuple) -> PyTree:
+        row = rebuild(*jax.tree.map(lambda x: x[None], parts))
         score = trees.widen(jax.grad(model.log_likelihood)(params, row))
         return batches.zero_if_missing(row, score)
 
-    return jax.vmap(one)(sliced, batch.targets, batch.weights)
+    return jax.vmap(one)(parts)
 
 
 def only(

@@ -76,6 +76,15 @@ def split(inputs: PyTree) -> tuple[list[jax.Array], Callable[[list], PyTree]]:
     return sliced, rebuild
 
 
+def unpack(batch: Batch) -> tuple[tuple, Callable[..., Batch]]:
+    """What has an example axis: inputs' leaves, targets, weights; and how to rebuild.
+
+    `rebuild(*others)` is the batch of others, with the same parts in `Shared`.
+    """
+    sliced, rebuild = split(batch.inputs)
+    return (sliced, *batch[1:]), lambda parts, *rest: Batch(rebuild(parts), *rest)
+
+
 def as_batch(batch: Any) -> Batch:
     """`(inputs, targets)` or `(inputs, targets, weights)`, checked, as a `Batch`.
 
@@ -138,28 +147,22 @@ def _num_examples(inputs: PyTree, targets: PyTree) -> int:
 
 def map_examples(function: Callable, batch: Batch) -> Batch:
     """Applies `function` to every array with an example axis."""
-    sliced, rebuild = split(batch.inputs)
-    return Batch(
-        rebuild([function(x) for x in sliced]),
-        jax.tree.map(function, batch.targets),
-        function(batch.weights),
-    )
+    parts, rebuild = unpack(batch)
+    return rebuild(*jax.tree.map(function, parts))
 
 
 def _blank(batch: Batch) -> Batch:
-    sliced, rebuild = split(batch.inputs)
+    (*given, weights), rebuild = unpack(batch)
     # one program where the values are at hand, and not one an operation
     blank = jax.jit(_blanked) if checks.is_concrete(batch) else _blanked
-    sliced, targets = blank(sliced, batch.targets, batch.weights)
-    return Batch(rebuild(sliced), targets, batch.weights)
+    return rebuild(*blank(given, weights), weights)
 
 
-def _blanked(sliced: list, targets: PyTree, weights: jax.Array) -> tuple:
-    given = sliced, targets
-    return sharding.in_auto_mode(_fill, given, *given, weights)
+def _blanked(given: list, weights: jax.Array) -> list:
+    return sharding.in_auto_mode(_fill, given, given, weights)
 
 
-def _fill(sliced: list, targets: PyTree, weights: jax.Array) -> tuple:
+def _fill(given: list, weights: jax.Array) -> list:
     used = weights > 0
     first = jnp.argmax(used)
 
@@ -170,7 +173,7 @@ def _fill(sliced: list, targets: PyTree, weights: jax.Array) -> tuple:
         keep = used.reshape((-1,) + (1,) * (x.ndim - 1))
         return jnp.where(keep, x, jnp.broadcast_to(row, x.shape))
 
-    return jax.tree.map(fill, (sliced, targets))
+    return jax.tree.map(fill, given)
 
 
 def num_observations(batch: Batch, *, each_target: bool) -> jax.Array:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fisherflow_jax._ground.batch import Batch, map_examples, num_examples, split
+from fisherflow_jax._ground.batch import Batch, map_examples, num_examples, unpack
 
 PyTree = Any
 
@@ -46,18 +46,16 @@ def sum_chunks(
     count = num_examples(batch)
     if count <= size:
         return part(batch, keys)
-    chunks, _ = cut(batch, size)
-    sliced, rebuild = split(chunks.inputs)
+    chunks, number = cut(batch, size)
+    parts, rebuild = unpack(chunks)
 
     def body(total: Any, chunk: Any) -> tuple[Any, None]:
-        leaves, targets, weights, chunk_keys = chunk
-        examples = Batch(rebuild(leaves), targets, weights)
-        return add(total, part(examples, chunk_keys)), None
+        *examples, chunk_keys = chunk
+        return add(total, part(rebuild(*examples), chunk_keys)), None
 
     keys = jax.tree.map(_cutter(count, size)[0], keys)
-    parts = sliced, chunks.targets, chunks.weights, keys
-    unroll = chunks.weights.shape[0] <= _WRITTEN_OUT
-    return jax.lax.scan(body, zero(), parts, unroll=unroll)[0]
+    unroll = number <= _WRITTEN_OUT
+    return jax.lax.scan(body, zero(), (*parts, keys), unroll=unroll)[0]
 
 
 def cut(batch: Batch, size: int) -> tuple[Batch, int]:

@@ -140,14 +140,12 @@ def _scan(
     params: PyTree,
     stack: batch_parts.Batch,
 ) -> Accumulation:
-    sliced, rebuild = batch_parts.split(stack.inputs)
+    parts, rebuild = batch_parts.unpack(stack)
 
     def body(state: Accumulation, part: Any) -> tuple[Accumulation, None]:
-        leaves, targets, weights = part
-        batch = batch_parts.Batch(rebuild(leaves), targets, weights)
-        return advance(estimator, mesh, decay, state, params, batch), None
+        return advance(estimator, mesh, decay, state, params, rebuild(*part)), None
 
-    return jax.lax.scan(body, state, (sliced, stack.targets, stack.weights))[0]
+    return jax.lax.scan(body, state, parts)[0]
 
 
 def _check_finite(params: PyTree) -> None:

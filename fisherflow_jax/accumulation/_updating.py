@@ -34,12 +34,15 @@ class Accumulation(NamedTuple):
 
 
 class Accumulator(NamedTuple):
-    """An accumulation's functions. Made by `ff.accumulator`."""
+    """An accumulation's functions. Made by `ff.accumulator`.
+
+    Attributes:
+      init: `(params, key=None) -> state`.
+      update: `(state, params, batch) -> state`.
+    """
 
     init: Callable[..., Accumulation]
-    """`(params, key=None) -> state`."""
     update: Callable[[Accumulation, PyTree, Any], Accumulation]
-    """`(state, params, batch) -> state`."""
 
 
 def accumulator(

@@ -12,7 +12,6 @@ from fisherflow_jax._ground.checks import whole
 from fisherflow_jax.estimators._choice import choosable
 from fisherflow_jax.estimators._estimator import Estimator
 from fisherflow_jax.estimators._pull import sum_informations
-from fisherflow_jax.likelihoods import Likelihood
 from fisherflow_jax.model import Model
 from fisherflow_jax.structures import Structure
 from fisherflow_jax.structures.capabilities import OBSERVED
@@ -21,10 +20,7 @@ PyTree = Any
 
 
 @choosable
-def observed(
-    *,
-    chunk_size: int | None = None,
-) -> Callable[..., Estimator]:
+def observed(*, chunk_size: int | None = None) -> Callable[..., Estimator]:
     r"""Minus the Hessian of the log-likelihood at the data's labels.
 
     .. math:: -\sum_i w_i \nabla_\theta^2 \log p(y_i | f(\theta, x_i))
@@ -65,41 +61,36 @@ def observed(
     """
     if chunk_size is not None:
         whole(chunk_size, "chunk_size", of="examples")
-    return functools.partial(_observed, chunk_size)
 
+    def of_model(apply_fn: Any, likelihood: Any, structure: Structure) -> Estimator:
+        structure.require(
+            OBSERVED, "a Hessian is not a sum of squares, which is all it can hold."
+        )
+        model, from_matvec = Model(apply_fn, likelihood), structure.from_matvec
+        assert from_matvec is not None  # which `require` has asked
 
-def _observed(
-    chunk_size: int | None,
-    apply_fn: Callable,
-    likelihood: Likelihood,
-    structure: Structure,
-) -> Estimator:
-    structure.require(
-        OBSERVED, "a Hessian is not a sum of squares, which is all it can hold."
-    )
-    model, from_matvec = Model(apply_fn, likelihood), structure.from_matvec
-    assert from_matvec is not None  # which `require` has asked
+        def compute(params: PyTree, batch: Batch, key: jax.Array | None) -> Any:
+            traced, wide = model.traced_once(), trees.widen(params)
+            traced.check(params, batch)
 
-    def compute(params: PyTree, batch: Batch, key: jax.Array | None) -> Any:
-        traced, wide = model.traced_once(), trees.widen(params)
-        traced.check(params, batch)
+            def of_chunk(chunk: Batch, keys: None) -> Any:
+                gradient = jax.grad(lambda p: -traced.log_likelihood(p, chunk))
+                product = jax.linearize(gradient, wide)[1]
+                return from_matvec(lambda v: zero_if_missing(chunk, product(v)), wide)
 
-        def of_chunk(chunk: Batch, keys: None) -> Any:
-            gradient = jax.grad(lambda p: -traced.log_likelihood(p, chunk))
-            product = jax.linearize(gradient, wide)[1]
-            return from_matvec(lambda v: zero_if_missing(chunk, product(v)), wide)
+            size = chunk_size or num_examples(batch)
+            return sum_informations(structure, of_chunk, params, batch, None, size)
 
-        size = chunk_size or num_examples(batch)
-        return sum_informations(structure, of_chunk, params, batch, None, size)
+        return Estimator(
+            "observed",
+            compute,
+            structure,
+            not_a_curvature="minus the Hessian need not be positive semi-definite; "
+            "estimators.exact is its expectation",
+            check=model.check,
+        )
 
-    return Estimator(
-        "observed",
-        compute,
-        structure,
-        not_a_curvature="minus the Hessian need not be positive semi-definite; "
-        "estimators.exact is its expectation",
-        check=model.check,
-    )
+    return of_model
 
 
 @functools.partial(choosable, needs_model=False)
@@ -139,11 +130,7 @@ def squared_gradient() -> Callable[..., Estimator]:
     return _squared_gradient
 
 
-def _squared_gradient(
-    apply_fn: Callable | None,
-    likelihood: Likelihood | None,
-    structure: Structure | None,
-) -> Estimator:
+def _squared_gradient(apply_fn: Any, likelihood: Any, structure: Any) -> Estimator:
     if structure is None:
         raise ValueError("squared_gradient needs structure=, from ff.structures.")
     model = None

@@ -38,29 +38,36 @@ class ByKey:
 # not a NamedTuple: jax.jit(estimator) needs an object that takes a weak reference
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Estimator(ByKey):
-    """`estimator(params, batch, key=None)` -> information, a sum over the batch."""
+    """`estimator(params, batch, key=None)` -> information, a sum over the batch.
+
+    Attributes:
+      name: of the estimator's function.
+      compute: what a call does, of checked arguments.
+      structure: what is kept.
+      random: whether a key is needed.
+      not_a_curvature: why it cannot serve as a flow's curvature; None: it can.
+      from_gradient: a mean gradient -> the information, where no pass of the model is
+        needed.
+      check: raises where a batch does not fit; `compute` does it too.
+      describe_paths: the table of `paths`.
+      vectors_a_batch: the rank that one batch adds, where it does not grow with the
+        examples.
+      rebuild: the same estimator in another structure.
+      bound: `(choice, apply_fn, likelihood, structure)`: what equal estimators share.
+        Not kept by `dataclasses.replace`: another `compute` is another estimator.
+    """
 
     name: str
     compute: Callable[[PyTree, batches.Batch, jax.Array | None], Any]
     structure: Structure
     random: bool = False
-    """Whether a key is needed."""
     not_a_curvature: str | None = None
-    """Why it cannot serve as a flow's curvature; None: it can."""
     from_gradient: Callable[[PyTree], Any] | None = None
-    """A mean gradient -> the information, where no pass of the model is needed."""
     check: Callable[[PyTree, batches.Batch], None] | None = None
-    """Raises where a batch does not fit; `compute` does it too."""
     describe_paths: Callable[[PyTree, batches.Batch], str] | None = None
     vectors_a_batch: int | None = None
-    """The rank that one batch adds, where it does not grow with the examples."""
     rebuild: Callable[[Structure], "Estimator"] | None = None
-    """The same estimator in another structure."""
     bound: tuple[Any, ...] | None = dataclasses.field(default=None, init=False)
-    """`(choice, apply_fn, likelihood, structure)`: what equal estimators share.
-
-    Not kept by `dataclasses.replace`: another `compute` is another estimator.
-    """
 
     @functools.cached_property  # written past the frozen fields
     def _key(self) -> Any:

@@ -19,34 +19,25 @@ from fisherflow_jax.likelihoods import Likelihood, diagonal_root, rank_root
 Probe = Callable[[jax.Array, tuple[int, ...], Any], jax.Array]
 
 
-def _probed(
-    probe: Probe,
-    num_probes: int,
-    likelihood: Likelihood,
-    outputs: jax.Array,
-    targets: Any,
-    key: jax.Array,
-) -> jax.Array:
-    shape = likelihood.probe_shape(outputs.shape)
-    dtype = trees.wide_dtype(outputs.dtype)
-
-    def one(probe_key: jax.Array) -> jax.Array:
-        root_key, probe_key = jax.random.split(probe_key)
-        probes = probe(probe_key, shape, dtype)
-        probes = probes * jnp.asarray(num_probes**-0.5, dtype)
-        root_key = root_key if likelihood.random_root else None
-        return likelihood.root(outputs, probes, root_key)
-
-    if num_probes == 1:
-        return one(key)[None]
-    return jax.vmap(one)(jax.random.split(key, num_probes))
-
-
 def _random_root(
     probe: Probe, num_probes: int, root: Callable[[Likelihood], Likelihood] | None
 ) -> Rule:
+    """Random vectors through the likelihood's root, or through another one."""
     checks.whole(num_probes, "num_probes")
-    cotangents = functools.partial(_probed, probe, num_probes)
+
+    def cotangents(own: Likelihood, outputs: jax.Array, targets: Any, key: Any):
+        shape, dtype = own.probe_shape(outputs.shape), trees.wide_dtype(outputs.dtype)
+
+        def one(probe_key: jax.Array) -> jax.Array:
+            root_key, probe_key = jax.random.split(probe_key)
+            probes = probe(probe_key, shape, dtype)
+            probes = probes * jnp.asarray(num_probes**-0.5, dtype)
+            return own.root(outputs, probes, root_key if own.random_root else None)
+
+        if num_probes == 1:
+            return one(key)[None]
+        return jax.vmap(one)(jax.random.split(key, num_probes))
+
     return Rule(cotangents, random=True, num_columns=num_probes, root=root)
 
 

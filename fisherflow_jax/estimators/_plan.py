@@ -30,20 +30,29 @@ GROUP_ENTRIES = 2**20
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Rule:
-    """What an estimator of pulled-back vectors does, whatever the model."""
+    """What an estimator of pulled-back vectors does, whatever the model.
+
+    Attributes:
+      cotangents: `(likelihood, outputs (1, ...), targets, key)` -> `(R, 1, ...)`.
+      random: whether `cotangents` draws from its key; None: where the likelihood's root
+        does.
+      needs_targets: whether a batch without targets is refused.
+      num_columns: R, where it is told at all: of estimators that square sums over
+        groups.
+      name: for errors and tables.
+      root: gives the likelihood another root; None: it keeps its own.
+      groups: micro-batches whose sums are squared; None: every example for itself.
+      chunk_size: examples held at once; None: as many as fit.
+      fast_squares: whether layers are squared from what enters and leaves them.
+    """
 
     cotangents: Cotangents
-    """`(likelihood, outputs (1, ...), targets, key) -> cotangents (R, 1, ...)`."""
     random: bool | None = False
-    """Whether `cotangents` draws from its key; None: where the likelihood's root is."""
     needs_targets: bool = False
     num_columns: int = 1
-    """R, where it is told at all: of estimators that square sums over groups."""
     name: str = ""
     root: Callable[[Likelihood], Likelihood] | None = None
-    """Gives the likelihood another root; None: it keeps its own."""
     groups: int | None = None
-    """Micro-batches whose sums are squared; None: every example for itself."""
     chunk_size: int | None = None
     fast_squares: bool = True
 

@@ -238,14 +238,14 @@ def _sum_groups(
         return x.reshape((x.shape[0] // length, length, *x.shape[1:]))
 
     def of_groups(part: Batch, keys: jax.Array | None) -> PyTree:
-        sliced, rebuild = batches.split(part.inputs)
+        parts, rebuild = batches.unpack(part)
 
         def one(group: tuple) -> PyTree:
-            leaves, *rest, group_keys = group
-            return vectors(Batch(rebuild(leaves), *rest), group_keys)
+            *examples, group_keys = group
+            return vectors(rebuild(*examples), group_keys)
 
-        units = sliced, part.targets, part.weights, keys
-        return pull.structure.reduce(jax.tree.map(_merge_axes, _each(one, units)))
+        stack = _each(one, (*parts, keys))
+        return pull.structure.reduce(jax.tree.map(_merge_axes, stack))
 
     if length == num_examples(batch):
         return pull.structure.reduce(vectors(batch, keys))

@@ -1,6 +1,5 @@
 """Squares of each example's vectors: of the columns of a root, or of scores."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -75,38 +74,9 @@ def exact(
     return Rule(lambda own, z, targets, key: root_columns(own, z, key), random=None)
 
 
-def _output_score(likelihood: Likelihood, outputs: jax.Array, targets: Any):
+def _score(likelihood: Likelihood, outputs: jax.Array, targets: Any) -> jax.Array:
     """The gradient of the log-probability with respect to the outputs."""
     return jax.grad(lambda z: jnp.sum(likelihood.log_prob(z, targets)))(outputs)
-
-
-def _data_scores(
-    likelihood: Likelihood, outputs: jax.Array, targets: Any, key: jax.Array | None
-) -> jax.Array:
-    return _output_score(likelihood, outputs, targets)[None]
-
-
-def _signed_scores(
-    likelihood: Likelihood, outputs: jax.Array, targets: Any, key: jax.Array | None
-) -> jax.Array:
-    assert key is not None
-    sign = rademacher(key, (), outputs.dtype)
-    return sign * _data_scores(likelihood, outputs, targets, key)
-
-
-def _sampled_scores(
-    num_samples: int,
-    likelihood: Likelihood,
-    outputs: jax.Array,
-    targets: Any,
-    key: jax.Array,
-) -> jax.Array:
-    def one(sample_key: jax.Array) -> jax.Array:
-        drawn = likelihood.sample(sample_key, outputs)
-        return _output_score(likelihood, outputs, drawn)
-
-    scores = jax.vmap(one)(jax.random.split(key, num_samples))
-    return scores / jnp.sqrt(jnp.asarray(num_samples, outputs.dtype))
 
 
 @choosable
@@ -168,7 +138,11 @@ def empirical(
       Kunstner, Balles, Hennig, "Limitations of the empirical Fisher approximation for
       natural gradient descent", 2019.
     """
-    cotangents = _data_scores if groups is None else _signed_scores
+
+    def cotangents(own: Likelihood, outputs: jax.Array, targets: Any, key: Any):
+        scores = _score(own, outputs, targets)[None]
+        return scores if groups is None else rademacher(key, (), scores.dtype) * scores
+
     return Rule(cotangents, random=groups is not None, needs_targets=True)
 
 
@@ -230,5 +204,12 @@ def monte_carlo(
       1.0
     """
     whole(num_samples, "num_samples")
-    cotangents = functools.partial(_sampled_scores, num_samples)
+
+    def cotangents(own: Likelihood, outputs: jax.Array, targets: Any, key: Any):
+        def one(key: jax.Array) -> jax.Array:
+            return _score(own, outputs, own.sample(key, outputs))
+
+        scores = jax.vmap(one)(jax.random.split(key, num_samples))
+        return scores / jnp.sqrt(jnp.asarray(num_samples, outputs.dtype))
+
     return Rule(cotangents, random=True, num_columns=num_samples)

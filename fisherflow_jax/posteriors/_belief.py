@@ -1,10 +1,12 @@
 """What a state stands for: Gaussians, and their weights."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import checks, trees
@@ -104,18 +106,14 @@ def mixture(
         return means[0], variances[0]
     center = jax.tree.map(lambda *x: jnp.tensordot(weights, jnp.stack(x), 1), *means)
 
-    def mix(center: jax.Array, *parts: jax.Array) -> jax.Array:
-        # the mean variance and the variance of the means
-        half = len(parts) // 2
-        terms = [
-            weight * (spread + jnp.square(mean - center))
-            for weight, mean, spread in zip(
-                weights, parts[:half], parts[half:], strict=True
-            )
-        ]
-        return sum(terms[1:], start=terms[0])
+    def around(weight: jax.Array, mean: PyTree, variance: PyTree) -> PyTree:
+        return jax.tree.map(
+            lambda c, m, v: weight * (v + jnp.square(m - c)), center, mean, variance
+        )
 
-    return center, jax.tree.map(mix, center, *means, *variances)
+    # the mean variance and the variance of the means
+    terms = map(around, weights, means, variances)
+    return center, functools.reduce(optax.tree.add, terms)
 
 
 def described(state: Any) -> str:
