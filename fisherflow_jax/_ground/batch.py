@@ -63,6 +63,11 @@ def map_inputs(
     )
 
 
+def by_axis(batch: Batch, rows: Any, whole: Any) -> Batch:
+    """A prefix of the batch: `rows` where there is an example axis, else `whole`."""
+    return Batch(map_inputs(lambda _: rows, batch.inputs, lambda _: whole), rows, rows)
+
+
 def split(inputs: PyTree) -> tuple[list[jax.Array], Callable[[list], PyTree]]:
     """The leaves with an example axis, and how to rebuild inputs around others."""
     leaves, treedef = jax.tree.flatten(inputs, is_leaf=is_shared)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
 PyTree = Any
 
@@ -51,10 +51,3 @@ def automatic(mesh: Mesh | None) -> Mesh | None:
     if mesh is None or mesh.abstract_mesh == jax.sharding.get_abstract_mesh():
         return mesh
     return Mesh(mesh.devices, mesh.axis_names)
-
-
-def on_every_device(mesh: Mesh | None, tree: PyTree) -> PyTree:
-    """The tree whole on every device: the first batch then compiles for all."""
-    if mesh is None:
-        return tree
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))

@@ -113,12 +113,7 @@ def place(mesh: Mesh | None, batch: Batch, axis: int) -> Batch:
         return batch
     spread = NamedSharding(mesh, PartitionSpec(*[None] * axis, mesh.axis_names))
     everywhere = NamedSharding(mesh, PartitionSpec())
-    inputs = batches.map_inputs(
-        lambda x: jax.device_put(x, spread),
-        batch.inputs,
-        lambda node: jax.device_put(node, everywhere),
-    )
-    return Batch(inputs, *jax.device_put((batch.targets, batch.weights), spread))
+    return jax.device_put(batch, batches.by_axis(batch, spread, everywhere))
 
 
 def with_bar(loader: Iterable, progress: bool | None) -> Iterable:

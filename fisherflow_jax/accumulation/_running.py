@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fisherflow_jax._ground import batch as batch_parts
 from fisherflow_jax._ground import checks, sharding, trees
@@ -103,8 +103,10 @@ def accumulate(
         state = functions.init(params, key)
     else:
         state = _continued(state, estimator, params, key)
-    state, params = sharding.on_every_device(mesh, (state, params))
-    multiple = 1 if mesh is None else mesh.size
+    multiple = 1
+    if mesh is not None:  # whole on every device: the first batch compiles for all
+        whole, multiple = NamedSharding(mesh, PartitionSpec()), mesh.size
+        state, params = jax.device_put((state, params), whole)
     if isinstance(batches, Stacked):
         if progress:
             raise ValueError(

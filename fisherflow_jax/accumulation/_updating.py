@@ -190,7 +190,6 @@ def _sum_over_shards(
     axes = mesh.axis_names
     rows: Any = PartitionSpec(axes)
     whole = PartitionSpec()
-    inputs = batches.map_inputs(lambda _: rows, batch.inputs, lambda _: whole)
 
     def of_shard(params: PyTree, shard: batches.Batch, key: jax.Array | None) -> Any:
         if key is not None:
@@ -207,7 +206,7 @@ def _sum_over_shards(
         of_shard,
         # within jax.set_mesh it is that mesh, whose axes in_auto_mode may have changed
         mesh=mesh if jax.sharding.get_abstract_mesh().empty else None,
-        in_specs=(whole, batches.Batch(inputs, rows, rows), whole),
+        in_specs=(whole, batches.by_axis(batch, rows, whole), whole),
         out_specs=whole,
         check_vma=False,
     )(params, batch, key)

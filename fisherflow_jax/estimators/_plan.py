@@ -192,13 +192,10 @@ def _num_columns(pull: Pull, params: PyTree, one: Batch) -> int:
     """The cotangents of one example."""
     if pull.rule.needs_targets and one.targets is None:  # of which a table is made
         return pull.rule.num_columns
-
-    def of_example(outputs: jax.Array, targets: PyTree, key: Any) -> jax.Array:
-        return pull.cotangents(outputs, jax.tree.map(lambda y: y[0], targets), key)
-
+    rule = functools.partial(pull.rule.cotangents, pull.model.likelihood)
     outputs = pull.model.outputs(params, one.inputs)
     key = jax.eval_shape(jax.random.key, 0) if pull.rule.random else None
-    return jax.eval_shape(of_example, outputs, one.targets, key).shape[0]
+    return jax.eval_shape(rule, outputs, one.targets, key).shape[0]
 
 
 def products(layer: Layer, inputs: Any, gradients: Any, weights: Any) -> OuterProducts:
