@@ -25,8 +25,8 @@ def members(layers: Layers, layer: Layer) -> list[str]:
 def _check_known(layers: Layers, unknown: set[str], what: str) -> None:
     if unknown:
         raise ValueError(
-            f"a {what} with leaves {sorted(unknown)} is not like the parameters in "
-            f"which the layers were found: {list(layers.names)}."
+            f"a {what} with leaf {', '.join(sorted(unknown))} is not like the "
+            f"parameters in which the layers were found: {list(layers.names)}."
         )
 
 
