@@ -50,7 +50,8 @@ def _together(kept: Layout, leaves: list, batch_dims: int) -> list[jax.Array]:
         flat = trees.ravel([leaves[i] for i in group], batch_dims)
         if kept.of_units:
             units = shapes[group[0]][-1] if shapes[group[0]] else 1
-            flat = flat.reshape((*flat.shape[:-1], flat.shape[-1] // units, units))
+            size = sum(math.prod(shapes[i][:-1]) for i in group)
+            flat = flat.reshape((*flat.shape[:-1], size, units))
             flat = jnp.moveaxis(flat, -1, 0)
         arrays.append(flat)
     return arrays
@@ -63,7 +64,7 @@ def _apart(kept: Layout, arrays: Iterable[jax.Array]) -> PyTree:
     for group, array in zip(kept.groups.values(), arrays, strict=True):
         if kept.of_units:
             array = jnp.moveaxis(array, 0, -1)
-            array = array.reshape((*array.shape[:-2], -1))
+            array = array.reshape((*array.shape[:-2], math.prod(array.shape[-2:])))
         likes = [jax.ShapeDtypeStruct(rows[i].shape[1:], array.dtype) for i in group]
         for index, leaf in zip(group, trees.unravel(array, likes), strict=True):
             leaves[index] = leaf
