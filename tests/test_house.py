@@ -40,9 +40,6 @@ APART = {"posteriors": ["flow"], "predictions": ["flow"]}
 LINES_BEFORE, STATEMENTS_BEFORE = 14939, 11368
 
 
-waits = pytest.mark.xfail(reason="rooms that are not rebuilt yet", strict=False)
-
-
 def module_name(path: Path) -> str:
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
@@ -352,7 +349,6 @@ def test_no_function_over_80_lines_of_code():
     assert {where: n for where, n in lengths.items() if n > 80} == {}
 
 
-@waits
 def test_lines_of_code(record_property: pytest.FixtureRequest):
     lines = sum(map(code_lines, TREES))
     statements = sum(

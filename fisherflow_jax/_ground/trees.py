@@ -1,11 +1,13 @@
 """Pytrees shaped like the parameters, seen as vectors."""
 
+import functools
 import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from fisherflow_jax._ground.keys import typed_key
 
@@ -244,3 +246,34 @@ def broadcast_prefix(prefix: PyTree, like: PyTree, name: str) -> PyTree:
             f"{name} must be a pytree prefix of the parameters: {error}"
         ) from error
     return jax.tree.map(fill, filled, like)
+
+
+def is_hole(node: Any) -> bool:
+    return isinstance(node, optax.MaskedNode)
+
+
+# of a tree with holes, as `optax.masked` and `optax.partition` show them, and another
+_beside = functools.partial(jax.tree.map, is_leaf=is_hole)
+
+
+def has_holes(tree: PyTree) -> bool:
+    return any(map(is_hole, jax.tree.leaves(tree, is_leaf=is_hole)))
+
+
+def punch(whole: PyTree, holed: PyTree) -> PyTree:
+    """`whole` without what lies at the holes of `holed`."""
+    return _beside(lambda node, part: node if is_hole(node) else part, holed, whole)
+
+
+def fill_with_zeros(holed: PyTree, whole: PyTree) -> PyTree:
+    """`holed` with zeros like `whole` at its holes; without any, as it is."""
+    if not has_holes(holed):
+        return holed
+    zeros = optax.tree.zeros_like
+    return _beside(lambda node, x: zeros(x) if is_hole(node) else node, holed, whole)
+
+
+def shown_leaves(whole: PyTree, holed: PyTree) -> list[bool]:
+    """Whether `holed` shows it, for each leaf of `whole`."""
+    marked = jax.tree.broadcast(holed, whole, is_leaf=is_hole)
+    return [not is_hole(node) for node in jax.tree.leaves(marked, is_leaf=is_hole)]

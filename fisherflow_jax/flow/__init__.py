@@ -7,7 +7,7 @@ from fisherflow_jax.flow._bank import bank as bank
 from fisherflow_jax.flow._flow import fisher_flow as fisher_flow
 from fisherflow_jax.flow._merging import merge as merge
 from fisherflow_jax.flow._refine import refine as refine
-from fisherflow_jax.flow._start import warm_start as warm_start
+from fisherflow_jax.flow._refine import warm_start as warm_start
 from fisherflow_jax.flow._state import Events as Events
 from fisherflow_jax.flow._state import FisherFlow as FisherFlow
 from fisherflow_jax.flow._state import FlowInfo as FlowInfo

@@ -45,12 +45,15 @@ class BankInfo(NamedTuple):
 
 
 class Bank(NamedTuple):
-    """A bank's functions. Made by `ff.bank`."""
+    """A bank's functions. Made by `ff.bank`.
+
+    Attributes:
+      init: `(params, prior_mean=params, key=None) -> state`.
+      update: `(state, batch) -> (state, info)`, as `lax.scan` calls it.
+    """
 
     init: Any
-    """`(params, prior_mean=params, key=None) -> state`."""
     update: Any
-    """`(state, batch) -> (state, info)`, as `lax.scan` calls it."""
 
 
 def bank(flows: Sequence[FisherFlow], *, forgetting: float = 0.97) -> Bank:

@@ -5,7 +5,7 @@ the diagonal (blocks) of the inverse. Weighting by their inverses is valid under
 correlation within the batch; the diagonal itself is not.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,14 +19,6 @@ from fisherflow_jax.structures._full import from_matrix
 PyTree = Any
 
 
-class Marginal(NamedTuple):
-    """What one batch says of each parameter or block on its own."""
-
-    information: Any  # the inverse of its part of F^-1
-    estimate: PyTree  # the batch's own estimate
-    meat: Any | None
-
-
 def project(
     structure: Structure,
     full: Full,
@@ -34,8 +26,11 @@ def project(
     at: PyTree,
     meat: Any | None,
     weight: jax.Array,
-) -> Marginal:
+) -> tuple[Any, PyTree, Any | None]:
     """The marginals of `N(at + F^-1 score, F^-1)`, in the structure.
+
+    What one batch says of each parameter or block on its own: the inverse of its part
+    of `F^-1`, the batch's own estimate, and the meat.
 
     A singular F (too few rows, an unused feature) is regularised relative to its own
     diagonal by 100 units of rounding, which gives the directions that it does not
@@ -55,8 +50,5 @@ def project(
         robust = structure.from_full(ops.sandwich(regular, meat))
         meat = ops.sandwich(covariance, robust)  # W (F^-1 M F^-1) W
     observed = (weight > 0).astype(trees.float_dtype(at))
-    return Marginal(
-        ops.scale(information, observed),
-        estimate,
-        None if meat is None else ops.scale(meat, observed),
-    )
+    meat = None if meat is None else ops.scale(meat, observed)
+    return ops.scale(information, observed), estimate, meat

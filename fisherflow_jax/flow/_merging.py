@@ -9,13 +9,10 @@ import jax.numpy as jnp
 import optax
 
 from fisherflow_jax import information as ops
-from fisherflow_jax._ground import trees
-from fisherflow_jax._ground.checks import is_concrete
+from fisherflow_jax._ground import checks, trees
 from fisherflow_jax.flow import _evidence as evidence
 from fisherflow_jax.flow._state import FlowState, belief_of
 from fisherflow_jax.memories import Belief, age, remembers_all
-
-PyTree = Any
 
 
 def merge(states: Sequence[FlowState], start: FlowState) -> FlowState:
@@ -148,7 +145,7 @@ def _check_same_time(memory: Any, steps: Sequence[jax.Array]) -> jax.Array:
     same = jnp.all(jnp.stack(steps) == steps[0])
     if remembers_all(memory):
         return jnp.ones_like(same)
-    if is_concrete(steps):
+    if checks.is_concrete(steps):
         counts = [int(step) for step in steps]
         if len(set(counts)) > 1:
             raise ValueError(

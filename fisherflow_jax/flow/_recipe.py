@@ -9,16 +9,27 @@ import jax
 
 from fisherflow_jax import estimators, model
 from fisherflow_jax._ground import batch as batches
-from fisherflow_jax._ground import trees
-from fisherflow_jax._ground.batch import Batch
-from fisherflow_jax._ground.checks import whole
-from fisherflow_jax._ground.choices import Compared
+from fisherflow_jax._ground import checks, choices, trees
 from fisherflow_jax.estimators import Estimator
 from fisherflow_jax.likelihoods import Likelihood
 from fisherflow_jax.memories import Memory
 from fisherflow_jax.structures import Structure, capabilities, full
 
 PyTree = Any
+
+
+# What an option needs of the structure, and why.
+_NEEDS = {
+    "robust": (
+        capabilities.ROBUST,
+        "a recompressed sum of squared scores is not the middle of a sandwich.",
+    ),
+    "marginal": (
+        capabilities.MARGINAL,
+        "it is for scalar, diagonal and block, which lose correlations.",
+    ),
+    "compensated": (capabilities.COMPENSATED, "its addition is not a sum of entries."),
+}
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -29,8 +40,8 @@ class Recipe:
     likelihood: Likelihood
     structure: Structure
     memory: Memory
-    estimator: Compared
-    prior_precision: Compared
+    estimator: choices.Compared
+    prior_precision: choices.Compared
     num_steps: int
     robust: bool
     marginal: bool
@@ -51,27 +62,11 @@ class Recipe:
 
     def check(self) -> None:
         """Raises for choices that do not go together, naming them."""
-        whole(self.num_steps, "num_steps")
+        checks.whole(self.num_steps, "num_steps")
         for capability, reason in self.memory.needs.items():
             self.structure.require(capability, reason)
-        for asked, capability, reason in (
-            (
-                self.robust,
-                capabilities.ROBUST,
-                "a recompressed sum of squared scores is not the middle of a sandwich.",
-            ),
-            (
-                self.marginal,
-                capabilities.MARGINAL,
-                "it is for scalar, diagonal and block, which lose correlations.",
-            ),
-            (
-                self.compensated,
-                capabilities.COMPENSATED,
-                "its addition is not a sum of entries.",
-            ),
-        ):
-            if asked:
+        for option, (capability, reason) in _NEEDS.items():
+            if getattr(self, option):
                 self.structure.require(capability, reason)
         curvature = self.bound(self.estimator.value, self.apply_fn)
         if curvature.not_a_curvature:
@@ -99,7 +94,7 @@ class Observed:
     parameters alone. Made in a trace."""
 
     recipe: Recipe
-    batch: Batch
+    batch: batches.Batch
     key: jax.Array | None
 
     @functools.cached_property

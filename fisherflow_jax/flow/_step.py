@@ -8,11 +8,7 @@ import optax
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import batch as batches
-from fisherflow_jax._ground import trees
-from fisherflow_jax._ground.batch import Batch
-from fisherflow_jax._ground.checks import holds, is_concrete
-from fisherflow_jax._ground.choices import compiled
-from fisherflow_jax._ground.keys import typed_key
+from fisherflow_jax._ground import checks, choices, keys, trees
 from fisherflow_jax.flow import _evidence as evidence
 from fisherflow_jax.flow import _marginal as marginal
 from fisherflow_jax.flow import _newton as newton
@@ -36,18 +32,18 @@ def update(
     # compiled once a recipe and shape, so that a plain Python loop over a data loader
     # does not trace its searches anew at each batch
     steps = recipe.num_steps if num_steps is None else num_steps
-    run = compiled(recipe, advance, static_argnums=2)
+    run = choices.compiled(recipe, advance, static_argnums=2)
     after, info = run(state, batch, steps)
     check_taken_in(info.skipped, recipe.likelihood, batch)
     return after, info
 
 
 def advance(
-    recipe: Recipe, state: FlowState, batch: Batch, num_steps: int
+    recipe: Recipe, state: FlowState, batch: batches.Batch, num_steps: int
 ) -> tuple[FlowState, FlowInfo]:
     key = None
     if state.key is not None:
-        key = jax.random.fold_in(typed_key(state.key), state.step)
+        key = jax.random.fold_in(keys.typed_key(state.key), state.step)
     observed = Observed(recipe, batch, key)
     believed = belief_of(state)
     predicted = recipe.memory.predict(state.memory, believed, batch, believed.mean)
@@ -199,12 +195,12 @@ def evaluate(
 ) -> tuple[jax.Array, PyTree, Any]:
     """`(log-likelihood, score, information)` of a batch at `params`, sums."""
     batch, params = batches.as_batch(batch), parameters(params, "params")
-    typed = None if key is None else typed_key(key)
-    return compiled(recipe, measure)(params, batch, typed)
+    typed = None if key is None else keys.typed_key(key)
+    return choices.compiled(recipe, measure)(params, batch, typed)
 
 
 def measure(
-    recipe: Recipe, params: PyTree, batch: Batch, key: jax.Array | None
+    recipe: Recipe, params: PyTree, batch: batches.Batch, key: jax.Array | None
 ) -> tuple[jax.Array, PyTree, Any]:
     observed = Observed(recipe, batch, key)
     value, score = jax.value_and_grad(observed.log_likelihood)(params)
@@ -219,14 +215,16 @@ def project(recipe: Recipe, information: Any) -> Any:
     return ops.inverse(from_full(ops.inverse(information)))
 
 
-def check_taken_in(skipped: jax.Array, likelihood: Likelihood, batch: Batch) -> None:
+def check_taken_in(
+    skipped: jax.Array, likelihood: Likelihood, batch: batches.Batch
+) -> None:
     """Raises where an update is seen to have failed (not under jit), saying why."""
-    if not is_concrete(skipped) or not skipped:
+    if not checks.is_concrete(skipped) or not skipped:
         return
     used = batch.weights > 0
-    if not holds(batches.is_finite(batch)):
+    if not checks.holds(batches.is_finite(batch)):
         what = "the batch holds a NaN or an infinite value in a row of positive weight"
-    elif not holds(likelihood.support(batch.targets)[used]):
+    elif not checks.holds(likelihood.support(batch.targets)[used]):
         what = f"the batch holds targets that {likelihood.name} cannot produce"
     else:
         what = (

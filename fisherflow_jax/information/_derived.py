@@ -138,14 +138,17 @@ def effective(
 
 
 class Whitener(NamedTuple):
-    r"""A root of the inverse, :math:`R^\top R = I^{-1}`, factorised once."""
+    r"""A root of the inverse, :math:`R^\top R = I^{-1}`, factorised once.
+
+    Attributes:
+      rows: vectors, leaves `(k, *leaf.shape)` -> `R v` of each, leaves `(k, ...)`.
+      color: `z`, as `R v` of one vector -> `R^T z`, like the parameters.
+      laid_out: a tree like the parameters -> its entries in the places of `R v`.
+    """
 
     rows: Callable[[PyTree], PyTree]
-    """Vectors, leaves `(k, *leaf.shape)` -> `R v` of each, leaves `(k, ...)`."""
     color: Callable[[PyTree], PyTree]
-    """`z`, as `R v` of one vector -> `R^T z`, like the parameters."""
     laid_out: Callable[[PyTree], PyTree]
-    """A tree like the parameters -> its entries in the places of `R v`."""
 
     def matrix(self, stack: PyTree) -> jax.Array:
         """`R v` of k vectors as one array `(k, q)`.

@@ -26,14 +26,18 @@ def _unsupported(operation: str, information: Any) -> TypeError:
 
 
 class Facts(NamedTuple):
-    """What other rooms may know of an information, beside its operations."""
+    """What other rooms may know of an information, beside its operations.
+
+    Attributes:
+      elementwise: its eigenvectors are the parameters: scalar, diagonal.
+      dense: it keeps matrices, whose inverse follows the noise of a few random
+        vectors.
+      layers: the `Layers` by whose kernels it is kept, if it is.
+    """
 
     elementwise: bool = False
-    """Its eigenvectors are the parameters: scalar, diagonal."""
     dense: bool = False
-    """It keeps matrices, whose inverse follows the noise of a few random vectors."""
     layers: Any = None
-    """The `Layers` by whose kernels it is kept, if it is."""
 
 
 @functools.singledispatch

@@ -8,9 +8,7 @@ import optax
 from scipy.special import chdtri
 
 from fisherflow_jax import information as ops
-from fisherflow_jax._ground import trees
-from fisherflow_jax._ground.checks import whole
-from fisherflow_jax._ground.choices import choice
+from fisherflow_jax._ground import checks, choices, trees
 from fisherflow_jax.memories._memory import Belief, Memory, Sum, total
 from fisherflow_jax.memories._windowed import Window, empty_window, push
 from fisherflow_jax.structures.capabilities import ADAPTIVE
@@ -39,7 +37,7 @@ class ChangeReport(NamedTuple):
     change_point: jax.Array  # () int32, index of the first update after the change; -1
 
 
-@choice
+@choices.choice
 def adaptive(
     average_run_length: float = 5000.0, *, size: int = 64, guard: int = 10
 ) -> Memory:
@@ -91,8 +89,8 @@ def adaptive(
         raise ValueError(
             f"average_run_length must be above 1 update; got {average_run_length}."
         )
-    whole(size, "size")
-    whole(guard, "guard", least=0)
+    checks.whole(size, "size")
+    checks.whole(guard, "guard", least=0)
     widths = [1 << k for k in range(size.bit_length()) if 1 << k <= size]
 
     def init(zeros: Sum) -> Segment:

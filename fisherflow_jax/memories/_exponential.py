@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fisherflow_jax._ground.checks import is_concrete
-from fisherflow_jax._ground.choices import choice
+from fisherflow_jax._ground import checks, choices
 from fisherflow_jax.memories._memory import Belief, Memory, MovingAverage, keep
 
 
@@ -23,7 +22,7 @@ class Decay(NamedTuple):
         return optax.tree.where(self.floored, *beliefs)
 
 
-@choice
+@choices.choice
 def exponential(decay: Any, *, floor: bool = True) -> Memory:
     r"""Forgets by the factor `decay` at each update, down to the prior.
 
@@ -57,7 +56,7 @@ def exponential(decay: Any, *, floor: bool = True) -> Memory:
     References:
       Kulhavy, Zarrop, "On a general concept of forgetting", 1993.
     """
-    at_hand = is_concrete(decay)
+    at_hand = checks.is_concrete(decay)
     if at_hand and not 0 < decay <= 1:
         raise ValueError(f"decay must be in (0, 1]; got {decay}.")
 

@@ -7,9 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fisherflow_jax._ground import trees
-from fisherflow_jax._ground.checks import is_concrete
-from fisherflow_jax._ground.choices import choice
+from fisherflow_jax._ground import checks, choices, trees
 from fisherflow_jax.memories._memory import Memory, keep
 from fisherflow_jax.structures import Diagonal, Scalar
 from fisherflow_jax.structures.capabilities import RANDOM_WALK
@@ -21,7 +19,7 @@ class Wandering(NamedTuple):
     """Stores nothing."""
 
 
-@choice
+@choices.choice
 def random_walk(
     process_noise: PyTree | Callable, transition: PyTree | Callable | None = None
 ) -> Memory:
@@ -92,7 +90,7 @@ def _operator(value: Any, like: PyTree, name: str) -> Any:
         return None
     dtype, count = trees.float_dtype(like), trees.size(like)
     if _is_matrix(value) and value.shape == (count, count):
-        return (np if is_concrete(value) else jnp).asarray(value, dtype)
+        return (np if checks.is_concrete(value) else jnp).asarray(value, dtype)
     if trees.is_leaf(value) and np.ndim(value) == 0:
         return Scalar(jnp.asarray(value, dtype))
     if _is_matrix(value) and not any(
@@ -106,7 +104,7 @@ def _operator(value: Any, like: PyTree, name: str) -> Any:
 
 
 def _check_noise(noise: PyTree) -> None:
-    if not is_concrete(noise):
+    if not checks.is_concrete(noise):
         return
     # inside a tree, an array of two axes holds the variances of a leaf's entries
     square = _is_matrix(noise) and noise.shape[0] == noise.shape[1]

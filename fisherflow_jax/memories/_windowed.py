@@ -5,8 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fisherflow_jax._ground.checks import whole
-from fisherflow_jax._ground.choices import choice
+from fisherflow_jax._ground import checks, choices
 from fisherflow_jax.memories._memory import Memory, Sum, total
 
 
@@ -17,7 +16,7 @@ class Window(NamedTuple):
     head: jax.Array  # () int32, sites written so far
 
 
-@choice
+@choices.choice
 def windowed(size: int) -> Memory:
     r"""Remembers the last `size` batches and the prior.
 
@@ -42,7 +41,7 @@ def windowed(size: int) -> Memory:
       >>> ff.memories.windowed(32).name
       'windowed(32)'
     """
-    whole(size, "size")
+    checks.whole(size, "size")
 
     def predict(storage: Window, believed: Any, batch: Any, like: Any) -> Any:
         # the oldest site leaves now: its place is where the next one goes

@@ -11,11 +11,15 @@ from fisherflow_jax._ground import checks, counted
 
 
 class Binning(NamedTuple):
-    """A rule that sorts numbers in [0, 1] into bins."""
+    """A rule that sorts numbers in [0, 1] into bins.
+
+    Attributes:
+      assign: `(values (m,), used (m,) bool)` -> bins `(m,)`, int32 from 0 to num_bins
+        - 1.
+    """
 
     num_bins: int
     assign: Callable[[jax.Array, jax.Array], jax.Array]
-    """`(values (m,), used (m,) bool)` -> bins `(m,)`, int32 from 0 to num_bins - 1."""
 
 
 def equal_width(num_bins: int = 15) -> Binning:

@@ -7,8 +7,7 @@ import jax
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import batch as batches
-from fisherflow_jax._ground import trees
-from fisherflow_jax._ground.checks import whole
+from fisherflow_jax._ground import checks, trees
 from fisherflow_jax.likelihoods import Likelihood
 from fisherflow_jax.posteriors import Gaussian, check_like, gaussians
 
@@ -20,7 +19,7 @@ def check_inputs(
 ) -> None:
     """Raises where values are at hand."""
     if chunk_size is not None:
-        whole(chunk_size, "chunk_size", of="examples")
+        checks.whole(chunk_size, "chunk_size", of="examples")
     batches.as_batch((inputs, None))  # a leading axis shared by all, n > 0
     gaussians(state)
     if robust:

@@ -15,8 +15,7 @@ import jax.numpy as jnp
 
 from fisherflow_jax import information as ops
 from fisherflow_jax import layers as layers_of
-from fisherflow_jax._ground import trees
-from fisherflow_jax._ground.linalg import product
+from fisherflow_jax._ground import linalg, trees
 from fisherflow_jax.layers import Layer, Layers
 from fisherflow_jax.posteriors import Gaussian
 from fisherflow_jax.structures._algebra import layer_vectors
@@ -38,10 +37,10 @@ class Pulled(NamedTuple):
     def mixed(self, matrix: jax.Array) -> "Pulled":
         """The combinations `matrix (S, R)` of the vectors."""
         matrix = matrix.astype(self.left.dtype)
-        left = product("sr,rq->sq", matrix, self.left)
+        left = linalg.product("sr,rq->sq", matrix, self.left)
         if self.right is self.left:
             return Pulled(left, left)
-        return Pulled(left, product("sr,rq->sq", matrix, self.right))
+        return Pulled(left, linalg.product("sr,rq->sq", matrix, self.right))
 
     def variance(self) -> jax.Array:
         """`(R,)`."""
@@ -49,7 +48,7 @@ class Pulled(NamedTuple):
 
     def covariance(self) -> jax.Array:
         """`(R, R)`."""
-        return product("rq,sq->rs", self.left, self.right)
+        return linalg.product("rq,sq->rs", self.left, self.right)
 
 
 Pull = Callable[[jax.Array], Pulled]  # of cotangents (R, 1, ...)
@@ -115,7 +114,7 @@ class LayerCovariance(NamedTuple):
 
     def weights(self, entered: jax.Array) -> jax.Array:
         """`sum_i a_i^2 V_io` at each position, `(K, T, O)`."""
-        return product("kti,kio->kto", jnp.square(entered), self.variances)
+        return linalg.product("kti,kio->kto", jnp.square(entered), self.variances)
 
     def pulled(self, inputs: jax.Array, gradients: jax.Array) -> Pulled:
         """Of inputs `(K, T, I)` (or ids) and gradients `(R, K, T, O)`.
@@ -131,14 +130,14 @@ class LayerCovariance(NamedTuple):
                 right = right[:, :, 0]
                 pair = Pulled(right * self.weights(entered)[None, :, 0], right)
             else:
-                right = product("kti,rkto->rkio", entered, right)
+                right = linalg.product("kti,rkto->rkio", entered, right)
                 pair = Pulled(right * self.variances[None], right)
         return Pulled(*(x.reshape((gradients.shape[0], -1)) for x in pair))
 
     def looked_up(self, ids: jax.Array, returned: jax.Array) -> Pulled:
         """The rows of the table that one example looks up, each counted once."""
         same = ids[:, :, None] == ids[:, None, :]
-        summed = product("kts,rkso->rkto", same.astype(returned.dtype), returned)
+        summed = linalg.product("kts,rkso->rkto", same.astype(returned.dtype), returned)
         positions = jnp.arange(ids.shape[1], dtype=jnp.int32)
         first = jnp.argmax(same, axis=-1).astype(jnp.int32) == positions[None]
         copies = jnp.arange(ids.shape[0], dtype=jnp.int32)[:, None]
@@ -174,7 +173,7 @@ def root(covariance: jax.Array) -> jax.Array:
 
 
 def _turned(spec: str, values: jax.Array, columns: jax.Array | None) -> jax.Array:
-    return values if columns is None else product(spec, values, columns)
+    return values if columns is None else linalg.product(spec, values, columns)
 
 
 class LayerCovariances(NamedTuple):

@@ -15,10 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from fisherflow_jax import layers as layers_of
-from fisherflow_jax._ground import trees
-from fisherflow_jax._ground.chunks import map_chunks
-from fisherflow_jax._ground.keys import typed_key
-from fisherflow_jax._ground.linalg import product
+from fisherflow_jax._ground import chunks, keys, linalg, trees
 from fisherflow_jax.model import once
 from fisherflow_jax.posteriors import Gaussian
 from fisherflow_jax.predictions import _covariance as covariances
@@ -38,7 +35,7 @@ class Joint(NamedTuple):
     def sample(self, key: Any, shape: tuple[int, ...] = ()) -> jax.Array:
         """Draws `(*shape, n, ..., k)`."""
         count, dtype = self.mean.size, self.covariance.dtype
-        draws = jax.random.normal(typed_key(key), (*shape, count), dtype)
+        draws = jax.random.normal(keys.typed_key(key), (*shape, count), dtype)
         flat = self.mean.ravel() + draws @ covariances.root(self.covariance).T
         return flat.reshape((*shape, *self.mean.shape))
 
@@ -126,7 +123,7 @@ def _of_gradients(
         outputs, pull = at(example_of(parts))
         return outputs[0], pull(covariances.units(outputs))
 
-    outputs, rows = map_chunks(jax.vmap(one), parts, size)
+    outputs, rows = chunks.map_chunks(jax.vmap(one), parts, size)
     flat = Pulled(*(x.reshape((-1, x.shape[-1])) for x in rows))
     return outputs, flat.covariance()
 
@@ -147,7 +144,7 @@ def _of_layers(
         outputs, entering, back = layers_of.tap(apply_fn, found.layers, mean, example)
         return outputs[0], entering, *jax.vmap(back)(covariances.units(outputs))
 
-    pulled = map_chunks(jax.vmap(one), parts, size)
+    pulled = chunks.map_chunks(jax.vmap(one), parts, size)
     outputs, entering, gradients, others = pulled
     covariance = jnp.zeros((outputs.size, outputs.size), dtype)
     for part, inputs, back in zip(found.each, entering, gradients, strict=True):
@@ -174,7 +171,7 @@ def _of_layer(
 
     def with_all(one: tuple[jax.Array, jax.Array]) -> jax.Array:
         """The covariances `(R, n, R)` of one example's outputs with all."""
-        return product("rkto,nskto->rns", *met(part, one, inputs, returned))
+        return linalg.product("rkto,nskto->rns", *met(part, one, inputs, returned))
 
     return jax.lax.map(with_all, (inputs, returned)).reshape((count, count))
 
@@ -185,7 +182,7 @@ def _met_at_kernel(
     """One example and all others at a kernel that each uses once."""
     entering, rows = one
     products = jnp.swapaxes(entering[None] * inputs, 0, 2)[0]  # (K, n, I)
-    weights = product("kni,kio->nko", products, part.variances)
+    weights = linalg.product("kni,kio->nko", products, part.variances)
     return rows, weights[:, None, :, None] * returned
 
 
@@ -196,7 +193,7 @@ def _met_at_table(
     own, rows = one
     left = part.looked_up(own, rows).left
     same = (own[None, :, :, None] == ids[:, :, None, :]).astype(left.dtype)
-    met = product("nktu,nskuo->nskto", same, returned)
+    met = linalg.product("nktu,nskuo->nskto", same, returned)
     if part.layer.bias is not None:
         of_bias = jnp.sum(returned, axis=3, keepdims=True)
         met = jnp.concatenate([met, of_bias], axis=3)

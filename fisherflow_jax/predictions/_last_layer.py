@@ -15,11 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fisherflow_jax import layers as layers_of
+from fisherflow_jax._ground import arrays, checks, linalg, trees
 from fisherflow_jax._ground import batch as batches
-from fisherflow_jax._ground import trees
-from fisherflow_jax._ground.arrays import widen
-from fisherflow_jax._ground.checks import is_concrete
-from fisherflow_jax._ground.linalg import product
 from fisherflow_jax.layers import Layers
 from fisherflow_jax.predictions._covariance import LayerCovariances, Pulled
 
@@ -37,7 +34,7 @@ class LastLayer(NamedTuple):
         """Cotangents `(R, 1, ..., k)` in the eigenbasis."""
         turned = cotangents.astype(self.weights.dtype)[:, 0]
         if self.basis is not None:
-            turned = product("...i,ij->...j", turned, self.basis)
+            turned = linalg.product("...i,ij->...j", turned, self.basis)
         right = turned.reshape((turned.shape[0], -1))
         return Pulled(right * self.weights.reshape((1, -1)), right)
 
@@ -45,14 +42,14 @@ class LastLayer(NamedTuple):
         """Of each output, `(..., k)`."""
         if self.basis is None:
             return self.weights
-        return product("...j,ij->...i", self.weights, jnp.square(self.basis))
+        return linalg.product("...j,ij->...i", self.weights, jnp.square(self.basis))
 
     def covariance(self) -> jax.Array:
         """Of the outputs on the last axis, `(..., k, k)`."""
         weights = self.weights.reshape((*self.weights.shape[:-1], -1))
         if self.basis is None:
             return jnp.vectorize(jnp.diag, signature="(k)->(k,k)")(weights)
-        return product("ij,...j,kj->...ik", self.basis, weights, self.basis)
+        return linalg.product("ij,...j,kj->...ik", self.basis, weights, self.basis)
 
     def log_odds_variance(self) -> jax.Array:
         r"""Of each class against the others, `(..., k)`, in O(k^2) a position.
@@ -74,7 +71,7 @@ class LastLayer(NamedTuple):
 def _log_odds_variance(
     outputs: jax.Array, weights: jax.Array, basis: jax.Array | None
 ) -> jax.Array:
-    logits = widen(outputs).astype(weights.dtype)
+    logits = arrays.widen(outputs).astype(weights.dtype)
     probabilities = jax.nn.softmax(logits)
     largest = jax.nn.one_hot(jnp.argmax(logits), logits.shape[0], dtype=bool)
     others = jax.nn.softmax(jnp.where(largest, -jnp.inf, logits))
@@ -85,9 +82,9 @@ def _log_odds_variance(
         of_largest = weights + jnp.sum(weights * jnp.square(others))
     else:
         # sums of squares of differences: what all logits share cancels exactly
-        mean = product("i,ij->j", probabilities, basis)
+        mean = linalg.product("i,ij->j", probabilities, basis)
         of_rest = jnp.sum(weights[None] * jnp.square(basis - mean[None]), -1)
-        mean = product("i,ij->j", others, basis)
+        mean = linalg.product("i,ij->j", others, basis)
         row = basis[jnp.argmax(logits)]
         of_largest = jnp.sum(weights * jnp.square(row - mean))[None]
     remaining = jnp.where(largest, jnp.ones_like(logits), 1 - probabilities)
@@ -131,7 +128,7 @@ def is_last_layer(
         wide = layer.num_outputs == (outputs.shape[-1] if outputs.ndim > 1 else 1)
         same.append(
             wide
-            and is_concrete(returned)
+            and checks.is_concrete(returned)
             and np.array_equal(np.asarray(returned).ravel(), cotangent.ravel())
         )
 

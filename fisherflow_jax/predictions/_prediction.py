@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from fisherflow_jax import posteriors
-from fisherflow_jax._ground import trees
-from fisherflow_jax._ground.arrays import safe_sqrt
+from fisherflow_jax._ground import arrays, trees
 from fisherflow_jax.likelihoods import Likelihood
 from fisherflow_jax.model import once
 from fisherflow_jax.posteriors import gaussians
@@ -138,11 +137,11 @@ def predict(
     )
     reach = posteriors.two_sided(
         level, posteriors.degrees_of_freedom(state), dtype
-    ) * safe_sqrt(spread)
+    ) * arrays.safe_sqrt(spread)
     return Prediction(
         mean=mean,
-        std=safe_sqrt(variance),
-        observation_std=safe_sqrt(variance + noise),
+        std=arrays.safe_sqrt(variance),
+        observation_std=arrays.safe_sqrt(variance + noise),
         lower=likelihood.scale.inverse(line - reach),
         upper=likelihood.scale.inverse(line + reach),
     )

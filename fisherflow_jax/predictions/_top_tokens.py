@@ -6,9 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fisherflow_jax._ground import trees
+from fisherflow_jax._ground import chunks, trees
 from fisherflow_jax._ground.checks import whole
-from fisherflow_jax._ground.chunks import map_chunks
 from fisherflow_jax.likelihoods import SOFTMAX, Likelihood
 from fisherflow_jax.model import once
 from fisherflow_jax.posteriors import Gaussian, check_level, two_sided
@@ -131,7 +130,7 @@ def _top(
         variance = streaming.variance_of(log_odds, outputs, pull, at_once)
         return ids[0], log_odds(outputs)[0], variance
 
-    ids, line, variance = map_chunks(jax.vmap(one), examples.parts, size)
+    ids, line, variance = chunks.map_chunks(jax.vmap(one), examples.parts, size)
     return ids, line, streaming.dispersed(variance, belief, wanted.robust)
 
 

@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from fisherflow_jax._ground import trees
-from fisherflow_jax._ground.choices import choice
+from fisherflow_jax._ground import choices, trees
 from fisherflow_jax.structures import capabilities
 from fisherflow_jax.structures._algebra import dense
 from fisherflow_jax.structures._structure import Structure
@@ -40,7 +39,7 @@ dense.register(Block)
 dense.register(UnitBlock)
 
 
-@choice
+@choices.choice
 def block(partition: Partition | None = None) -> Structure:
     r"""Keeps dense blocks on the diagonal of the information.
 

@@ -6,9 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from fisherflow_jax import information as ops
-from fisherflow_jax._ground import trees
-from fisherflow_jax._ground.choices import choice
-from fisherflow_jax._ground.holes import punch
+from fisherflow_jax._ground import choices, trees
 from fisherflow_jax.layers import Layers
 from fisherflow_jax.structures import capabilities
 from fisherflow_jax.structures._algebra import linear
@@ -25,7 +23,7 @@ class Diagonal(NamedTuple):
     entries: PyTree  # like the parameters
 
 
-@choice
+@choices.choice
 def diagonal(layers: Layers | None = None) -> Structure:
     r"""Keeps the diagonal of the information, one number a parameter.
 
@@ -97,4 +95,4 @@ def _(information: Diagonal, like: PyTree | None = None) -> jax.Array:
 
 @ops.restrict.register
 def _(information: Diagonal, shown: PyTree, like: PyTree | None = None) -> Diagonal:
-    return Diagonal(punch(information.entries, shown))
+    return Diagonal(trees.punch(information.entries, shown))

@@ -16,7 +16,6 @@ from fisherflow_jax.structures._algebra.kronecker_factors import with_bias
 from fisherflow_jax.structures._algebra.outer_products import OuterProducts
 from fisherflow_jax.structures._structure import Structure
 
-PyTree = Any
 Columns = dict[str, jax.Array | None]  # of each layer (K, D, D); None: the identity
 
 

@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from fisherflow_jax import information as ops
-from fisherflow_jax._ground import trees
-from fisherflow_jax._ground.choices import choice
+from fisherflow_jax._ground import choices, trees
 from fisherflow_jax.structures import capabilities
 from fisherflow_jax.structures._algebra import dense, outer_products
 from fisherflow_jax.structures._compensated import Compensated
@@ -42,7 +41,7 @@ def from_matrix(matrix: jax.Array, like: PyTree) -> Full:
     return Full(trees.unravel(matrix, like))
 
 
-@choice
+@choices.choice
 def full() -> Structure:
     r"""Keeps the whole `d x d` information: exact.
 

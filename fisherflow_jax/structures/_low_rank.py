@@ -9,10 +9,8 @@ import numpy as np
 from jax.scipy.linalg import cho_solve
 
 from fisherflow_jax import information as ops
-from fisherflow_jax._ground import linalg, trees
+from fisherflow_jax._ground import choices, linalg, trees
 from fisherflow_jax._ground.checks import is_concrete, whole
-from fisherflow_jax._ground.choices import choice
-from fisherflow_jax._ground.holes import punch
 from fisherflow_jax.structures._diagonal import Diagonal
 from fisherflow_jax.structures._full import Full, from_matrix
 from fisherflow_jax.structures._scalar import Scalar
@@ -28,7 +26,7 @@ class LowRank(NamedTuple):
     factors: PyTree  # leaf (rank, *leaf.shape)
 
 
-@choice
+@choices.choice
 def low_rank(rank: int) -> Structure:
     r"""Keeps `rank` directions and the diagonal of all the rest.
 
@@ -191,7 +189,9 @@ def _(information: LowRank, like: PyTree | None = None) -> list[jax.Array]:
 
 @ops.restrict.register
 def _(information: LowRank, shown: PyTree, like: PyTree | None = None) -> LowRank:
-    return LowRank(punch(information.base, shown), punch(information.factors, shown))
+    return LowRank(
+        trees.punch(information.base, shown), trees.punch(information.factors, shown)
+    )
 
 
 @ops.logdet.register

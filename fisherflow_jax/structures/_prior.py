@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fisherflow_jax import information as ops
-from fisherflow_jax._ground import trees
-from fisherflow_jax._ground.checks import holds, is_concrete
+from fisherflow_jax._ground import checks, trees
 from fisherflow_jax.structures._algebra import dense
 from fisherflow_jax.structures._block import Block, UnitBlock
 from fisherflow_jax.structures._diagonal import Diagonal
@@ -51,10 +50,10 @@ def _as_precision(prior_precision: Any, params: PyTree) -> Any:
                 "prior_precision is an information about another tree than the "
                 f"parameters: {jax.tree.map(jnp.shape, values)}."
             )
-        if is_concrete(precision):
+        if checks.is_concrete(precision):
             _check_symmetric(precision)
             logdet = ops.logdet(precision, params)
-            if not holds(jnp.isfinite(logdet)):
+            if not checks.holds(jnp.isfinite(logdet)):
                 raise ValueError(
                     "a prior_precision given as an information must be positive "
                     f"definite; its log-determinant is {logdet}."
@@ -71,7 +70,7 @@ def _check_symmetric(precision: Any) -> None:
     if not isinstance(precision, (Full, Block, UnitBlock)):
         return
     for matrix in dense.matrices(precision):
-        if not is_concrete(matrix):
+        if not checks.is_concrete(matrix):
             continue
         values = np.asarray(matrix)
         bound = 1e-5 * np.abs(values).max(initial=0.0)
@@ -98,7 +97,7 @@ def starting_information(nothing: Any, precision: Any) -> Any:
 
 def _check_positive(prior_precision: PyTree) -> None:
     for leaf in jax.tree.leaves(prior_precision):
-        if is_concrete(leaf):
+        if checks.is_concrete(leaf):
             values = np.asarray(leaf)
             if not np.all(np.isfinite(values) & (values > 0)):
                 raise ValueError(

@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from fisherflow_jax import information as ops
-from fisherflow_jax._ground import trees
-from fisherflow_jax._ground.choices import choice
+from fisherflow_jax._ground import choices, trees
 from fisherflow_jax.structures import capabilities
 from fisherflow_jax.structures._algebra import linear
 from fisherflow_jax.structures._algebra.outer_products import leaf_size, sum_of_squares
@@ -22,7 +21,7 @@ class Scalar(NamedTuple):
     value: jax.Array  # shape=()
 
 
-@choice
+@choices.choice
 def scalar() -> Structure:
     r"""Keeps `trace(F) / d`, one number for all `d` parameters.
 

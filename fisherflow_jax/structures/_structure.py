@@ -12,27 +12,36 @@ from fisherflow_jax.layers import Layers
 
 
 class Structure(NamedTuple):
-    """What is kept of the information. Made by the factories of `ff.structures`."""
+    """What is kept of the information. Made by the factories of `ff.structures`.
+
+    Attributes:
+      reduce: leaves `(k, *leaf.shape)`, k vectors `v_k` -> information `sum_k v_k
+        v_k^T`.
+      isotropic: `(params, value)` -> information `value * identity`, also on shapes
+        alone.
+      from_matvec: `(matvec, params)` -> what is kept of a symmetric operator; d
+        products.
+      from_full: `Full` -> its own part of that matrix (mean, diagonal, blocks).
+      takes_outer_products: whether `reduce` also takes leaves kept as
+        `OuterProducts`.
+      held_by_outer_products: `reduce` takes them where this, of one example's, counts
+        what it holds.
+      layers: the layers it was given: with `batched`, models are run on whole
+        batches.
+      correction: an information of zeros -> one with second moments in an eigenbasis
+        that moves, and the bases: see `LayerBases`.
+    """
 
     name: str
     reduce: Callable[[Any], Any]
-    """Leaves `(k, *leaf.shape)`, k vectors `v_k` -> information `sum_k v_k v_k^T`."""
     isotropic: Callable[[Any, Any], Any]
-    """`(params, value)` -> information `value * identity`, also on shapes alone."""
     supports: frozenset[str] = frozenset()
     from_matvec: Callable[[Callable, Any], Any] | None = None
-    """`(matvec, params)` -> what is kept of a symmetric operator; d products."""
     from_full: Callable[[Any], Any] | None = None
-    """`Full` -> its own part of that matrix (mean, diagonal, blocks)."""
     takes_outer_products: bool = False
-    """Whether `reduce` also takes leaves kept as `OuterProducts`."""
     held_by_outer_products: Callable[[Any], int | None] | None = None
-    """`reduce` takes them where this, of one example's, counts what it holds."""
     layers: Layers | None = None
-    """The layers it was given: with `batched`, models are run on whole batches."""
     correction: Callable[[Any], tuple[Any, Any]] | None = None
-    """An information of zeros -> one with second moments in an eigenbasis that moves,
-    and the bases: see `LayerBases`."""
 
     def __repr__(self) -> str:
         return self.name

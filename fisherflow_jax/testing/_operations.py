@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from fisherflow_jax import information as ops
-from fisherflow_jax._ground import holes, trees
+from fisherflow_jax._ground import trees
 from fisherflow_jax.structures import Compensated, Full, capabilities
 from fisherflow_jax.testing._laws import NotApplicable
 from fisherflow_jax.testing._material import Dense, Material
@@ -140,7 +140,7 @@ def restrict(m: Material) -> Any:
     holed = jax.tree.unflatten(treedef, shown)
     part = m.structure.restrict(m.whole, holed, m.params)
     ones = jax.tree.map(jnp.ones_like, holed)
-    kept = np.flatnonzero(trees.ravel(holes.fill_with_zeros(ones, m.params)))
+    kept = np.flatnonzero(trees.ravel(trees.fill_with_zeros(ones, m.params)))
     return ops.to_dense(part, holed), m.dense.whole[np.ix_(kept, kept)]
 
 

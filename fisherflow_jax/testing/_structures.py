@@ -6,8 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fisherflow_jax._ground import trees
-from fisherflow_jax._ground.keys import typed_key
+from fisherflow_jax._ground import keys, trees
 from fisherflow_jax.structures import Structure
 from fisherflow_jax.testing import _form, _operations, _programs, _sums
 from fisherflow_jax.testing._laws import Laws, Report, laws_in, setting
@@ -94,7 +93,7 @@ def check_structure(
         with setting(float_type):
             cast = jax.tree.map(lambda x, to=float_type: jnp.asarray(x, to), params)
             material = Material(
-                structure, cast, draw, typed_key(key), allowed, num_samples
+                structure, cast, draw, keys.typed_key(key), allowed, num_samples
             )
             laws.check(LAWS if float_type == float_types[0] else AGAIN, material)
     return laws.report()

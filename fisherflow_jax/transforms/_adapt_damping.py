@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from fisherflow_jax import information as ops
-from fisherflow_jax._ground import checks, choices, holes, sharding, trees
+from fisherflow_jax._ground import checks, choices, sharding, trees
 from fisherflow_jax.transforms.preconditioner import state as states
 
 PyTree = Any
@@ -166,7 +166,7 @@ def _update(
     **extra: Any,
 ) -> tuple[PyTree, AdaptDampingState]:
     model = params if model_params is None else model_params
-    if batch is None or model is None or holes.has_holes(model):
+    if batch is None or model is None or trees.has_holes(model):
         raise ValueError(
             "adapt_damping compares losses: call update(updates, state, params, "
             "batch=(inputs, targets)), and within optax.masked or optax.partition "
@@ -214,7 +214,7 @@ def _adapted(
         wide_steps, gradients = trees.widen(steps), trees.widen(updates)
         curved = ops.quadratic_form(states.believed(found), wide_steps)
         predicted = -trees.dot(gradients, wide_steps) - curved / found.observations / 2
-        moved = optax.apply_updates(model, holes.fill_with_zeros(steps, model))
+        moved = optax.apply_updates(model, trees.fill_with_zeros(steps, model))
         now = rule.loss(moved, batch)
         start, now = (jnp.asarray(x).astype(ratio.dtype) for x in (start, now))
         new = (start - now) / predicted.astype(ratio.dtype)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from fisherflow_jax._ground import batch as batches
-from fisherflow_jax._ground import checks, choices, holes, keys, sharding, trees
+from fisherflow_jax._ground import checks, choices, keys, sharding, trees
 from fisherflow_jax.likelihoods import Likelihood, cholesky_root
 from fisherflow_jax.transforms.preconditioner import checks as rules
 
@@ -137,7 +137,7 @@ def _clip(
     To second order.
     """
     inputs, rooted = batches.unshare(batch.inputs), cholesky_root(region.likelihood)
-    direction = optax.tree.cast_like(holes.fill_with_zeros(updates, model), model)
+    direction = optax.tree.cast_like(trees.fill_with_zeros(updates, model), model)
     outputs, change = jax.jvp(
         lambda p: region.apply_fn(p, inputs), (model,), (direction,)
     )

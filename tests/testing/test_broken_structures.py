@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import fisherflow_jax as ff
-from fisherflow_jax._ground.holes import punch
+from fisherflow_jax._ground import trees
 from fisherflow_jax.structures import Diagonal, Scalar
 
 ops = ff.information
@@ -224,7 +224,7 @@ BROKEN = {
     "a restriction twice as large": (
         {
             "restrict": lambda i, shown, like=None: Diagonal(
-                jax.tree.map(lambda a: 2 * a, punch(i.numbers, shown))
+                jax.tree.map(lambda a: 2 * a, trees.punch(i.numbers, shown))
             )
         },
         {"restrict"},

@@ -17,7 +17,6 @@ from jax.scipy.linalg import cho_solve, solve_triangular
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import linalg, trees
-from fisherflow_jax._ground.holes import punch, shown_leaves
 from fisherflow_jax.structures import capabilities
 from fisherflow_jax.structures._algebra import linear
 from fisherflow_jax.structures._diagonal import Diagonal
@@ -178,7 +177,7 @@ def _of_matvec(shapes: Any, matvec: Callable, params: PyTree) -> Any:
 def _restrict(information: Any, shown: PyTree, like: PyTree | None = None) -> Any:
     kept = layout(information)
     rows, treedef = jax.tree.flatten(kept.tree)
-    flags = shown_leaves(kept.tree, shown)
+    flags = trees.shown_leaves(kept.tree, shown)
     for group in () if kept.of_units else kept.groups.values():
         sizes = [math.prod(rows[i].shape[1:]) for i in group]
         of_entries = np.repeat([flags[i] for i in group], sizes)
@@ -186,7 +185,7 @@ def _restrict(information: Any, shown: PyTree, like: PyTree | None = None) -> An
         for index in group:
             rows[index] = rows[index][positions]
     (tree,) = kept.build(jax.tree.unflatten(treedef, rows))
-    return type(information)(punch(tree, shown))
+    return type(information)(trees.punch(tree, shown))
 
 
 def _identity(matrix: jax.Array) -> jax.Array:

@@ -11,8 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fisherflow_jax._ground import trees
-from fisherflow_jax._ground.linalg import product
+from fisherflow_jax._ground import linalg, trees
 from fisherflow_jax.layers import Layer, Layers
 from fisherflow_jax.structures._algebra.layer_vectors import named
 from fisherflow_jax.structures._algebra.outer_products import OuterProducts, squares
@@ -27,7 +26,7 @@ def _gram(rows: jax.Array, widest: int) -> jax.Array:
     if rows.shape[-1] > widest:
         axes = (*range(rows.ndim - 3), rows.ndim - 2)
         return jnp.sum(jnp.square(rows), axis=axes)
-    return product("...ksi,...ksj->kij", rows, rows)
+    return linalg.product("...ksi,...ksj->kij", rows, rows)
 
 
 def with_bias(inputs: jax.Array) -> jax.Array:

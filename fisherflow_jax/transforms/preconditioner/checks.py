@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from fisherflow_jax import information as ops
-from fisherflow_jax._ground import holes, keys, trees
+from fisherflow_jax._ground import keys, trees
 from fisherflow_jax._ground.checks import not_negative, whole
 from fisherflow_jax.estimators import Estimator
 from fisherflow_jax.memories import Memory
@@ -139,7 +139,7 @@ def check_same(left: PyTree, right: PyTree, rule: str) -> None:
 
 
 def check_no_holes(name: str, model: PyTree) -> None:
-    if holes.has_holes(model):
+    if trees.has_holes(model):
         raise ValueError(
             "the parameters have holes, which optax.masked and optax.partition make, "
             f"and {name} runs the whole model: give it the whole tree, "

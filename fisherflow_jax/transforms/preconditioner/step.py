@@ -13,7 +13,7 @@ import optax
 from fisherflow_jax import estimators, memories
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import batch as batches
-from fisherflow_jax._ground import choices, holes, keys, sharding, trees
+from fisherflow_jax._ground import choices, keys, sharding, trees
 from fisherflow_jax.model import once
 from fisherflow_jax.transforms.preconditioner import checks, factorise, renew
 from fisherflow_jax.transforms.preconditioner import state as states
@@ -225,7 +225,7 @@ def _measure(estimator: estimators.Estimator, given: Given) -> Any:
         # folded, so that one key may be given to all updates
         key = jax.random.fold_in(keys.typed_key(given.key), given.step)
     information = estimator.compute(given.model, given.batch, key)
-    if holes.has_holes(given.updates):
+    if trees.has_holes(given.updates):
         shown, whole = given.updates, given.model
         return estimator.structure.restrict(information, shown, whole)
     return information
