@@ -1,5 +1,6 @@
 """How often a model is traced, and what equal choices compile again: nothing."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -61,7 +62,7 @@ def test_once_a_shape_and_never_again(name, structure):
     COMPILED.clear()
     second = estimate()
     assert (len(COMPILED), len(traced)) == (0, SHAPES.get(name, 2))
-    jax.tree.map(np.testing.assert_array_equal, first, second)
+    chex.assert_trees_all_equal(first, second)
 
 
 def test_an_eager_call_is_the_compiled_one_and_looks_at_values():

@@ -5,6 +5,7 @@ import gc
 import logging
 import weakref
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -66,6 +67,8 @@ OPTIONS = {
 def test_a_second_flow_of_equal_choices_compiles_nothing(name, compilations):
     traces = []
 
+    # of the batch and of one example, each once an update and once an evaluation
+    @chex.assert_max_traces(n=4)
     def apply_fn(params, x):
         traces.append(jnp.shape(x))
         return x @ params
@@ -78,13 +81,11 @@ def test_a_second_flow_of_equal_choices_compiles_nothing(name, compilations):
 
     first = run()
     assert compilations()
-    # of the batch and of one example, each once an update and once an evaluation
-    assert len(traces) <= 4
     traces.clear()
     second = run()
     assert compilations() == []
     assert traces == []
-    jax.tree.map(np.testing.assert_array_equal, first, second)
+    chex.assert_trees_all_equal(first, second)
 
 
 def test_other_choices_are_other_flows():

@@ -1,5 +1,6 @@
 """Padding, multiplicities and missing observations."""
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ def test_padding_may_hold_anything_and_changes_nothing():
         assert not info.skipped and not info.missing
         padded[filling] = state, info
     for filling in (np.inf, 0.0, -1e300):
-        jax.tree.map(np.testing.assert_array_equal, padded[np.nan], padded[filling])
+        chex.assert_trees_all_equal(padded[np.nan], padded[filling])
     short = flow.update(start, (inputs[:5], labels[:5], weights[:5]))
     assert_same(padded[np.nan], short, rtol=1e-13)
 
@@ -61,7 +62,7 @@ def test_weights_are_multiplicities():
     assert_same(weighted, repeated, rtol=1e-11, atol=1e-13)
     # whole-number weights will do
     whole = flow.update(start, (inputs, labels, often))
-    jax.tree.map(np.testing.assert_array_equal, whole, weighted)
+    chex.assert_trees_all_equal(whole, weighted)
 
 
 def test_weights_left_out_are_ones():

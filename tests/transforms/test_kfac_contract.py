@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -258,7 +259,7 @@ def test_init_needs_no_arrays_and_map_params_sees_only_momentum(kind):
     trace = optax.tree.get(mapped, "trace")
     np.testing.assert_array_equal(trace["last"], np.ones((4, 3)))
     expected = optax.tree.set(state, trace=trace)
-    jax.tree.map(np.testing.assert_array_equal, mapped, expected)
+    chex.assert_trees_all_equal(mapped, expected)
 
 
 def test_init_on_the_state_of_a_flax_module():

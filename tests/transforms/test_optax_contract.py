@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -305,7 +306,7 @@ def test_natural_gradient_takes_an_estimator_without_a_model():
 
     first, *others = run(params)
     for other in others:
-        jax.tree.map(np.testing.assert_array_equal, first, other)
+        chex.assert_trees_all_equal(first, other)
     with pytest.raises(ValueError, match=r"with its model and structure; got exact"):
         natural_gradient(0.5, chosen)
     with pytest.raises(ValueError, match="exact is bound to another structure"):
