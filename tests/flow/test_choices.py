@@ -66,6 +66,7 @@ OPTIONS = {
 @pytest.mark.parametrize("name", list(OPTIONS))
 def test_a_second_flow_of_equal_choices_compiles_nothing(name, compilations):
     traces = []
+    chex.clear_trace_counter()
 
     # of the batch and of one example, each once an update and once an evaluation
     @chex.assert_max_traces(n=4)
