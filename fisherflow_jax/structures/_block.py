@@ -58,7 +58,8 @@ def block(partition: Partition | None = None) -> Structure:
       ValueError: at `init`, if the partition does not fit the parameters.
 
     Example:
-      >>>       >>> import fisherflow_jax as ff
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
       >>> params = {"w": jnp.zeros((3, 2)), "b": jnp.zeros(2)}
       >>> units = ff.structures.block().isotropic(params, 1.0)
       >>> units.units["w"].shape  # two units, each a 3 x 3 block

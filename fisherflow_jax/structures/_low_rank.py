@@ -85,8 +85,8 @@ def _compress(base: PyTree, stack: PyTree, rank: int) -> LowRank:
         flat, rest = rows[:rank], rows[rank:]
         spread = trees.unravel(jnp.sum(jnp.square(rest), 0), base)
         base = jax.tree.map(jnp.add, base, spread)
-    # fewer vectors, or fewer parameters, than directions
-    flat = jnp.pad(flat, ((0, rank - flat.shape[0]), (0, 0)))
+    # fewer vectors, or fewer parameters, than directions; without leaves one axis alone
+    flat = jnp.pad(flat, [(0, rank - len(flat))] + [(0, 0)] * (flat.ndim - 1))
     return LowRank(base, trees.unravel(flat, base))
 
 

@@ -25,7 +25,7 @@ def members(layers: Layers, layer: Layer) -> list[str]:
 def _check_known(layers: Layers, unknown: set[str], what: str) -> None:
     if unknown:
         raise ValueError(
-            f"a {what} with leaf {', '.join(sorted(unknown))} is not like the "
+            f"a {what} {', '.join(sorted(unknown))} is not like the "
             f"parameters in which the layers were found: {list(layers.names)}."
         )
 
@@ -39,7 +39,7 @@ def split(
     left out with its layer. Without a dtype a matrix has the common one of its leaves.
     """
     leaves = named(tree)
-    _check_known(layers, leaves.keys() - set(layers.names), "vector")
+    _check_known(layers, leaves.keys() - set(layers.names), "vector with leaves")
     matrices = {}
     for layer in layers.layers:
         names = members(layers, layer)
@@ -75,7 +75,7 @@ def join(layers: Layers, parts: dict[str, jax.Array], like: PyTree | None) -> Py
             if layer.bias_layout is not None:
                 leaves[bias[0]] = layer.bias_layout.to_leaf(parts[name][:, -1])
     names = named(like)
-    _check_known(layers, names.keys() - leaves.keys(), "tree")
+    _check_known(layers, names.keys() - leaves.keys(), "tree with leaf")
     return jax.tree.unflatten(jax.tree.structure(like), [leaves[n] for n in names])
 
 
@@ -85,7 +85,7 @@ def check_like(layers: Layers, tree: PyTree) -> None:
     Leaves may be missing.
     """
     shapes, leaves = dict(zip(layers.names, layers.shapes, strict=True)), named(tree)
-    _check_known(layers, leaves.keys() - shapes.keys(), "tree")
+    _check_known(layers, leaves.keys() - shapes.keys(), "tree with leaf")
     for name, leaf in leaves.items():
         # a leaf may be a shape, or a number
         shape = tuple(getattr(leaf, "shape", ()))
