@@ -45,7 +45,6 @@ class Objective(NamedTuple):
 
     evaluate: Callable[[PyTree], tuple[jax.Array, PyTree]]  # x -> it and its gradient
     curvature: Callable[[PyTree], Any]  # x -> the batch's information
-    center: PyTree
     information: Any
 
 
@@ -70,7 +69,6 @@ def objective_of(
     return Objective(
         evaluate=traced_once(evaluate),
         curvature=traced_once(curvature),
-        center=center,
         information=information,
     )
 
