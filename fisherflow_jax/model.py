@@ -1,12 +1,14 @@
 """A model: traced once a shape, its log-likelihood, its loss, and parts of it."""
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import jaxpr_as_fun
 
 from fisherflow_jax._ground import batch as batches
@@ -83,6 +85,20 @@ class Model:
         return -total / jnp.sum(batch.weights).astype(total.dtype)
 
 
+@contextlib.contextmanager
+def telling_shapes(params: PyTree, inputs: PyTree) -> Iterator[None]:
+    """An error of the model says the shapes that it was called with."""
+    try:
+        yield
+    except Exception as error:
+        note = "apply_fn(params, inputs) was called with params of shapes "
+        told = any(line.startswith(note) for line in getattr(error, "__notes__", ()))
+        if jax.tree.leaves(inputs) and not told:
+            shapes = jax.tree.map(np.shape, (params, batches.unshare(inputs)))
+            error.add_note(f"{note}{shapes[0]} and inputs of shapes {shapes[1]}.")
+        raise
+
+
 class Once:
     """An `apply_fn` that is traced once a shape. Made by `once`."""
 
@@ -94,9 +110,10 @@ class Once:
         key, arrays, rebuild = by_shapes((params, inputs))
         key = key, jax.sharding.get_abstract_mesh()
         if key not in self.traced:
-            jaxpr, outputs = jax.make_jaxpr(
-                lambda *arrays: self.function(*rebuild(arrays)), return_shape=True
-            )(*arrays)
+            with telling_shapes(params, inputs):
+                jaxpr, outputs = jax.make_jaxpr(
+                    lambda *arrays: self.function(*rebuild(arrays)), return_shape=True
+                )(*arrays)
             self.traced[key] = jaxpr_as_fun(jaxpr), jax.tree.structure(outputs)
         run, output_tree = self.traced[key]
         return output_tree.unflatten(run(*arrays))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fisherflow_jax._ground import checks, sharding, trees
+from fisherflow_jax._ground.given import check_numbers
 
 PyTree = Any
 
@@ -107,6 +108,8 @@ def as_batch(batch: Any) -> Batch:
             f"{type(batch).__name__}"
             + (f" of length {len(batch)}." if hasattr(batch, "__len__") else ".")
         )
+    for name, part in zip(("inputs", "targets"), batch, strict=False):
+        check_numbers(part, name, keep=is_shared)
     inputs = map_inputs(trees.as_array, batch[0])
     targets = jax.tree.map(trees.as_array, batch[1])
     count, dtype = _num_examples(inputs, targets), jnp.result_type(float)
