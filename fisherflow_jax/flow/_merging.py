@@ -100,15 +100,18 @@ def merge(states: Sequence[FlowState], start: FlowState) -> FlowState:
     squares = [trees.dot(m, p) for m, p in zip(moves, pulls, strict=True)]
     distance = sum(squares[1:], start=squares[0]) - trees.dot(step, shift)
 
-    residual = None
+    moved = optax.tree.add(aged.mean, step)
+    residual = own_residual = None
     if start.residual is not None:
-        residual = _fused(sums.linear, [s.residual for s in states]) + distance
+        residual = _fused(sums.linear.penalised, [s.residual for s in states])
+        residual = residual + distance
+        own = [belief_of(s).own_squares(moved) for s in states]
+        own_residual = _fused(aged.own_squares(moved), own)
     meat = None
     if start.meat is not None:
         meat = ops.fuse(sums.quadratic[0], [s.meat for s in states])
     steps_taken = jnp.max(jnp.stack(steps))
     # without any update the state may still hold the search's start: it keeps it
-    moved = optax.tree.add(aged.mean, step)
     mean = trees.where(start.step + steps_taken > 0, moved, start.mean)
     fused = start._replace(
         mean=mean,
@@ -116,6 +119,8 @@ def merge(states: Sequence[FlowState], start: FlowState) -> FlowState:
         count=_fused(sums.weight, [s.count for s in states]),
         meat=meat,
         residual=residual,
+        own_residual=own_residual,
+        prior=aged.prior,
         step=start.step + steps_taken,
         num_skipped=_fused(start.num_skipped, [s.num_skipped for s in states]),
         events=_fused(start.events, [s.events for s in states]),
@@ -175,7 +180,7 @@ def _log_evidence(
             gain = gain + 0.5 * (own - before)
         return total + gain
     Fitted, zero = evidence.Fitted, jnp.zeros_like(before)
-    origin = Fitted(sums.linear, sums.weight, before)
+    origin = Fitted(sums.linear.penalised, sums.weight, before)
 
     def gain_of(state: FlowState, logdet: jax.Array) -> jax.Array:
         own = Fitted(state.residual, state.count, logdet)

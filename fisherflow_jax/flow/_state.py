@@ -13,7 +13,7 @@ from fisherflow_jax._ground import trees
 from fisherflow_jax._ground.choices import Compared, compiled, shared
 from fisherflow_jax._ground.keys import key_data
 from fisherflow_jax.flow._recipe import Recipe, parameters
-from fisherflow_jax.memories import Belief, Prior, Shift, Sum
+from fisherflow_jax.memories import Belief, Prior, Shift, Squares, Sum
 from fisherflow_jax.structures import _prior as priors
 from fisherflow_jax.structures._compensated import compensate
 
@@ -45,7 +45,9 @@ class FlowState(NamedTuple):
       log_evidence: `()`, of all batches.
       meat: the sum of squared scores, for `robust=True`; None: not kept.
       residual: `()`, the penalised sum of squares; None: the dispersion is known.
-      prior: the Gaussian before any data.
+      own_residual: `()`, the data's own sum of squares at the mean, without the prior's
+        share.
+      prior: what is left of the Gaussian before any data.
       memory: the memory's storage.
       step: `()` int32, updates taken in.
       num_skipped: `()` int32, batches refused for a value that is not finite.
@@ -59,6 +61,7 @@ class FlowState(NamedTuple):
     log_evidence: jax.Array
     meat: Any | None
     residual: jax.Array | None
+    own_residual: jax.Array | None
     prior: Prior
     memory: Any
     step: jax.Array
@@ -68,19 +71,21 @@ class FlowState(NamedTuple):
 
     @property
     def degrees_of_freedom(self) -> jax.Array | None:
-        """Observations less effective parameters; None: the dispersion is known."""
-        if self.residual is None:
-            return None
-        used = ops.effective(self.information, self.prior.precision, self.mean)
-        return self.count - used
+        r"""Observations less effective parameters; None: the dispersion is known.
+
+        :math:`n - d + \mathrm{tr}((P I^{-1})^2)`, as of a linear smoother.
+        """
+        return None if self.residual is None else _spare(self)
 
     @property
     def dispersion(self) -> jax.Array | None:
-        """The estimated dispersion; None: known. NaN without spare observations."""
-        spare = self.degrees_of_freedom
-        if self.residual is None or spare is None:
-            return None
-        return jnp.where(spare > 0, self.residual / spare, jnp.nan)
+        r"""The estimated dispersion; None: known. NaN without spare observations.
+
+        :math:`(S - g^\top I^{-1} g) / \nu`, with S the data's own sum of squares at the
+        mean, half of whose slope there is :math:`g = P (\theta_0 - \theta)`: Newton's
+        step removes what the prior has added to it.
+        """
+        return None if self.residual is None else _dispersion(self)
 
 
 class FlowInfo(NamedTuple):
@@ -127,15 +132,40 @@ class FisherFlow(NamedTuple):
         return repr(getattr(self.init, "args", ("FisherFlow(...)",))[0])
 
 
+@jax.jit
+def _spare(state: FlowState) -> jax.Array:
+    information, precision = ops.plain(state.information), state.prior.precision
+
+    def used(more: jax.Array) -> jax.Array:
+        total = ops.add(information, ops.scale(precision, more))
+        return ops.effective(total, precision, state.mean)
+
+    # of d - tr(P (I + eP)^-1) at zero: a trace of squares from one of inverses
+    held = jax.jvp(used, (jnp.zeros_like(state.count),), (jnp.ones_like(state.count),))
+    return state.count - trees.size(state.mean) + held[1]
+
+
+@jax.jit
+def _dispersion(state: FlowState) -> jax.Array:
+    information, (origin, precision) = ops.plain(state.information), state.prior
+    slope = ops.matvec(precision, optax.tree.sub(origin, state.mean))
+    squares = state.own_residual - trees.dot(slope, ops.solve(information, slope))
+    spare = _spare(state)
+    return jnp.where(spare > 0, squares / spare, jnp.nan)
+
+
 def belief_of(state: FlowState) -> Belief:
     """What a state believes.
 
     Before any update that is the prior, wherever the first search sets out from.
     """
+    squares = None
+    if state.residual is not None:
+        squares = Squares(state.residual, state.own_residual)
     sums = Sum(
         curvature=state.information,
         weight=state.count,
-        linear=state.residual,
+        linear=squares,
         quadratic=() if state.meat is None else (state.meat,),
     )
     mean = optax.tree.where(state.step > 0, state.mean, state.prior.origin)
@@ -208,6 +238,7 @@ def begin(
         log_evidence=zero,
         meat=None if meat is None else keep(meat),
         residual=residual,
+        own_residual=residual,
         prior=Prior(origin, precision),
         memory=recipe.memory.init(zeros),
         step=none,

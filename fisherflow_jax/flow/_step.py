@@ -16,7 +16,7 @@ from fisherflow_jax.flow._newton import Solution
 from fisherflow_jax.flow._recipe import Observed, Recipe, parameters
 from fisherflow_jax.flow._state import FlowInfo, FlowState, belief_of
 from fisherflow_jax.likelihoods import Likelihood
-from fisherflow_jax.memories import Belief, Shift, Sum
+from fisherflow_jax.memories import Belief, Shift, Squares, Sum
 from fisherflow_jax.model import weighted_sum
 
 PyTree = Any
@@ -114,7 +114,8 @@ def absorb(
     squares = growth = None
     if recipe.likelihood.pearson is not None:
         squares = observed.total(recipe.likelihood.pearson, mean)
-        growth = squares + distance
+        own = squares + predicted.own_squares(mean) - sums.linear.own
+        growth = Squares(squares + distance, own)
     site = Sum(
         curvature=information,
         weight=weight,
@@ -122,24 +123,9 @@ def absorb(
         quadratic=() if meat is None else (meat,),
     )
     belief = predicted._replace(mean=mean, sums=sums.plus(site))
-    shift: Any = ()
-    if recipe.memory.keeps_sites:
-        shift = shift_of(information, belief, moved, squares)
-    return site._replace(linear=shift), belief, distance
-
-
-def shift_of(
-    information: Any, belief: Belief, moved: PyTree, squares: jax.Array | None
-) -> Shift:
-    """What a batch says of the mean, `moved` being `I^- (theta - theta^-)`."""
-    offset = optax.tree.sub(belief.mean, belief.prior.origin)
-    # by difference, so that I theta = I^- theta^- + shift holds for every structure
-    # and any number of steps
-    shift = optax.tree.add(ops.matvec(information, offset), moved)
-    if squares is not None:
-        squares = squares + 2 * trees.dot(offset, shift)
-        squares = squares - ops.quadratic_form(information, offset)
-    return Shift(shift, squares)
+    # by difference, so that I theta = I^- theta^- + F theta + shift holds for every
+    # structure and any number of steps
+    return site._replace(linear=Shift(moved, squares)), belief, distance
 
 
 def log_evidence(
@@ -157,8 +143,8 @@ def log_evidence(
         value = observed.log_likelihood(mean).astype(distance.dtype)
         return evidence.known_dispersion(value, distance, *logdets)
     return evidence.unknown_dispersion(
-        evidence.Fitted(before.linear, before.weight, logdets[0]),
-        evidence.Fitted(after.linear, after.weight, logdets[1]),
+        evidence.Fitted(before.linear.penalised, before.weight, logdets[0]),
+        evidence.Fitted(after.linear.penalised, after.weight, logdets[1]),
         weighted_sum(
             lambda params, inputs: (), lambda _, y: of_targets(y), mean, observed.batch
         ),
@@ -174,6 +160,7 @@ def settle(
     sound: jax.Array,
 ) -> FlowState:
     """The state after the batch, or before it and a batch skipped."""
+    squares = belief.sums.linear
     unfinished = state.events.searches_unfinished + solution.unfinished
     after = state._replace(
         mean=belief.mean,
@@ -181,7 +168,9 @@ def settle(
         count=belief.sums.weight,
         log_evidence=state.log_evidence + gain,
         meat=belief.sums.quadratic[0] if belief.sums.quadratic else None,
-        residual=belief.sums.linear,
+        residual=None if squares is None else squares.penalised,
+        own_residual=None if squares is None else squares.own,
+        prior=belief.prior,
         memory=storage,
         step=state.step + 1,
         events=state.events._replace(searches_unfinished=unfinished),

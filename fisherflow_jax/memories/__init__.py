@@ -7,6 +7,7 @@ from fisherflow_jax.memories._memory import Belief as Belief
 from fisherflow_jax.memories._memory import Memory as Memory
 from fisherflow_jax.memories._memory import Prior as Prior
 from fisherflow_jax.memories._memory import Shift as Shift
+from fisherflow_jax.memories._memory import Squares as Squares
 from fisherflow_jax.memories._memory import Sum as Sum
 from fisherflow_jax.memories._memory import age as age
 from fisherflow_jax.memories._memory import remembers_all as remembers_all

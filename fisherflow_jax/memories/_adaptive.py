@@ -97,16 +97,16 @@ def adaptive(
         return Segment(empty_window(zeros, size), jnp.zeros((), jnp.int32))
 
     def remember(storage: Segment, belief: Belief, site: Sum):
-        window = push(storage.window, site, size)
+        window = push(storage.window, belief, site, size)
         length = storage.length + 1
         dimension = trees.size(belief.mean)
-        threshold = chdtri(dimension, _TAIL / average_run_length)
+        threshold = float(chdtri(dimension, _TAIL / average_run_length))
 
         age = (window.head - 1 - jnp.arange(size, dtype=jnp.int32)) % size
         width = jnp.asarray(widths, jnp.int32)
         newest = (age[None, :] < width[:, None]).astype(site.weight.dtype)
         sums = jax.vmap(lambda weights: total(window.sites, weights))(newest)
-        values = jax.vmap(lambda s: _statistic(s, belief))(sums)
+        values = jax.vmap(lambda s: _statistic(s, belief, window.reference))(sums)
         # too few observations leave the window's information singular
         testable = (width <= length - guard) & (sums.weight >= 2 * dimension)
         testable = testable & jnp.isfinite(values)
@@ -115,7 +115,8 @@ def adaptive(
         best = jnp.argmax(values)
         alarm = values[best] > threshold
         statistic = jnp.where(jnp.any(testable), values[best], jnp.nan)
-        cut = belief.replaced_by(jax.tree.map(lambda x: x[best], sums))
+        chosen = jax.tree.map(lambda x: x[best], sums)
+        cut = belief.replaced_by(chosen, window.reference)
         belief = optax.tree.where(alarm, cut, belief)
         change = jnp.where(alarm, window.head - width[best], -1)
         length = jnp.where(alarm, width[best], length)
@@ -136,11 +137,11 @@ def adaptive(
     )
 
 
-def _statistic(window: Sum, belief: Belief) -> jax.Array:
+def _statistic(window: Sum, belief: Belief, origin: PyTree) -> jax.Array:
     """The Wald statistic of a window against everything before it."""
     information, sums, shift = window.curvature, belief.sums, window.linear.vector
     rest = ops.add(sums.curvature, ops.scale(information, -1.0))
-    offset = optax.tree.sub(belief.mean, belief.prior.origin)
+    offset = optax.tree.sub(belief.mean, origin)
     rest_shift = optax.tree.sub(ops.matvec(sums.curvature, offset), shift)
     reference = ops.solve(rest, rest_shift)
     score = optax.tree.sub(shift, ops.matvec(information, reference))
@@ -150,10 +151,10 @@ def _statistic(window: Sum, belief: Belief) -> jax.Array:
         return _robust_statistic(window, rest, gap, sums)
     inner = ops.matvec(rest, ops.solve(sums.curvature, score))
     statistic = trees.dot(gap, inner)
-    spare = sums.weight - trees.size(belief.mean)
-    for residual in jax.tree.leaves(sums.linear):  # with an unknown dispersion
-        statistic = statistic * spare / residual
-    return statistic
+    if sums.linear is None:
+        return statistic
+    # by the estimated dispersion: of the data alone, wherever the prior is centred
+    return statistic * (sums.weight - trees.size(belief.mean)) / sums.linear.own
 
 
 def _robust_statistic(window: Sum, rest: Any, gap: PyTree, sums: Sum) -> jax.Array:

@@ -81,6 +81,5 @@ def exponential(decay: Any, *, floor: bool = True) -> Memory:
         init=init,
         predict=predict,
         remember=keep,
-        keeps_sites=False,
         average=None if at_hand and decay == 1 else average,
     )

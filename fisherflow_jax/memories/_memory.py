@@ -46,7 +46,14 @@ class Sum(NamedTuple):
     def faded_to_prior(self, factor: jax.Array) -> "Sum":
         return self.faded(factor)  # a sum alone has no prior
 
-    def replaced_by(self, sites: "Sum") -> "Sum":
+    @property
+    def mean(self) -> tuple:
+        return ()  # nor has it a mean
+
+    def referred(self, site: "Sum", reference: PyTree) -> "Sum":
+        return site
+
+    def replaced_by(self, sites: "Sum", reference: PyTree) -> "Sum":
         return Sum(ops.conform(self.curvature, sites.curvature), sites.weight)
 
     def moved(self, noise: Any, transition: Any) -> "Sum":
@@ -55,14 +62,24 @@ class Sum(NamedTuple):
 
 
 class Shift(NamedTuple):
-    """The linear part of a flow's site: what it says of the mean."""
+    """The linear part of a flow's site: what it says of the mean.
 
-    vector: PyTree  # F (theta - origin) + score
-    squares: PyTree = ()  # () its own sum of squares at the origin, if that is kept
+    Relative to a reference: at first the mean of the belief with the site in it.
+    """
+
+    vector: PyTree  # half the slope of what it adds, at the reference, downhill
+    squares: PyTree = None  # () its own sum of squares there, where that is kept
+
+
+class Squares(NamedTuple):
+    """Sums of squares at the mean, where the dispersion is unknown; each `()`."""
+
+    penalised: jax.Array  # the prior's share included: what the mean is the least of
+    own: jax.Array  # the data's alone
 
 
 class Prior(NamedTuple):
-    """The Gaussian before any data: `N(origin, precision^-1)`."""
+    """What is left of the Gaussian before any data: `N(origin, precision^-1)`."""
 
     origin: PyTree
     precision: Any  # an information; a number is kept as a Scalar
@@ -73,55 +90,97 @@ class Belief(NamedTuple):
 
     Attributes:
       mean: like the parameters.
-      sums: the curvature with the prior included; linear: the `()` least value of the
-        penalised sum of squares, where it is kept; quadratic: the sum of squared
-        scores, where it is kept, without the prior.
-      prior: before any data.
+      sums: the curvature with the prior included; linear: `Squares`, where they are
+        kept; quadratic: the sum of squared scores, where it is kept, without the prior.
+      prior: what is left of it.
     """
 
     mean: PyTree
     sums: Sum
     prior: Prior
 
+    def own_squares(self, mean: PyTree) -> jax.Array:
+        """The data's own sum of squares at another mean, `()`."""
+        own, (origin, precision) = self.sums.linear.own, self.prior
+        information = ops.plain(self.sums.curvature)
+        move = optax.tree.sub(mean, self.mean)
+        # half the slope of the data's sum is the prior's pull
+        slope = ops.matvec(precision, optax.tree.sub(self.mean, origin))
+        # one difference of vectors: under a prior alone it is zero, however far the
+        # move, where two squares of the move would leave their rounding
+        bend = optax.tree.sub(
+            ops.matvec(information, move), ops.matvec(precision, move)
+        )
+        squares = jnp.square(trees.ravel(move))
+        sizes = trees.ravel(ops.diagonal(information, move))
+        rounding = 8 * jnp.finfo(own.dtype).eps * jnp.sum(sizes * squares)
+        curved = trees.dot(move, bend)
+        curved = jnp.where(curved > rounding, curved, jnp.zeros_like(curved))
+        # no sum of squares is negative anywhere on the line
+        steepest = jnp.sqrt(own * curved)
+        sloped = jnp.clip(trees.dot(move, slope), -steepest, steepest)
+        return own + curved - 2 * sloped
+
     def faded(self, factor: jax.Array) -> "Belief":
-        return self._replace(sums=self.sums.faded(factor))
+        precision = ops.scale(self.prior.precision, factor)
+        return self._replace(
+            sums=self.sums.faded(factor), prior=self.prior._replace(precision=precision)
+        )
 
     def faded_to_prior(self, factor: jax.Array) -> "Belief":
         """Faded, the prior taking the place of what is forgotten."""
-        faded, precision = self.sums.faded(factor), self.prior.precision
+        faded, (origin, precision) = self.faded(factor), self.prior
         rest = ops.scale(precision, 1 - factor)
-        information = ops.add(faded.curvature, rest)
+        information = ops.add(faded.sums.curvature, rest)
         # the mean moves by an increment: I theta is never carried, it loses digits
-        offset = optax.tree.sub(self.mean, self.prior.origin)
+        offset = optax.tree.sub(self.mean, origin)
         step = ops.solve(information, ops.matvec(rest, offset))
         mean = optax.tree.sub(self.mean, step)
+        squares = faded.sums.linear
+        if squares is not None:
+            offset = optax.tree.sub(mean, origin)
+            grown = ops.quadratic_form(faded.sums.curvature, step)
+            grown = grown + ops.quadratic_form(rest, offset)
+            squares = Squares(squares.penalised + grown, faded.own_squares(mean))
+        sums = faded.sums._replace(curvature=information, linear=squares)
+        return Belief(mean, sums, self.prior)
 
-        def grown(residual: jax.Array) -> jax.Array:
-            residual = residual + ops.quadratic_form(faded.curvature, step)
-            offset = optax.tree.sub(mean, self.prior.origin)
-            return residual + ops.quadratic_form(rest, offset)
+    def referred(self, site: Sum, reference: PyTree) -> Sum:
+        """The site that is in this belief, its shift relative to `reference`."""
+        vector, squares = site.linear
+        offset = optax.tree.sub(self.mean, reference)
+        pull = ops.matvec(site.curvature, offset)
+        if squares is not None:
+            squares = squares + 2 * trees.dot(offset, vector) + trees.dot(offset, pull)
+        return site._replace(linear=Shift(optax.tree.add(vector, pull), squares))
 
-        linear = jax.tree.map(grown, faded.linear)
-        sums = faded._replace(curvature=information, linear=linear)
-        return self._replace(mean=mean, sums=sums)
+    def replaced_by(self, sites: Sum, reference: PyTree) -> "Belief":
+        """The belief that the prior and a sum of sites make, kept as this one is.
 
-    def replaced_by(self, sites: Sum) -> "Belief":
-        """The belief that the prior and a sum of sites make, kept as this one is."""
+        The sites' shifts are relative to `reference`.
+        """
         origin, precision = self.prior
         shift = sites.linear
         information = ops.add(sites.curvature, precision)
-        step = ops.solve(information, shift.vector)
+        pull = ops.matvec(precision, optax.tree.sub(origin, reference))
+        step = ops.solve(information, optax.tree.add(shift.vector, pull))
+        mean = optax.tree.add(reference, step)
+        squares = None
+        if self.sums.linear is not None:
+            own = shift.squares - 2 * trees.dot(step, shift.vector)
+            own = own + ops.quadratic_form(sites.curvature, step)
+            own = jnp.maximum(own, jnp.zeros_like(own))  # but for rounding
+            offset = optax.tree.sub(mean, origin)
+            squares = Squares(own + ops.quadratic_form(precision, offset), own)
         # as rich as the information, where the prior is richer than the structure
         quadratic = [ops.add(x, ops.scale(precision, 0.0)) for x in sites.quadratic]
         sums = Sum(
             curvature=ops.conform(self.sums.curvature, information),
             weight=sites.weight,
-            linear=jax.tree.map(
-                lambda x: x - trees.dot(step, shift.vector), shift.squares
-            ),
+            linear=squares,
             quadratic=tuple(map(ops.conform, self.sums.quadratic, quadratic)),
         )
-        return self._replace(mean=optax.tree.add(origin, step), sums=sums)
+        return self._replace(mean=mean, sums=sums)
 
     def moved(self, noise: Any, transition: Any) -> "Belief":
         """After a step `theta -> A theta + N(0, Q)`; A is None for the identity."""
@@ -160,7 +219,6 @@ class Memory:
       remember: `(storage, believed with the site, site) -> (storage, believed,
         report)`.
       needs: capabilities asked of the structure, with the reason for each.
-      keeps_sites: whether `remember` looks at what a site says of the mean.
       average: in a preconditioner only; None: sums are kept.
     """
 
@@ -169,7 +227,6 @@ class Memory:
     predict: Callable[[Any, Any, Any, PyTree], Any]
     remember: Callable[[Any, Any, Sum], tuple[Any, Any, Any]]
     needs: dict[str, str] = dataclasses.field(default_factory=dict)
-    keeps_sites: bool = True
     average: MovingAverage | None = None
 
     def __repr__(self) -> str:

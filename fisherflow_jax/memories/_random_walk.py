@@ -75,7 +75,6 @@ def random_walk(
         init=lambda zeros: Wandering(),
         predict=predict,
         remember=keep,
-        keeps_sites=False,
         needs={RANDOM_WALK: reason},
     )
 

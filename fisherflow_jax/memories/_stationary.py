@@ -43,5 +43,4 @@ def stationary() -> Memory:
         init=lambda zeros: Stationary(),
         predict=lambda storage, believed, batch, like: believed,
         remember=keep,
-        keeps_sites=False,
     )

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fisherflow_jax._ground import checks, choices
+from fisherflow_jax._ground import checks, choices, trees
 from fisherflow_jax.memories._memory import Memory, Sum, total
 
 
@@ -13,6 +13,7 @@ class Window(NamedTuple):
     """A ring of the last sites."""
 
     sites: Sum  # leaves (size, ...)
+    reference: Any  # what their shifts are relative to: a mean that was near, once
     head: jax.Array  # () int32, sites written so far
 
 
@@ -48,14 +49,14 @@ def windowed(size: int) -> Memory:
         place = storage.head % size
         weights = storage.sites.weight
         live = (jnp.arange(size, dtype=jnp.int32) != place).astype(weights.dtype)
-        return believed.replaced_by(total(storage.sites, live))
+        return believed.replaced_by(total(storage.sites, live), storage.reference)
 
     return Memory(
         name=f"windowed({size})",
         init=lambda zeros: empty_window(zeros, size),
         predict=predict,
         remember=lambda storage, believed, site: (
-            push(storage, site, size),
+            push(storage, believed, site, size),
             believed,
             (),
         ),
@@ -64,10 +65,15 @@ def windowed(size: int) -> Memory:
 
 def empty_window(zeros: Sum, size: int) -> Window:
     sites = jax.tree.map(lambda x: jnp.zeros((size, *x.shape), x.dtype), zeros)
-    return Window(sites, jnp.zeros((), jnp.int32))
+    reference = getattr(zeros.linear, "vector", ())
+    return Window(sites, reference, jnp.zeros((), jnp.int32))
 
 
-def push(window: Window, site: Sum, size: int) -> Window:
-    place = window.head % size
+def push(window: Window, believed: Any, site: Sum, size: int) -> Window:
+    """The site of a batch written into the ring, `believed` having it in it."""
+    # far from the origin of a prior the shifts would be large, and differ by little
+    used = jnp.any(window.sites.weight > 0)
+    reference = trees.where(used, window.reference, believed.mean)
+    place, site = window.head % size, believed.referred(site, reference)
     sites = jax.tree.map(lambda ring, x: ring.at[place].set(x), window.sites, site)
-    return Window(sites, window.head + 1)
+    return Window(sites, reference, window.head + 1)

@@ -64,7 +64,8 @@ def wald(width, last, segment, likelihood):
     value = (new - old) @ np.linalg.solve(spread, new - old)
     if likelihood == "gaussian":
         return value
-    _, _, squares = least_squares(segment, last, 1, scale)
+    mean, _, squares = least_squares(segment, last, 1, scale)
+    squares -= streams.PRECISION * np.sum((mean - streams.ORIGIN) ** 2)  # its own
     return value * ((last - segment + 1) * ROWS - 3) / squares
 
 

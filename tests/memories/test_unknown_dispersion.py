@@ -22,6 +22,13 @@ every_case = pytest.mark.parametrize(
 
 def penalised_squares(memory, last, time=None):
     """The least value of the weighted, penalised sum of squares."""
+    squares, offset, prior, information, count = parts(memory, last, time)
+    return squares + prior * offset @ offset, information, count
+
+
+def parts(memory, last, time=None):
+    """The data's own squares at the mean, how far that is from the prior's, the prior
+    precision that is left, the information, the count."""
     time = last if time is None else time
     prior, faded = streams.memory_weights(memory, last, time)
     mean, information = streams.fit(memory, last, time, scale=1.0)
@@ -29,8 +36,16 @@ def penalised_squares(memory, last, time=None):
     errors = streams.TARGETS[rows] - streams.INPUTS[rows] @ mean
     weights = streams.WEIGHTS[rows] * np.repeat(faded, 4)
     squares = weights @ errors**2
-    penalty = prior * streams.PRECISION * np.sum((mean - streams.ORIGIN) ** 2)
-    return squares + penalty, information, weights.sum()
+    offset = mean - streams.ORIGIN
+    return squares, offset, prior * streams.PRECISION, information, weights.sum()
+
+
+def estimate(squares, offset, prior, information, count):
+    """The dispersion and its degrees of freedom, by the guide's formula."""
+    held = prior * np.linalg.inv(information)
+    spare = count - len(offset) + np.trace(held @ held)
+    squares = squares - prior * offset @ held @ offset
+    return (squares / spare if spare > 0 else np.nan), spare
 
 
 @every_case
@@ -50,11 +65,18 @@ def test_the_residual_is_the_penalised_sum_of_squares(memory, options):
     for time, state in enumerate(states):
         squares, information, count = penalised_squares(memory, time)
         np.testing.assert_allclose(state.residual, squares, rtol=1e-10)
-        held = np.trace(np.linalg.inv(information)) * streams.PRECISION
-        spare = count - 3 + min(held, 3)
+        own, offset, prior, _, _ = parts(memory, time)
+        np.testing.assert_allclose(state.own_residual, own, rtol=1e-10)
+        expected, spare = estimate(own, offset, prior, information, count)
         np.testing.assert_allclose(state.degrees_of_freedom, spare, rtol=1e-10)
-        expected = squares / spare if spare > 0 else np.nan
         np.testing.assert_allclose(state.dispersion, expected, rtol=1e-10)
+        # the one of former versions, as the changelog has it
+        used = ff.information.effective(
+            state.information, state.prior.precision, state.mean
+        )
+        held = prior * np.trace(np.linalg.inv(information))
+        former = squares / (count - 3 + held)
+        np.testing.assert_allclose(state.residual / (state.count - used), former)
 
 
 @every_case
@@ -135,12 +157,16 @@ def test_under_a_diffuse_prior_the_dispersion_is_rss_over_n_minus_d(memory):
 
 
 def test_a_forgotten_prior_never_adds_degrees_of_freedom():
-    """Without a floor the belief may hold less than the prior once did."""
+    """Without a floor what is left of the prior fades as the data do."""
     flow = streams.flow("full", "unfloored", "unknown")
     state = streams.start_with(50.0, "full", "unfloored", "unknown")
     state = streams.run(flow, state, streams.batches(4))[-1]
     assert np.trace(np.linalg.inv(streams.dense(state.information))) * 50.0 > 3
-    np.testing.assert_allclose(state.degrees_of_freedom, state.count)
+    left = 50.0 * streams.DECAY**6
+    held = left * np.linalg.inv(streams.dense(state.information))
+    assert np.trace(held) < 3
+    spare = state.count - 3 + np.trace(held @ held)
+    np.testing.assert_allclose(state.degrees_of_freedom, spare)
 
 
 def test_without_spare_observations_the_dispersion_is_nan_and_says_so():

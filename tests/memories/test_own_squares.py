@@ -1,0 +1,147 @@
+"""The dispersion and the alarms do not depend on where the targets are centred."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fisherflow_jax as ff
+
+DECAY, WINDOW = 0.97, 10
+MEMORIES = {
+    "stationary": ff.memories.stationary(),
+    "exponential": ff.memories.exponential(DECAY),
+    "unfloored": ff.memories.exponential(DECAY, floor=False),
+    "windowed": ff.memories.windowed(WINDOW),
+}
+_rng = np.random.default_rng(3)
+INPUTS = np.column_stack([np.ones(2000), _rng.normal(size=(2000, 3))])
+TARGETS = INPUTS @ [1e6, 1.0, 2.0, -1.0] + _rng.normal(size=2000)
+
+
+def linear(params, inputs):
+    return inputs @ params
+
+
+def run(memory, batches, dtype, prior_precision=1e-6):
+    flow = ff.fisher_flow(
+        linear,
+        ff.likelihoods.gaussian(scale=None),
+        memory=memory,
+        prior_precision=prior_precision,
+    )
+    batches = jax.tree.map(lambda x: jnp.asarray(x, dtype), batches)
+    state = flow.init(jnp.zeros(batches[0].shape[-1], dtype))
+    state, info = jax.lax.scan(flow.update, state, batches)
+    assert not state.num_skipped
+    return flow, state, info
+
+
+def squares_over_spare(inputs, targets, weights):
+    root = np.sqrt(weights)
+    squares = np.linalg.lstsq(inputs * root[:, None], targets * root)[1][0]
+    return squares / (weights.sum() - inputs.shape[1])
+
+
+@pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32])
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_the_dispersion_of_a_target_at_a_million(memory, dtype):
+    """Under a prior at zero that is a thousand of its deviations away."""
+    count = 20
+    batches = (INPUTS.reshape(count, -1, 4), TARGETS.reshape(count, -1))
+    _, state, _ = run(MEMORIES[memory], batches, dtype)
+    age = np.arange(count)[::-1]
+    weights = {
+        "stationary": np.ones(count),
+        "windowed": (age < WINDOW).astype(float),
+    }.get(memory, DECAY**age)
+    expected = squares_over_spare(INPUTS, TARGETS, np.repeat(weights, 100))
+    rtol = 1e-6 if dtype == jnp.float64 else 1e-2
+    np.testing.assert_allclose(state.dispersion, expected, rtol=rtol)
+    assert state.residual > 100 * state.own_residual  # the prior's share, for evidence
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [(jnp.float64, 1e-4), (jnp.float32, 2e-2)])
+def test_single_rows(dtype, rtol):
+    """The mean crosses the prior's whole width while earlier rows do not hold it yet.
+
+    In float32 it is as coarse there as three of its standard errors.
+    """
+    rows = slice(0, 500)
+    batches = INPUTS[rows, None], TARGETS[rows, None]
+    _, state, _ = run(MEMORIES["stationary"], batches, dtype)
+    expected = squares_over_spare(INPUTS[rows], TARGETS[rows], np.ones(500))
+    np.testing.assert_allclose(state.dispersion, expected, rtol=rtol)
+
+
+def test_workers_merge_into_one_machine():
+    batches = (INPUTS.reshape(20, -1, 4), TARGETS.reshape(20, -1))
+    flow, machine, _ = run(MEMORIES["stationary"], batches, jnp.float64)
+    start = flow.init(jnp.zeros(4))
+    workers = [
+        jax.lax.scan(flow.update, start, jax.tree.map(lambda x, k=k: x[k::2], batches))
+        for k in (0, 1)
+    ]
+    merged = ff.merge([state for state, _ in workers], start)
+    np.testing.assert_allclose(merged.own_residual, machine.own_residual, rtol=1e-6)
+    np.testing.assert_allclose(merged.dispersion, machine.dispersion, rtol=1e-6)
+
+
+@pytest.mark.parametrize("level", [0.0, 1e6])
+@pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32])
+def test_alarms_are_those_of_the_centred_series(dtype, level):
+    noise = np.random.default_rng(0).normal(size=1200)
+    series = (level + noise + 1.5 * (np.arange(1200) >= 600)).reshape(60, 20)
+    batches = np.ones((60, 20, 1)), series
+    _, state, info = run(ff.memories.adaptive(2000), batches, dtype)
+    assert np.flatnonzero(info.memory.alarm).tolist() == [30]
+    assert info.memory.change_point[30] == 30
+    since = series[30:].ravel()
+    coarse = dtype == jnp.float32 and level  # a sixteenth
+    np.testing.assert_allclose(
+        state.mean[0], since.mean(), atol=0.13 if coarse else 1e-3
+    )
+    np.testing.assert_allclose(
+        state.dispersion, since.var(ddof=1), rtol=0.05 if coarse else 1e-5
+    )
+
+
+@pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32])
+def test_a_window_of_too_low_a_rank_raises_no_alarm(dtype):
+    """Two thousand updates of which many have no row of some group."""
+    rng = np.random.default_rng(1)
+    group = np.minimum(rng.geometric(0.6, size=(2000, 10)) - 1, 3)
+    inputs = np.eye(4)[group]
+    inputs[..., 0] = 1
+    targets = group + rng.normal(size=(2000, 10))
+    counts = np.stack([(group == k).sum(1) for k in range(4)])
+    assert np.mean(np.any(counts == 0, 0)) > 0.5
+    _, state, info = run(ff.memories.adaptive(1e6), (inputs, targets), dtype, 1e-3)
+    assert not np.any(info.memory.alarm)
+    np.testing.assert_allclose(state.mean, np.arange(4), atol=0.2)
+
+
+@pytest.mark.parametrize("size", [16, 4])
+def test_longley_in_raw_units(size):
+    """Source: R's lm, as in statsmodels; 92936.006 on 9 degrees of freedom."""
+    sm = pytest.importorskip("statsmodels.api")
+    data = sm.datasets.longley.load_pandas()
+    inputs = np.column_stack([np.ones(16), data.exog.to_numpy(float)])
+    batches = inputs.reshape(-1, size, 7), data.endog.to_numpy(float).reshape(-1, size)
+    _, state, _ = run(MEMORIES["stationary"], batches, jnp.float64, 1e-8)
+    np.testing.assert_allclose(state.dispersion, 92936.0061673238, rtol=1e-3)
+    np.testing.assert_allclose(state.degrees_of_freedom, 9, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("noise", "level"), [(0.01, 1e3), (0.3, 1e3), (0.3, 0.0)])
+def test_a_random_walk_has_the_dispersion_of_its_generalised_least_squares(
+    noise, level
+):
+    rng, times = np.random.default_rng(2), np.arange(1, 201)
+    series = level + np.cumsum(noise**0.5 * rng.normal(size=200)) + rng.normal(size=200)
+    batches = np.ones((200, 1, 1)), series[:, None]
+    _, state, _ = run(ff.memories.random_walk(noise), batches, jnp.float64)
+    root = np.linalg.cholesky(np.eye(200) + noise * np.minimum.outer(times, times))
+    white = np.linalg.solve(root, np.column_stack([np.ones(200), series]))
+    expected = squares_over_spare(white[:, :1], white[:, 1], np.ones(200))
+    np.testing.assert_allclose(state.dispersion, expected, rtol=1e-3)
