@@ -75,7 +75,7 @@ class FlowState(NamedTuple):
 
         :math:`n - d + \mathrm{tr}((P I^{-1})^2)`, as of a linear smoother.
         """
-        return None if self.residual is None else _spare(self)
+        return None if self.own_residual is None else _spare(self)
 
     @property
     def dispersion(self) -> jax.Array | None:
@@ -85,7 +85,9 @@ class FlowState(NamedTuple):
         mean, half of whose slope there is :math:`g = P (\theta_0 - \theta)`: Newton's
         step removes what the prior has added to it.
         """
-        return None if self.residual is None else _dispersion(self)
+        if self.own_residual is None:
+            return None
+        return _dispersion(self, self.own_residual)
 
 
 class FlowInfo(NamedTuple):
@@ -146,10 +148,10 @@ def _spare(state: FlowState) -> jax.Array:
 
 
 @jax.jit
-def _dispersion(state: FlowState) -> jax.Array:
+def _dispersion(state: FlowState, squares: jax.Array) -> jax.Array:
     information, (origin, precision) = ops.plain(state.information), state.prior
     slope = ops.matvec(precision, optax.tree.sub(origin, state.mean))
-    squares = state.own_residual - trees.dot(slope, ops.solve(information, slope))
+    squares = squares - trees.dot(slope, ops.solve(information, slope))
     spare = _spare(state)
     return jnp.where(spare > 0, squares / spare, jnp.nan)
 
@@ -160,7 +162,7 @@ def belief_of(state: FlowState) -> Belief:
     Before any update that is the prior, wherever the first search sets out from.
     """
     squares = None
-    if state.residual is not None:
+    if state.residual is not None and state.own_residual is not None:
         squares = Squares(state.residual, state.own_residual)
     sums = Sum(
         curvature=state.information,
