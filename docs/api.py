@@ -98,6 +98,9 @@ def described(name: str, value: Any) -> Iterator[str]:
     if not callable(value) or isinstance(value, GenericAlias):
         yield f"{name} = {Shown(value)!r}"
         return
+    if isinstance(value, type) and issubclass(value, Warning):
+        yield name  # it is caught, not called
+        return
     yield name + arguments(value)
     if isinstance(value, type):
         for method, function in vars(value).items():

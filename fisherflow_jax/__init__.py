@@ -41,6 +41,7 @@ from fisherflow_jax import transforms as transforms
 from fisherflow_jax._ground.batch import Batch as Batch
 from fisherflow_jax._ground.batch import Shared as Shared
 from fisherflow_jax._ground.naming import show as _show
+from fisherflow_jax._ground.warning import DataWarning as DataWarning
 from fisherflow_jax.accumulation import Accumulation as Accumulation
 from fisherflow_jax.accumulation import Accumulator as Accumulator
 from fisherflow_jax.accumulation import Stacked as Stacked
