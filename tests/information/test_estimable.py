@@ -1,0 +1,78 @@
+"""Null directions and estimability against scipy's generalised eigenvalues."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import linalg
+
+import fisherflow_jax as ff
+import structure_cases as cases
+from structure_cases import CASES, SIZE
+
+ops = ff.information
+DIAGONAL = np.geomspace(0.01, 0.5, SIZE)  # below what each information holds of prior
+
+
+@pytest.mark.parametrize("case", CASES, ids=repr)
+def test_shares_and_directions_of_every_structure(case):
+    information = cases.information(case, count=4)  # d = 15: the data leave much open
+    precision = ff.structures.Diagonal(cases.tree(DIAGONAL))
+    found = ops.null_directions(information, precision, cases.PARAMS)
+    matrix, prior = cases.matrix(case, count=4), np.diag(DIAGONAL)
+    expected = linalg.eigh(prior, matrix, eigvals_only=True)[::-1]
+    np.testing.assert_allclose(found.shares, expected, rtol=1e-9, atol=1e-12)
+    leaves = jax.tree.leaves(found.vectors)
+    rows = np.concatenate([np.reshape(leaf, (SIZE, -1)) for leaf in leaves], 1)
+    np.testing.assert_allclose(rows @ matrix @ rows.T, np.eye(SIZE), atol=1e-9)
+    np.testing.assert_allclose(rows @ prior @ rows.T, np.diag(expected), atol=1e-9)
+    left = SIZE - ops.effective(information, precision, cases.PARAMS)
+    np.testing.assert_allclose(found.shares.sum(), left, rtol=1e-9)
+
+
+def design(dtype):
+    """A dummy set that sums to the intercept, a column of cents beside one of euros,
+    one of small units, and one of zeros."""
+    rng = np.random.default_rng(0)
+    group, euros = rng.integers(0, 3, 200), rng.normal(size=200)
+    columns = [np.ones(200), group == 0, group == 1, group == 2, euros, 100 * euros]
+    x = np.stack([*columns, 1e-3 * rng.normal(size=200), np.zeros(200)], 1)
+    return jnp.asarray(x, dtype)
+
+
+CONTRASTS = [
+    ([0, 1, -1, 0, 0, 0, 0, 0], True),  # of two groups
+    ([1, 1, 0, 0, 0, 0, 0, 0], True),  # the mean of a group
+    ([1, 0, 0, 0, 0, 0, 0, 0], False),
+    ([0, 1, 0, 0, 0, 0, 0, 0], False),
+    ([0, 0, 0, 0, 1, 100, 0, 0], True),
+    ([0, 0, 0, 0, 1, 0, 0, 0], False),
+    ([0, 0, 0, 0, 0, 0, 1, 0], True),  # small, but seen
+    ([0, 0, 0, 0, 0, 0, 0, 1], False),
+    ([0, 0, 0, 0, 0, 0, 1, 1], False),
+]
+
+
+@pytest.mark.parametrize("prior", [None, 1e-6], ids=["data alone", "prior 1e-6"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_estimable_contrasts(dtype, prior):
+    x = design(dtype)
+    information, precision = ff.structures.full().reduce(x), None
+    if prior is not None:
+        precision = ff.structures.Scalar(jnp.asarray(prior, dtype))
+        information = ops.add(information, precision)
+    shares = np.asarray(ops.null_directions(information, precision).shares)
+    assert np.sum(shares > 0.5) == np.sum(shares > 0.05) == 3  # and no doubtful ones
+    contrasts = jnp.asarray([contrast for contrast, _ in CONTRASTS], dtype)
+    found = jax.jit(
+        jax.vmap(lambda c: ops.is_estimable(information, c, precision))
+    )(contrasts)  # fmt: skip
+    assert found.tolist() == [estimable for _, estimable in CONTRASTS]
+
+
+def test_what_is_refused():
+    information = ff.structures.Diagonal({"a": jnp.ones(2)})
+    with pytest.raises(ValueError, match="a contrast is a tree like the parameters"):
+        ops.is_estimable(information, {"a": jnp.ones(3)})
+    with pytest.raises(ValueError, match="null directions of a Diagonal information"):
+        ops.null_directions(ff.structures.Diagonal(jnp.ones(5000)))
