@@ -82,10 +82,10 @@ def null_directions(
 
 @jax.jit
 def _split(
-    matrix: jax.Array, prior: jax.Array, tolerance: float
+    matrix: jax.Array, prior: jax.Array, rounding: jax.typing.ArrayLike
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Shares, directions as columns in the units of `scale`, and these units."""
-    tolerance = jnp.asarray(tolerance, matrix.dtype)
+    tolerance = jnp.asarray(rounding, matrix.dtype)
     entries = jnp.diagonal(matrix)
     scale = jnp.sqrt(jnp.where(entries > 0, entries, jnp.ones_like(entries)))
     unit = scale[:, None] * scale[None, :]
