@@ -74,6 +74,13 @@ class Model:
                 f"leading axis is the examples' (n = {count}); got {outputs}."
             )
         self.likelihood.check(outputs, batch.targets)
+        if batch.weights.ndim > 1:
+            shape = self.likelihood.shape_of_targets(outputs)
+            if batch.weights.shape != shape:
+                raise ValueError(
+                    f"weights have shape {batch.weights.shape}: give one an example, "
+                    f"({count},), or one a target, {shape}."
+                )
 
     def log_likelihood(self, params: PyTree, batch: Batch) -> jax.Array:
         """The weighted sum of the examples' log-likelihoods, a number."""
@@ -175,22 +182,19 @@ class _Held:
 def weighted_sum(
     apply_fn: Callable, function: Callable, params: PyTree, batch: Batch
 ) -> jax.Array:
-    """`function(outputs, targets)` summed over targets and weighted over examples.
+    """`function(outputs, targets)`, weighted and summed over targets and examples.
 
     In float32 or wider, whatever the type of the outputs.
     """
     outputs = apply_fn(params, batches.unshare(batch.inputs))
 
-    def total(outputs: PyTree, targets: PyTree, weights: jax.Array) -> jax.Array:
-        values = function(outputs, targets)
+    def total(outputs: PyTree, batch: Batch) -> jax.Array:
+        values = function(outputs, batch.targets)
         values = values.astype(trees.wide_dtype(values.dtype))
-        values = jnp.sum(values, axis=tuple(range(1, values.ndim)))
-        weights = weights.astype(values.dtype)
-        # a row of weight zero stays out even if it is not finite
-        out = weights == 0
-        return jnp.sum(jax.lax.select(out, jnp.zeros_like(values), weights * values))
+        return batches.weighted_total(batch, values)
 
-    return meshes.replicated(total, outputs, batch.targets, batch.weights)
+    weighed = batch._replace(inputs=None)  # of which it sees the outputs alone
+    return meshes.replicated(total, outputs, weighed)
 
 
 def log_likelihood(

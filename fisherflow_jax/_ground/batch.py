@@ -39,11 +39,43 @@ class Shared(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Examples with their multiplicities."""
+    """A batch by its parts' names, accepted wherever `(inputs, targets)` is.
 
-    inputs: PyTree  # leaves (n, ...), parts in Shared excepted
-    targets: PyTree  # leaves (n, ...), or None
-    weights: jax.Array  # (n,) float32 or wider, 0 = padding
+    Weights are multiplicities, 0 = padding. Of shape `(n,)`, an example is an
+    observation, and the log-probabilities of its targets are summed. Of the targets'
+    shape `(n, ...)`, a target is an observation (tokens, channels, nodes that have a
+    label): each log-probability is multiplied by its own, and counts, mean losses and
+    mean informations divide by the sum of them all. Ones of shape `(n, T)` give the
+    sums of `(n,)` ones, and a count T times as large.
+
+    Attributes:
+      inputs: leaves `(n, ...)`, parts in `ff.Shared` excepted.
+      targets: leaves `(n, ...)`, or None where no labels are needed.
+      weights: `(n,)` or `(n, ...)`; booleans are a mask; None: all one.
+      clusters: `(n,)` integers: the cluster (person, site) that each example is of, for
+        what asks for it; None: every example is its own.
+      mask: `(n, ...)` booleans: which targets of an example count, where the example is
+        the observation; None: all.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> batch = ff.Batch(
+      ...     jnp.ones((3, 2)), jnp.zeros(3), clusters=jnp.array([0, 0, 1])
+      ... )
+      >>> batch.weights is None
+      True
+      >>> ff.negative_log_likelihood(lambda w, x: x @ w, ff.likelihoods.bernoulli())(
+      ...     jnp.zeros(2), batch
+      ... ).round(3)
+      Array(0.693, dtype=float32)
+    """
+
+    inputs: PyTree
+    targets: PyTree
+    weights: Any = None
+    clusters: Any = None
+    mask: Any = None
 
 
 def is_shared(node: Any) -> bool:
@@ -66,7 +98,8 @@ def map_inputs(
 
 def by_axis(batch: Batch, rows: Any, whole: Any) -> Batch:
     """A prefix of the batch: `rows` where there is an example axis, else `whole`."""
-    return Batch(map_inputs(lambda _: rows, batch.inputs, lambda _: whole), rows, rows)
+    inputs = map_inputs(lambda _: rows, batch.inputs, lambda _: whole)
+    return Batch(inputs, rows, rows, rows, rows)
 
 
 def split(inputs: PyTree) -> tuple[list[jax.Array], Callable[[list], PyTree]]:
@@ -83,7 +116,7 @@ def split(inputs: PyTree) -> tuple[list[jax.Array], Callable[[list], PyTree]]:
 
 
 def unpack(batch: Batch) -> tuple[tuple, Callable[..., Batch]]:
-    """What has an example axis: inputs' leaves, targets, weights; and how to rebuild.
+    """What has an example axis: inputs' leaves and the other parts; how to rebuild.
 
     `rebuild(*others)` is the batch of others, with the same parts in `Shared`.
     """
@@ -92,44 +125,88 @@ def unpack(batch: Batch) -> tuple[tuple, Callable[..., Batch]]:
 
 
 def as_batch(batch: Any) -> Batch:
-    """`(inputs, targets)` or `(inputs, targets, weights)`, checked, as a `Batch`.
+    """`(inputs, targets)`, `(inputs, targets, weights)` or a `Batch`, checked.
 
     Rows of weight zero are replaced by the first row of positive weight (by ones, if
     there is none) before any model sees them, so that padding may hold anything: zero
     times NaN is NaN in a vjp.
 
     Raises:
-      ValueError: for an empty batch, leading axes that differ, or (when the values are
-        concrete) weights that are negative or not finite.
+      ValueError: for an empty batch, shapes that do not fit, a third entry of integers,
+        or (when the values are concrete) weights that are negative or not finite.
     """
-    if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
-        raise ValueError(
-            "a batch is (inputs, targets) or (inputs, targets, weights); got "
-            f"{type(batch).__name__}"
-            + (f" of length {len(batch)}." if hasattr(batch, "__len__") else ".")
-        )
-    for name, part in zip(("inputs", "targets"), batch, strict=False):
-        check_numbers(part, name, keep=is_shared)
-    inputs = map_inputs(trees.as_array, batch[0])
-    targets = jax.tree.map(trees.as_array, batch[1])
+    batch = by_name(batch)
+    inputs = map_inputs(trees.as_array, batch.inputs)
+    targets, clusters, mask = jax.tree.map(trees.as_array, batch[1:2] + batch[3:])
     count, dtype = _num_examples(inputs, targets), jnp.result_type(float)
-    if len(batch) == 2:
-        return Batch(inputs, targets, trees.as_array(np.ones((count,), dtype)))
-    weights = trees.as_array(batch[2], dtype)
-    if weights.shape != (count,):
-        raise ValueError(
-            f"weights must have shape (n,) = ({count},), one multiplicity an example; "
-            f"got {weights.shape}."
-        )
-    if checks.is_concrete(batch[2]):
-        known = np.asarray(batch[2]).astype(dtype)
+    weights = np.ones((count,), dtype) if batch.weights is None else batch.weights
+    known = np.asarray(weights).astype(dtype) if checks.is_concrete(weights) else None
+    weights = trees.as_array(weights, dtype)
+    checked = Batch(inputs, targets, weights, clusters, mask)
+    _check_shapes(checked, count)
+    if known is not None:
         checks.not_negative(known, "weights")
         if np.all(known > 0):
-            return Batch(inputs, targets, weights)
-    else:
-        # traced values cannot raise: NaN reaches every sum over the batch
-        weights = jnp.where(weights >= 0, weights, jnp.nan)
-    return _blank(Batch(inputs, targets, weights))
+            return checked
+        return blank(checked)
+    # traced values cannot raise: NaN reaches every sum over the batch
+    return blank(checked._replace(weights=jnp.where(weights >= 0, weights, jnp.nan)))
+
+
+def by_name(batch: Any) -> Batch:
+    """What is given as a batch, its parts by their names and as they are.
+
+    Raises:
+      ValueError: for what is neither a `Batch` nor a pair or triple, and for a triple
+        whose third entry holds integers, which may be a loader's task ids.
+    """
+    named = batch if isinstance(batch, Batch) else _named(batch)
+    for name in ("inputs", "targets"):
+        check_numbers(getattr(named, name), name, keep=is_shared)
+    return named
+
+
+def _named(batch: Any) -> Batch:
+    if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
+        raise ValueError(
+            "a batch is (inputs, targets) or (inputs, targets, weights), or an "
+            f"ff.Batch of such parts; got {type(batch).__name__}"
+            + (f" of length {len(batch)}." if hasattr(batch, "__len__") else ".")
+        )
+    named = Batch(*batch)
+    weights = named.weights
+    dtype = getattr(weights, "dtype", None) or np.asarray(weights).dtype
+    if weights is not None and jnp.issubdtype(dtype, jnp.integer):
+        raise ValueError(
+            f"the third entry of a batch is its weights, and this one holds {dtype}, "
+            "as a loader's task ids do. If they are multiplicities, say so by name, "
+            "ff.Batch(inputs, targets, weights), or give them as floating point."
+        )
+    return named
+
+
+def _check_shapes(batch: Batch, count: int) -> None:
+    leaves = [leaf.shape for leaf in jax.tree.leaves(batch.targets)]
+
+    def fits(shape: tuple[int, ...]) -> bool:
+        several = [one[: len(shape)] for one in leaves] or [(count, *shape[1:])]
+        return shape == (count,) or (len(shape) > 1 and shape in several)
+
+    for name, part in (("weights", batch.weights), ("mask", batch.mask)):
+        if part is not None and not fits(part.shape):
+            raise ValueError(
+                f"{name} must have shape (n,) = ({count},), one an example, or the "
+                f"shape of the targets, one a target; got {part.shape} for targets "
+                f"{leaves}."
+            )
+    clusters = batch.clusters
+    if clusters is None:
+        return
+    if clusters.shape != (count,) or not jnp.issubdtype(clusters.dtype, jnp.integer):
+        raise ValueError(
+            f"clusters must be integers of shape (n,) = ({count},), the number of each "
+            f"example's cluster; got {clusters.dtype} {clusters.shape}."
+        )
 
 
 def _num_examples(inputs: PyTree, targets: PyTree) -> int:
@@ -159,36 +236,86 @@ def map_examples(function: Callable, batch: Batch) -> Batch:
     return rebuild(*jax.tree.map(function, parts))
 
 
-def _blank(batch: Batch) -> Batch:
-    (*given, weights), rebuild = unpack(batch)
+def blank(batch: Batch) -> Batch:
+    """What has weight zero, replaced by a row, or a target, of positive weight."""
+    (*given, clusters, mask), rebuild = unpack(batch)
     # one program where the values are at hand, and not one an operation
-    blank = jax.jit(_blanked) if checks.is_concrete(batch) else _blanked
-    return rebuild(*blank(given, weights), weights)
+    fill = jax.jit(_blanked) if checks.is_concrete(batch) else _blanked
+    return rebuild(*fill(given, mask), batch.weights, clusters, mask)
 
 
-def _blanked(given: list, weights: jax.Array) -> list:
-    return sharding.in_auto_mode(_fill, given, given, weights)
+def _blanked(given: list, mask: jax.Array | None) -> list:
+    *parts, weights = given
+    return sharding.in_auto_mode(_fill, parts, parts, weights, mask)
 
 
-def _fill(given: list, weights: jax.Array) -> list:
-    used = weights > 0
-    first = jnp.argmax(used)
+def _fill(parts: list, weights: jax.Array, mask: jax.Array | None) -> list:
+    each = weights > 0 if mask is None else mask
+    inputs, targets = jax.tree.map(lambda x: _filled(x, _rows(weights > 0)), parts)
+    if each.ndim > 1:
+        targets = jax.tree.map(
+            lambda x: _filled(x, each) if x.shape[: each.ndim] == each.shape else x,
+            targets,
+        )
+    return [inputs, targets]
 
-    def fill(x: jax.Array) -> jax.Array:
-        row = jax.lax.dynamic_index_in_dim(x, first, 0)
-        # one is a possible target of every likelihood, zero is not
-        row = jnp.where(jnp.any(used), row, jnp.ones_like(row))
-        keep = used.reshape((-1,) + (1,) * (x.ndim - 1))
-        return jnp.where(keep, x, jnp.broadcast_to(row, x.shape))
 
-    return jax.tree.map(fill, given)
+def _rows(each: jax.Array) -> jax.Array:
+    """Whether a row has any, `(n,)`."""
+    return jnp.any(each, axis=tuple(range(1, each.ndim)))
+
+
+def _filled(x: jax.Array, used: jax.Array) -> jax.Array:
+    """What is not used replaced by the first that is; `used` has the leading axes."""
+    rest, used = x.shape[used.ndim :], used.ravel()
+    stack, first = x.reshape((-1, *rest)), jnp.argmax(used)
+    one = jax.lax.dynamic_index_in_dim(stack, first, 0)
+    # one is a possible target of every likelihood, zero is not
+    one = jnp.where(jnp.any(used), one, jnp.ones_like(one))
+    keep = used.reshape((-1,) + (1,) * len(rest))
+    return jnp.where(keep, stack, jnp.broadcast_to(one, stack.shape)).reshape(x.shape)
 
 
 def num_observations(batch: Batch, *, each_target: bool) -> jax.Array:
-    """The weighted number of examples, or of all their targets, `()`."""
+    """The sum of all weights; or of targets, where weights are those of examples."""
+    weights, mask = batch.weights, batch.mask
+    if weights.ndim > 1 or not each_target:
+        return jnp.sum(weights)
+    if mask is not None:
+        num_targets = jnp.sum(mask, axis=tuple(range(1, mask.ndim)))
+        return jnp.sum(weights * num_targets.astype(weights.dtype))
     targets = jax.tree.leaves(batch.targets)
-    per_example = math.prod(targets[0].shape[1:]) if each_target else 1
-    return jnp.sum(batch.weights) * per_example
+    return jnp.sum(weights) * math.prod(targets[0].shape[1:])
+
+
+def roots_of_weights(batch: Batch) -> tuple[jax.Array, jax.Array | None]:
+    """What an example's vectors are multiplied by, `(n,)`, and each target's, if any.
+
+    Their squares are the weights.
+    """
+    weights, mask = jnp.sqrt(batch.weights), batch.mask
+    if weights.ndim == 1:
+        return weights, None if mask is None else mask.astype(weights.dtype)
+    return _rows(weights > 0).astype(weights.dtype), weights
+
+
+def weighted_total(batch: Batch, values: jax.Array) -> jax.Array:
+    """Values of targets `(n, ...)`, weighted and summed.
+
+    A row or target of weight zero stays out even if it is not finite.
+    """
+    weights, mask = batch.weights.astype(values.dtype), batch.mask
+    for part in (weights, mask):
+        if part is not None and part.shape not in (values.shape, values.shape[:1]):
+            raise ValueError(
+                f"targets have log-probabilities of shape {values.shape}: give weights "
+                f"of that shape, or one an example; got {part.shape}."
+            )
+    if mask is not None:
+        values = jnp.where(mask, values, jnp.zeros_like(values))
+    values = jnp.sum(values, axis=tuple(range(weights.ndim, values.ndim)))
+    out = weights == 0
+    return jnp.sum(jax.lax.select(out, jnp.zeros_like(values), weights * values))
 
 
 def num_examples(batch: Batch) -> int:

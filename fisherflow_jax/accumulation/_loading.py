@@ -33,7 +33,7 @@ class Stacked(NamedTuple):
 
     inputs: PyTree  # leaves (num_batches, n, ...), parts in ff.Shared excepted
     targets: PyTree  # leaves (num_batches, n, ...), or None
-    weights: Any = None  # (num_batches, n), or None
+    weights: Any = None  # (num_batches, n), or as the targets; None: all one
 
 
 def check_loader(loader: Any) -> None:
@@ -78,19 +78,18 @@ def padded(loader: Iterable, multiple: int) -> Iterator[Batch]:
     """
     length, checked = 0, set()
     for number, raw in enumerate(loader):
-        if not isinstance(raw, (tuple, list)) or len(raw) not in (2, 3):
-            batches.as_batch(raw)  # which says what a batch is
-        inputs, targets = jax.tree.map(_array, (raw[0], raw[1]))
-        weights = raw[2] if len(raw) == 3 else None
-        shapes = [x.shape for x in jax.tree.leaves((inputs, targets))]
-        form = jax.tree.structure((inputs, targets)), *shapes
+        raw = batches.by_name(raw)
+        batch = jax.tree.map(_array, raw._replace(weights=None))
+        leaves, form = jax.tree.flatten(batch)
+        form = form, *(leaf.shape for leaf in leaves)
         if form not in checked:  # tracing costs more than a small batch
-            jax.eval_shape(batches.as_batch, (inputs, targets))
+            jax.eval_shape(batches.as_batch, batch)
             checked.add(form)
-        rows = jax.tree.leaves((batches.split(inputs)[0], targets))[0].shape[0]
-        weights = _weights(weights, (rows,), f"weights of batch {number}")
+        parts, _ = batches.unpack(batch)
+        rows = jax.tree.leaves(parts)[0].shape[0]
+        weights = _weights(raw.weights, (rows,), f"weights of batch {number}")
         length = max(length, rows + -rows % multiple)
-        yield _pad(Batch(inputs, targets, weights), length - rows, axis=0)
+        yield _pad(batch._replace(weights=weights), length - rows, axis=0)
 
 
 def stack_of_batches(stacked: Stacked, multiple: int) -> Batch:
@@ -152,9 +151,9 @@ def _weights(weights: Any, shape: tuple[int, ...], name: str) -> Any:
     if weights is None:
         return np.ones(shape, dtype)
     weights = _array(weights)
-    if weights.shape != shape:
+    if weights.shape[: len(shape)] != shape:
         raise ValueError(
-            f"{name} must have shape {shape}, one multiplicity an example; "
+            f"{name} must have shape {shape}, one an example, or that of the targets; "
             f"got {weights.shape}."
         )
     not_negative(weights, name)

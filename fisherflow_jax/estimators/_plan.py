@@ -108,11 +108,21 @@ class Pull:
         """For one computation, in which the model is traced once a shape."""
         return dataclasses.replace(self, model=self.model.traced_once())
 
-    def cotangents(self, outputs: jax.Array, targets: Any, key: Any) -> jax.Array:
-        """Of one example, `(R, 1, ...)`: of its outputs `(1, ...)` and its targets."""
+    def cotangents(
+        self, outputs: jax.Array, targets: Any, each: jax.Array | None, key: Any
+    ) -> jax.Array:
+        """Of one example, `(R, 1, ...)`: of its outputs `(1, ...)` and its targets.
+
+        Times `each`, the root of the weight of each target, where there is one.
+        """
         targets = jax.tree.map(lambda y: y[None], targets)
         outputs = jax.lax.stop_gradient(outputs)
-        return self.rule.cotangents(self.model.likelihood, outputs, targets, key)
+        vectors = self.rule.cotangents(self.model.likelihood, outputs, targets, key)
+        if each is None:
+            return vectors
+        rest = vectors.ndim - 2 - each.ndim
+        each = each.reshape((1, 1, *each.shape, *(1,) * rest))
+        return (trees.widen(vectors) * each).astype(vectors.dtype)
 
 
 def check(pull: Pull, params: PyTree, batch: Batch) -> None:
@@ -203,7 +213,7 @@ def products(layer: Layer, inputs: Any, gradients: Any, weights: Any) -> OuterPr
     return OuterProducts(
         inputs,
         gradients,
-        weights,
+        weights.reshape((weights.shape[0], -1)) if weights.ndim > 1 else weights,
         layer.num_inputs,
         layer.bias is not None,
         layer.kernel_layout,

@@ -1,6 +1,7 @@
 """Pulling cotangents back through the model: by example, by group, by rows of a batch.
 
-Weights enter once, as the square root on each example's vectors. Squares are taken
+Weights enter once, as the square root on each example's (or each target's) vectors.
+Squares are taken
 example by example, or of the sum over a group: with cotangents that have mean zero and
 are independent between examples, the cross terms vanish in the mean.
 """
@@ -95,18 +96,19 @@ def _of_examples(
     dtype = trees.float_dtype(params)
     find = layers_of.find_and_tap if taps else _no_layers
 
-    def one(parts: list, targets: Any, weight: jax.Array, key: Any) -> tuple:
+    def one(parts: list, targets: Any, roots: tuple, key: Any) -> tuple:
+        root, each = roots
         inputs = rebuild([x[None] for x in parts])
         layers, outputs, entering, pull_back = find(pull.model.apply_fn, params, inputs)
-        vectors = jax.vmap(pull_back)(pull.cotangents(outputs, targets, key))
+        vectors = jax.vmap(pull_back)(pull.cotangents(outputs, targets, each, key))
         # after widening: the root of a weight has no exact bfloat16
-        weighted = jax.tree.map(lambda x: _weigh(x.astype(dtype), weight), vectors)
+        weighted = jax.tree.map(lambda x: _weigh(x.astype(dtype), root), vectors)
         # zero times what is not finite in a blanked row would be NaN
-        blanked = functools.partial(_blank, weight)
+        blanked = functools.partial(_blank, root)
         return layers, jax.tree.map(blanked, entering), *weighted
 
     layers, entering, gradients, others = jax.vmap(one)(
-        sliced, batch.targets, batch.weights, keys
+        sliced, batch.targets, batches.roots_of_weights(batch), keys
     )
     others = {i: _merge_axes(x) for i, x in others.items()}
     vectors = _tree(params, layers, entering, gradients, batch.weights, others)
@@ -159,7 +161,8 @@ def _of_rows(
         pull.model.apply_fn, layers, params, batch.inputs
     )
     returned = _each(pull_back, _weighted_cotangents(pull, outputs, batch, keys, True))
-    dtype, blanked = trees.float_dtype(params), functools.partial(_blank, batch.weights)
+    dtype, (roots, _) = trees.float_dtype(params), batches.roots_of_weights(batch)
+    blanked = functools.partial(_blank, roots)
 
     def rows(values: jax.Array) -> jax.Array:  # (R, n, ...) -> (n, R, ...)
         return blanked(jnp.moveaxis(values, 1, 0).astype(dtype))
@@ -180,15 +183,17 @@ def _weighted_cotangents(
 ) -> jax.Array:
     """Of all examples, in one array `(R, n, ...)`, in the type of the outputs."""
 
-    def one(outputs: jax.Array, targets: Any, weight: jax.Array, key: Any) -> jax.Array:
-        vectors = trees.widen(pull.cotangents(outputs[None], targets, key)[:, 0])
-        weighted = _weigh(vectors, weight)
+    def one(outputs: jax.Array, targets: Any, roots: tuple, key: Any) -> jax.Array:
+        root, each = roots
+        vectors = pull.cotangents(outputs[None], targets, each, key)[:, 0]
+        weighted = _weigh(trees.widen(vectors), root)
         if signed:
             sign_key = jax.random.fold_in(key, _SIGNS)
             weighted = weighted * rademacher(sign_key, (), weighted.dtype)
         return weighted.astype(outputs.dtype)
 
-    return jax.vmap(one, out_axes=1)(outputs, batch.targets, batch.weights, keys)
+    roots = batches.roots_of_weights(batch)
+    return jax.vmap(one, out_axes=1)(outputs, batch.targets, roots, keys)
 
 
 # ---- squares of sums over groups
@@ -255,14 +260,14 @@ def _sum_groups(
     )
 
 
-def _weigh(values: jax.Array, weight: jax.Array) -> jax.Array:
+def _weigh(values: jax.Array, root: jax.Array) -> jax.Array:
     """One example's vectors times the root of its weight, zero for a blanked row."""
-    return _blank(weight, values * jnp.sqrt(weight).astype(values.dtype))
+    return _blank(root, values * root.astype(values.dtype))
 
 
-def _blank(weights: jax.Array, values: jax.Array) -> jax.Array:
+def _blank(roots: jax.Array, values: jax.Array) -> jax.Array:
     """Zero in rows of weight zero: no blanked row is finite for every model."""
-    missing = weights == 0
+    missing = roots == 0
     missing = missing.reshape(missing.shape + (1,) * (values.ndim - missing.ndim))
     return jnp.where(missing, jnp.zeros_like(values), values)
 

@@ -124,6 +124,14 @@ class Likelihood(NamedTuple):
         """Whether `line` is more than the outputs themselves (`line=widen`)."""
         return self.line is not arrays.widen
 
+    def shape_of_targets(self, outputs: Any) -> Shape:
+        """Of the log-probabilities, one a target, given the shape of the outputs."""
+
+        def drawn(key: jax.Array, outputs: jax.Array) -> jax.Array:
+            return self.log_prob(outputs, self.sample(key, outputs))
+
+        return jax.eval_shape(drawn, jax.random.key(0), outputs).shape
+
     @property
     def needs_covariance(self) -> bool:
         """Whether `expected_log_prob` reads the covariance of a target's outputs."""

@@ -148,9 +148,10 @@ def _clip(
     # the root is linear in its probes: its transpose turns the change into L^T dz
     _, transpose = jax.vjp(lambda x: rooted.root(outputs, x, key), probes)
     (turned,) = transpose(change)
-    squares = jnp.sum(jnp.square(turned).reshape((turned.shape[0], -1)), axis=1)
-    weights = batch.weights.astype(dtype)
-    kl = jnp.sum(weights * squares) / (2 * jnp.sum(weights))
+    each = region.likelihood.shape_of_targets(outputs)
+    squares = jnp.sum(jnp.square(turned), axis=tuple(range(len(each), turned.ndim)))
+    total = jnp.sum(batch.weights).astype(dtype)
+    kl = batches.weighted_total(batch, squares) / (2 * total)
     kl = kl.astype(state.kl.dtype)
     finite = jnp.isfinite(kl)
     factor = jnp.sqrt(region.max_kl / jnp.maximum(kl, region.max_kl)).astype(kl.dtype)

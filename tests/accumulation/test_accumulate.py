@@ -223,7 +223,7 @@ def test_the_average_of_a_constant_is_the_constant_from_the_first_step():
     state, rows = gather.init(PARAMS), np.zeros(3, int)
     constant = exact_diagonal([1, 0, 0, 0, 0, 0, 0])
     for weights in ([0, 1, 0], [1, 1, 1], [0.5, 0, 2]):  # batches of different size
-        batch = X[rows], Y[rows], np.asarray(weights)
+        batch = X[rows], Y[rows], np.asarray(weights, float)
         state = gather.update(state, PARAMS, batch)
         assert_close(state.average.entries, constant)
 

@@ -123,6 +123,6 @@ def test_weights_that_are_none_do_not_pass_silently_under_jit(name, bad):
 @pytest.mark.parametrize("dtype", [np.int32, bool, np.float32])
 def test_weights_of_any_real_type(dtype):
     weights = (np.arange(COUNT) % 2).astype(dtype)
-    result = estimator("exact")(MODEL.params, (*MODEL.batch, weights))
+    result = estimator("exact")(MODEL.params, ff.Batch(*MODEL.batch, weights))
     expected = cases.fisher("labels", weights.astype(np.float64))
     np.testing.assert_allclose(result, expected, **EXACT)

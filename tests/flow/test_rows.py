@@ -60,8 +60,8 @@ def test_weights_are_multiplicities():
         start, (np.repeat(inputs, often, 0), np.repeat(labels, often, 0), np.ones(8))
     )
     assert_same(weighted, repeated, rtol=1e-11, atol=1e-13)
-    # whole-number weights will do
-    whole = flow.update(start, (inputs, labels, often))
+    # whole-number weights will do, by name
+    whole = flow.update(start, ff.Batch(inputs, labels, often))
     chex.assert_trees_all_equal(whole, weighted)
 
 

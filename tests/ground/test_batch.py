@@ -35,8 +35,18 @@ def test_a_batch_is_checked_again_and_stays_the_same():
 
 @pytest.mark.parametrize("dtype", [bool, np.int32, np.float16, np.float64])
 def test_weights_become_floating_point(dtype):
-    batch = batches.as_batch((X, Y, np.ones(5, dtype)))
+    batch = batches.as_batch(Batch(X, Y, np.ones(5, dtype)))
     assert batch.weights.dtype == jnp.result_type(float)
+
+
+@pytest.mark.parametrize("task", [np.zeros(5, int), [0, 1, 1, 0, 0], jnp.arange(5)])
+def test_a_third_entry_of_integers_is_refused(task):
+    with pytest.raises(ValueError, match=r"task ids.*ff\.Batch\(inputs, targets"):
+        batches.as_batch((X, Y, task))
+    with pytest.raises(ValueError, match="task ids"):
+        jax.jit(batches.as_batch)((X, Y, jnp.asarray(task)))
+    mask = np.asarray(task) > 0
+    np.testing.assert_array_equal(batches.as_batch((X, Y, mask)).weights, mask)
 
 
 def test_padding_holds_the_first_used_row():
@@ -169,3 +179,34 @@ def test_a_stream_of_batches_is_scanned():
 
     total, _ = jax.lax.scan(body, jnp.zeros(()), stack)
     np.testing.assert_allclose(total, (WEIGHTS[:, None] * X).sum())
+
+
+CLUSTERS = np.array([3, 3, 1, 0, 1])
+
+
+def test_a_named_batch_is_a_batch_and_carries_its_clusters():
+    named = batches.as_batch(Batch(X, Y, clusters=CLUSTERS))
+    jax.tree.map(np.testing.assert_array_equal, named[:3], batches.as_batch((X, Y))[:3])
+    np.testing.assert_array_equal(named.clusters, CLUSTERS)
+    blanked = jax.jit(batches.as_batch)(Batch(X, Y, WEIGHTS, CLUSTERS))
+    np.testing.assert_array_equal(blanked.clusters, CLUSTERS)
+    parts, _ = cut(blanked, 2)
+    np.testing.assert_array_equal(np.ravel(parts.clusters)[:5], CLUSTERS)
+
+
+def test_a_stack_of_named_batches_is_scanned():
+    stack = jax.tree.map(
+        lambda x: jnp.stack([x, x]), Batch(X, Y, clusters=jnp.asarray(CLUSTERS))
+    )
+
+    def body(total, batch):
+        return total + jnp.sum(batches.as_batch(batch).clusters), None
+
+    total, _ = jax.lax.scan(body, jnp.zeros((), CLUSTERS.dtype), stack)
+    assert total == 2 * CLUSTERS.sum()
+
+
+@pytest.mark.parametrize("clusters", [CLUSTERS[:3], CLUSTERS * 1.0, CLUSTERS[:, None]])
+def test_clusters_are_integers_one_an_example(clusters):
+    with pytest.raises(ValueError, match="clusters must be integers of shape"):
+        batches.as_batch(Batch(X, Y, clusters=clusters))

@@ -46,16 +46,28 @@ def factors(
     if products.has_bias:
         inputs = with_bias(inputs)
     inputs, gradients = sharing(inputs, products.gradients)
-    roots = jnp.sqrt(products.weights).astype(dtype)
-    weighted = inputs * roots[:, None, None, None]
+    roots = jnp.sqrt(_of_positions(products.weights, inputs.shape[2])).astype(dtype)
+    weighted = inputs * roots[:, None, :, None]
     return _gram(weighted, widest), _gram(gradients, widest)
+
+
+def _of_positions(weights: jax.Array, positions: int) -> jax.Array:
+    """What a layer's inputs weigh, `(n, 1)` or `(n, positions)`.
+
+    With weights of targets n counts these, and so each input as many times: by its
+    position's own weight where a layer has as many positions as there are targets.
+    """
+    if weights.ndim == 1:
+        return weights[:, None]
+    count = weights.shape[1]
+    return weights * count if count == positions else jnp.sum(weights, 1, keepdims=True)
 
 
 def _one_hot(products: OuterProducts, sharing: Sharing) -> tuple[jax.Array, jax.Array]:
     """The diagonal of A `(K, I)`, and the gradients as shared."""
     ids, dtype = products.inputs, products.gradients.dtype
     ones, gradients = sharing(jnp.ones((*ids.shape, 1), dtype), products.gradients)
-    weights = products.weights.astype(dtype)[:, None, None]
+    weights = _of_positions(products.weights, ones.shape[2]).astype(dtype)[:, None]
     if ones.shape[2] == ids.shape[2]:
         shares = jnp.square(ones[..., 0])
     elif ones.shape[2] != 1:

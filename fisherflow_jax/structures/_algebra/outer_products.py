@@ -22,7 +22,7 @@ class OuterProducts:
 
     inputs: jax.Array  # (n, K, T, I), or ids (n, K, T) where inputs are one-hot
     gradients: jax.Array  # (n, R, K, T, O), float32 or wider, times root of the weight
-    weights: jax.Array  # (n,), multiplicities of the examples
+    weights: jax.Array  # (n,), of the examples, or (n, targets)
     num_inputs: int
     has_bias: bool  # whether the layer's bias sees the same gradients
     layout: Any  # .to_leaf((K, I, O)) -> like the leaf
