@@ -6,11 +6,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.special import xlogy
 from jax.typing import ArrayLike
 
 from fisherflow_jax._ground.arrays import like, widen
 from fisherflow_jax.likelihoods import _categorical_roots as categorical_roots
 from fisherflow_jax.likelihoods import _likelihood as shared
+from fisherflow_jax.likelihoods import _quasi as quasi
 from fisherflow_jax.likelihoods._likelihood import (
     LOGIT,
     SOFTMAX,
@@ -153,7 +155,7 @@ def categorical() -> Likelihood:
 
 
 @shared.family
-def bernoulli() -> Likelihood:
+def bernoulli(dispersion: ArrayLike | None = 1.0) -> Likelihood:
     r"""Yes or no, given a logit.
 
     .. math::
@@ -166,11 +168,22 @@ def bernoulli() -> Likelihood:
     Outputs are logits `(n, ...)`; targets are 0 or 1, or in between, of the same shape.
     A target outside [0, 1] has log-probability NaN, and a NaN gradient.
 
+    Args:
+      dispersion: a number :math:`\phi`: the variance is
+        :math:`\phi \sigma(z) \sigma(-z)`, the score and the information are divided by
+        it (quasi-binomial), the log-probability is Efron's double binomial. None:
+        unknown. The likelihood is then that of unit dispersion; a flow estimates
+        :math:`\phi` by Pearson's statistic. A share of k trials has k as its weight,
+        and each row is then one observation of the dispersion with
+        `ff.fisher_flow(..., weights_are="variance")`. Draws are beta distributed, and
+        NaN for a dispersion above one, which no number between 0 and 1 has.
+
     Returns:
-      A `Likelihood`, the same object for every call.
+      A `Likelihood`, the same object for equal arguments.
 
     Raises:
-      ValueError: by `check`, for shapes that differ.
+      ValueError: for a dispersion that is not positive; by `check`, for shapes that
+        differ.
 
     Example:
       >>> import jax.numpy as jnp
@@ -183,7 +196,12 @@ def bernoulli() -> Likelihood:
 
     References:
       P. McCullagh and J. A. Nelder, "Generalized Linear Models", 1989.
+      B. Efron, "Double exponential families and their use in generalized linear
+      regression", 1986.
     """
+
+    if not quasi.is_one(dispersion):
+        return _quasi_binomial(bernoulli(), dispersion)
 
     def support(targets: ArrayLike) -> jax.Array:
         targets = jnp.asarray(targets)
@@ -206,3 +224,23 @@ def bernoulli() -> Likelihood:
 
     built = one_output("bernoulli", LOGIT, support, log_prob, _variance, sample, root)
     return built._replace(expected_log_prob=_probit(built.log_prob))
+
+
+def _quasi_binomial(family: Likelihood, dispersion: ArrayLike | None) -> Likelihood:
+    def saturated(share: jax.Array) -> jax.Array:
+        return xlogy(share, share) + xlogy(1 - share, 1 - share)
+
+    def pearson(logits: jax.Array, share: jax.Array) -> jax.Array:
+        # (y - p)^2 / (p q), of logits that saturate too
+        other = 1 - share
+        ones = jnp.where(share > 0, share**2 * jnp.exp(-logits), 0)
+        zeros = jnp.where(other > 0, other**2 * jnp.exp(logits), 0)
+        return jnp.maximum(ones + zeros - 2 * share * other, 0)
+
+    def sample(key: jax.Array, logits: jax.Array, variance: jax.Array) -> jax.Array:
+        ratio = variance / _variance(logits)
+        return quasi.beta_draws(key, jax.nn.sigmoid(logits), ratio)
+
+    return quasi.with_dispersion(
+        family, dispersion, bernoulli, saturated, pearson, sample
+    )

@@ -1,11 +1,14 @@
 """Likelihoods given the log of their mean: poisson, negative_binomial, gamma."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from fisherflow_jax._ground.arrays import like, widen
 from fisherflow_jax.likelihoods import _likelihood as shared
+from fisherflow_jax.likelihoods import _quasi as quasi
 from fisherflow_jax.likelihoods._likelihood import LOG, Likelihood, one_output
 from fisherflow_jax.likelihoods._log_gamma import log_beta, stirling_remainder
 
@@ -21,7 +24,7 @@ def _positive(targets: ArrayLike) -> jax.Array:
 
 
 @shared.family
-def poisson() -> Likelihood:
+def poisson(dispersion: ArrayLike | None = 1.0) -> Likelihood:
     r"""A count, given the log of its rate.
 
     .. math::
@@ -34,11 +37,19 @@ def poisson() -> Likelihood:
     mean, and the log-probability is not normalised. A negative target has
     log-probability NaN, and a NaN gradient.
 
+    Args:
+      dispersion: a number :math:`\phi`: the variance is :math:`\phi e^z`, the score and
+        the information those of a Poisson count divided by it (quasi-Poisson), the
+        log-probability Efron's double Poisson. None: unknown. The likelihood is then
+        that of unit dispersion; a flow estimates :math:`\phi` by Pearson's statistic.
+        Draws are gamma distributed.
+
     Returns:
-      A `Likelihood`, the same object for every call.
+      A `Likelihood`, the same object for equal arguments.
 
     Raises:
-      ValueError: by `check`, for shapes that differ.
+      ValueError: for a dispersion that is not positive; by `check`, for shapes that
+        differ.
 
     Example:
       >>> import jax.numpy as jnp
@@ -52,7 +63,11 @@ def poisson() -> Likelihood:
 
     References:
       P. McCullagh and J. A. Nelder, "Generalized Linear Models", 1989.
+      B. Efron, "Double exponential families and their use in generalized linear
+      regression", 1986.
     """
+    if not quasi.is_one(dispersion):
+        return _with_dispersion(poisson(), dispersion, poisson, jnp.ones_like)
 
     def log_prob(log_rate: jax.Array, count: jax.Array) -> jax.Array:
         some = jnp.where(count > 0, count, 1)
@@ -73,7 +88,9 @@ def poisson() -> Likelihood:
 
 
 @shared.family
-def negative_binomial(concentration: ArrayLike) -> Likelihood:
+def negative_binomial(
+    concentration: ArrayLike, dispersion: ArrayLike | None = 1.0
+) -> Likelihood:
     r"""A count more variable than Poisson, given the log of its mean.
 
     With :math:`\mu = e^z` and concentration r, a Poisson count whose rate is
@@ -92,13 +109,15 @@ def negative_binomial(concentration: ArrayLike) -> Likelihood:
 
     Args:
       concentration: r, a number; the larger, the closer to Poisson.
+      dispersion: a number that multiplies the variance, as for `poisson`; None:
+        unknown.
 
     Returns:
       A `Likelihood`, the same object for equal arguments.
 
     Raises:
-      ValueError: for a concentration that is not positive; by `check`, for shapes that
-        differ.
+      ValueError: for a concentration or dispersion that is not positive; by `check`,
+        for shapes that differ.
 
     Example:
       >>> import jax.numpy as jnp
@@ -112,6 +131,13 @@ def negative_binomial(concentration: ArrayLike) -> Likelihood:
     """
     name = "negative_binomial"
     shared.require_positive(name, "concentration", concentration)
+    if not quasi.is_one(dispersion):
+        return _with_dispersion(
+            negative_binomial(concentration),
+            dispersion,
+            lambda phi: negative_binomial(concentration, phi),
+            lambda mean: 1 + mean / like(concentration, mean),
+        )
 
     def log_odds(log_mean: jax.Array) -> tuple[jax.Array, jax.Array]:
         """log(mean / concentration), and the concentration in the same dtype."""
@@ -141,6 +167,28 @@ def negative_binomial(concentration: ArrayLike) -> Likelihood:
         return jnp.sqrt(r) * jnp.exp(0.5 * jax.nn.log_sigmoid(odds))
 
     return one_output(name, LOG, _nonnegative, log_prob, variance, sample, root)
+
+
+def _with_dispersion(
+    family: Likelihood,
+    dispersion: ArrayLike | None,
+    again: Callable[[ArrayLike], Likelihood],
+    excess: Callable[[jax.Array], jax.Array],
+) -> Likelihood:
+    """Of counts whose variance is the mean times `excess(mean)`, given its log."""
+
+    def saturated(count: jax.Array) -> jax.Array:
+        some = jnp.where(count > 0, count, 1)
+        return jnp.where(count > 0, family.log_prob(jnp.log(some), some), 0)
+
+    def pearson(log_mean: jax.Array, count: jax.Array) -> jax.Array:
+        mean = jnp.exp(log_mean)
+        return ((count - mean) * jnp.exp(-0.5 * log_mean)) ** 2 / excess(mean)
+
+    def sample(key: jax.Array, log_mean: jax.Array, variance: jax.Array) -> jax.Array:
+        return quasi.gamma_draws(key, jnp.exp(log_mean), variance)
+
+    return quasi.with_dispersion(family, dispersion, again, saturated, pearson, sample)
 
 
 @shared.family

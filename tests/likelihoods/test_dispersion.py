@@ -1,9 +1,10 @@
-"""Likelihoods whose dispersion is unknown: gaussian(scale=None), gamma(shape=None)."""
+"""Likelihoods of unknown dispersion: gaussian(scale=None), gamma(shape=None), quasi."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 from fisherflow_jax import likelihoods
 
@@ -22,20 +23,47 @@ UNKNOWN = {
         lambda mean: mean**2,
     ),
 }
+COUNTS, SHARES = np.array([0.0, 1.0, 4.0]), np.array([0.0, 0.3, 1.0])
+# with log p(y | mean = y), from scipy
+QUASI = {
+    "poisson": (
+        likelihoods.poisson(dispersion=None),
+        likelihoods.poisson,
+        lambda mean: mean,
+        COUNTS,
+        lambda y: scipy.stats.poisson.logpmf(y, y),
+    ),
+    "bernoulli": (
+        likelihoods.bernoulli(dispersion=None),
+        likelihoods.bernoulli,
+        lambda mean: mean * (1 - mean),
+        SHARES,
+        lambda y: -scipy.stats.bernoulli(y).entropy(),
+    ),
+    "negative_binomial": (
+        likelihoods.negative_binomial(2.0, dispersion=None),
+        lambda dispersion: likelihoods.negative_binomial(2.0, dispersion),
+        lambda mean: mean + mean**2 / 2,
+        COUNTS,
+        lambda y: scipy.stats.nbinom.logpmf(y, 2.0, 2 / (2 + y)),
+    ),
+}
+CASES = {name: (*case, TARGETS) for name, case in UNKNOWN.items()}
+CASES |= {name: case[:4] for name, case in QUASI.items()}
 
 
-@pytest.fixture(params=sorted(UNKNOWN))
+@pytest.fixture(params=sorted(CASES))
 def unknown(request):
-    return UNKNOWN[request.param]
+    return CASES[request.param]
 
 
 def test_unit_dispersion_until_it_is_known(unknown):
-    likelihood, known, _ = unknown
+    likelihood, known, _, targets = unknown
     unit = known(1.0)
     outputs = jnp.asarray(OUTPUTS)
     assert likelihood.sample is unit.sample
     np.testing.assert_allclose(
-        likelihood.log_prob(outputs, TARGETS), unit.log_prob(outputs, TARGETS)
+        likelihood.log_prob(outputs, targets), unit.log_prob(outputs, targets)
     )
     np.testing.assert_allclose(likelihood.variance(outputs), unit.variance(outputs))
     probes = jnp.ones(3)
@@ -46,12 +74,12 @@ def test_unit_dispersion_until_it_is_known(unknown):
 
 @pytest.mark.parametrize("dispersion", [0.3, 2.5])
 def test_with_dispersion_is_the_known_likelihood(unknown, dispersion):
-    likelihood, known, _ = unknown
+    likelihood, known, _, targets = unknown
     outputs, probes, key = jnp.asarray(OUTPUTS), jnp.ones(3), jax.random.key(0)
 
     def quantities(likelihood):
         return (
-            likelihood.log_prob(outputs, TARGETS),
+            likelihood.log_prob(outputs, targets),
             likelihood.mean(outputs),
             likelihood.variance(outputs),
             likelihood.root(outputs, probes),
@@ -80,19 +108,26 @@ def test_with_dispersion_is_the_known_likelihood(unknown, dispersion):
     )
 
 
-def test_pearson_residuals_and_unit_variance(unknown):
-    likelihood, known, unit_variance = unknown
+def test_pearson_residuals(unknown):
+    likelihood, known, unit_variance, targets = unknown
     outputs = jnp.asarray(OUTPUTS)
     mean = np.asarray(likelihood.mean(outputs))
     np.testing.assert_allclose(
-        likelihood.pearson(outputs, TARGETS),
-        (TARGETS - mean) ** 2 / unit_variance(mean),
+        likelihood.pearson(outputs, targets),
+        (targets - mean) ** 2 / unit_variance(mean),
         rtol=1e-12,
     )
+    saturated = likelihood.pearson(jnp.array([-800.0, -600.0, 100.0]), targets)
+    assert not np.any(np.isnan(saturated))
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_unit_variance(name):
+    likelihood, _, unit_variance = UNKNOWN[name]
     np.testing.assert_allclose(
         likelihood.log_unit_variance(TARGETS), np.log(unit_variance(TARGETS))
     )
-    counts = jnp.array([1, 2, 3])
+    outputs, counts = jnp.asarray(OUTPUTS), jnp.array([1, 2, 3])
     value = likelihood.log_unit_variance(counts)
     assert value.dtype == jnp.float64 and value.shape == (3,)
     assert likelihood.pearson(outputs.astype(jnp.bfloat16), counts).dtype == jnp.float32
@@ -100,12 +135,56 @@ def test_pearson_residuals_and_unit_variance(unknown):
 
 def test_pearson_residuals_estimate_the_dispersion(unknown):
     """Within 5 standard errors of 20000 draws."""
-    likelihood, known, _ = unknown
+    likelihood, known = unknown[:2]
     outputs = jnp.broadcast_to(jnp.float64(0.8), (20_000,))
     targets = jax.jit(known(0.4).sample)(jax.random.key(5), outputs)
     squares = np.asarray(likelihood.pearson(outputs, targets))
     error = squares.std() / np.sqrt(len(squares))
     assert abs(squares.mean() - 0.4) <= 5 * error
+
+
+@pytest.mark.parametrize("name", QUASI)
+def test_a_quasi_likelihood_is_a_double_exponential_family(name):
+    unknown, known, unit_variance, targets, saturated = QUASI[name]
+    outputs, once = jnp.asarray(OUTPUTS), known(1.0)
+    most = saturated(targets)
+    for dispersion in (0.4, 3.0):
+        value = known(dispersion).log_prob(outputs, targets)
+        own = once.log_prob(outputs, targets)
+        expected = (own - most) / dispersion + most - np.log(dispersion) / 2
+        np.testing.assert_allclose(value, expected, rtol=1e-10)
+        slope = jax.grad(lambda z, d=dispersion: known(d).log_prob(z, targets).sum())
+        score = (targets - once.mean(outputs)) / known(dispersion).variance(outputs)
+        of_mean = jax.vmap(jax.grad(lambda z: once.mean(z)))(outputs)
+        np.testing.assert_allclose(slope(outputs), score * of_mean, rtol=1e-9)
+    # V(y) as the normal density of that height has it: near it for a large y
+    value = unknown.log_unit_variance(targets)
+    np.testing.assert_allclose(value, -2 * most - np.log(2 * np.pi), rtol=1e-10)
+    if name != "bernoulli":
+        large = np.array([400.0])
+        near = 2e-3 if name == "poisson" else 0.3  # a gamma's shape of two stays
+        np.testing.assert_allclose(
+            unknown.log_unit_variance(large), np.log(unit_variance(large)), atol=near
+        )
+
+
+def test_draws_of_a_dispersion():
+    """A mean and a variance, within 5 standard errors of 20000 draws."""
+    outputs, key = jnp.full((20_000,), 0.8), jax.random.key(1)
+    for _, known, _, _, _ in QUASI.values():
+        for dispersion in (0.4, 1.7):
+            likelihood = known(dispersion)
+            draws = np.asarray(jax.jit(likelihood.sample)(key, outputs))
+            if known is likelihoods.bernoulli and dispersion > 1:
+                assert np.all(np.isnan(draws))  # no number in [0, 1] varies so much
+                continue
+            assert np.all(likelihood.support(draws))
+            mean, variance = (
+                f(outputs[0]) for f in (likelihood.mean, likelihood.variance)
+            )
+            assert abs(draws.mean() - mean) < 5 * np.sqrt(variance / 20_000)
+            squares = (draws - mean) ** 2
+            assert abs(squares.mean() - variance) < 5 * squares.std() / 20_000**0.5
 
 
 def test_unit_variance_of_an_impossible_target_is_nan():

@@ -202,6 +202,43 @@ def test_generalised_linear_models(name):
         np.testing.assert_allclose(state.dispersion, fit.scale, rtol=1e-5)
 
 
+QUASI = {
+    "cpunish": (L.poisson, families.Poisson(), cpunish),
+    "star98, each share one row": (
+        L.bernoulli,
+        families.Binomial(),
+        lambda: star98()._replace(weights=1.0),
+    ),
+    "committee": (
+        lambda dispersion: L.negative_binomial(1.0, dispersion),
+        families.NegativeBinomial(alpha=1.0),
+        committee,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", QUASI)
+def test_quasi_dispersion(name):
+    """Pearson's; a dispersion that is given divides the information."""
+    likelihood, family, data = QUASI[name]
+    state = updated(flow_of(likelihood(dispersion=None)), data())
+    (inputs, offset), targets, weights = filled(data())
+    model = sm.GLM(targets, inputs, family=family, freq_weights=weights, offset=offset)
+    fit = model.fit(tol=1e-14, scale="X2")
+    np.testing.assert_allclose(state.dispersion, fit.scale, rtol=1e-5)
+    np.testing.assert_allclose(state.degrees_of_freedom, fit.df_resid, rtol=1e-6)
+    # scoring of a link that is not canonical ends a little before the optimum
+    near = 5e-5 if name == "committee" else 1e-5
+    check(state.mean, ff.standard_error(state), fit.params, fit.bse, near)
+    if name == "committee":  # R's
+        published = glm.Committee()
+        np.testing.assert_allclose(state.dispersion, published.scale, rtol=1e-4)
+        error = ff.standard_error(state)
+        check(state.mean, error, published.params, published.bse, 3e-4)
+    known = updated(flow_of(likelihood(dispersion=float(state.dispersion))), data())
+    check(known.mean, ff.standard_error(known), fit.params, fit.bse, near)
+
+
 def test_anes():
     """Seven classes; Stata's mlogit, checked by its authors against R's nnet."""
     data = sm.datasets.anes96.load_pandas()
