@@ -7,6 +7,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax.lax import Precision
+from jax.scipy.linalg import solve_triangular
 
 product = functools.partial(jnp.einsum, precision=Precision.HIGHEST)
 
@@ -16,6 +17,42 @@ def cholesky(matrices: jax.Array) -> jax.Array:
     return _each(
         lambda m: jnp.linalg.cholesky(m, symmetrize_input=False), matrices
     ).reshape(matrices.shape)
+
+
+@jax.custom_jvp
+def steady_cholesky(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Factors of symmetric matrices of unit diagonal, and what was added to that.
+
+    The least of 0, eps, 2 eps, 4 eps, ... by which a factor exists, `(...)`, up to the
+    root of eps: NaN where a matrix is further from positive definite than by rounding.
+    """
+    eps = float(jnp.finfo(matrices.dtype).eps)
+    identity = jnp.eye(matrices.shape[-1], dtype=matrices.dtype)
+    identity = jnp.broadcast_to(identity, matrices.shape)
+    last = (..., -1, -1)
+
+    def fails(state: tuple[jax.Array, jax.Array]) -> jax.Array:
+        factors, jitter = state
+        return ~jnp.isfinite(factors[last]) & (2 * jitter <= eps**0.5)
+
+    def more(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        jitter = jnp.where(fails(state), jnp.maximum(2 * state[1], eps), state[1])
+        return cholesky(matrices + jitter[..., None, None] * identity), jitter
+
+    start = cholesky(matrices)
+    # what is not finite cannot be helped
+    hopeless = ~jnp.isfinite(jnp.sum(matrices, (-2, -1)))
+    jitter = jnp.where(hopeless, jnp.ones_like(start[last]), 0.0)
+    return jax.lax.while_loop(lambda s: jnp.any(fails(s)), more, (start, jitter))
+
+
+@steady_cholesky.defjvp
+def _(primals: tuple, tangents: tuple) -> tuple[tuple, tuple]:
+    factors, jitter = steady_cholesky(*primals)
+    divide = functools.partial(solve_triangular, factors, lower=True)
+    inner = divide(jnp.swapaxes(divide(tangents[0]), -1, -2))
+    half = jnp.tril(inner) - jnp.triu(jnp.tril(inner)) / 2
+    return (factors, jitter), (product("...ij,...jk->...ik", factors, half), 0 * jitter)
 
 
 def eigh(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:

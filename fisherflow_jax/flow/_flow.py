@@ -25,7 +25,7 @@ def fisher_flow(
     num_steps: int = 4,
     robust: bool = False,
     marginal: bool = False,
-    compensated: bool = False,
+    compensated: bool | None = None,
     chunk_size: int | None = None,
 ) -> FisherFlow:
     r"""Sequential inference with a Gaussian belief, one batch at a time.
@@ -53,22 +53,24 @@ def fisher_flow(
       prior_precision: positive: a number, a pytree prefix of the parameters, or an
         information; one richer than the structure makes the belief as rich, and as
         costly, as itself.
-      num_steps: Newton steps at most; 1 takes one step without a line search and keeps
+      num_steps: Newton steps at most; of a first update 50, which sets out from a
+        guess. 1 takes one step, the first time too, without a line search, and keeps
         the information of the predicted mean.
       robust: keep the sum of squared scores too, for sandwich variances.
       marginal: solve each batch in full and keep `1 / diag(F^-1)` instead of `diag(F)`
         (blocks likewise): valid intervals under correlation. Needs batches of a few
         times d rows, memory d^2; for scalar, diagonal and block.
-      compensated: keep the information as a pair that loses nothing to rounding, for
-        long streams in float32; twice the memory.
+      compensated: keep the information as a pair that loses nothing to rounding, at
+        twice the memory; None: where the structure is full or block and the parameters
+        are float32.
       chunk_size: examples whose pulled-back vectors are held at once.
 
     Returns:
       A `FisherFlow(init, update, evaluate, project)` of pure functions; `update` takes
       `(state, batch)` to `(state, info)`, as `jax.lax.scan` calls it, and is compiled
       once for all flows of equal choices. Cost of an
-      update: up to `num_steps + 1` informations and gradients, a gradient more for each
-      halving of a step, and the structure's solves.
+      update: two informations, gradients and factorisations, and one of each more for
+      each further step or halving of a step.
 
     Raises:
       ValueError: for options that do not go together, naming them; at `init`, for

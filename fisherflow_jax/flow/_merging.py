@@ -125,7 +125,9 @@ def merge(states: Sequence[FlowState], start: FlowState) -> FlowState:
         num_skipped=_fused(start.num_skipped, [s.num_skipped for s in states]),
         events=_fused(start.events, [s.events for s in states]),
     )
-    gain = _log_evidence(fused, information, distance, aged, start, states)
+    logdet = ops.logdet(information, mean)
+    fused = fused._replace(log_determinant=logdet)
+    gain = _log_evidence(fused, distance, aged, start, states)
     fused = fused._replace(log_evidence=gain)
 
     def refuse(x: jax.Array) -> jax.Array:
@@ -162,7 +164,6 @@ def _check_same_time(memory: Any, steps: Sequence[jax.Array]) -> jax.Array:
 
 def _log_evidence(
     fused: FlowState,
-    information: Any,
     distance: jax.Array,
     aged: Belief,
     start: FlowState,
@@ -170,12 +171,12 @@ def _log_evidence(
 ) -> jax.Array:
     mean, sums = start.mean, aged.sums
     before = ops.logdet(sums.curvature, mean)
-    after = ops.logdet(information, mean)
+    after = fused.log_determinant
     total = start.log_evidence
     if start.residual is None:
         gain = 0.5 * (before - after - distance)
         for state in states:
-            own = ops.logdet(state.information, mean)
+            own = state.log_determinant
             gain = gain + (state.log_evidence - start.log_evidence)
             gain = gain + 0.5 * (own - before)
         return total + gain
@@ -189,7 +190,7 @@ def _log_evidence(
     total = total + gain_of(fused, after)
     for state in states:
         # what is left of a worker's gain is its targets' unit variances
-        own = ops.logdet(state.information, mean)
+        own = state.log_determinant
         gain = state.log_evidence - start.log_evidence
         total = total + gain - gain_of(state, own)
     return total

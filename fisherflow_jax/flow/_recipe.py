@@ -45,7 +45,7 @@ class Recipe:
     num_steps: int
     robust: bool
     marginal: bool
-    compensated: bool
+    compensated: bool | None
     chunk_size: int | None
 
     @property

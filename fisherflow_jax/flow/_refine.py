@@ -156,17 +156,21 @@ def refine(flow: FisherFlow, state: FlowState, batches: Any) -> FlowState:
     pull = ops.matvec(prior.precision, offset)
     gradient = optax.tree.sub(score, pull)
     step = ops.solve(information, gradient)
-    log_evidence = state.log_evidence
+    log_evidence, logdet = state.log_evidence, ops.logdet(information, offset)
     if state.residual is None:  # Laplace's integral over all data at once
         log_evidence = evidence.known_dispersion(
             value + 0.5 * trees.dot(gradient, step),
             trees.dot(offset, pull),
             ops.logdet(prior.precision, offset),
-            ops.logdet(information, offset),
+            logdet,
         ).astype(log_evidence.dtype)
+    kept = flow.project(information)
+    if kept is not information:
+        logdet = ops.logdet(kept, offset)
     refined = state._replace(
         mean=optax.tree.add(state.mean, step),
-        information=ops.conform(state.information, flow.project(information)),
+        information=ops.conform(state.information, kept),
+        log_determinant=logdet.astype(state.log_determinant.dtype),
         count=count,
         log_evidence=log_evidence,
         # the belief is no longer the prior, even if no stream came before

@@ -15,6 +15,7 @@ from fisherflow_jax._ground.keys import key_data
 from fisherflow_jax.flow._recipe import Recipe, parameters
 from fisherflow_jax.memories import Belief, Prior, Shift, Squares, Sum
 from fisherflow_jax.structures import _prior as priors
+from fisherflow_jax.structures import capabilities
 from fisherflow_jax.structures._compensated import compensate
 
 PyTree = Any
@@ -40,6 +41,7 @@ class FlowState(NamedTuple):
     Attributes:
       mean: like the parameters.
       information: prior included.
+      log_determinant: `()`, of the information, which the next update starts from.
       count: `()`, effective observations: examples; where the dispersion is estimated,
         all their targets, each an observation of it.
       log_evidence: `()`, of all batches.
@@ -57,6 +59,7 @@ class FlowState(NamedTuple):
 
     mean: PyTree
     information: Any
+    log_determinant: jax.Array
     count: jax.Array  # type: ignore[assignment]
     log_evidence: jax.Array
     meat: Any | None
@@ -232,10 +235,19 @@ def begin(
         # as rich as the information, which a richer prior may have made richer than
         # the structure
         meat = ops.add(nothing, ops.scale(precision, 0.0))
-    keep = compensate if recipe.compensated else (lambda x: x)
+    compensated = recipe.compensated
+    if compensated is None:
+        # float32 stops counting at 2^24 rows, and loses digits of all columns to the
+        # largest of them long before
+        matrix = capabilities.COMPENSATED in recipe.structure.supports and bool(
+            ops.facts(nothing).dense
+        )
+        compensated = matrix and zero.dtype == jnp.float32
+    keep = compensate if compensated else (lambda x: x)
     state = FlowState(
         mean=mean,
         information=keep(information),
+        log_determinant=ops.logdet(information, mean),
         count=zero,
         log_evidence=zero,
         meat=None if meat is None else keep(meat),

@@ -49,12 +49,28 @@ def advance(
     predicted = recipe.memory.predict(state.memory, believed, batch, believed.mean)
     start = trees.where(state.step > 0, predicted.mean, state.mean)
 
-    solution = fit(observed, predicted, start, num_steps)
+    solution = fit(observed, predicted, start, num_steps, state.count > 0)
     site, belief, distance = absorb(observed, predicted, solution, state.count > 0)
-    gain = log_evidence(observed, predicted, belief, distance)
+    # of the beliefs before and with the batch: one is known where nothing has moved it
+    logdets = (
+        state.log_determinant
+        if predicted.sums.curvature is believed.sums.curvature
+        else ops.logdet(predicted.sums.curvature, start),
+        ops.logdet(belief.sums.curvature, start)
+        if recipe.marginal
+        else solution.logdet,
+    )
+    gain = log_evidence(observed, predicted, belief, distance, logdets)
+    informed = belief.sums.curvature
     storage, belief, report = recipe.memory.remember(state.memory, belief, site)
+    logdet = logdets[1]
+    if belief.sums.curvature is not informed:
+        logdet = ops.logdet(belief.sums.curvature, start)
 
-    finite = trees.all_finite((belief.mean, belief.sums, gain))
+    # a curvature that is not finite has no finite determinant
+    squared = [ops.diagonal(x, belief.mean) for x in belief.sums.quadratic]
+    rest = belief.sums.weight, belief.sums.linear, squared
+    finite = trees.all_finite((belief.mean, gain, logdet, rest))
     sound = batches.is_finite(batch) & finite
     missing, nothing = ~jnp.any(batch.weights > 0), jnp.zeros_like(solution.decrement)
     info = FlowInfo(
@@ -66,11 +82,15 @@ def advance(
         missing=missing,
         memory=report,
     )
-    return settle(state, belief, storage, gain, solution, sound), info
+    return settle(state, belief, logdet, storage, gain, solution, sound), info
 
 
 def fit(
-    observed: Observed, predicted: Belief, start: PyTree, num_steps: int
+    observed: Observed,
+    predicted: Belief,
+    start: PyTree,
+    num_steps: int,
+    started: jax.Array,
 ) -> Solution:
     """The least of the batch's loss and the distance to the belief before it."""
     objective = newton.objective_of(
@@ -81,7 +101,9 @@ def fit(
     )
     if num_steps == 1:
         return newton.single_step(objective, start)
-    return newton.damped_newton(objective, start, num_steps)
+    # a first search sets out from a guess: it goes on until it is done
+    first = max(num_steps, newton.FIRST_STEPS)
+    return newton.damped_newton(objective, start, jnp.where(started, num_steps, first))
 
 
 def absorb(
@@ -133,11 +155,11 @@ def log_evidence(
     predicted: Belief,
     belief: Belief,
     distance: jax.Array,
+    logdets: tuple[jax.Array, jax.Array],
 ) -> jax.Array:
-    """What the batch adds to the log-evidence, `()`."""
+    """What the batch adds to the log-evidence, `()`; `logdets`: before and after."""
     recipe, mean = observed.recipe, belief.mean
     before, after = predicted.sums, belief.sums
-    logdets = [ops.logdet(sums.curvature, mean) for sums in (before, after)]
     of_targets = recipe.likelihood.log_unit_variance
     if of_targets is None:
         value = observed.log_likelihood(mean).astype(distance.dtype)
@@ -154,6 +176,7 @@ def log_evidence(
 def settle(
     state: FlowState,
     belief: Belief,
+    logdet: jax.Array,
     storage: Any,
     gain: jax.Array,
     solution: Solution,
@@ -161,10 +184,14 @@ def settle(
 ) -> FlowState:
     """The state after the batch, or before it and a batch skipped."""
     squares = belief.sums.linear
-    unfinished = state.events.searches_unfinished + solution.unfinished
+    events = state.events._replace(
+        solves_regularised=state.events.solves_regularised + solution.helped,
+        searches_unfinished=state.events.searches_unfinished + solution.unfinished,
+    )
     after = state._replace(
         mean=belief.mean,
         information=belief.sums.curvature,
+        log_determinant=logdet,
         count=belief.sums.weight,
         log_evidence=state.log_evidence + gain,
         meat=belief.sums.quadratic[0] if belief.sums.quadratic else None,
@@ -173,7 +200,7 @@ def settle(
         prior=belief.prior,
         memory=storage,
         step=state.step + 1,
-        events=state.events._replace(searches_unfinished=unfinished),
+        events=events,
     )
     skipped = state._replace(num_skipped=state.num_skipped + 1)
     return trees.where(sound, after, skipped)

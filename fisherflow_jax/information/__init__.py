@@ -58,3 +58,5 @@ from fisherflow_jax.information._operations import spectral as spectral
 from fisherflow_jax.information._operations import to_dense as to_dense
 from fisherflow_jax.information._operations import total as total
 from fisherflow_jax.information._operations import trace as trace
+from fisherflow_jax.information._regularised import Regularised as Regularised
+from fisherflow_jax.information._regularised import regularised as regularised

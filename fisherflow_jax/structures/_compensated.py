@@ -102,6 +102,7 @@ for _operation in (
     ops.whitener,
     ops.factorise,
     ops.logdet,
+    ops.regularised,
     ops.trace,
     ops.diagonal,
     ops.inverse_diagonal,

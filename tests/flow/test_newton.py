@@ -32,7 +32,10 @@ def test_a_direction_thousands_of_times_too_long_is_shortened_enough():
 
 def test_an_unfinished_search_is_reported():
     flow = counts(2)
-    _, info = flow.update(flow.init(jnp.array(-20.0)), ONE_COUNT)
+    # the first update goes on until it is done
+    state, info = flow.update(flow.init(jnp.array(-20.0)), ONE_COUNT)
+    assert float(info.decrement) < 1e-6
+    _, info = flow.update(state, (jnp.ones(1), jnp.array([5e6])))
     assert float(info.decrement) > 1.0
 
 

@@ -210,10 +210,15 @@ def factorise(matrix: jax.Array, damping: Any = 0.0) -> tuple[jax.Array, jax.Arr
     """Cholesky factor of `D^-1/2 (M + damping) D^-1/2`, and `D^1/2 (..., k)`."""
     if not (isinstance(damping, (int, float)) and damping == 0):
         matrix = matrix + damping * _identity(matrix)
+    equilibrated, scales = _equilibrated(matrix)
+    return linalg.cholesky(equilibrated), scales
+
+
+def _equilibrated(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`D^-1/2 M D^-1/2` with a unit diagonal, and `D^1/2 (..., k)`."""
     diagonal = _diagonal_entries(matrix)
     scales = jnp.where(diagonal > 0, jnp.sqrt(diagonal), 1.0)
-    equilibrated = matrix / (scales[..., :, None] * scales[..., None, :])
-    return linalg.cholesky(equilibrated), scales
+    return matrix / (scales[..., :, None] * scales[..., None, :]), scales
 
 
 def _vector_solve(
@@ -243,13 +248,11 @@ def _matvec(information: Any, vector: PyTree) -> PyTree:
 
 def _solver(information: Any, damping: jax.typing.ArrayLike = 0.0):
     factors = [factorise(m, damping) for m in matrices(information)]
+    return functools.partial(_divide, information, factors)
 
-    def solve(vector: PyTree) -> PyTree:
-        return unpack(
-            information, map(_vector_solve, factors, pack(information, vector))
-        )
 
-    return solve
+def _divide(information: Any, factors: list, vector: PyTree) -> PyTree:
+    return unpack(information, map(_vector_solve, factors, pack(information, vector)))
 
 
 class CholeskyFactors(NamedTuple):
@@ -337,10 +340,29 @@ def _whitener(
 def _logdet(information: Any, like: PyTree | None = None) -> jax.Array:
     logs = []
     for matrix in matrices(information):
-        factor, scales = factorise(matrix)
-        pivots = _diagonal_entries(factor)
-        logs.append(2 * jnp.sum(jnp.log(pivots) + jnp.log(scales)))
+        logs.append(_log_volume(*factorise(matrix)))
     return sum(logs, start=jnp.zeros((), trees.float_dtype(information)))
+
+
+def _regularised(information: Any, like: PyTree | None = None) -> ops.Regularised:
+    factors, jitters, logs = [], [], []
+    for matrix in matrices(information):
+        equilibrated, scales = _equilibrated(matrix)
+        factor, jitter = linalg.steady_cholesky(equilibrated)
+        factors.append((factor, scales))
+        jitters.append(jnp.any(jitter > 0))
+        logs.append(_log_volume(factor, scales))
+
+    divide = functools.partial(_divide, information, factors)
+    none = jnp.zeros((), trees.float_dtype(information))
+    helped = functools.reduce(jnp.logical_or, jitters, jnp.array(False))
+    logdet = sum(logs, start=none)
+    return ops.Regularised(divide, logdet, helped.astype(jnp.int32))
+
+
+def _log_volume(factor: jax.Array, scales: jax.Array) -> jax.Array:
+    """The log-determinant of what `factorise` factorised."""
+    return 2 * jnp.sum(jnp.log(_diagonal_entries(factor)) + jnp.log(scales))
 
 
 def _trace(information: Any, like: PyTree | None = None) -> jax.Array:
@@ -452,6 +474,7 @@ def register(kind: type) -> None:
     ops.whitener.register(kind, _whitener)
     ops.factorise.register(kind, _factorise)
     ops.logdet.register(kind, _logdet)
+    ops.regularised.register(kind, _regularised)
     ops.trace.register(kind, _trace)
     ops.diagonal.register(kind, _diagonal)
     ops.inverse_diagonal.register(kind, _inverse_diagonal)
