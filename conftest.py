@@ -17,7 +17,7 @@ if "JAX_PLATFORMS" not in os.environ:
 # half the time if the compiler tries less hard. Whoever sets XLA_FLAGS decides alone.
 QUICK_COMPILER = (
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
-    "--xla_cpu_use_fusion_emitters=false"
+    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 )
 
 

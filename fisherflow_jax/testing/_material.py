@@ -1,5 +1,6 @@
 """What a structure is checked with: random vectors, and informations made of them."""
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import numpy as np
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import trees
 from fisherflow_jax.structures import OuterProducts, Scalar, Structure
+from fisherflow_jax.testing._laws import QUICKLY
 
 PyTree = Any
 # (params, key, count) -> a stack of vectors, as `structure.reduce` takes it
@@ -38,6 +40,51 @@ class Dense(NamedTuple):
         return np.linalg.solve(self.whole, self.vector)
 
 
+ARRAYS = ("inputs", "gradients", "weights")  # of outer products
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["arrays"], meta_fields=["others"]
+)
+@dataclasses.dataclass
+class Packed:
+    """`OuterProducts`, which are leaves, as a tree: a result of compiled functions."""
+
+    arrays: dict[str, Any]
+    others: tuple[tuple[str, Any], ...]
+
+
+def _packed(stack: PyTree) -> PyTree:
+    def leaf(x: Any) -> Any:
+        if not isinstance(x, OuterProducts):
+            return x
+        arrays = {name: getattr(x, name) for name in ARRAYS}
+        others = ("num_inputs", "has_bias", "layout")
+        return Packed(arrays, tuple((name, getattr(x, name)) for name in others))
+
+    return jax.tree.map(leaf, stack)
+
+
+def _unpacked(stack: PyTree) -> PyTree:
+    def leaf(x: Any) -> Any:
+        if not isinstance(x, Packed):
+            return x
+        return OuterProducts(**x.arrays, **dict(x.others))
+
+    return jax.tree.map(leaf, stack, is_leaf=lambda x: isinstance(x, Packed))
+
+
+class Arrays(NamedTuple):
+    """What is computed with: arguments of compiled functions."""
+
+    params: PyTree
+    key: jax.Array
+    packed: list[PyTree]  # stacks of vectors
+    parts: list[Any]  # informations
+    whole: Any  # positive definite
+    vector: PyTree
+
+
 class Material:
     """One set for each float type."""
 
@@ -50,24 +97,54 @@ class Material:
         tolerance: float,
         num_samples: int,
     ):
-        self.structure, self.params, self.draw = structure, params, draw
+        self.structure, self.draw = structure, draw
         self.tolerance, self.num_samples = tolerance, num_samples
-        *keys, vector_key, self.key = jax.random.split(key, 5)
-        # one by one and not in one compiled program: what JAX has compiled for one
-        # structure then serves the next, and most of the time goes into compiling
-        self.stacks = [draw(params, k, trees.size(params) + 3) for k in keys]
-        self.parts = [structure.reduce(stack) for stack in self.stacks]
-        # positive definite
-        self.whole = ops.add(self.parts[0], structure.isotropic(params, 1.0))
-        self.vector = trees.standard_normal(vector_key, params)
-        self.dense = Dense(
-            [self.matrix(part) for part in self.parts],
-            self.matrix(self.whole),
-            np.asarray(trees.ravel(self.vector), np.float64),
-        )
+        self.strangers: list[str] = []  # leaves of an information that are no arrays
+        # two programs: what is drawn serves many structures, and is rounded before
+        # anything is made of it
+        make = jax.jit(self._make, compiler_options=QUICKLY)
+        self.arrays, dense = make(params, *_drawn(params, key, draw))
+        self.dense = Dense(*jax.tree.map(lambda x: np.asarray(x, np.float64), dense))
 
-    def matrix(self, information: Any) -> np.ndarray:
-        return np.asarray(ops.to_dense(information, self.params), np.float64)
+    def _make(
+        self, params: PyTree, key: jax.Array, packed: list[PyTree], vector: PyTree
+    ) -> tuple[Arrays, tuple]:
+        parts = [self.structure.reduce(_unpacked(stack)) for stack in packed]
+        whole = ops.add(parts[0], self.structure.isotropic(params, 1.0))
+        self.strangers = [
+            f"{name} is no array but {type(leaf).__name__}"
+            for name, leaf in trees.named_leaves(whole)
+            if not isinstance(leaf, (jax.Array, np.ndarray))
+        ]
+        arrays = Arrays(
+            params=params,
+            key=key,
+            packed=packed,
+            parts=parts,
+            whole=whole,
+            vector=vector,
+        )
+        of = self.of(arrays)
+        matrices = [of.matrix(part) for part in parts]
+        return arrays, (matrices, of.matrix(whole), trees.ravel(vector))
+
+    def of(self, arrays: Arrays) -> "Material":
+        """The same with other arrays: those of a program that is traced."""
+        other = copy.copy(self)
+        other.arrays = arrays
+        return other
+
+    def __getattr__(self, name: str) -> Any:
+        if name in Arrays._fields:
+            return getattr(self.arrays, name)
+        raise AttributeError(name)
+
+    @property
+    def stacks(self) -> list[PyTree]:
+        return [_unpacked(stack) for stack in self.packed]
+
+    def matrix(self, information: Any) -> jax.Array:
+        return ops.to_dense(information, self.params)
 
     def flat(self, vector: PyTree) -> jax.Array:
         """A vector ravelled, having been checked to be like the parameters."""
@@ -82,14 +159,21 @@ class Material:
         return Scalar(self.number(value))
 
     @functools.cached_property
-    def samples(self) -> np.ndarray:
+    def samples(self) -> jax.Array:
         """Samples `(num_samples, d)`, each under its own key."""
 
         def draw(key: jax.Array) -> jax.Array:
             return self.flat(ops.sample(self.whole, key, self.params))
 
         keys = jax.random.split(self.key, self.num_samples)
-        return np.asarray(jax.vmap(draw)(keys))
+        return jax.vmap(draw)(keys)
+
+
+@functools.partial(jax.jit, static_argnames="draw", compiler_options=QUICKLY)
+def _drawn(params: PyTree, key: jax.Array, draw: Draw) -> tuple:
+    *keys, vector_key, key = jax.random.split(key, 5)
+    packed = [_packed(draw(params, k, trees.size(params) + 3)) for k in keys]
+    return key, packed, trees.standard_normal(vector_key, params)
 
 
 def random_vectors(params: PyTree, key: jax.Array, count: int) -> PyTree:
@@ -120,8 +204,7 @@ def joined(left: PyTree, right: PyTree) -> PyTree:
 
     def leaf(one: Any, other: Any) -> Any:
         if isinstance(one, OuterProducts):
-            arrays = ("inputs", "gradients", "weights")
-            both = {k: leaf(getattr(one, k), getattr(other, k)) for k in arrays}
+            both = {k: leaf(getattr(one, k), getattr(other, k)) for k in ARRAYS}
             return dataclasses.replace(one, **both)
         return jnp.concatenate([one, other])
 

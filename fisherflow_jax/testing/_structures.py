@@ -8,14 +8,16 @@ import jax.numpy as jnp
 
 from fisherflow_jax._ground import keys, trees
 from fisherflow_jax.structures import Structure
-from fisherflow_jax.testing import _form, _operations, _programs, _sums
+from fisherflow_jax.testing import _eager, _form, _operations, _programs, _sums
 from fisherflow_jax.testing._laws import Laws, Report, laws_in, setting
 from fisherflow_jax.testing._material import Draw, Material, random_vectors
 
 PyTree = Any
 
 LARGEST = 256  # parameters: dense matrices are the reference
-LAWS = laws_in(_form, _sums, _operations, _programs)
+COMPILED = laws_in(_form, _sums, _operations, _programs)
+EAGER = laws_in(_eager)
+LAWS = COMPILED | EAGER
 AGAIN = laws_in(_form, _operations)  # in the second type; sums need no second look
 
 
@@ -95,5 +97,8 @@ def check_structure(
             material = Material(
                 structure, cast, draw, keys.typed_key(key), allowed, num_samples
             )
-            laws.check(LAWS if float_type == float_types[0] else AGAIN, material)
+            first = float_type == float_types[0]
+            laws.check_compiled(COMPILED if first else AGAIN, material)
+            if first:
+                laws.check(EAGER, material)
     return laws.report()

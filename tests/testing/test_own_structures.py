@@ -75,12 +75,12 @@ def past(float_type):
     with jax.enable_x64(float_type == "float64"):
         params = jax.tree.map(lambda x: np.asarray(x, float_type), PARAMS)
         structure = ff.structures.kronecker(layers())
-        information = structure.reduce(
-            outer_products(
-                jax.tree.map(jax.numpy.asarray, params), jax.random.key(9), 8
-            )
-        )
-        return jax.tree.map(np.asarray, information)
+
+        @jax.jit
+        def reduced(params, key):
+            return structure.reduce(outer_products(params, key, 8))
+
+        return jax.tree.map(np.asarray, reduced(params, jax.random.key(9)))
 
 
 def test_kronecker():
