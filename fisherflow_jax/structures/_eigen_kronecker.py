@@ -12,7 +12,7 @@ from fisherflow_jax.layers import Layer, Layers
 from fisherflow_jax.structures._algebra import eigen as eigenbasis
 from fisherflow_jax.structures._algebra import kronecker_factors, linear
 from fisherflow_jax.structures._algebra.eigen import Sides
-from fisherflow_jax.structures._algebra.kronecker_factors import with_bias
+from fisherflow_jax.structures._algebra.kronecker_factors import flat, with_bias
 from fisherflow_jax.structures._algebra.outer_products import OuterProducts
 from fisherflow_jax.structures._structure import Structure
 
@@ -66,6 +66,13 @@ class _Matrix:
         return values
 
 
+def _turned(rows: jax.Array, columns: jax.Array) -> jax.Array:
+    """Rows `(..., K, S, D)` in the bases with these columns, `(K, D, D)`."""
+    turned = product("kni,kij->knj", flat(rows), columns)
+    stacked_first = jnp.moveaxis(rows, -3, 0).shape
+    return jnp.moveaxis(turned.reshape(stacked_first), 0, -3)
+
+
 def _squares_in(
     input_columns: jax.Array | None,
     output_columns: jax.Array | None,
@@ -75,12 +82,12 @@ def _squares_in(
     inputs, gradients = products.inputs, products.gradients
     dtype = gradients.dtype
     if output_columns is not None:
-        gradients = product("nrkto,kop->nrktp", gradients, output_columns.astype(dtype))
+        gradients = _turned(gradients, output_columns.astype(dtype))
     if not products.one_hot:
         inputs = inputs.astype(dtype)
         inputs = with_bias(inputs) if products.has_bias else inputs
         if input_columns is not None:
-            inputs = product("nkti,kij->nktj", inputs, input_columns.astype(dtype))
+            inputs = _turned(inputs, input_columns.astype(dtype))
     values = dataclasses.replace(
         products,
         inputs=inputs,

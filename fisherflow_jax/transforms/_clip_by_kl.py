@@ -156,6 +156,6 @@ def _clip(
     finite = jnp.isfinite(kl)
     factor = jnp.sqrt(region.max_kl / jnp.maximum(kl, region.max_kl)).astype(kl.dtype)
     scaled = jax.tree.map(lambda x: (x * factor).astype(x.dtype), updates)
-    clipped = optax.tree.where(finite, scaled, optax.tree.zeros_like(updates))
+    clipped = trees.where(finite, scaled, optax.tree.zeros_like(updates))
     count = state.num_unmeasured + (~finite).astype(jnp.int32)
     return clipped, ClipByKLState(jnp.where(finite, kl, state.kl), count)

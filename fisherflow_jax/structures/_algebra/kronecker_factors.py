@@ -26,7 +26,13 @@ def _gram(rows: jax.Array, widest: int) -> jax.Array:
     if rows.shape[-1] > widest:
         axes = (*range(rows.ndim - 3), rows.ndim - 2)
         return jnp.sum(jnp.square(rows), axis=axes)
-    return linalg.product("...ksi,...ksj->kij", rows, rows)
+    rows = flat(rows)
+    return linalg.product("kni,knj->kij", rows, rows)
+
+
+def flat(rows: jax.Array) -> jax.Array:
+    """`(..., K, S, D)` -> `(K, N, D)`: XLA copies what it sums over several axes."""
+    return jnp.moveaxis(rows, -3, 0).reshape((rows.shape[-3], -1, rows.shape[-1]))
 
 
 def with_bias(inputs: jax.Array) -> jax.Array:

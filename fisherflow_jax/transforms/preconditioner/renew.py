@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import trees
@@ -72,7 +71,7 @@ def renew(
             # the compiler drops what the other groups would need
             fresh = [made[i] for i in members]
             finite = trees.all_finite(fresh)
-            return optax.tree.where(finite, fresh, old), finite
+            return trees.where(finite, fresh, old), finite
 
         fresh, finite = jax.lax.cond(
             allowed & turn, anew, lambda old=old: (old, jnp.array(True))

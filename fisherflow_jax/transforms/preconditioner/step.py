@@ -155,7 +155,7 @@ def _advance(
     scaled = factorise.apply(factorisation, moved)
     sound = sound & trees.all_finite(scaled)
     scaled = optax.tree.cast_like(scaled, updates)
-    result = optax.tree.where(sound, scaled, optax.tree.zeros_like(updates))
+    result = trees.where(sound, scaled, optax.tree.zeros_like(updates))
     after = state._replace(
         step=state.step + sound.astype(jnp.int32),
         information=states.kept_information(recipe, curvature.information),
@@ -178,7 +178,7 @@ def _refreshed(
     def take() -> tuple[Curvature, jax.Array]:
         after = _take_batch(recipe, before, given)
         finite = sound & trees.all_finite((after.information, after.bases))
-        return optax.tree.where(finite, after, before), finite
+        return trees.where(finite, after, before), finite
 
     if recipe.period == 1:
         return take()
@@ -263,7 +263,7 @@ def _take_in(
     if average is None or weight is None:
         return after
     # a mean stays what it is when a batch has no observation
-    return optax.tree.where(weight > 0, after, before)
+    return trees.where(weight > 0, after, before)
 
 
 def _mean_information(recipe: Recipe, curvature: Curvature) -> Any:
