@@ -127,9 +127,9 @@ def unpack(batch: Batch) -> tuple[tuple, Callable[..., Batch]]:
 def as_batch(batch: Any) -> Batch:
     """`(inputs, targets)`, `(inputs, targets, weights)` or a `Batch`, checked.
 
-    Rows of weight zero are replaced by the first row of positive weight (by ones, if
-    there is none) before any model sees them, so that padding may hold anything: zero
-    times NaN is NaN in a vjp.
+    Rows of weight zero are replaced by the first row of positive weight before any
+    model sees them, so that padding may hold anything: zero times NaN is NaN in a vjp.
+    If there is none, targets are ones, and inputs where they are not finite.
 
     Raises:
       ValueError: for an empty batch, shapes that do not fit, a third entry of integers,
@@ -251,7 +251,14 @@ def _blanked(given: list, mask: jax.Array | None) -> list:
 
 def _fill(parts: list, weights: jax.Array, mask: jax.Array | None) -> list:
     each = weights > 0 if mask is None else mask
-    inputs, targets = jax.tree.map(lambda x: _filled(x, _rows(weights > 0)), parts)
+    used = _rows(weights > 0)
+    inputs, targets = jax.tree.map(lambda x: _filled(x, used), parts)
+    # where nothing is observed they may still say how long the wait was
+    inputs = jax.tree.map(
+        lambda x, own: jnp.where(jnp.any(used) | ~jnp.isfinite(own), x, own),
+        inputs,
+        parts[0],
+    )
     if each.ndim > 1:
         targets = jax.tree.map(
             lambda x: _filled(x, each) if x.shape[: each.ndim] == each.shape else x,

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from fisherflow_jax import estimators
 from fisherflow_jax._ground.choices import Compared, hashable, shared
@@ -10,7 +10,7 @@ from fisherflow_jax.flow import _step as step
 from fisherflow_jax.flow._recipe import Recipe
 from fisherflow_jax.flow._state import FisherFlow, init
 from fisherflow_jax.likelihoods import Likelihood
-from fisherflow_jax.memories import Memory, stationary
+from fisherflow_jax.memories import Memory, stationary, waiting
 from fisherflow_jax.structures import Structure, full
 
 
@@ -26,6 +26,7 @@ def fisher_flow(
     robust: bool = False,
     marginal: bool = False,
     compensated: bool | None = None,
+    prior_is: Literal["previous", "predicted"] = "previous",
     chunk_size: int | None = None,
 ) -> FisherFlow:
     r"""Sequential inference with a Gaussian belief, one batch at a time.
@@ -63,6 +64,9 @@ def fisher_flow(
       compensated: keep the information as a pair that loses nothing to rounding, at
         twice the memory; None: where the structure is full or block and the parameters
         are float32.
+      prior_is: what the prior is of: "previous", the state one step before the first
+        batch, to which the memory is applied; "predicted", the state at the first
+        batch, missing or not: P1 of state-space software.
       chunk_size: examples whose pulled-back vectors are held at once.
 
     Returns:
@@ -100,11 +104,15 @@ def fisher_flow(
       Luo, Song, "Renewable estimation and incremental inference in generalized linear
       models with streaming data sets", 2020.
     """
+    if prior_is not in ("previous", "predicted"):
+        raise ValueError(
+            f"prior_is must be 'previous' or 'predicted'; got {prior_is!r}."
+        )
     recipe = Recipe(
         apply_fn=hashable(apply_fn),
         likelihood=likelihood,
         structure=structure,
-        memory=memory,
+        memory=memory if prior_is == "previous" else waiting(memory),
         estimator=Compared(estimator),
         prior_precision=Compared(prior_precision),
         num_steps=num_steps,

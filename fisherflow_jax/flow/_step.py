@@ -15,7 +15,6 @@ from fisherflow_jax.flow import _newton as newton
 from fisherflow_jax.flow._newton import Solution
 from fisherflow_jax.flow._recipe import Observed, Recipe, parameters
 from fisherflow_jax.flow._state import FlowInfo, FlowState, belief_of
-from fisherflow_jax.likelihoods import Likelihood
 from fisherflow_jax.memories import Belief, Shift, Squares, Sum
 from fisherflow_jax.model import weighted_sum
 
@@ -34,7 +33,7 @@ def update(
     steps = recipe.num_steps if num_steps is None else num_steps
     run = choices.compiled(recipe, advance, static_argnums=2)
     after, info = run(state, batch, steps)
-    check_taken_in(info.skipped, recipe.likelihood, batch)
+    check_taken_in(info.skipped, recipe, state, batch)
     return after, info
 
 
@@ -232,11 +231,14 @@ def project(recipe: Recipe, information: Any) -> Any:
 
 
 def check_taken_in(
-    skipped: jax.Array, likelihood: Likelihood, batch: batches.Batch
+    skipped: jax.Array, recipe: Recipe, state: FlowState, batch: batches.Batch
 ) -> None:
     """Raises where an update is seen to have failed (not under jit), saying why."""
     if not checks.is_concrete(skipped) or not skipped:
         return
+    likelihood = recipe.likelihood
+    # a memory's functions of the batch say here what is wrong with their values
+    recipe.memory.predict(state.memory, belief_of(state), batch, state.mean)
     used = batch.weights > 0
     if not checks.holds(batches.is_finite(batch)):
         what = "the batch holds a NaN or an infinite value in a row of positive weight"

@@ -87,6 +87,9 @@ class Likelihood(NamedTuple):
       normal_errors: whether a target is normal, given the outputs.
       with_noise: `standard deviation of a target -> Likelihood`, where errors are
         normal and of one size.
+      observing: `which targets there are (n, ..., k), 1 or 0 -> Likelihood` of these
+        alone, where those on the last axis have one log-probability together; None:
+        each has its own.
       call: how it was made, for printing.
     """
 
@@ -112,6 +115,7 @@ class Likelihood(NamedTuple):
     expected_log_prob: Callable | None = None
     normal_errors: bool = False
     with_noise: Callable | None = None
+    observing: Callable | None = None
     call: str = ""
 
     @property
@@ -146,18 +150,26 @@ def family(
 ) -> Callable[Parameters, Likelihood]:
     """Makes equal calls of a factory the same object, which prints as its call."""
     signature = inspect.signature(factory)
+    named = inspect.Parameter.KEYWORD_ONLY
+    kept = {k for k, x in signature.parameters.items() if x.kind != named}
 
     @choices.choice
     @functools.wraps(factory)
     def made(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Likelihood:
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        options = bound.arguments.items()
-        shown = [f"{key}={getattr(x, '__name__', repr(x))}" for key, x in options]
+        options = {
+            k: x for k, x in bound.arguments.items() if x is not None or k in kept
+        }
+        shown = [f"{key}={_shown(x)}" for key, x in options.items()]
         call = f"{factory.__name__}({', '.join(shown)})"
         return factory(*args, **kwargs)._replace(call=call)
 
     return made
+
+
+def _shown(value: Any) -> str:
+    return getattr(value, "__name__", None) or " ".join(repr(value).split())
 
 
 def root_columns(
@@ -257,12 +269,13 @@ def check_targets(
     )
 
 
-def require_positive(name: str, parameter: str, value: Any) -> None:
+def require_positive(name: str, parameter: str, value: Any, else_: str = "") -> None:
     """Raises unless the parameter is one number, positive when its value is known."""
     shape, _ = shape_and_dtype(value)
     if shape != ():
         raise ValueError(
-            f"{name}: {parameter} must be one number, got an array of shape {shape}."
+            f"{name}: {parameter} must be one number, got an array of shape {shape}"
+            f"{else_}."
         )
     checks.positive(value, f"{name}: {parameter}")
 

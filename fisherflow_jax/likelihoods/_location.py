@@ -9,35 +9,50 @@ from jax.typing import ArrayLike
 
 from fisherflow_jax._ground import quadrature
 from fisherflow_jax._ground.arrays import like, widen
+from fisherflow_jax.likelihoods import _known_noise as known_noise
 from fisherflow_jax.likelihoods import _likelihood as shared
+from fisherflow_jax.likelihoods._known_noise import finite
 from fisherflow_jax.likelihoods._likelihood import IDENTITY, Likelihood, one_output
 from fisherflow_jax.likelihoods._log_gamma import log_beta
 from fisherflow_jax.likelihoods._roots import largest_entries
 
 
-def _finite(targets: ArrayLike) -> jax.Array:
-    return jnp.isfinite(jnp.asarray(targets))
-
-
 @shared.family
-def gaussian(scale: ArrayLike | None = 1.0) -> Likelihood:
-    r"""A real target with a normal error.
+def gaussian(
+    scale: ArrayLike | str | None = 1.0, *, covariance: ArrayLike | str | None = None
+) -> Likelihood:
+    r"""A real target with a normal error, or several with errors that go together.
 
     .. math::
-      y \sim N(z, s^2), \qquad \text{output Fisher information } 1 / s^2.
+      y \sim N(z, s^2), \qquad \text{output Fisher information } 1 / s^2; \qquad
+      y \sim N(z, R), \quad R^{-1}
 
-    Outputs are means `(n, ...)`; targets have the same shape and unit.
+    Outputs are means `(n, ...)`; targets have the same shape and unit. With a
+    covariance, one observation is the k targets on the last axis, `(n, ..., k)`, and
+    has one log-probability; where some of them are missing (by the batch's mask, or a
+    weight of 0), it is that of the others.
+
+    What is known of the noise of each row comes with the outputs, behind the mean:
+    with `scale="given"` outputs are `(n, ..., 2)`, the mean and the standard deviation;
+    with `covariance="given"` they are `(n, ..., k + k^2)`, the means and the entries of
+    the covariance:
+
+        lambda params, x: jnp.stack([x["row"] @ params, x["sd"]], -1)
 
     Args:
       scale: the standard deviation s of a target, in the targets' unit, a number. None:
         unknown. The likelihood is then that of unit dispersion, and
-        `with_dispersion(phi)` the one with s^2 = phi known.
+        `with_dispersion(phi)` the one with s^2 = phi known. "given": by the outputs.
+      covariance: R, `(k, k)`, in place of the scale; or "given". Both may be traced.
 
     Returns:
-      A `Likelihood`, the same object for equal arguments.
+      A `Likelihood`, the same object for equal arguments. With a covariance the root
+      has k columns; cost: k^3 for R, or for each row where it is given.
 
     Raises:
-      ValueError: for a scale that is not positive; by `check`, for shapes that differ.
+      ValueError: for a scale that is not positive, a covariance that is not positive
+        definite, or both; by `check`, for shapes that differ. Noise of the outputs that
+        is no noise makes the log-probability NaN, as an impossible target does.
 
     Example:
       >>> import jax.numpy as jnp
@@ -51,18 +66,38 @@ def gaussian(scale: ArrayLike | None = 1.0) -> Likelihood:
       >>> unknown = likelihoods.gaussian(scale=None)
       >>> float(unknown.with_dispersion(4.0).variance(outputs)[0])
       4.0
+      >>> noise = jnp.array([[2.0, 1.0], [1.0, 2.0]])
+      >>> together = likelihoods.gaussian(covariance=noise)
+      >>> together.log_prob(jnp.zeros((1, 2)), jnp.ones((1, 2))).round(3)
+      Array([-2.721], dtype=float32)
 
     References:
       P. McCullagh and J. A. Nelder, "Generalized Linear Models", 1989.
     """
     name = "gaussian"
+    for parameter, value in (("scale", scale), ("covariance", covariance)):
+        if isinstance(value, str) and value != "given":
+            raise ValueError(
+                f"{name}: {parameter} is a value, or 'given' with the outputs; got "
+                f"{value!r}."
+            )
+    if covariance is not None:
+        if not (isinstance(scale, (int, float)) and scale == 1):
+            raise ValueError(f"{name}: give a scale or a covariance, not both.")
+        if isinstance(covariance, str):
+            return known_noise.of_vectors(None)
+        known_noise.require_covariance(covariance)
+        return known_noise.of_vectors(covariance)
+    if isinstance(scale, str):
+        return known_noise.with_given_scale()
     if scale is None:
         return gaussian(1.0)._replace(
             with_dispersion=lambda dispersion: gaussian(jnp.sqrt(dispersion)),
             pearson=shared.on_both(name, lambda z, y: (y - z) ** 2),
             log_unit_variance=lambda targets: jnp.zeros_like(widen(targets)),
         )
-    shared.require_positive(name, "scale", scale)
+    several = "; outputs with noise of their own have covariance=jnp.diag(scale**2)"
+    shared.require_positive(name, "scale", scale, several)
 
     def variance(location: jax.Array) -> jax.Array:
         return jnp.full_like(location, like(scale, location) ** 2)
@@ -84,7 +119,7 @@ def gaussian(scale: ArrayLike | None = 1.0) -> Likelihood:
     def root(location: jax.Array) -> jax.Array:
         return 1 / like(scale, location)
 
-    known = one_output(name, IDENTITY, _finite, log_prob, variance, sample, root)
+    known = one_output(name, IDENTITY, finite, log_prob, variance, sample, root)
     return known._replace(
         expected_log_prob=expected_log_prob, normal_errors=True, with_noise=gaussian
     )
@@ -138,7 +173,7 @@ def gaussian_location_scale() -> Likelihood:
         location, log_scale = _both(outputs)
         residual = (like(targets, location) - location) * jnp.exp(-log_scale)
         value = -0.5 * residual**2 - log_scale - 0.5 * math.log(2 * math.pi)
-        return shared.nan_outside(_finite(targets), value)
+        return shared.nan_outside(finite(targets), value)
 
     def sample(key: jax.Array, outputs: ArrayLike) -> jax.Array:
         location, log_scale = _both(outputs)
@@ -160,7 +195,7 @@ def gaussian_location_scale() -> Likelihood:
         probe_shape=tuple,
         line=lambda outputs: _both(outputs)[0],
         scale=IDENTITY,
-        support=_finite,
+        support=finite,
         check=check,
         diagonal=True,
         low_rank=largest_entries(root),
@@ -257,4 +292,4 @@ def student_t(df: ArrayLike, scale: ArrayLike) -> Likelihood:
         nu, s = both(location)
         return jnp.sqrt((nu + 1) / (nu + 3)) / s
 
-    return one_output(name, IDENTITY, _finite, log_prob, variance, sample, root)
+    return one_output(name, IDENTITY, finite, log_prob, variance, sample, root)

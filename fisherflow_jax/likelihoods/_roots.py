@@ -32,7 +32,7 @@ def _with_root(
     call: str,
     **changes: Any,
 ) -> Likelihood:
-    for name in ("with_dispersion", "with_noise"):
+    for name in ("with_dispersion", "with_noise", "observing"):
         made = getattr(likelihood, name)
         if made is not None:
             changes[name] = lambda value, made=made: transform(made(value))

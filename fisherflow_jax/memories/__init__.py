@@ -13,4 +13,5 @@ from fisherflow_jax.memories._memory import age as age
 from fisherflow_jax.memories._memory import remembers_all as remembers_all
 from fisherflow_jax.memories._random_walk import random_walk as random_walk
 from fisherflow_jax.memories._stationary import stationary as stationary
+from fisherflow_jax.memories._waiting import waiting as waiting
 from fisherflow_jax.memories._windowed import windowed as windowed

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fisherflow_jax._ground import batch as batches
 from fisherflow_jax._ground import checks, choices, trees
 from fisherflow_jax.memories._memory import Memory, keep
 from fisherflow_jax.structures import Diagonal, Scalar
@@ -35,7 +36,10 @@ def random_walk(
         parameters, or with the full structure (or a block structure whose blocks it
         does not couple) a matrix `(d, d)` in ravelled order. In units of squared
         parameters; with an unknown dispersion, in units of it. May be traced, or a
-        function of the batch (a gap in time), called before it is taken in.
+        function of the batch that returns one of these (a gap in time), called before
+        the batch is taken in: an `ff.Batch` whose parts in `ff.Shared` are unwrapped,
+        each row of weight 0 holding the inputs of the first row that counts; if none
+        does, its own.
       transition: A, in the same forms; None: the identity.
 
     Returns:
@@ -45,7 +49,8 @@ def random_walk(
     Raises:
       ValueError: for a negative or asymmetric noise; when the flow is built, for a
         structure that cannot take the step; at the first update, for a noise or
-        transition that would not keep the structure.
+        transition that would not keep the structure. Where the values are traced, such
+        an update moves nothing, and is counted in `num_skipped`.
 
     Example:
       >>> import fisherflow_jax as ff
@@ -55,18 +60,24 @@ def random_walk(
     References:
       Kalman, "A new approach to linear filtering and prediction problems", 1960.
     """
-    if not callable(process_noise):
-        _check_noise(process_noise)
+    for value, check in (process_noise, _check_noise), (transition, _check_finite):
+        if not callable(value):
+            check(value)
 
     def predict(storage: Wandering, believed: Any, batch: Any, like: PyTree) -> Any:
-        noise, step = (
-            _operator(value(batch) if callable(value) else value, like, name)
-            for value, name in (
-                (process_noise, "process_noise"),
-                (transition, "transition"),
-            )
-        )
-        return believed.moved(noise, step)
+        noise, step = process_noise, transition
+        if callable(noise) or callable(step):
+            batch = batch._replace(inputs=batches.unshare(batch.inputs))
+        if callable(noise):
+            noise = noise(batch)
+            _check_noise(noise)
+        if callable(step):
+            step = step(batch)
+            _check_finite(step)
+        operator = _operator(noise, like, "process_noise")
+        if not checks.is_concrete(noise):
+            operator = _nan_unless_variance(operator)
+        return believed.moved(operator, _operator(step, like, "transition"))
 
     number = isinstance(process_noise, (int, float)) and transition is None
     reason = "the sum of a variance and an inverse does not stay in this structure."
@@ -102,15 +113,28 @@ def _operator(value: Any, like: PyTree, name: str) -> Any:
     return Diagonal(trees.broadcast_prefix(value, like, name))
 
 
+def _nan_unless_variance(noise: Any) -> Any:
+    """The noise; NaN, which no update takes in, where its values cannot raise."""
+    if _is_matrix(noise):
+        sound = jnp.all(jnp.diagonal(noise) >= 0) & jnp.allclose(noise, noise.T)
+        return jnp.where(sound, noise, jnp.nan)
+    return jax.tree.map(lambda x: jnp.where(x >= 0, x, jnp.nan), noise)
+
+
+def _check_finite(value: PyTree, name: str = "transition") -> None:
+    for leaf in jax.tree.leaves(value):
+        if checks.is_concrete(leaf) and not np.all(np.isfinite(leaf)):
+            raise ValueError(f"{name} must be finite; got {leaf}.")
+
+
 def _check_noise(noise: PyTree) -> None:
+    _check_finite(noise, "process_noise")
     if not checks.is_concrete(noise):
         return
     # inside a tree, an array of two axes holds the variances of a leaf's entries
     square = _is_matrix(noise) and noise.shape[0] == noise.shape[1]
     for leaf in jax.tree.leaves(noise):
         values = np.asarray(leaf)
-        if not np.all(np.isfinite(values)):
-            raise ValueError(f"process_noise must be finite; got {leaf}.")
         if np.any((np.diagonal(values) if square else values) < 0):
             raise ValueError(f"process_noise is a variance, at least 0; got {leaf}.")
     if square:

@@ -16,7 +16,7 @@ import numpy as np
 from jax.scipy.linalg import cho_solve, solve_triangular
 
 from fisherflow_jax import information as ops
-from fisherflow_jax._ground import linalg, trees
+from fisherflow_jax._ground import checks, linalg, trees
 from fisherflow_jax.structures import capabilities
 from fisherflow_jax.structures._algebra import linear
 from fisherflow_jax.structures._diagonal import Diagonal
@@ -427,15 +427,21 @@ def _operator_blocks(information: Any, operator: Any, name: str) -> list[jax.Arr
     if isinstance(operator, (Scalar, Diagonal)):
         entries = ops.diagonal(operator, _diagonal(information))
         return [_diagonal_matrix(v) for v in pack(information, entries)]
-    concrete = np.asarray(operator)
-    blocks = [concrete[p[..., :, None], p[..., None, :]] for p in places(information)]
-    if sum(np.count_nonzero(b) for b in blocks) != np.count_nonzero(concrete):
+    dtype = trees.float_dtype(information)
+    picks = [(p[..., :, None], p[..., None, :]) for p in places(information)]
+    outside = np.ones(operator.shape, bool)
+    for pick in picks:
+        outside[pick] = False
+    matrix: Any = (np if checks.is_concrete(operator) else jnp).asarray(operator, dtype)
+    coupled = (matrix * outside.astype(dtype) != 0).any()
+    if not checks.holds(~coupled):
         raise ValueError(
             f"{name} couples parameters of different blocks, which this structure does "
             "not keep: use structures.full(), or a partition that joins them."
         )
-    dtype = trees.float_dtype(information)
-    return [jnp.asarray(b, dtype) for b in blocks]
+    blocks = [jnp.asarray(matrix[pick]) for pick in picks]
+    # traced, it cannot raise and must not be dropped in silence: the update is refused
+    return [jnp.where(coupled, jnp.nan, block) for block in blocks]
 
 
 def _propagate(information: Any, noise: Any, transition: Any | None = None) -> Any:

@@ -1,0 +1,246 @@
+"""Normal errors of known size: several together, or given with each row."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.linalg import solve_triangular
+from jax.typing import ArrayLike
+
+from fisherflow_jax._ground import checks, linalg
+from fisherflow_jax._ground.arrays import like, widen
+from fisherflow_jax.likelihoods import _likelihood as shared
+from fisherflow_jax.likelihoods._likelihood import IDENTITY, Likelihood
+
+_NAME = "gaussian"
+
+
+def finite(targets: ArrayLike) -> jax.Array:
+    return jnp.isfinite(jnp.asarray(targets))
+
+
+def with_given_scale() -> Likelihood:
+    """Outputs `(n, ..., 2)`: the mean, and the standard deviation, which is known."""
+
+    def both(outputs: ArrayLike) -> tuple[jax.Array, jax.Array]:
+        wide = widen(outputs)
+        return wide[..., 0], wide[..., 1]
+
+    def check(outputs: Any, targets: Any) -> None:
+        shape = shared.check_outputs(_NAME, outputs)
+        if shape[-1:] != (2,):
+            raise ValueError(
+                f"{_NAME}: with scale='given' the last axis of the outputs must be 2 "
+                f"(mean and standard deviation), got shape {shape}."
+            )
+        rule = "targets must have the shape of the outputs without the last axis"
+        shared.check_targets(_NAME, shape, shape[:-1], targets, rule)
+
+    def log_prob(outputs: ArrayLike, targets: ArrayLike) -> jax.Array:
+        check(outputs, targets)
+        location, scale = both(outputs)
+        values = jax.scipy.stats.norm.logpdf(like(targets, location), location, scale)
+        return shared.nan_outside(finite(targets) & (scale > 0), values)
+
+    def sample(key: jax.Array, outputs: ArrayLike) -> jax.Array:
+        location, scale = both(outputs)
+        noise = jax.random.normal(key, location.shape, location.dtype)
+        return location + scale * noise
+
+    def root(outputs: ArrayLike, probes: Any, key: Any = None) -> jax.Array:
+        _, scale = both(outputs)
+        pulled = like(probes, scale) / jnp.where(scale > 0, scale, jnp.nan)
+        # nothing is to be learned of the scale
+        pulled = jnp.stack([pulled, jnp.zeros_like(pulled)], -1)
+        return pulled.astype(jnp.asarray(outputs).dtype)
+
+    def expected_log_prob(
+        mean: jax.Array, variance: jax.Array, covariance: Any, targets: ArrayLike
+    ) -> jax.Array:
+        location, scale = both(mean)
+        total = jnp.sqrt(variance[..., 0] + jnp.square(scale))
+        return jax.scipy.stats.norm.logpdf(like(targets, location), location, total)
+
+    return Likelihood(
+        name=_NAME,
+        log_prob=log_prob,
+        mean=lambda outputs: both(outputs)[0],
+        variance=lambda outputs: jnp.square(both(outputs)[1]),
+        sample=sample,
+        root=root,
+        probe_shape=lambda shape: tuple(shape[:-1]),
+        line=lambda outputs: both(outputs)[0],
+        scale=IDENTITY,
+        support=finite,
+        check=check,
+        expected_log_prob=expected_log_prob,
+        normal_errors=True,
+    )
+
+
+def require_covariance(covariance: ArrayLike) -> None:
+    """Raises unless it is a matrix; where it is at hand, a positive definite one."""
+    shape, _ = shared.shape_and_dtype(covariance)
+    if len(shape) != 2 or shape[0] != shape[1] or shape[0] == 0:
+        raise ValueError(
+            f"{_NAME}: covariance must be a matrix (k, k), of the errors of k outputs, "
+            f"or 'given'; got shape {shape}."
+        )
+    if not checks.is_concrete(covariance):
+        return
+    matrix = np.asarray(covariance, float)
+    if not np.allclose(matrix, matrix.T):  # NaN is unequal too
+        raise ValueError(f"{_NAME}: covariance must be symmetric; got {covariance}.")
+    lowest = np.linalg.eigvalsh(matrix).min()
+    if not lowest > 0:
+        raise ValueError(
+            f"{_NAME}: covariance must be positive definite; its lowest eigenvalue is "
+            f"{lowest}."
+        )
+
+
+def of_vectors(
+    covariance: ArrayLike | None, used: ArrayLike | None = None
+) -> Likelihood:
+    """k targets with normal errors together, of a known covariance.
+
+    Args:
+      covariance: `(k, k)`, for outputs `(n, ..., k)`; None: that of the outputs
+        `(n, ..., k + k^2)` behind the mean.
+      used: `(n, ..., k)`, 1 for a target that there is, 0 for one that is missing; any
+        other number is NaN, for errors that go together have no weights; None: all.
+    """
+
+    def split(outputs: ArrayLike) -> tuple[jax.Array, jax.Array]:
+        """Mean `(n, ..., k)` and covariance `(k, k)`, or one for each."""
+        wide = widen(outputs)
+        if covariance is not None:
+            return wide, like(covariance, wide)
+        k = _num_targets(wide.shape)
+        return wide[..., :k], wide[..., k:].reshape((*wide.shape[:-1], k, k))
+
+    def observed(matrix: jax.Array) -> jax.Array:
+        """The covariance, what is not observed being of unit variance and alone."""
+        if used is None:
+            return matrix
+        there = jnp.asarray(used) != 0
+        pairs = there[..., :, None] & there[..., None, :]
+        identity = jnp.broadcast_to(
+            jnp.eye(matrix.shape[-1], dtype=matrix.dtype), pairs.shape
+        )
+        return jnp.where(pairs, jnp.broadcast_to(matrix, pairs.shape), identity)
+
+    def keep(values: jax.Array) -> jax.Array:
+        """Zero where nothing is observed, NaN for what is no weight of a channel."""
+        if used is None:
+            return values
+        weights = jnp.asarray(used).astype(values.dtype)
+        known = jnp.where(weights == 1, values, jnp.nan)
+        return jnp.where(weights == 0, jnp.zeros_like(values), known)
+
+    def density(residual: jax.Array, matrix: jax.Array) -> jax.Array:
+        factor = linalg.cholesky(observed(matrix))
+        half = linalg.product("...ij,...j->...i", _inverse(factor), keep(residual))
+        logs = jnp.log(jnp.diagonal(factor, axis1=-2, axis2=-1))
+        logs = keep(jnp.broadcast_to(logs + 0.5 * math.log(2 * math.pi), half.shape))
+        return -jnp.sum(0.5 * jnp.square(half) + logs, -1)
+
+    def check(outputs: Any, targets: Any) -> None:
+        shape = shared.check_outputs(_NAME, outputs)
+        if covariance is None:
+            expected = (*shape[:-1], _num_targets(shape))
+        else:
+            k = jnp.shape(covariance)[0]
+            if shape[-1:] != (k,):
+                raise ValueError(
+                    f"{_NAME}: with a covariance ({k}, {k}) the last axis of the "
+                    f"outputs must be {k}, got shape {shape}."
+                )
+            expected = shape
+        rule = "targets must have the shape of the means"
+        shared.check_targets(_NAME, shape, expected, targets, rule)
+
+    def log_prob(outputs: ArrayLike, targets: ArrayLike) -> jax.Array:
+        check(outputs, targets)
+        location, matrix = split(outputs)
+        possible = finite(targets)
+        if used is not None:
+            possible = possible | (jnp.asarray(used) == 0)
+        possible = jnp.all(possible, -1)
+        values = density(like(targets, location) - location, matrix)
+        return shared.nan_outside(possible, values)
+
+    def sample(key: jax.Array, outputs: ArrayLike) -> jax.Array:
+        location, matrix = split(outputs)
+        noise = jax.random.normal(key, location.shape, location.dtype)
+        factor = linalg.cholesky(matrix)
+        return location + linalg.product("...ij,...j->...i", factor, noise)
+
+    def root(outputs: ArrayLike, probes: Any, key: Any = None) -> jax.Array:
+        location, matrix = split(outputs)
+        half = _inverse(linalg.cholesky(observed(matrix)))
+        pulled = linalg.product("...ji,...j->...i", half, like(probes, location))
+        pulled = keep(jnp.broadcast_to(pulled, location.shape))
+        if covariance is None:  # nothing is to be learned of the noise
+            rest = jnp.zeros(
+                (*matrix.shape[:-2], location.shape[-1] ** 2), pulled.dtype
+            )
+            pulled = jnp.concatenate([pulled, rest], -1)
+        return pulled.astype(jnp.asarray(outputs).dtype)
+
+    def variance(outputs: ArrayLike) -> jax.Array:
+        location, matrix = split(outputs)
+        diagonal = jnp.diagonal(matrix, axis1=-2, axis2=-1)
+        return jnp.broadcast_to(diagonal, location.shape)
+
+    def expected_log_prob(
+        mean: jax.Array, variance: Any, spread: jax.Array, targets: ArrayLike
+    ) -> jax.Array:
+        location, matrix = split(mean)
+        k = location.shape[-1]
+        spread = like(spread[..., :k, :k], location)
+        total = spread + jnp.broadcast_to(matrix, spread.shape)
+        return density(like(targets, location) - location, total)
+
+    def mean(outputs: ArrayLike) -> jax.Array:
+        return split(outputs)[0]
+
+    return Likelihood(
+        name=_NAME,
+        log_prob=log_prob,
+        mean=mean,
+        variance=variance,
+        sample=sample,
+        root=root,
+        probe_shape=lambda shape: (
+            (*shape[:-1], _num_targets(shape)) if covariance is None else tuple(shape)
+        ),
+        line=mean,
+        scale=IDENTITY,
+        support=finite,
+        check=check,
+        expected_log_prob=expected_log_prob,
+        normal_errors=True,
+        observing=lambda used: of_vectors(covariance, used),
+    )
+
+
+def _inverse(factor: jax.Array) -> jax.Array:
+    identity = jnp.eye(factor.shape[-1], dtype=factor.dtype)
+    return solve_triangular(
+        factor, jnp.broadcast_to(identity, factor.shape), lower=True
+    )
+
+
+def _num_targets(shape: tuple[int, ...]) -> int:
+    """k, where the last axis holds k means and k^2 entries of a covariance."""
+    size = shape[-1] if shape else 0
+    k = math.isqrt(size)
+    if size == 0 or k * (k + 1) != size:
+        raise ValueError(
+            f"{_NAME}: with covariance='given' the last axis of the outputs holds k "
+            f"means and the k^2 entries of their errors' covariance; got shape {shape}."
+        )
+    return k

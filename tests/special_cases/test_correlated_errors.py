@@ -1,0 +1,175 @@
+"""Two outputs whose errors go together: generalised least squares, in every room."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+import fisherflow_jax as ff
+
+rng = np.random.default_rng(8)
+N, D, K = 12, 3, 2
+INPUTS = rng.normal(size=(N, D))
+TARGETS = INPUTS @ rng.normal(size=(D, K)) + rng.normal(size=(N, K))
+_parts = rng.normal(size=(N, K, K))
+EACH = _parts @ np.swapaxes(_parts, 1, 2) + 0.3 * np.eye(K)
+R = np.array([[1.0, 0.6], [0.6, 0.8]])
+PRECISION = 0.5
+
+
+def fixed(params, inputs):
+    return inputs["row"] @ params
+
+
+def given(params, inputs):
+    noise = inputs["noise"]
+    return jnp.concatenate([inputs["row"] @ params, noise.reshape(len(noise), -1)], -1)
+
+
+BATCH = ({"row": INPUTS, "noise": EACH}, TARGETS)
+CASES = {
+    "fixed": (fixed, ff.likelihoods.gaussian(covariance=R), np.tile(R, (N, 1, 1))),
+    "given": (given, ff.likelihoods.gaussian(covariance="given"), EACH),
+}
+START = jnp.zeros((D, K))
+
+
+@pytest.fixture(params=CASES)
+def case(request):
+    return CASES[request.param]
+
+
+def least_squares(covariances):
+    """Mean and information of the d k parameters, and the log-evidence."""
+    design = np.stack([np.kron(x, np.eye(K)) for x in INPUTS])  # (n, k, d k)
+    weighed = np.linalg.solve(covariances, design)
+    information = np.einsum("nki,nkj->ij", design, weighed)
+    posterior = information + PRECISION * np.eye(D * K)
+    mean = np.linalg.solve(posterior, np.einsum("nki,nk->i", weighed, TARGETS))
+    whole = design.reshape(-1, D * K)
+    noise = scipy.linalg.block_diag(*covariances)
+    marginal = scipy.stats.multivariate_normal(
+        np.zeros(N * K), whole @ whole.T / PRECISION + noise
+    )
+    return mean, posterior, marginal.logpdf(TARGETS.ravel())
+
+
+def state_of(case):
+    flow = ff.fisher_flow(*case[:2], prior_precision=PRECISION)
+    state = flow.init(START)
+    for rows in (slice(0, 5), slice(5, N)):
+        state, info = flow.update(state, jax.tree.map(lambda x: x[rows], BATCH))  # noqa: B023
+        assert not info.skipped
+    return state
+
+
+def test_the_flow_is_generalised_least_squares(case):
+    state = state_of(case)
+    mean, information, evidence = least_squares(case[2])
+    np.testing.assert_allclose(state.mean.ravel(), mean, rtol=1e-9)
+    dense = ff.information.to_dense(state.information)
+    np.testing.assert_allclose(dense, information, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(state.log_evidence, evidence, rtol=1e-9)
+    assert state.count == N
+
+
+def test_estimators_and_losses(case):
+    model, likelihood, covariances = case
+    expected = least_squares(covariances)[1] - PRECISION * np.eye(D * K)
+    full, params = ff.structures.full(), jnp.asarray(rng.normal(size=(D, K)))
+    for estimator in (ff.estimators.exact, ff.estimators.observed):
+        found = estimator(model, likelihood, full)(params, BATCH)
+        dense = ff.information.to_dense(found)
+        np.testing.assert_allclose(dense, expected, rtol=1e-9, atol=1e-12)
+    diagonal = ff.structures.diagonal()
+    found = ff.estimators.exact(model, likelihood, diagonal)(params, BATCH)
+    np.testing.assert_allclose(found.entries.ravel(), np.diag(expected), rtol=1e-9)
+    means = INPUTS @ np.asarray(params)
+    rows = zip(TARGETS, means, covariances, strict=True)
+    total = sum(scipy.stats.multivariate_normal.logpdf(*row) for row in rows)
+    loss = ff.negative_log_likelihood(model, likelihood)(params, BATCH)
+    np.testing.assert_allclose(loss, -total / N, rtol=1e-12)
+    residuals = np.linalg.solve(covariances, (TARGETS - means)[..., None])[..., 0]
+    scores = ff.scores(model, likelihood, params, BATCH)
+    np.testing.assert_allclose(
+        scores, INPUTS[:, :, None] * residuals[:, None], rtol=1e-9
+    )
+
+
+def test_a_linear_layer_is_one_kronecker_product():
+    model, likelihood, _ = CASES["fixed"]
+    apply_fn = lambda params, x: x @ params  # noqa: E731
+    layers = ff.layers.find_layers(apply_fn, START, INPUTS)
+    flow = ff.fisher_flow(
+        apply_fn,
+        likelihood,
+        structure=ff.structures.kronecker(layers),
+        prior_precision=PRECISION,
+    )
+    state, _ = flow.update(flow.init(START), (INPUTS, TARGETS))
+    mean, information, _ = least_squares(CASES["fixed"][2])
+    np.testing.assert_allclose(state.mean.ravel(), mean, rtol=1e-8)
+    dense = ff.information.to_dense(state.information, START)
+    np.testing.assert_allclose(dense, information, rtol=1e-8, atol=1e-10)
+
+
+def test_predictions_know_the_noise_of_each_row(case):
+    model, likelihood, covariances = case
+    state = state_of(case)
+    mean, information, _ = least_squares(covariances)
+    design = np.stack([np.kron(x, np.eye(K)) for x in INPUTS])
+    spread = design @ np.linalg.solve(information, np.swapaxes(design, 1, 2))
+    variances, noise = (np.diagonal(x, axis1=1, axis2=2) for x in (spread, covariances))
+    means = INPUTS @ mean.reshape(D, K)
+    found = ff.predict(state, model, likelihood, BATCH[0])
+    np.testing.assert_allclose(found.mean, means, rtol=1e-9)
+    np.testing.assert_allclose(found.std, np.sqrt(variances), rtol=1e-9)
+    total = np.sqrt(variances + noise)
+    np.testing.assert_allclose(found.observation_std, total, rtol=1e-9)
+    lower, upper = ff.predictions.observation_interval(found, likelihood)
+    reach = scipy.stats.norm.ppf(0.975) * total
+    np.testing.assert_allclose(lower, means - reach, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(upper, means + reach, rtol=1e-9, atol=1e-9)
+    link = ff.predictions.output_samples(0, num_samples=512)
+    averaged = ff.predict(state, model, likelihood, BATCH[0], link=link)
+    np.testing.assert_allclose(averaged.mean, means, atol=0.15)
+    np.testing.assert_allclose(averaged.observation_std, total, rtol=0.1)
+
+
+def test_calibration_sees_the_density_of_all_targets(case):
+    model, likelihood, covariances = case
+    state = state_of(case)
+    mean, information, _ = least_squares(covariances)
+    design = np.stack([np.kron(x, np.eye(K)) for x in INPUTS])
+    spread = design @ np.linalg.solve(information, np.swapaxes(design, 1, 2))
+    rows = zip(TARGETS, INPUTS @ mean.reshape(D, K), spread + covariances, strict=True)
+    total = sum(scipy.stats.multivariate_normal.logpdf(*row) for row in rows)
+    found = ff.calibrate(state, model, likelihood, [BATCH])
+    np.testing.assert_allclose(found.before, -total / N, rtol=1e-9)
+    assert found.after <= found.before
+
+
+def test_a_scale_given_with_each_row_is_weighted_least_squares():
+    scales = np.exp(rng.normal(size=N))
+
+    def apply_fn(params, inputs):
+        return jnp.stack([inputs["row"] @ params, inputs["sd"]], -1)
+
+    model = apply_fn, ff.likelihoods.gaussian(scale="given")
+    flow = ff.fisher_flow(*model, prior_precision=PRECISION)
+    targets = TARGETS[:, 0]
+    inputs = {"row": INPUTS, "sd": scales}
+    state, _ = flow.update(flow.init(jnp.zeros(D)), (inputs, targets))
+    posterior = INPUTS.T @ (INPUTS / scales[:, None] ** 2) + PRECISION * np.eye(D)
+    mean = np.linalg.solve(posterior, INPUTS.T @ (targets / scales**2))
+    np.testing.assert_allclose(state.mean, mean, rtol=1e-9)
+    dense = ff.information.to_dense(state.information)
+    np.testing.assert_allclose(dense, posterior, rtol=1e-9)
+    marginal = INPUTS @ INPUTS.T / PRECISION + np.diag(scales**2)
+    evidence = scipy.stats.multivariate_normal.logpdf(targets, np.zeros(N), marginal)
+    np.testing.assert_allclose(state.log_evidence, evidence, rtol=1e-9)
+    found = ff.predict(state, *model, inputs)
+    spread = np.einsum("ni,ij,nj->n", INPUTS, np.linalg.inv(posterior), INPUTS)
+    total = np.sqrt(spread + scales**2)
+    np.testing.assert_allclose(found.observation_std, total, rtol=1e-9)
