@@ -1,5 +1,6 @@
 """Normal errors of known size: several together, or given with each row."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -112,119 +113,127 @@ def of_vectors(
       used: `(n, ..., k)`, 1 for a target that there is, 0 for one that is missing; any
         other number is NaN, for errors that go together have no weights; None: all.
     """
+    errors = _Errors(covariance, used)
 
-    def split(outputs: ArrayLike) -> tuple[jax.Array, jax.Array]:
+    def mean(outputs: ArrayLike) -> jax.Array:
+        return errors.split(outputs)[0]
+
+    return Likelihood(
+        name=_NAME,
+        log_prob=errors.log_prob,
+        mean=mean,
+        variance=errors.variance,
+        sample=errors.sample,
+        root=errors.root,
+        probe_shape=errors.shape_of_targets,
+        line=mean,
+        scale=IDENTITY,
+        support=finite,
+        check=errors.check,
+        expected_log_prob=errors.expected_log_prob,
+        normal_errors=True,
+        observing=lambda used: of_vectors(covariance, used),
+    )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Errors:
+    """The functions of `of_vectors`."""
+
+    covariance: ArrayLike | None
+    used: ArrayLike | None
+
+    def split(self, outputs: ArrayLike) -> tuple[jax.Array, jax.Array]:
         """Mean `(n, ..., k)` and covariance `(k, k)`, or one for each."""
         wide = widen(outputs)
-        if covariance is not None:
-            return wide, like(covariance, wide)
+        if self.covariance is not None:
+            return wide, like(self.covariance, wide)
         k = _num_targets(wide.shape)
         return wide[..., :k], wide[..., k:].reshape((*wide.shape[:-1], k, k))
 
-    def observed(matrix: jax.Array) -> jax.Array:
+    def observed(self, matrix: jax.Array) -> jax.Array:
         """The covariance, what is not observed being of unit variance and alone."""
-        if used is None:
+        if self.used is None:
             return matrix
-        there = jnp.asarray(used) != 0
+        there = jnp.asarray(self.used) != 0
         pairs = there[..., :, None] & there[..., None, :]
-        identity = jnp.broadcast_to(
-            jnp.eye(matrix.shape[-1], dtype=matrix.dtype), pairs.shape
+        identity = jnp.eye(matrix.shape[-1], dtype=matrix.dtype)
+        matrix, identity = (
+            jnp.broadcast_to(x, pairs.shape) for x in (matrix, identity)
         )
-        return jnp.where(pairs, jnp.broadcast_to(matrix, pairs.shape), identity)
+        return jnp.where(pairs, matrix, identity)
 
-    def keep(values: jax.Array) -> jax.Array:
+    def keep(self, values: jax.Array) -> jax.Array:
         """Zero where nothing is observed, NaN for what is no weight of a channel."""
-        if used is None:
+        if self.used is None:
             return values
-        weights = jnp.asarray(used).astype(values.dtype)
+        weights = jnp.asarray(self.used).astype(values.dtype)
         known = jnp.where(weights == 1, values, jnp.nan)
         return jnp.where(weights == 0, jnp.zeros_like(values), known)
 
-    def density(residual: jax.Array, matrix: jax.Array) -> jax.Array:
-        factor = linalg.cholesky(observed(matrix))
-        half = linalg.product("...ij,...j->...i", _inverse(factor), keep(residual))
+    def density(self, residual: jax.Array, matrix: jax.Array) -> jax.Array:
+        factor = linalg.cholesky(self.observed(matrix))
+        half = linalg.product("...ij,...j->...i", _inverse(factor), self.keep(residual))
         logs = jnp.log(jnp.diagonal(factor, axis1=-2, axis2=-1))
-        logs = keep(jnp.broadcast_to(logs + 0.5 * math.log(2 * math.pi), half.shape))
-        return -jnp.sum(0.5 * jnp.square(half) + logs, -1)
+        logs = jnp.broadcast_to(logs + 0.5 * math.log(2 * math.pi), half.shape)
+        return -jnp.sum(0.5 * jnp.square(half) + self.keep(logs), -1)
 
-    def check(outputs: Any, targets: Any) -> None:
+    def shape_of_targets(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        if self.covariance is None:
+            return (*shape[:-1], _num_targets(shape))
+        return tuple(shape)
+
+    def check(self, outputs: Any, targets: Any) -> None:
         shape = shared.check_outputs(_NAME, outputs)
-        if covariance is None:
-            expected = (*shape[:-1], _num_targets(shape))
-        else:
-            k = jnp.shape(covariance)[0]
-            if shape[-1:] != (k,):
-                raise ValueError(
-                    f"{_NAME}: with a covariance ({k}, {k}) the last axis of the "
-                    f"outputs must be {k}, got shape {shape}."
-                )
-            expected = shape
+        k = None if self.covariance is None else jnp.shape(self.covariance)[0]
+        if k is not None and shape[-1:] != (k,):
+            raise ValueError(
+                f"{_NAME}: with a covariance ({k}, {k}) the last axis of the outputs "
+                f"must be {k}, got shape {shape}."
+            )
+        expected = self.shape_of_targets(shape)
         rule = "targets must have the shape of the means"
         shared.check_targets(_NAME, shape, expected, targets, rule)
 
-    def log_prob(outputs: ArrayLike, targets: ArrayLike) -> jax.Array:
-        check(outputs, targets)
-        location, matrix = split(outputs)
+    def log_prob(self, outputs: ArrayLike, targets: ArrayLike) -> jax.Array:
+        self.check(outputs, targets)
+        location, matrix = self.split(outputs)
         possible = finite(targets)
-        if used is not None:
-            possible = possible | (jnp.asarray(used) == 0)
-        possible = jnp.all(possible, -1)
-        values = density(like(targets, location) - location, matrix)
-        return shared.nan_outside(possible, values)
+        if self.used is not None:
+            possible = possible | (jnp.asarray(self.used) == 0)
+        values = self.density(like(targets, location) - location, matrix)
+        return shared.nan_outside(jnp.all(possible, -1), values)
 
-    def sample(key: jax.Array, outputs: ArrayLike) -> jax.Array:
-        location, matrix = split(outputs)
+    def sample(self, key: jax.Array, outputs: ArrayLike) -> jax.Array:
+        location, matrix = self.split(outputs)
         noise = jax.random.normal(key, location.shape, location.dtype)
         factor = linalg.cholesky(matrix)
         return location + linalg.product("...ij,...j->...i", factor, noise)
 
-    def root(outputs: ArrayLike, probes: Any, key: Any = None) -> jax.Array:
-        location, matrix = split(outputs)
-        half = _inverse(linalg.cholesky(observed(matrix)))
+    def root(self, outputs: ArrayLike, probes: Any, key: Any = None) -> jax.Array:
+        location, matrix = self.split(outputs)
+        half = _inverse(linalg.cholesky(self.observed(matrix)))
         pulled = linalg.product("...ji,...j->...i", half, like(probes, location))
-        pulled = keep(jnp.broadcast_to(pulled, location.shape))
-        if covariance is None:  # nothing is to be learned of the noise
-            rest = jnp.zeros(
-                (*matrix.shape[:-2], location.shape[-1] ** 2), pulled.dtype
-            )
-            pulled = jnp.concatenate([pulled, rest], -1)
+        pulled = self.keep(jnp.broadcast_to(pulled, location.shape))
+        if self.covariance is None:  # nothing is to be learned of the noise
+            rest = pulled.shape[-1] ** 2
+            zeros = jnp.zeros((*pulled.shape[:-1], rest), pulled.dtype)
+            pulled = jnp.concatenate([pulled, zeros], -1)
         return pulled.astype(jnp.asarray(outputs).dtype)
 
-    def variance(outputs: ArrayLike) -> jax.Array:
-        location, matrix = split(outputs)
+    def variance(self, outputs: ArrayLike) -> jax.Array:
+        location, matrix = self.split(outputs)
         diagonal = jnp.diagonal(matrix, axis1=-2, axis2=-1)
         return jnp.broadcast_to(diagonal, location.shape)
 
     def expected_log_prob(
-        mean: jax.Array, variance: Any, spread: jax.Array, targets: ArrayLike
+        self, mean: jax.Array, variance: Any, spread: jax.Array, targets: ArrayLike
     ) -> jax.Array:
-        location, matrix = split(mean)
+        location, matrix = self.split(mean)
         k = location.shape[-1]
         spread = like(spread[..., :k, :k], location)
         total = spread + jnp.broadcast_to(matrix, spread.shape)
-        return density(like(targets, location) - location, total)
-
-    def mean(outputs: ArrayLike) -> jax.Array:
-        return split(outputs)[0]
-
-    return Likelihood(
-        name=_NAME,
-        log_prob=log_prob,
-        mean=mean,
-        variance=variance,
-        sample=sample,
-        root=root,
-        probe_shape=lambda shape: (
-            (*shape[:-1], _num_targets(shape)) if covariance is None else tuple(shape)
-        ),
-        line=mean,
-        scale=IDENTITY,
-        support=finite,
-        check=check,
-        expected_log_prob=expected_log_prob,
-        normal_errors=True,
-        observing=lambda used: of_vectors(covariance, used),
-    )
+        return self.density(like(targets, location) - location, total)
 
 
 def _inverse(factor: jax.Array) -> jax.Array:
