@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -279,10 +278,16 @@ def scores(
     params, batch = trees.real_arrays(params, "params"), batches.as_batch(batch)
     if batch.targets is None:
         raise ValueError("scores need targets; the batch's are None.")
-    return meshes.replicated(functools.partial(_scores, model), params, batch)
+
+    def scored(params: PyTree, batch: Batch) -> PyTree:
+        check_rows(model, params, batch)
+        return row_scores(model, params, batch)
+
+    return meshes.replicated(scored, params, batch)
 
 
-def _scores(model: Model, params: PyTree, batch: Batch) -> PyTree:
+def check_rows(model: Model, params: PyTree, batch: Batch) -> None:
+    """Raises where rows have no scores of their own."""
     model.check(params, batch)
     together = model.interaction(params, batch.inputs)
     if together is not None:
@@ -291,6 +296,10 @@ def _scores(model: Model, params: PyTree, batch: Batch) -> PyTree:
             "of its own: give a model that is evaluated row by row, such as batch "
             "normalisation with its statistics in ff.Shared."
         )
+
+
+def row_scores(model: Model, params: PyTree, batch: Batch) -> PyTree:
+    """The weighted score of every row, leaves `(n, *leaf.shape)`."""
     parts, rebuild = batches.unpack(batch)
 
     def one(parts: tuple) -> PyTree:

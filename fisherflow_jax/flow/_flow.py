@@ -24,6 +24,8 @@ def fisher_flow(
     prior_precision: Any = 1.0,
     num_steps: int = 4,
     robust: bool = False,
+    num_clusters: int | None = None,
+    weights_are: str = "frequency",
     marginal: bool = False,
     compensated: bool | None = None,
     prior_is: Literal["previous", "predicted"] = "previous",
@@ -58,6 +60,14 @@ def fisher_flow(
         guess. 1 takes one step, the first time too, without a line search, and keeps
         the information of the predicted mean.
       robust: keep the sum of squared scores too, for sandwich variances.
+      num_clusters: with `robust`: keep the scores summed over each of G clusters
+        instead, `(G, d)` numbers, for rows that are dependent within a cluster. Batches
+        are then `ff.Batch(inputs, targets, weights, clusters=ids)`, ids from 0 to
+        G - 1.
+      weights_are: what a row of weight w is, for sandwich variances and an unknown
+        dispersion: "frequency", w equal rows; "variance", one row of variance
+        `dispersion / w`; "sampling", one row that stands for w of the population (its
+        standard errors are robust ones only). The last two count rows, not weights.
       marginal: solve each batch in full and keep `1 / diag(F^-1)` instead of `diag(F)`
         (blocks likewise): valid intervals under correlation. Needs batches of a few
         times d rows, memory d^2; for scalar, diagonal and block.
@@ -117,6 +127,8 @@ def fisher_flow(
         prior_precision=Compared(prior_precision),
         num_steps=num_steps,
         robust=robust,
+        num_clusters=num_clusters,
+        weights_are=weights_are,
         marginal=marginal,
         compensated=compensated,
         chunk_size=chunk_size,

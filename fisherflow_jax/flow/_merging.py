@@ -110,6 +110,9 @@ def merge(states: Sequence[FlowState], start: FlowState) -> FlowState:
     meat = None
     if start.meat is not None:
         meat = ops.fuse(sums.quadratic[0], [s.meat for s in states])
+    clusters = None
+    if start.clusters is not None:
+        clusters = _fused(sums.scores, [s.clusters for s in states])
     steps_taken = jnp.max(jnp.stack(steps))
     # without any update the state may still hold the search's start: it keeps it
     mean = trees.where(start.step + steps_taken > 0, moved, start.mean)
@@ -118,6 +121,7 @@ def merge(states: Sequence[FlowState], start: FlowState) -> FlowState:
         information=ops.conform(start.information, information),
         count=_fused(sums.weight, [s.count for s in states]),
         meat=meat,
+        clusters=clusters,
         residual=residual,
         own_residual=own_residual,
         prior=aged.prior,

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from fisherflow_jax import estimators, model
 from fisherflow_jax._ground import batch as batches
@@ -32,6 +33,9 @@ _NEEDS = {
 }
 
 
+_KINDS_OF_WEIGHTS = "frequency", "sampling", "variance"
+
+
 @dataclasses.dataclass(frozen=True, repr=False)
 class Recipe:
     """The choices of `ff.fisher_flow`; recipes of equal choices are equal."""
@@ -44,6 +48,8 @@ class Recipe:
     prior_precision: choices.Compared
     num_steps: int
     robust: bool
+    num_clusters: int | None
+    weights_are: str
     marginal: bool
     compensated: bool | None
     chunk_size: int | None
@@ -68,11 +74,35 @@ class Recipe:
         for option, (capability, reason) in _NEEDS.items():
             if getattr(self, option):
                 self.structure.require(capability, reason)
+        self._check_robust()
         curvature = self.bound(self.estimator.value, self.apply_fn)
         if curvature.not_a_curvature:
             raise ValueError(
                 f"estimators.{curvature.name} cannot be a flow's curvature: "
                 f"{curvature.not_a_curvature}."
+            )
+
+    def _check_robust(self) -> None:
+        if self.weights_are not in _KINDS_OF_WEIGHTS:
+            raise ValueError(
+                f"weights_are must be one of {', '.join(map(repr, _KINDS_OF_WEIGHTS))};"
+                f" got {self.weights_are!r}."
+            )
+        if self.weights_are == "sampling" and not self.robust:
+            raise ValueError(
+                'weights_are="sampling" needs robust=True: no standard error but the '
+                "sandwich's knows what a sampling weight is."
+            )
+        if self.num_clusters is None:
+            return
+        checks.whole(self.num_clusters, "num_clusters")
+        if not self.robust:
+            raise ValueError("num_clusters is for robust=True, the sandwich.")
+        if capabilities.ADAPTIVE in self.memory.needs:
+            raise ValueError(
+                f"memory {self.memory.name} does not go with num_clusters: its test "
+                "takes the scores of two windows for independent, and a cluster may "
+                "have rows in both."
             )
 
     def __repr__(self) -> str:
@@ -103,8 +133,7 @@ class Observed:
 
     @functools.cached_property
     def num_observations(self) -> jax.Array:
-        each_target = self.recipe.estimates_dispersion
-        return batches.num_observations(self.batch, each_target=each_target)
+        return num_observations(self.recipe, self.batch)
 
     def total(self, function: Callable, params: PyTree) -> jax.Array:
         """`function(outputs, targets)`, summed."""
@@ -117,9 +146,38 @@ class Observed:
         curvature = self.recipe.bound(self.recipe.estimator.value, self.apply_fn)
         return curvature.compute(params, self.batch, self.key)
 
-    def squared_scores(self, params: PyTree) -> Any:
-        scores = self.recipe.bound(estimators.empirical, self.apply_fn)
-        return scores.compute(params, self.batch, None)
+    def log_unit_variance(self, params: PyTree) -> jax.Array:
+        """Of the targets where the dispersion is one, summed."""
+        of_targets: Any = self.recipe.likelihood.log_unit_variance
+        batch = self.batch
+        by_row = self.recipe.weights_are != "frequency"
+        if by_row:
+            batch = rows_counted(batch)
+
+        def values(_: tuple, pair: tuple) -> jax.Array:
+            targets, weights = pair
+            logs = of_targets(targets)
+            if not by_row:
+                return logs
+            weights = weights.astype(logs.dtype)
+            weights = weights.reshape(weights.shape + (1,) * (logs.ndim - weights.ndim))
+            return logs - jnp.log(weights)  # the variance is V(y) / w
+
+        batch = batch._replace(targets=(batch.targets, self.batch.weights))
+        return model.weighted_sum(lambda params, inputs: (), values, params, batch)
+
+
+def num_observations(recipe: Recipe, batch: batches.Batch) -> jax.Array:
+    """How many observations a batch counts for, `()`: by its weights, or its rows."""
+    if recipe.weights_are != "frequency":
+        batch = rows_counted(batch)
+    each_target = recipe.estimates_dispersion
+    return batches.num_observations(batch, each_target=each_target)
+
+
+def rows_counted(batch: batches.Batch) -> batches.Batch:
+    """With a weight of one in place of every positive one."""
+    return batch._replace(weights=(batch.weights > 0).astype(batch.weights.dtype))
 
 
 def parameters(tree: PyTree, name: str) -> PyTree:

@@ -10,10 +10,16 @@ import optax
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import checks, keys, trees
-from fisherflow_jax._ground.batch import as_batch, num_observations
+from fisherflow_jax._ground.batch import Batch, as_batch
+from fisherflow_jax._ground.choices import compiled
 from fisherflow_jax.flow import _evidence as evidence
+from fisherflow_jax.flow._recipe import Observed, Recipe, num_observations
+from fisherflow_jax.flow._robust import check_clusters, known_clusters, with_scores
 from fisherflow_jax.flow._state import FisherFlow, FlowState
-from fisherflow_jax.memories import remembers_all
+from fisherflow_jax.flow._step import kept
+from fisherflow_jax.memories import Sum, remembers_all
+
+PyTree = Any
 
 _WARM_START_STEPS = 50
 _SHORT = 0.1  # posterior standard deviations
@@ -96,12 +102,13 @@ def refine(flow: FisherFlow, state: FlowState, batches: Any) -> FlowState:
 
     Returns:
       The state with mean, information, count and log-evidence of the step. The
-      information is that of the point from which the step was taken. The scores
-      for `robust=True` and the dispersion's residual stay those of the stream. Cost:
-      one pass.
+      information is that of the point from which the step was taken. The scores for
+      `robust=True` are taken anew, at the refined mean; the dispersion's residual stays
+      that of the stream. Cost: one pass, with `robust=True` two.
 
     Raises:
-      ValueError: for a memory other than stationary, and for no batches at all.
+      ValueError: for a memory other than stationary, and for no batches at all; with
+        `robust=True` for an iterator, which gives its batches only once.
       TypeError: for a bank's state.
 
     Example:
@@ -136,14 +143,19 @@ def refine(flow: FisherFlow, state: FlowState, batches: Any) -> FlowState:
             f"remembers; this state's memory is {type(state.memory).__name__}."
         )
 
+    recipe = flow.recipe
+    if recipe.robust and iter(batches) is batches:
+        raise ValueError(
+            "with robust=True refine passes over the data twice: give a list, a loader "
+            f"or a stacked batch, and not a {type(batches).__name__}."
+        )
+
     def add_batch(sums: Any, batch: Any, index: jax.Array) -> Any:
         key = None
         if state.key is not None:
             key = jax.random.fold_in(keys.typed_key(state.key), state.step + index)
-        batch = as_batch(batch)
-        each_target = state.residual is not None
-        count = num_observations(batch, each_target=each_target)
-        count = count.astype(state.count.dtype)
+        batch = _read(recipe, batch)
+        count = num_observations(recipe, batch).astype(state.count.dtype)
         *numbers, information = (count, *flow.evaluate(state.mean, batch, key))
         if sums is None:
             return numbers, information
@@ -164,14 +176,19 @@ def refine(flow: FisherFlow, state: FlowState, batches: Any) -> FlowState:
             ops.logdet(prior.precision, offset),
             logdet,
         ).astype(log_evidence.dtype)
-    kept = flow.project(information)
-    if kept is not information:
-        logdet = ops.logdet(kept, offset)
+    mean, sums = optax.tree.add(state.mean, step), Sum(information, count)
+    if recipe.robust:
+        sums = _with_scores(recipe, sums, mean, batches)
+    sums = kept(recipe, sums)
+    if sums.curvature is not information:
+        logdet = ops.logdet(sums.curvature, offset)
     refined = state._replace(
-        mean=optax.tree.add(state.mean, step),
-        information=ops.conform(state.information, kept),
+        mean=mean,
+        information=ops.conform(state.information, sums.curvature),
         log_determinant=logdet.astype(state.log_determinant.dtype),
         count=count,
+        meat=_meat_like(state, sums),
+        clusters=sums.scores or None,
         log_evidence=log_evidence,
         # the belief is no longer the prior, even if no stream came before
         step=jnp.maximum(state.step, 1),
@@ -183,6 +200,39 @@ def refine(flow: FisherFlow, state: FlowState, batches: Any) -> FlowState:
         )
     skipped = state._replace(num_skipped=state.num_skipped + 1)
     return optax.tree.where(finite, refined, skipped)
+
+
+def _with_scores(recipe: Recipe, sums: Sum, mean: PyTree, batches: Any) -> Sum:
+    """The sums with the scores of all batches at a mean."""
+
+    def add_batch(total: Any, batch: Any, index: jax.Array) -> Any:
+        del index
+        site = compiled(recipe, _scores)(_read(recipe, batch), mean)
+        if total is None:
+            return site
+        return tuple(map(ops.add, site[0], total[0])), optax.tree.add(site[1], total[1])
+
+    quadratic, scores = _sum_over(add_batch, batches)
+    return sums._replace(quadratic=quadratic, scores=scores)
+
+
+def _scores(recipe: Recipe, batch: Batch, mean: PyTree) -> tuple[tuple, PyTree]:
+    site = with_scores(Observed(recipe, batch, None), Sum(None, jnp.zeros(())), mean)
+    return site.quadratic, site.scores
+
+
+def _read(recipe: Recipe, batch: Any) -> Batch:
+    batch = as_batch(batch)
+    check_clusters(recipe, batch)
+    return known_clusters(recipe, batch)[0]
+
+
+def _meat_like(state: FlowState, sums: Sum) -> Any:
+    if not sums.quadratic:
+        return None
+    # as rich as the information, where the prior is richer than the structure
+    zero = ops.scale(state.prior.precision, 0.0)
+    return ops.conform(state.meat, ops.add(sums.quadratic[0], zero))
 
 
 def _sum_over(add_batch: Callable[..., Any], stored: Any) -> Any:

@@ -13,6 +13,7 @@ from fisherflow_jax._ground import trees
 from fisherflow_jax._ground.choices import Compared, compiled, shared
 from fisherflow_jax._ground.keys import key_data
 from fisherflow_jax.flow._recipe import Recipe, parameters
+from fisherflow_jax.flow._robust import Clusters, no_clusters
 from fisherflow_jax.memories import Belief, Prior, Shift, Squares, Sum
 from fisherflow_jax.structures import _prior as priors
 from fisherflow_jax.structures import capabilities
@@ -46,6 +47,7 @@ class FlowState(NamedTuple):
         all their targets, each an observation of it.
       log_evidence: `()`, of all batches.
       meat: the sum of squared scores, for `robust=True`; None: not kept.
+      clusters: the scores summed over each cluster, for `num_clusters`; None: not kept.
       residual: `()`, the penalised sum of squares; None: the dispersion is known.
       own_residual: `()`, the data's own sum of squares at the mean, without the prior's
         share.
@@ -63,6 +65,7 @@ class FlowState(NamedTuple):
     count: jax.Array  # type: ignore[assignment]
     log_evidence: jax.Array
     meat: Any | None
+    clusters: Clusters | None
     residual: jax.Array | None
     own_residual: jax.Array | None
     prior: Prior
@@ -133,6 +136,11 @@ class FisherFlow(NamedTuple):
     evaluate: Callable[..., tuple[jax.Array, PyTree, Any]]
     project: Callable[[Any], Any]
 
+    @property
+    def recipe(self) -> Recipe:
+        """The flow's choices."""
+        return self.init.args[0]  # type: ignore[attr-defined]
+
     def __repr__(self) -> str:
         return repr(getattr(self.init, "args", ("FisherFlow(...)",))[0])
 
@@ -172,6 +180,7 @@ def belief_of(state: FlowState) -> Belief:
         weight=state.count,
         linear=squares,
         quadratic=() if state.meat is None else (state.meat,),
+        scores=state.clusters or (),
     )
     mean = optax.tree.where(state.step > 0, state.mean, state.prior.origin)
     return Belief(mean, sums, state.prior)
@@ -224,14 +233,23 @@ def begin(
         )
     zero, none = jnp.zeros((), trees.float_dtype(mean)), jnp.zeros((), jnp.int32)
     residual = zero if recipe.estimates_dispersion else None
+    squares, clusters = recipe.robust, None
+    if recipe.num_clusters is not None:
+        if not ops.provides(ops.squares, nothing):
+            raise ValueError(
+                f"num_clusters needs ff.information.squares, which structure "
+                f"{recipe.structure.name} has not registered."
+            )
+        squares, clusters = False, no_clusters(recipe.num_clusters, mean)
     zeros = Sum(
         curvature=nothing,
         weight=zero,
         linear=Shift(optax.tree.zeros_like(mean), residual),
-        quadratic=(nothing,) if recipe.robust else (),
+        quadratic=(nothing,) if squares else (),
+        scores=clusters or (),
     )
     meat = None
-    if recipe.robust:
+    if squares:
         # as rich as the information, which a richer prior may have made richer than
         # the structure
         meat = ops.add(nothing, ops.scale(precision, 0.0))
@@ -251,6 +269,7 @@ def begin(
         count=zero,
         log_evidence=zero,
         meat=None if meat is None else keep(meat),
+        clusters=clusters,
         residual=residual,
         own_residual=residual,
         prior=Prior(origin, precision),

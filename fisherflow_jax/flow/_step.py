@@ -12,11 +12,11 @@ from fisherflow_jax._ground import checks, choices, keys, trees
 from fisherflow_jax.flow import _evidence as evidence
 from fisherflow_jax.flow import _marginal as marginal
 from fisherflow_jax.flow import _newton as newton
+from fisherflow_jax.flow import _robust as robust
 from fisherflow_jax.flow._newton import Solution
 from fisherflow_jax.flow._recipe import Observed, Recipe, parameters
 from fisherflow_jax.flow._state import FlowInfo, FlowState, belief_of
 from fisherflow_jax.memories import Belief, Shift, Squares, Sum
-from fisherflow_jax.model import weighted_sum
 
 PyTree = Any
 
@@ -28,6 +28,7 @@ def update(
     batch = batches.as_batch(batch)
     if batch.targets is None:
         raise ValueError("a flow learns from targets; the batch's are None.")
+    robust.check_clusters(recipe, batch)
     # compiled once a recipe and shape, so that a plain Python loop over a data loader
     # does not trace its searches anew at each batch
     steps = recipe.num_steps if num_steps is None else num_steps
@@ -43,6 +44,7 @@ def advance(
     key = None
     if state.key is not None:
         key = jax.random.fold_in(keys.typed_key(state.key), state.step)
+    batch, unknown = robust.known_clusters(recipe, batch)
     observed = Observed(recipe, batch, key)
     believed = belief_of(state)
     predicted = recipe.memory.predict(state.memory, believed, batch, believed.mean)
@@ -81,7 +83,7 @@ def advance(
         missing=missing,
         memory=report,
     )
-    return settle(state, belief, logdet, storage, gain, solution, sound), info
+    return settle(state, belief, logdet, storage, gain, solution, sound, unknown), info
 
 
 def fit(
@@ -113,21 +115,18 @@ def absorb(
     That is the squared length by the information before.
     """
     recipe, sums = observed.recipe, predicted.sums
-    before = ops.plain(sums.curvature)
-    information, mean = solution.information, solution.mean
+    before, mean = ops.plain(sums.curvature), solution.mean
     weight = observed.num_observations.astype(sums.weight.dtype)
-    meat = None
+    site = Sum(curvature=solution.information, weight=weight)
     if recipe.robust:
         # the first batch's scores are taken at its solution: the start says nothing
         at = trees.where(started, predicted.mean, mean)
-        meat = observed.squared_scores(at)
+        site = robust.with_scores(observed, site, at)
     if recipe.marginal:
         score = jax.grad(observed.log_likelihood)(solution.at)
-        information, own, meat = marginal.project(
-            recipe.structure, information, score, solution.at, meat, weight
-        )
-        pull = ops.matvec(information, optax.tree.sub(own, predicted.mean))
-        total = ops.add(information, before)
+        site, own = marginal.project(recipe.structure, site, score, solution.at)
+        pull = ops.matvec(site.curvature, optax.tree.sub(own, predicted.mean))
+        total = ops.add(site.curvature, before)
         mean = optax.tree.add(predicted.mean, ops.solve(total, pull))
     move = optax.tree.sub(mean, predicted.mean)
     moved = ops.matvec(before, move)
@@ -137,12 +136,7 @@ def absorb(
         squares = observed.total(recipe.likelihood.pearson, mean)
         own = squares + predicted.own_squares(mean) - sums.linear.own
         growth = Squares(squares + distance, own)
-    site = Sum(
-        curvature=information,
-        weight=weight,
-        linear=growth,
-        quadratic=() if meat is None else (meat,),
-    )
+    site = site._replace(linear=growth)
     belief = predicted._replace(mean=mean, sums=sums.plus(site))
     # by difference, so that I theta = I^- theta^- + F theta + shift holds for every
     # structure and any number of steps
@@ -159,16 +153,13 @@ def log_evidence(
     """What the batch adds to the log-evidence, `()`; `logdets`: before and after."""
     recipe, mean = observed.recipe, belief.mean
     before, after = predicted.sums, belief.sums
-    of_targets = recipe.likelihood.log_unit_variance
-    if of_targets is None:
+    if recipe.likelihood.log_unit_variance is None:
         value = observed.log_likelihood(mean).astype(distance.dtype)
         return evidence.known_dispersion(value, distance, *logdets)
     return evidence.unknown_dispersion(
         evidence.Fitted(before.linear.penalised, before.weight, logdets[0]),
         evidence.Fitted(after.linear.penalised, after.weight, logdets[1]),
-        weighted_sum(
-            lambda params, inputs: (), lambda _, y: of_targets(y), mean, observed.batch
-        ),
+        observed.log_unit_variance(mean),
     )
 
 
@@ -180,10 +171,12 @@ def settle(
     gain: jax.Array,
     solution: Solution,
     sound: jax.Array,
+    rows_skipped: jax.Array,
 ) -> FlowState:
     """The state after the batch, or before it and a batch skipped."""
     squares = belief.sums.linear
     events = state.events._replace(
+        rows_skipped=state.events.rows_skipped + rows_skipped,
         solves_regularised=state.events.solves_regularised + solution.helped,
         searches_unfinished=state.events.searches_unfinished + solution.unfinished,
     )
@@ -194,6 +187,7 @@ def settle(
         count=belief.sums.weight,
         log_evidence=state.log_evidence + gain,
         meat=belief.sums.quadratic[0] if belief.sums.quadratic else None,
+        clusters=belief.sums.scores or None,
         residual=None if squares is None else squares.penalised,
         own_residual=None if squares is None else squares.own,
         prior=belief.prior,
@@ -224,10 +218,12 @@ def measure(
 
 def project(recipe: Recipe, information: Any) -> Any:
     """What a state keeps of a summed information."""
-    from_full = recipe.structure.from_full
-    if not recipe.marginal or from_full is None:
-        return information
-    return ops.inverse(from_full(ops.inverse(information)))
+    return kept(recipe, Sum(information, jnp.zeros(()))).curvature
+
+
+def kept(recipe: Recipe, sums: Sum) -> Sum:
+    """What a state keeps of sums as batches were measured."""
+    return marginal.kept(recipe.structure, sums) if recipe.marginal else sums
 
 
 def check_taken_in(

@@ -55,6 +55,7 @@ from fisherflow_jax.information._operations import shapes as shapes
 from fisherflow_jax.information._operations import solve as solve
 from fisherflow_jax.information._operations import solver as solver
 from fisherflow_jax.information._operations import spectral as spectral
+from fisherflow_jax.information._operations import squares as squares
 from fisherflow_jax.information._operations import to_dense as to_dense
 from fisherflow_jax.information._operations import total as total
 from fisherflow_jax.information._operations import trace as trace

@@ -296,6 +296,15 @@ def sandwich(information: Information, meat: Information) -> Information:
 
 
 @functools.singledispatch
+def squares(information: Information, vectors: PyTree) -> Information:
+    """What the structure of `information` keeps of `sum_k v_k v_k^T`.
+
+    `vectors` has leaves `(k, *leaf.shape)`; the values of `information` are not read.
+    """
+    raise _unsupported("squares", information)
+
+
+@functools.singledispatch
 def propagate(
     information: Information, noise: Any, transition: Any | None = None
 ) -> Information:

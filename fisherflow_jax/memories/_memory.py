@@ -26,6 +26,7 @@ class Sum(NamedTuple):
     weight: jax.Array  # () effective number of observations
     linear: PyTree = ()  # what else fades like the information
     quadratic: tuple = ()  # informations that carry the weight twice
+    scores: PyTree = ()  # sums of scores, which fade like the weight
 
     def plus(self, site: "Sum") -> "Sum":
         return Sum(
@@ -33,6 +34,7 @@ class Sum(NamedTuple):
             weight=self.weight + site.weight,
             linear=optax.tree.add(self.linear, site.linear),
             quadratic=tuple(map(ops.add, site.quadratic, self.quadratic)),
+            scores=optax.tree.add(self.scores, site.scores),
         )
 
     def faded(self, factor: jax.Array) -> "Sum":
@@ -41,6 +43,7 @@ class Sum(NamedTuple):
             weight=self.weight * factor,
             linear=jax.tree.map(lambda x: x * factor, self.linear),
             quadratic=tuple(ops.scale(x, jnp.square(factor)) for x in self.quadratic),
+            scores=jax.tree.map(lambda x: x * factor, self.scores),
         )
 
     def faded_to_prior(self, factor: jax.Array) -> "Sum":
@@ -179,6 +182,7 @@ class Belief(NamedTuple):
             weight=sites.weight,
             linear=squares,
             quadratic=tuple(map(ops.conform, self.sums.quadratic, quadratic)),
+            scores=sites.scores,
         )
         return self._replace(mean=mean, sums=sums)
 
@@ -246,6 +250,7 @@ def total(sites: Sum, weights: jax.Array) -> Sum:
         weight=plain(sites.weight),
         linear=plain(sites.linear),
         quadratic=tuple(ops.total(x, weights) for x in sites.quadratic),
+        scores=plain(sites.scores),
     )
 
 

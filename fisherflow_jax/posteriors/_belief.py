@@ -41,7 +41,7 @@ class Gaussian(NamedTuple):
 
 
 def gaussians(
-    state: Any, robust: bool = False
+    state: Any, robust: bool | str = False
 ) -> tuple[jax.Array, tuple[Gaussian, ...]]:
     """A state as weighted Gaussians: `(weights, Gaussian...)`, the weights sum to one.
 
@@ -49,12 +49,14 @@ def gaussians(
       state: anything with `.mean` and `.information`, such as a flow's state or a
         posterior: one Gaussian. Anything with `.members` (states) and `.weights`, such
         as a bank's state, or a list or tuple of states, weighted equally: a mixture.
-      robust: for the sandwich variance, which needs the meat and no dispersion.
+      robust: for the sandwich variance, which needs the meat and no dispersion: True or
+        "HC0", or "HC1" for its small-sample factor.
 
     Raises:
       TypeError: for what is no state.
       ValueError: with an unknown dispersion, where it is at hand and there are too few
-        observations to estimate it; with `robust`, without the meat.
+        observations to estimate it; with `robust`, without the meat, and with too few
+        observations or clusters for the factor.
     """
     if hasattr(state, "members") and hasattr(state, "weights"):
         weights, members = state.weights, state.members
@@ -77,7 +79,7 @@ def gaussians(
     return jnp.concatenate(weights), tuple(one for _, own in parts for one in own)
 
 
-def gaussian(state: Any, robust: bool = False) -> Gaussian:
+def gaussian(state: Any, robust: bool | str = False) -> Gaussian:
     """The one Gaussian of a state.
 
     Raises:
@@ -123,7 +125,7 @@ def described(state: Any) -> str:
     return f"mean: {count} parameter{'s' * (count != 1)}, information: {kind}"
 
 
-def _gaussian(state: Any, robust: bool) -> Gaussian:
+def _gaussian(state: Any, robust: bool | str) -> Gaussian:
     count, meat = getattr(state, "num_observations", None), getattr(state, "meat", None)
     if count is None and not callable(getattr(state, "count", None)):
         count = getattr(state, "count", None)  # every tuple has a method `count`
@@ -133,11 +135,8 @@ def _gaussian(state: Any, robust: bool) -> Gaussian:
         meat=None if meat is None else ops.plain(meat),
         num_observations=count,
     )
-    if robust and meat is None:
-        raise ValueError(
-            "robust=True needs the sum of squared scores, which a flow keeps when it "
-            "is built with robust=True: ff.fisher_flow(..., robust=True)."
-        )
+    if robust:
+        one = _corrected(one, getattr(state, "clusters", None), robust)
     spare = None if robust else getattr(state, "degrees_of_freedom", None)
     if spare is None:
         return one
@@ -156,3 +155,40 @@ def _gaussian(state: Any, robust: bool) -> Gaussian:
     if dispersion is not None:
         dispersion = jnp.where(spare > 0, dispersion, jnp.nan)
     return one._replace(dispersion=dispersion, degrees_of_freedom=spare)
+
+
+def _corrected(one: Gaussian, clusters: Any, robust: bool | str) -> Gaussian:
+    """With the middle of the sandwich times its small-sample factor."""
+    if robust not in (True, "HC0", "HC1"):
+        raise ValueError(f'robust must be True, "HC0" or "HC1"; got {robust!r}.')
+    meat, count = one.meat, one.num_observations
+    factor: Any = 1.0
+    if clusters is not None:
+        meat = ops.squares(one.information, clusters.scores)
+        seen = jnp.sum(clusters.weights > 0).astype(clusters.weights.dtype)
+        factor = _ratio(seen, seen - 1, "clusters need two that were seen")
+    if meat is None:
+        raise ValueError(
+            "robust=True needs the sum of squared scores, which a flow keeps when it "
+            "is built with robust=True: ff.fisher_flow(..., robust=True)."
+        )
+    if robust == "HC1":
+        size = trees.size(one.mean)
+        if count is None:
+            raise ValueError(f'robust="HC1" needs the number of observations, {_HC1}')
+        own = count if clusters is None else count - 1
+        rule = (
+            f'robust="HC1" needs more observations than the {size} parameters, {_HC1}'
+        )
+        factor = factor * _ratio(own, count - size, rule)
+    return one._replace(meat=ops.scale(meat, factor))
+
+
+_HC1 = 'which this state does not have: "HC0" needs none.'
+
+
+def _ratio(above: jax.Array, below: jax.Array, rule: str) -> jax.Array:
+    """Above over below; where that is not positive an error, or NaN under jit."""
+    if not checks.holds(below > 0):
+        raise ValueError(rule)
+    return jnp.where(below > 0, above / below, jnp.nan)

@@ -58,7 +58,7 @@ def delta_method(
     function: Callable[[PyTree], PyTree],
     *,
     level: float = 0.95,
-    robust: bool = False,
+    robust: bool | str = False,
     transform: Callable[[jax.Array], jax.Array] | None = None,
 ) -> Estimate:
     r"""The standard error and interval of a function of the parameters.
@@ -70,7 +70,7 @@ def delta_method(
       function: parameters -> an array or a pytree of arrays, differentiable at the
         mean.
       level: of the interval, in (0, 1).
-      robust: with the sandwich variance.
+      robust: with the sandwich variance, as in `ff.standard_error`.
       transform: an increasing elementwise map applied last: the interval is taken
         before it and mapped, so that it stays where the transform's values are. Odds
         ratios are `function=lambda p: p, transform=jnp.exp`.
@@ -126,7 +126,7 @@ def wald_test(
     contrast: PyTree | Callable[[PyTree], PyTree],
     value: jax.typing.ArrayLike = 0.0,
     *,
-    robust: bool = False,
+    robust: bool | str = False,
 ) -> WaldTest:
     r"""Tests that functions of the parameters have given values.
 
@@ -139,7 +139,7 @@ def wald_test(
       contrast: a pytree like the parameters, the weights of one linear combination; or
         a function from the parameters to an array (or a pytree) of k values.
       value: what they are under the hypothesis: a number, or k of them.
-      robust: with the sandwich variance.
+      robust: with the sandwich variance, as in `ff.standard_error`.
 
     Returns:
       A `WaldTest` of numbers (outside jit).
@@ -218,7 +218,7 @@ def _linear(contrast: PyTree, mean: PyTree) -> Callable[[PyTree], jax.Array]:
 
 
 def _moments(
-    one: Gaussian, function: Callable[[PyTree], PyTree], robust: bool
+    one: Gaussian, function: Callable[[PyTree], PyTree], robust: bool | str
 ) -> tuple[jax.Array, jax.Array]:
     """The function's value, ravelled `(k,)`, and its covariance matrix `(k, k)`."""
     value, vjp = jax.vjp(lambda params: trees.ravel(function(params)), one.mean)

@@ -19,7 +19,7 @@ PyTree = Any
 _MANY = 200.0
 
 
-def standard_error(state: Any, robust: bool = False) -> PyTree:
+def standard_error(state: Any, robust: bool | str = False) -> PyTree:
     r"""The standard error of each parameter.
 
     .. math:: \sqrt{\hat\phi \, (I^{-1})_{jj}} \quad \text{or, robust,} \quad
@@ -27,19 +27,22 @@ def standard_error(state: Any, robust: bool = False) -> PyTree:
 
     with the dispersion `phi` where it is estimated. The robust (sandwich) one is right
     for the estimate even where the model's variance is wrong (overdispersion,
-    heteroscedasticity). Its `I` is the flow's information, prior included, and there is
-    no small-sample factor: HC0.
+    heteroscedasticity). Its `I` is the flow's information, prior included. With
+    clusters `M` is :math:`\frac{G}{G - 1} \sum_g S_g S_g^\top` of the scores summed
+    over each of the G clusters seen, right for rows that depend on each other there.
 
     Args:
       state: anything with `.mean` and `.information`.
-      robust: the sandwich; the flow must have been built with `robust=True`.
+      robust: the sandwich; the flow must have been built with `robust=True`. True or
+        "HC0": as above. "HC1": times `n / (n - d)`, with clusters `(n - 1) / (n - d)`,
+        for n observations and d parameters.
 
     Returns:
       A pytree like the parameters. Cost: an inverse (d^3 with the full structure).
 
     Raises:
-      ValueError: for robust=True without the scores; for an unknown dispersion with too
-        few observations.
+      ValueError: for robust=True without the scores; for an unknown dispersion, or a
+        small-sample factor, with too few observations.
 
     Example:
       >>> import jax.numpy as jnp
@@ -59,12 +62,15 @@ def standard_error(state: Any, robust: bool = False) -> PyTree:
 
     References:
       White, "Maximum likelihood estimation of misspecified models", 1982.
+      MacKinnon, White, "Some heteroskedasticity-consistent covariance matrix estimators
+      with improved finite sample properties", 1985.
+      Liang, Zeger, "Longitudinal data analysis using generalized linear models", 1986.
     """
     return _moments(state, robust)[1]
 
 
 def confidence_interval(
-    state: Any, level: float = 0.95, robust: bool = False
+    state: Any, level: float = 0.95, robust: bool | str = False
 ) -> tuple[PyTree, PyTree]:
     r"""Two-sided intervals of the parameters.
 
@@ -76,7 +82,7 @@ def confidence_interval(
     Args:
       state: anything with `.mean` and `.information`.
       level: the probability of covering, in (0, 1).
-      robust: with the sandwich variance.
+      robust: with the sandwich variance, as in `ff.standard_error`.
 
     Returns:
       `(lower, upper)`, pytrees like the parameters. Cost: that of `standard_error`.
@@ -105,7 +111,7 @@ def confidence_interval(
 
 
 def interval_and_error(
-    state: Any, level: float, robust: bool
+    state: Any, level: float, robust: bool | str
 ) -> tuple[PyTree, PyTree, PyTree, PyTree]:
     """The mean, standard error, and ends of the interval of each parameter."""
     mean, error = _moments(state, robust)
@@ -116,7 +122,7 @@ def interval_and_error(
     return mean, error, lower, upper
 
 
-def _moments(state: Any, robust: bool) -> tuple[PyTree, PyTree]:
+def _moments(state: Any, robust: bool | str) -> tuple[PyTree, PyTree]:
     """The mean and the standard error of each parameter."""
     weights, members = belief.gaussians(state, robust)
     means = [member.mean for member in members]
@@ -125,7 +131,7 @@ def _moments(state: Any, robust: bool) -> tuple[PyTree, PyTree]:
     return mean, jax.tree.map(jnp.sqrt, variance)
 
 
-def _variance(member: Gaussian, robust: bool) -> PyTree:
+def _variance(member: Gaussian, robust: bool | str) -> PyTree:
     if robust:
         sandwich = ops.sandwich(member.information, member.meat)
         return ops.diagonal(sandwich, member.mean)

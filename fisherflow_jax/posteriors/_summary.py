@@ -60,7 +60,7 @@ def summary(
     names: Sequence[str] | PyTree | None = None,
     *,
     level: float = 0.95,
-    robust: bool = False,
+    robust: bool | str = False,
 ) -> Summary:
     """A table of estimates, standard errors, tests and intervals.
 
@@ -69,7 +69,7 @@ def summary(
       names: one name a parameter, in ravelled order (a list, an array, or a pytree
         like the parameters); None: paths in the tree.
       level: of the intervals, in (0, 1).
-      robust: with sandwich standard errors.
+      robust: with sandwich standard errors, as in `ff.standard_error`.
 
     Returns:
       A `Summary`, which prints as a table: name, estimate, standard error, z (or t,
@@ -143,7 +143,7 @@ def _flat(names: Any) -> list[str]:
     return [str(name) for leaf in jax.tree.leaves(names) for name in np.ravel(leaf)]
 
 
-def _notes(one: Gaussian, robust: bool) -> list[str]:
+def _notes(one: Gaussian, robust: bool | str) -> list[str]:
     parts = []
     if one.num_observations is not None:
         count = round(float(one.num_observations), 1)
@@ -152,5 +152,6 @@ def _notes(one: Gaussian, robust: bool) -> list[str]:
         spare = float(one.degrees_of_freedom)
         parts.append(f"dispersion {float(one.dispersion):.4g} on {spare:.1f} df")
     if robust:
-        parts.append("robust (sandwich) standard errors")
+        kind = "sandwich" if robust is True else robust
+        parts.append(f"robust ({kind}) standard errors")
     return [", ".join(parts)] if parts else []

@@ -15,15 +15,13 @@ PyTree = Any
 
 
 def check_inputs(
-    state: Any, inputs: PyTree, chunk_size: int | None, robust: bool = False
+    state: Any, inputs: PyTree, chunk_size: int | None, robust: bool | str = False
 ) -> None:
     """Raises where values are at hand."""
     if chunk_size is not None:
         checks.whole(chunk_size, "chunk_size", of="examples")
     batches.as_batch((inputs, None))  # a leading axis shared by all, n > 0
-    gaussians(state)
-    if robust:
-        gaussians(state, robust)
+    believed(state, robust)
     if jax.tree_util.all_leaves([state]):
         raise TypeError(
             "a state is a pytree, such as a NamedTuple, so that it can be an argument "
@@ -31,9 +29,19 @@ def check_inputs(
         )
 
 
-def one_belief(state: Any, refusal: str) -> Gaussian:
+def believed(state: Any, robust: bool | str) -> tuple[jax.Array, tuple[Gaussian, ...]]:
+    """`gaussians(state)`, with the meat that `robust` asks for."""
+    weights, members = gaussians(state)
+    if not robust:
+        return weights, members
+    asked = gaussians(state, robust)[1]
+    pairs = zip(members, asked, strict=True)
+    return weights, tuple(one._replace(meat=other.meat) for one, other in pairs)
+
+
+def one_belief(state: Any, refusal: str, robust: bool | str = False) -> Gaussian:
     """The Gaussian of a state that is no mixture of several."""
-    members = gaussians(state)[1]
+    members = believed(state, robust)[1]
     if len(members) > 1:
         raise ValueError(f"{refusal}: ask for that of each of bank.members.")
     return members[0]

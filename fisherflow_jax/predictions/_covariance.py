@@ -55,7 +55,7 @@ Pull = Callable[[jax.Array], Pulled]  # of cotangents (R, 1, ...)
 Puller = Callable[[PyTree], tuple[jax.Array, Pull]]  # an example -> outputs (1, ...)
 
 
-def by_gradients(belief: Gaussian, apply_fn: Callable, robust: bool) -> Puller:
+def by_gradients(belief: Gaussian, apply_fn: Callable, robust: bool | str) -> Puller:
     """By gradients of all parameters, for any structure; factorised once."""
     white = _whitened(belief, robust)
 
@@ -71,7 +71,7 @@ def by_gradients(belief: Gaussian, apply_fn: Callable, robust: bool) -> Puller:
     return at
 
 
-def _whitened(belief: Gaussian, robust: bool) -> Callable[[PyTree], Pulled]:
+def _whitened(belief: Gaussian, robust: bool | str) -> Callable[[PyTree], Pulled]:
     """Leaves `(R, *leaf.shape)` -> `Pulled`, by a root where the structure has one."""
     information, meat = belief.information, belief.meat
     if not robust and ops.provides(ops.whitener, information):
@@ -190,7 +190,7 @@ class LayerCovariances(NamedTuple):
 
 
 def layer_covariances(
-    belief: Gaussian, apply_fn: Callable, inputs: PyTree, robust: bool
+    belief: Gaussian, apply_fn: Callable, inputs: PyTree, robust: bool | str
 ) -> LayerCovariances | None:
     """The covariance layer by layer; None where it has no such form."""
     information, mean, meat = belief.information, belief.mean, belief.meat

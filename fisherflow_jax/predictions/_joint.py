@@ -45,7 +45,7 @@ def joint(
     apply_fn: Callable,
     inputs: PyTree,
     *,
-    robust: bool = False,
+    robust: bool | str = False,
     chunk_size: int | None = None,
 ) -> Joint:
     r"""The joint distribution of the outputs of several inputs.
@@ -59,7 +59,7 @@ def joint(
       state: anything with `.mean` and `.information`.
       apply_fn: `(params, inputs) -> outputs (n, ..., k)`.
       inputs: leading axis n; parts in `ff.Shared` are passed whole.
-      robust: with the sandwich variance.
+      robust: with the sandwich variance, as in `ff.standard_error`.
       chunk_size: examples that are pulled back at a time; None: all.
 
     Returns:
@@ -88,12 +88,16 @@ def joint(
       Gaussian processes", 2019.
     """
     check_inputs(state, inputs, chunk_size, robust)
-    belief = one_belief(state, "the joint distribution of a bank is a mixture")
+    belief = one_belief(state, "the joint distribution of a bank is a mixture", robust)
     return _compiled(belief, apply_fn, inputs, robust, chunk_size)
 
 
 def _joint(
-    belief: Gaussian, apply_fn: Callable, inputs: PyTree, robust: bool, size: int | None
+    belief: Gaussian,
+    apply_fn: Callable,
+    inputs: PyTree,
+    robust: bool | str,
+    size: int | None,
 ) -> Joint:
     (parts, example_of), model = one_by_one(inputs), once(apply_fn)
     size = size or parts[0].shape[0]

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from fisherflow_jax.model import once
-from fisherflow_jax.posteriors import gaussians, mixture
-from fisherflow_jax.predictions._checks import check_inputs
+from fisherflow_jax.posteriors import mixture
+from fisherflow_jax.predictions._checks import believed, check_inputs
 from fisherflow_jax.predictions._streaming import Outputs, Wanted, moments, raw
 
 PyTree = Any
@@ -20,7 +20,7 @@ def linearized_outputs(
     inputs: PyTree,
     *,
     covariance: bool = False,
-    robust: bool = False,
+    robust: bool | str = False,
     chunk_size: int | None = None,
 ) -> Outputs:
     r"""The model's outputs at the mean, and their spread under its linearisation.
@@ -43,7 +43,7 @@ def linearized_outputs(
       inputs: leading axis n; parts in `ff.Shared` are passed whole.
       covariance: also that of the outputs on the last axis, position by position. It
         is `(n, 1, 1)` for outputs `(n,)`.
-      robust: with the sandwich variance.
+      robust: with the sandwich variance, as in `ff.standard_error`.
       chunk_size: examples at a time; None: as many as keep 16 MiB.
 
     Returns:
@@ -81,7 +81,7 @@ def linearized_outputs(
 
 
 def _mixture(state: Any, apply_fn: Callable, inputs: PyTree, wanted: Wanted) -> Outputs:
-    weights, members = gaussians(state)
+    weights, members = believed(state, wanted.robust)
     model = once(apply_fn)
     found = [raw(moments(one, model, inputs, wanted)[0]) for one in members]
     if len(found) == 1:

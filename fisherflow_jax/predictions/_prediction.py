@@ -11,7 +11,12 @@ from fisherflow_jax._ground import arrays, trees
 from fisherflow_jax.likelihoods import Likelihood
 from fisherflow_jax.model import once
 from fisherflow_jax.posteriors import gaussians
-from fisherflow_jax.predictions._checks import check_inputs, check_likelihood, known
+from fisherflow_jax.predictions._checks import (
+    believed,
+    check_inputs,
+    check_likelihood,
+    known,
+)
 from fisherflow_jax.predictions._links import Averaged
 from fisherflow_jax.predictions._streaming import Outputs, Wanted, moments, raw
 
@@ -35,7 +40,7 @@ def predict(
     inputs: PyTree,
     *,
     level: float = 0.95,
-    robust: bool = False,
+    robust: bool | str = False,
     chunk_size: int | None = None,
     link: Callable[[Outputs, Likelihood], Averaged] | None = None,
 ) -> Prediction:
@@ -60,7 +65,7 @@ def predict(
       likelihood: the flow's, from `ff.likelihoods`.
       inputs: leading axis n; parts in `ff.Shared` are passed whole.
       level: of the interval of the mean, in (0, 1).
-      robust: with the sandwich variance.
+      robust: with the sandwich variance, as in `ff.standard_error`.
       chunk_size: examples at a time; None: as many as keep 16 MiB.
       link: None; or how to average over the outputs' normal: `ff.predictions.probit()`,
         `output_samples(key)`, `laplace_bridge()` for classes, `log_normal()` for rates,
@@ -162,7 +167,7 @@ def _each(
 ) -> list[tuple[Moments, Outputs | None]]:
     """Of each Gaussian of the state; outputs where a link asks for them."""
     model, each = once(apply_fn), []
-    for belief in gaussians(state)[1]:
+    for belief in believed(state, wanted.robust)[1]:
         likelihood = known(wanted.line_of, belief)
         found, spread = moments(belief, model, inputs, wanted)
         eta = likelihood.line(found.mean)

@@ -30,7 +30,7 @@ class Wanted(NamedTuple):
     variance: bool = False  # of each raw output; with the covariance always
     covariance: bool = False  # of the raw outputs on the last axis
     line_of: Any = None  # the likelihood whose line's variance is asked
-    robust: bool = False  # with the sandwich variance
+    robust: bool | str = False  # with the sandwich variance
     chunk_size: int | None = None
 
 
@@ -133,7 +133,7 @@ def raw(found: Outputs) -> Outputs:
     return found._replace(mean=found.mean.astype(found.variance.dtype))
 
 
-def dispersed(variances: Any, belief: Gaussian, robust: bool) -> Any:
+def dispersed(variances: Any, belief: Gaussian, robust: bool | str) -> Any:
     """Times the dispersion, where the state estimates one."""
     if robust or belief.dispersion is None:
         return variances

@@ -36,7 +36,7 @@ def top_tokens(
     k: int,
     *,
     level: float = 0.95,
-    robust: bool = False,
+    robust: bool | str = False,
     chunk_size: int | None = None,
 ) -> TopTokens:
     r"""Next-token probabilities with their uncertainty, of the k most probable tokens.
@@ -56,7 +56,7 @@ def top_tokens(
       inputs: leading axis n, such as token ids `(n, T)`.
       k: how many classes, at most V.
       level: of the interval of the probability, in (0, 1).
-      robust: with the sandwich variance.
+      robust: with the sandwich variance, as in `ff.standard_error`.
       chunk_size: examples at a time; None: as many as keep 16 MiB.
 
     Returns:
@@ -93,7 +93,7 @@ def top_tokens(
         raise ValueError(
             f"top_tokens is for categorical targets; got {likelihood.name}."
         )
-    belief = checks.one_belief(state, "top_tokens takes one state")
+    belief = checks.one_belief(state, "top_tokens takes one state", robust)
     whole(k, "k", of="classes")
     wanted = Wanted(line_of=likelihood, robust=robust, chunk_size=chunk_size)
     ids, line, variance = _compiled(belief, apply_fn, inputs, k, wanted)

@@ -108,5 +108,6 @@ for _operation in (
     ops.inverse_diagonal,
     ops.to_dense,
     ops.inverse,
+    ops.squares,
 ):
     _on_value(_operation)

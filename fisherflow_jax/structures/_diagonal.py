@@ -47,10 +47,6 @@ def diagonal(layers: Layers | None = None) -> Structure:
       Diagonal(entries=Array([10., 20.], dtype=float32))
     """
 
-    def reduce(stack: PyTree) -> Diagonal:
-        dtype = trees.float_dtype(stack)
-        return Diagonal(jax.tree.map(lambda x: squares(x, dtype), stack))
-
     def isotropic(params: PyTree, value: jax.typing.ArrayLike) -> Diagonal:
         dtype = trees.float_dtype(params)
         # laid out over devices as the parameters are
@@ -58,7 +54,7 @@ def diagonal(layers: Layers | None = None) -> Structure:
 
     return Structure(
         "diagonal()",
-        reduce,
+        _reduce,
         isotropic,
         supports=capabilities.OF_A_MATRIX | {capabilities.MARGINAL},
         from_matvec=lambda matvec, params: Diagonal(linear.diagonal_of(matvec, params)),
@@ -66,6 +62,11 @@ def diagonal(layers: Layers | None = None) -> Structure:
         takes_outer_products=True,
         layers=layers,
     )
+
+
+def _reduce(stack: PyTree) -> Diagonal:
+    dtype = trees.float_dtype(stack)
+    return Diagonal(jax.tree.map(lambda x: squares(x, dtype), stack))
 
 
 def _add_other(left: Diagonal, right: Any) -> Any:
@@ -86,6 +87,7 @@ def _entries_of(information: Diagonal, operator: Any, name: str) -> PyTree:
 
 
 linear.register_elementwise(Diagonal, _add_other, _entries_of, ops.Parameters())
+ops.squares.register(Diagonal, lambda information, stack: _reduce(stack))
 
 
 @ops.to_dense.register

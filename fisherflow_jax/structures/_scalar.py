@@ -38,13 +38,6 @@ def scalar() -> Structure:
       Scalar(value=Array(12.5, dtype=float32))
     """
 
-    def reduce(stack: PyTree) -> Scalar:
-        dtype = trees.float_dtype(stack)
-        leaves = jax.tree.leaves(stack)
-        count = sum(leaf_size(x) for x in leaves)
-        squares = (sum_of_squares(x, dtype) for x in leaves)
-        return Scalar(sum(squares, start=jnp.zeros((), dtype)) / max(count, 1))
-
     def isotropic(params: PyTree, value: jax.typing.ArrayLike) -> Scalar:
         return Scalar(jnp.asarray(value, trees.float_dtype(params)))
 
@@ -53,7 +46,7 @@ def scalar() -> Structure:
 
     return Structure(
         "scalar()",
-        reduce,
+        _reduce,
         isotropic,
         supports=capabilities.OF_A_MATRIX | {capabilities.MARGINAL},
         from_matvec=lambda matvec, params: from_diagonal(
@@ -62,6 +55,14 @@ def scalar() -> Structure:
         from_full=lambda full: from_diagonal(ops.diagonal(full)),
         takes_outer_products=True,
     )
+
+
+def _reduce(stack: PyTree) -> Scalar:
+    dtype = trees.float_dtype(stack)
+    leaves = jax.tree.leaves(stack)
+    count = sum(leaf_size(x) for x in leaves)
+    squares = (sum_of_squares(x, dtype) for x in leaves)
+    return Scalar(sum(squares, start=jnp.zeros((), dtype)) / max(count, 1))
 
 
 class AllAlike(ops.Parameters):
@@ -86,6 +87,7 @@ def _number_of(information: Scalar, operator: Any, name: str) -> jax.Array:
 
 
 linear.register_elementwise(Scalar, linear.refuse, _number_of, AllAlike())
+ops.squares.register(Scalar, lambda information, stack: _reduce(stack))
 
 
 @ops.logdet.register

@@ -175,6 +175,17 @@ def sandwich(m: Material) -> Any:
     return m.matrix(ops.sandwich(m.whole, m.parts[1])), expected
 
 
+def squares(m: Material) -> Any:
+    """squares: squares(I, vectors) is what reduce makes of them"""
+    _needs(m, capabilities.ROBUST)
+    if not ops.provides(ops.squares, m.whole):
+        kind = type(m.whole).__name__
+        raise NotApplicable(f"{kind} registers no ff.information.squares")
+    stack = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), m.vector)
+    found = ops.squares(m.whole, stack)
+    return m.matrix(found), m.matrix(m.structure.reduce(stack))
+
+
 def propagate(m: Material) -> Any:
     """propagate: propagate(I, Q) is (I^-1 + Q)^-1"""
     _needs(m, capabilities.RANDOM_WALK)

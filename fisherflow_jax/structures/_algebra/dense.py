@@ -129,10 +129,7 @@ def structure(name: str, empty: Callable[[PyTree], Any], also: str) -> Structure
 
     def reduce(stack: PyTree) -> Any:
         shapes = empty(jax.eval_shape(lambda: jax.tree.map(lambda x: x[0], stack)))
-        leaves = jax.tree.leaves(trees.widen(stack))
-        vectors = _together(layout(shapes), leaves, 1)
-        blocks = [jnp.swapaxes(flat, -1, -2) @ flat for flat in vectors]
-        return with_matrices(shapes, blocks)
+        return _squares(shapes, stack)
 
     def isotropic(params: PyTree, value: jax.typing.ArrayLike) -> Any:
         shapes = empty(params)
@@ -414,6 +411,13 @@ def _inverse(information: Any) -> Any:
     return with_matrices(information, map(inverse_matrix, matrices(information)))
 
 
+def _squares(information: Any, stack: PyTree) -> Any:
+    leaves = jax.tree.leaves(trees.widen(stack))
+    vectors = _together(layout(information), leaves, 1)
+    blocks = [jnp.swapaxes(flat, -1, -2) @ flat for flat in vectors]
+    return with_matrices(information, blocks)
+
+
 def _sandwich(information: Any, meat: Any) -> Any:
     def block(bread: jax.Array, filling: jax.Array) -> jax.Array:
         inverse = inverse_matrix(bread)
@@ -487,4 +491,5 @@ def register(kind: type) -> None:
     ops.to_dense.register(kind, _to_dense)
     ops.inverse.register(kind, _inverse)
     ops.sandwich.register(kind, _sandwich)
+    ops.squares.register(kind, _squares)
     ops.propagate.register(kind, _propagate)

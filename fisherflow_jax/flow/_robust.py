@@ -1,0 +1,114 @@
+"""What `robust=True` keeps of a batch: the middle of its sandwich."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from fisherflow_jax import estimators
+from fisherflow_jax._ground import checks, sharding, trees
+from fisherflow_jax._ground.batch import Batch
+from fisherflow_jax._ground.chunks import sum_chunks
+from fisherflow_jax.flow._recipe import Observed, Recipe
+from fisherflow_jax.memories import Sum
+from fisherflow_jax.model import Model, check_rows, row_scores
+
+PyTree = Any
+
+_HELD = 2**24  # entries of scores at once
+
+
+class Clusters(NamedTuple):
+    """Scores summed over each of G clusters.
+
+    Attributes:
+      scores: like the parameters, leaves `(G, *leaf.shape)`.
+      weights: `(G,)`, of the rows seen of each.
+    """
+
+    scores: PyTree
+    weights: jax.Array
+
+
+def with_scores(observed: Observed, site: Sum, params: PyTree) -> Sum:
+    """The site with its scores at `params`: their squares, or their sums by cluster."""
+    recipe, batch = observed.recipe, observed.batch
+    if recipe.num_clusters is not None:
+        return site._replace(scores=_by_cluster(observed, params))
+    if recipe.weights_are != "frequency":  # a row's own score has its weight
+        batch = batch._replace(weights=jnp.square(batch.weights))
+    scores = recipe.bound(estimators.empirical, observed.apply_fn)
+    return site._replace(quadratic=(scores.compute(params, batch, None),))
+
+
+def _by_cluster(observed: Observed, params: PyTree) -> Clusters:
+    recipe, number = observed.recipe, observed.recipe.num_clusters
+    model = Model(observed.apply_fn, recipe.likelihood)
+    size = recipe.chunk_size or max(_HELD // max(trees.size(params), 1), 1)
+
+    def of_chunk(params: PyTree, chunk: Batch) -> Clusters:
+        rows = Clusters(row_scores(model, params, chunk), chunk.weights)
+        return jax.tree.map(
+            lambda x: jax.ops.segment_sum(x, chunk.clusters, number), rows
+        )
+
+    def all_chunks(params: PyTree, batch: Batch) -> Clusters:
+        check_rows(model, params, batch)
+
+        def zero() -> Clusters:
+            return optax.tree.zeros_like(jax.eval_shape(of_chunk, params, batch))
+
+        def part(chunk: Batch, keys: Any) -> Clusters:
+            return of_chunk(params, chunk)
+
+        return sum_chunks(part, optax.tree.add, zero, batch, None, size)
+
+    return sharding.replicated(all_chunks, params, observed.batch)
+
+
+def no_clusters(number: int, params: PyTree) -> Clusters:
+    """Of which nothing has been seen."""
+    return jax.tree.map(
+        lambda x: jnp.zeros((number, *x.shape), trees.float_dtype(params)),
+        Clusters(params, jnp.zeros(())),
+    )
+
+
+def check_clusters(recipe: Recipe, batch: Batch) -> None:
+    """Raises where a batch has not the clusters that the flow was built for."""
+    number, ids = recipe.num_clusters, batch.clusters
+    if number is None:
+        if recipe.robust and ids is not None:
+            raise ValueError(
+                "the batch has clusters, which robust=True does not use without their "
+                "number: ff.fisher_flow(..., robust=True, num_clusters=G)."
+            )
+        return
+    if ids is None:
+        raise ValueError(
+            f"the flow sums scores over num_clusters={number} clusters: give each row "
+            "its own in ff.Batch(inputs, targets, weights, clusters=ids)."
+        )
+    if checks.is_concrete((ids, batch.weights)):
+        out = np.flatnonzero(~np.asarray(_known(number, batch)))
+        if len(out):
+            raise ValueError(
+                f"clusters are numbered 0 to {number - 1} (num_clusters={number}); got "
+                f"{int(ids[out[0]])} in row {int(out[0])}."
+            )
+
+
+def known_clusters(recipe: Recipe, batch: Batch) -> tuple[Batch, jax.Array]:
+    """The batch without rows of no known cluster, and how many these are."""
+    if recipe.num_clusters is None:
+        return batch, jnp.zeros((), jnp.int32)
+    known = _known(recipe.num_clusters, batch)
+    weights = jnp.where(known, batch.weights, jnp.zeros_like(batch.weights))
+    return batch._replace(weights=weights), jnp.sum(~known, dtype=jnp.int32)
+
+
+def _known(number: int, batch: Batch) -> jax.Array:
+    ids: Any = batch.clusters
+    return (batch.weights == 0) | ((ids >= 0) & (ids < number))
