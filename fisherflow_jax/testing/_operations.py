@@ -176,7 +176,7 @@ def sandwich(m: Material) -> Any:
 
 
 def squares(m: Material) -> Any:
-    """squares: squares(I, vectors) is what reduce makes of them"""
+    """squares as reduced: squares(I, vectors) is what reduce makes of them"""
     _needs(m, capabilities.ROBUST)
     if not ops.provides(ops.squares, m.whole):
         kind = type(m.whole).__name__
