@@ -37,7 +37,8 @@ def with_scores(observed: Observed, site: Sum, params: PyTree) -> Sum:
     recipe, batch = observed.recipe, observed.batch
     if recipe.num_clusters is not None:
         return site._replace(scores=_by_cluster(observed, params))
-    if recipe.weights_are != "frequency":  # a row's own score has its weight
+    # unless a row is as many as its weight, its score is as large: its targets' sum
+    if recipe.weights_are != "frequency" or batch.weights.ndim > 1:
         batch = batch._replace(weights=jnp.square(batch.weights))
     scores = recipe.bound(estimators.empirical, observed.apply_fn)
     return site._replace(quadratic=(scores.compute(params, batch, None),))
@@ -49,7 +50,8 @@ def _by_cluster(observed: Observed, params: PyTree) -> Clusters:
     size = recipe.chunk_size or max(_HELD // max(trees.size(params), 1), 1)
 
     def of_chunk(params: PyTree, chunk: Batch) -> Clusters:
-        rows = Clusters(row_scores(model, params, chunk), chunk.weights)
+        weights = jnp.sum(chunk.weights.reshape(len(chunk.weights), -1), axis=1)
+        rows = Clusters(row_scores(model, params, chunk), weights)
         return jax.tree.map(
             lambda x: jax.ops.segment_sum(x, chunk.clusters, number), rows
         )
@@ -92,11 +94,11 @@ def check_clusters(recipe: Recipe, batch: Batch) -> None:
             "its own in ff.Batch(inputs, targets, weights, clusters=ids)."
         )
     if checks.is_concrete((ids, batch.weights)):
-        out = np.flatnonzero(~np.asarray(_known(number, batch)))
-        if len(out):
+        rows = np.flatnonzero(_unknown(number, batch))
+        if len(rows):
             raise ValueError(
                 f"clusters are numbered 0 to {number - 1} (num_clusters={number}); got "
-                f"{int(ids[out[0]])} in row {int(out[0])}."
+                f"{int(ids[rows[0]])} in row {int(rows[0])}."
             )
 
 
@@ -104,11 +106,13 @@ def known_clusters(recipe: Recipe, batch: Batch) -> tuple[Batch, jax.Array]:
     """The batch without rows of no known cluster, and how many these are."""
     if recipe.num_clusters is None:
         return batch, jnp.zeros((), jnp.int32)
-    known = _known(recipe.num_clusters, batch)
-    weights = jnp.where(known, batch.weights, jnp.zeros_like(batch.weights))
-    return batch._replace(weights=weights), jnp.sum(~known, dtype=jnp.int32)
+    unknown = _unknown(recipe.num_clusters, batch)
+    out = unknown.reshape(unknown.shape + (1,) * (batch.weights.ndim - 1))
+    weights = jnp.where(out, jnp.zeros_like(batch.weights), batch.weights)
+    return batch._replace(weights=weights), jnp.sum(unknown, dtype=jnp.int32)
 
 
-def _known(number: int, batch: Batch) -> jax.Array:
-    ids: Any = batch.clusters
-    return (batch.weights == 0) | ((ids >= 0) & (ids < number))
+def _unknown(number: int, batch: Batch) -> jax.Array:
+    ids, weights = batch.clusters, batch.weights
+    used = jnp.any(weights != 0, axis=tuple(range(1, weights.ndim)))
+    return used & ((ids < 0) | (ids >= number))

@@ -94,8 +94,12 @@ def test_two_refinements_reach_the_mode_of_all_data(stored):
     state = refine(refine(refine(start)))
     np.testing.assert_allclose(streams.flat(state.mean), mean, atol=1e-6)
     np.testing.assert_allclose(streams.dense(state.information), information, rtol=1e-5)
+    expected, _ = moments("bernoulli", streams.INPUTS @ mean)
+    scores = (streams.LABELS - expected)[:, None] * streams.INPUTS
+    meat = (scores.T * streams.WEIGHTS) @ scores
+    np.testing.assert_allclose(streams.dense(state.meat), meat, rtol=1e-5, atol=1e-6)
     # the rest stays that of the stream
-    for name in ("count", "meat", "step"):
+    for name in ("count", "step"):
         jax.tree.map(
             np.testing.assert_array_equal, getattr(state, name), getattr(start, name)
         )
@@ -111,7 +115,9 @@ def test_one_refinement_is_one_newton_step():
         tuple(x[cut] for x in streams.batches(24, "bernoulli")[0])
         for cut in (slice(0, 5), slice(5, 6), slice(6, 24))
     ]
-    state = ff.refine(logistic(), start, iter(ragged))
+    with pytest.raises(ValueError, match="twice: give a list"):
+        ff.refine(logistic(), start, iter(ragged))
+    state = ff.refine(logistic(), start, ragged)
     at = streams.flat(start.mean)
     expected, variance = moments("bernoulli", streams.INPUTS @ at)
     weights = streams.WEIGHTS
@@ -128,7 +134,7 @@ def test_refining_a_marginal_flow_keeps_the_marginals_of_the_whole():
     flow = streams.flow("diagonal", "stationary", num_steps=1, marginal=True)
     batches = streams.batches(12)
     state = streams.run(flow, streams.start(flow), batches)[-1]
-    refined = ff.refine(flow, state, batches)
+    refined = ff.refine(flow, state, iter(batches))
     mean, information = streams.fit("stationary", 5)
     np.testing.assert_allclose(streams.flat(refined.mean), mean, rtol=1e-9)
     variances = np.diag(np.linalg.inv(information))

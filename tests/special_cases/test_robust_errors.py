@@ -4,6 +4,8 @@ Stata's `glm` and `poisson` take `n / (n - 1)` for rows and `G / (G - 1)` for cl
 its `regress` the factors of "HC1".
 """
 
+import itertools
+import operator
 from pathlib import Path
 
 import jax
@@ -58,10 +60,8 @@ def ships(exposure=True, clusters=True):
 
 
 def flow_of(likelihood, **options):
-    options = {"robust": True} | options
-    return ff.fisher_flow(
-        linear, likelihood, prior_precision=1e-10, num_steps=50, **options
-    )
+    options = {"robust": True, "num_steps": 50} | options
+    return ff.fisher_flow(linear, likelihood, prior_precision=1e-10, **options)
 
 
 def start(flow, batch):
@@ -74,9 +74,9 @@ def updated(flow, batch):
 
 def cut(batch, sizes):
     """The batch in parts, in order."""
-    ends = np.cumsum(sizes)
-    for first, end in zip([0, *ends], [*ends, len(batch.targets)], strict=True):
-        yield jax.tree.map(lambda x: x[first:end], batch)
+    ends = np.cumsum([0, *sizes, len(batch.targets) - sum(sizes)])
+    rows = [slice(*pair) for pair in itertools.pairwise(ends)]
+    return [jax.tree.map(operator.itemgetter(part), batch) for part in rows]
 
 
 def check(state, published, robust, factor=1.0, tolerance=1e-6):
@@ -114,7 +114,7 @@ def test_ships(exposure):
     check(updated(flow, data), clustered, True)
     # one pass and a refinement, in any cut of the rows
     for sizes in ([12, 9], [20, 1, 5, 4]):
-        parts = list(cut(data, sizes))
+        parts = cut(data, sizes)
         state = start(flow, data)
         for part in parts:
             state, _ = flow.update(state, part)
@@ -141,3 +141,46 @@ def test_weighted_least_squares(name):
     flow = flow_of(GAUSSIAN, weights_are=KINDS[weights], num_clusters=number)
     state = updated(flow, cpunish(weights, clusters))
     check(state, getattr(stata, name), "HC1")
+
+
+def test_the_dispersion_counts_rows_of_variance_weights():
+    """R's `glm`, and least squares of an unknown scale."""
+    data = results_glm.CancerLog()
+    weights = np.ones(len(data.endog))
+    weights[::5], weights[::13] = 5, 3
+    inputs = sm.add_constant(np.array(data.exog, float)[:, :-1])
+    batch = ff.Batch(
+        (inputs, np.zeros(len(inputs))), np.array(data.endog, float), weights
+    )
+    flow = flow_of(L.gamma(shape=None), weights_are="variance", robust=False)
+    # R stops when the deviance changes by less than 1e-8 of it
+    check(updated(flow, batch), r.results_gamma_aweights_nonrobust, False, 1, 1e-5)
+
+    (inputs, offset), targets, weights, *_ = cpunish("aweight")
+    inputs = inputs / inputs.max(axis=0)  # a prior of 1e-10 is small
+    fit = sm.WLS(targets, inputs, weights).fit()
+    state = updated(
+        flow_of(GAUSSIAN, weights_are="variance"),
+        ff.Batch((inputs, offset), targets, weights),
+    )
+    check(state, fit, False)
+    np.testing.assert_allclose(state.dispersion, fit.scale, rtol=1e-7)
+
+
+def test_a_refined_sandwich_is_that_of_the_batch_fit():
+    """Greene's investment equation: 202 quarters, one pass, then Stata's numbers."""
+    data = sm.datasets.macrodata.load_pandas().data
+    growth = 400 * np.diff(np.log(data[["realinv", "realgdp"]].to_numpy()), axis=0)
+    inputs = with_constant(np.column_stack([growth[:, 1], data["realint"][:-1]]))
+    batch = ff.Batch((inputs, np.zeros(202)), growth[:, 0])
+    flow = flow_of(L.gaussian(), num_steps=1)
+    parts = cut(batch, [20] * 10)
+    state = start(flow, batch)
+    for part in parts:
+        state, _ = flow.update(state, part)
+    hc0, hc1 = macro.results_ivhc0_large, macro.results_hc0
+    streamed = np.asarray(ff.standard_error(state, robust=True))
+    assert np.max(streamed / hc0.bse) > 1.05  # each batch's scores before it was fitted
+    state = ff.refine(flow, state, parts)
+    check(state, hc0, "HC0")
+    check(state, hc1, "HC1")
