@@ -70,7 +70,7 @@ def advance(
 
     # a curvature that is not finite has no finite determinant
     squared = [ops.diagonal(x, belief.mean) for x in belief.sums.quadratic]
-    rest = belief.sums.weight, belief.sums.linear, squared
+    rest = belief.sums.weight, belief.sums.linear, belief.sums.scores, squared
     finite = trees.all_finite((belief.mean, gain, logdet, rest))
     sound = batches.is_finite(batch) & finite
     missing, nothing = ~jnp.any(batch.weights > 0), jnp.zeros_like(solution.decrement)
