@@ -3,12 +3,12 @@
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from fisherflow_jax._ground import batch as batches
 from fisherflow_jax._ground import sharding as meshes
@@ -123,6 +123,29 @@ class Once:
             self.traced[key] = jaxpr_as_fun(jaxpr), jax.tree.structure(outputs)
         run, output_tree = self.traced[key]
         return output_tree.unflatten(run(*arrays))
+
+
+class Traced(NamedTuple):
+    """A function, run once, of one argument and of all arrays that it closes over."""
+
+    run: Callable[[Sequence, PyTree], Any]
+    arrays: Sequence
+
+    @classmethod
+    def of(cls, function: Callable[[PyTree], Any], like: PyTree) -> "Traced":
+        """The function, for arguments with the shapes of `like`."""
+        closed, outputs = jax.make_jaxpr(function, return_shape=True)(like)
+
+        def run(arrays: Sequence, argument: PyTree) -> Any:
+            call = jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, arrays))
+            return jax.tree.unflatten(
+                jax.tree.structure(outputs), call(*jax.tree.leaves(argument))
+            )
+
+        return cls(run, list(closed.consts))
+
+    def __call__(self, argument: PyTree) -> Any:
+        return self.run(self.arrays, argument)
 
 
 def once(apply_fn: Callable) -> Callable:

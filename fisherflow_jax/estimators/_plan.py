@@ -116,7 +116,6 @@ class Pull:
         Times `each`, the root of the weight of each target, where there is one.
         """
         targets = jax.tree.map(lambda y: y[None], targets)
-        outputs = jax.lax.stop_gradient(outputs)
         vectors = self.rule.cotangents(self.model.likelihood, outputs, targets, key)
         if each is None:
             return vectors

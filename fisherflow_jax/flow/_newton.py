@@ -1,6 +1,5 @@
 """The implicit update: damped Newton steps on a batch and a Gaussian before it."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +8,7 @@ import optax
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import trees
-from fisherflow_jax.model import once
+from fisherflow_jax.flow._objective import Objective, differentiable
 
 PyTree = Any
 
@@ -41,50 +40,10 @@ class Solution(NamedTuple):
     at: PyTree  # where the information of the batch was taken
     information: Any  # of the batch
     logdet: jax.Array  # () of that and the information before
-    step_size: (
-        jax.Array
-    )  # () of the last Newton step; 0: no step decreased the objective
+    step_size: jax.Array  # () of the last Newton step; 0: none decreased the objective
     decrement: jax.Array  # () squared length of its direction, in posterior sd
     unfinished: jax.Array  # () int32, 1: the steps ended before they were short
     helped: jax.Array  # () int32, factorisations that rounding would have stopped
-
-
-class Objective(NamedTuple):
-    """`-log_likelihood(x) + |x - center|^2 / 2`, the norm by the information."""
-
-    evaluate: Callable[[PyTree], tuple[jax.Array, PyTree]]  # x -> it and its gradient
-    curvature: Callable[[PyTree], Any]  # x -> the batch's information
-    information: Any
-
-    def factorised(self, x: PyTree) -> tuple[Any, ops.Regularised]:
-        """The batch's information at x, and its sum with the one before, factorised."""
-        own = self.curvature(x)
-        return own, ops.regularised(ops.add(own, self.information), x)
-
-
-def objective_of(
-    log_likelihood: Callable[[PyTree], jax.Array],
-    curvature: Callable[[PyTree], Any],
-    center: PyTree,
-    information: Any,
-) -> Objective:
-    """The objective, its Python run once however often it is written out."""
-
-    def evaluate(x: PyTree) -> tuple[jax.Array, PyTree]:
-        value, score = jax.value_and_grad(log_likelihood)(x)
-        offset = optax.tree.sub(x, center)
-        pull = ops.matvec(information, offset)
-        return 0.5 * trees.dot(offset, pull) - value, optax.tree.sub(pull, score)
-
-    def traced_once(function: Callable[[PyTree], Any]) -> Callable[[PyTree], Any]:
-        traced = once(lambda x, _: function(x))
-        return lambda x: traced(x, ())
-
-    return Objective(
-        evaluate=traced_once(evaluate),
-        curvature=traced_once(curvature),
-        information=information,
-    )
 
 
 def single_step(objective: Objective, start: PyTree) -> Solution:
@@ -130,6 +89,7 @@ def damped_newton(
     shorter than 1e-4 posterior standard deviations. The first step is followed by
     others by its own factors while they shrink tenfold, which saves informations.
     """
+    live, objective = objective, objective.held()
     value, gradient = objective.evaluate(start)
     search = _Search(
         mean=start,
@@ -154,12 +114,14 @@ def damped_newton(
 
     search = jax.lax.while_loop(unfinished, lambda s: _step(s, objective), search)
     own, factors = objective.factorised(search.mean)
+    # what is believed after is a function of the solution, however it was found
+    mean, own, logdet = differentiable(live, search.mean, own, factors.logdet)
     stuck = search.trial <= _SMALLEST_STEP
     return Solution(
-        mean=search.mean,
-        at=search.mean,
+        mean=mean,
+        at=mean,
         information=own,
-        logdet=factors.logdet,
+        logdet=logdet,
         step_size=trees.where(stuck, jnp.zeros_like(value), search.step_size),
         decrement=search.decrement,
         unfinished=(search.decrement > _TOLERANCE).astype(jnp.int32),

@@ -14,6 +14,7 @@ from fisherflow_jax.flow import _marginal as marginal
 from fisherflow_jax.flow import _newton as newton
 from fisherflow_jax.flow import _robust as robust
 from fisherflow_jax.flow._newton import Solution
+from fisherflow_jax.flow._objective import objective_of
 from fisherflow_jax.flow._recipe import Observed, Recipe, parameters
 from fisherflow_jax.flow._state import FlowInfo, FlowState, belief_of
 from fisherflow_jax.memories import Belief, Shift, Squares, Sum
@@ -94,7 +95,7 @@ def fit(
     started: jax.Array,
 ) -> Solution:
     """The least of the batch's loss and the distance to the belief before it."""
-    objective = newton.objective_of(
+    objective = objective_of(
         observed.log_likelihood,
         observed.information,
         predicted.mean,
@@ -104,6 +105,7 @@ def fit(
         return newton.single_step(objective, start)
     # a first search sets out from a guess: it goes on until it is done
     first = max(num_steps, newton.FIRST_STEPS)
+    start = jax.lax.stop_gradient(start)
     return newton.damped_newton(objective, start, jnp.where(started, num_steps, first))
 
 

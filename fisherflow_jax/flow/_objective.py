@@ -1,0 +1,116 @@
+"""What an update minimises, and the derivatives of where that is least."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.scipy.sparse.linalg import cg
+
+from fisherflow_jax import information as ops
+from fisherflow_jax._ground import trees
+from fisherflow_jax.model import Traced
+
+PyTree = Any
+
+
+class Objective(NamedTuple):
+    """`-log_likelihood(x) + |x - center|^2 / 2`, the norm by the information."""
+
+    evaluate: Traced  # x -> it and its gradient
+    curvature: Traced  # x -> the batch's information
+    information: Any
+
+    @property
+    def arrays(self) -> Any:
+        """All that it depends on beside x."""
+        return self.evaluate.arrays, self.curvature.arrays, self.information
+
+    def of(self, arrays: Any) -> "Objective":
+        """The same function of x and other arrays."""
+        evaluate, curvature, information = arrays
+        return Objective(
+            self.evaluate._replace(arrays=evaluate),
+            self.curvature._replace(arrays=curvature),
+            information,
+        )
+
+    def held(self) -> "Objective":
+        """The same, without derivatives with respect to its arrays."""
+        return self.of(jax.lax.stop_gradient(self.arrays))
+
+    def factorised(self, x: PyTree) -> tuple[Any, ops.Regularised]:
+        """The batch's information at x, and its sum with the one before, factorised."""
+        own = self.curvature(x)
+        return own, ops.regularised(ops.add(own, self.information), x)
+
+
+def objective_of(
+    log_likelihood: Callable[[PyTree], jax.Array],
+    curvature: Callable[[PyTree], Any],
+    center: PyTree,
+    information: Any,
+) -> Objective:
+    """The objective, its Python run once however often it is written out."""
+
+    def evaluate(x: PyTree) -> tuple[jax.Array, PyTree]:
+        value, score = jax.value_and_grad(log_likelihood)(x)
+        offset = optax.tree.sub(x, center)
+        pull = ops.matvec(information, offset)
+        return 0.5 * trees.dot(offset, pull) - value, optax.tree.sub(pull, score)
+
+    return Objective(
+        evaluate=Traced.of(evaluate, center),
+        curvature=Traced.of(curvature, center),
+        information=information,
+    )
+
+
+def differentiable(
+    objective: Objective, mean: PyTree, own: Any, logdet: jax.Array
+) -> tuple[PyTree, Any, jax.Array]:
+    r"""A solution that is known, with its derivatives: `(mean, own, logdet)` as given.
+
+    .. math:: \mathrm{d} \theta = -H^{-1} \, \mathrm{d} g(\theta)
+
+    g is the objective's gradient and H its Hessian, which the information `own` and the
+    one before approximate: conjugate gradients, preconditioned by them, take one step
+    where they are equal. How the solution was found does not matter, nor is it
+    differentiated.
+    """
+
+    @jax.custom_jvp
+    def solved(given: Any, arrays: Any) -> Any:
+        return given
+
+    @solved.defjvp
+    def _(primals: Any, tangents: Any) -> Any:
+        (mean, own, logdet), arrays = primals
+        _, moved = tangents
+
+        def gradient(x: PyTree, arrays: Any) -> PyTree:
+            return objective.of(arrays).evaluate(x)[1]
+
+        def hessian(vector: PyTree) -> PyTree:
+            return jax.jvp(lambda x: gradient(x, arrays), (mean,), (vector,))[1]
+
+        def measured(x: PyTree, arrays: Any) -> tuple[Any, jax.Array]:
+            own, factors = objective.of(arrays).factorised(x)
+            return own, factors.logdet
+
+        pull = jax.jvp(lambda arrays: gradient(mean, arrays), (arrays,), (moved,))[1]
+        total = ops.add(own, objective.of(arrays).information)
+        divide = ops.regularised(total, mean).divide
+        tolerance = float(jnp.finfo(trees.float_dtype(mean)).eps)
+        step = jax.lax.custom_linear_solve(
+            hessian,
+            pull,
+            lambda matvec, b: cg(matvec, b, tol=tolerance, maxiter=100, M=divide)[0],
+            symmetric=True,
+        )
+        step = optax.tree.scale(-1.0, step)
+        change = jax.jvp(measured, (mean, arrays), (step, moved))[1]
+        return (mean, own, logdet), (step, *change)
+
+    return solved((mean, own, logdet), objective.arrays)
