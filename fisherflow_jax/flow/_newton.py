@@ -207,6 +207,7 @@ def _further(
 
     def move(chord: _Chord) -> _Chord:
         mean = optax.tree.sub(chord.mean, chord.rest)
-        return _chord(mean, *objective.evaluate(mean), chord.remaining, factors)
+        value, gradient = objective.evaluate(mean)
+        return _chord(mean, value, gradient, chord.remaining, factors)
 
     return jax.lax.while_loop(contracts, move, chord)
