@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fisherflow_jax._ground import trees
+from fisherflow_jax._ground import checks, trees
 from fisherflow_jax.information._basis import Columns, Spectral
 
 PyTree = Any
@@ -15,6 +15,8 @@ Information = Any
 
 # A matrix of this order takes 128 MiB in float64, and seconds for its eigenvalues.
 LARGEST_DENSE = 4096
+# Of so many parameters, directions are looked for and named.
+LARGEST_NAMED = 500
 
 
 def _unsupported(operation: str, information: Any) -> TypeError:
@@ -166,6 +168,10 @@ def solve(
 ) -> PyTree:
     """The solution `x` of `(I + damping 1) x = v`.
 
+    Raises:
+      ValueError: outside jit, where the operator is not positive definite in its
+        precision, with the direction along which it is least so; under jit NaN.
+
     Example:
       >>> import jax.numpy as jnp
       >>> import fisherflow_jax as ff
@@ -173,7 +179,33 @@ def solve(
       >>> ff.information.solve(information, jnp.array([4.0, 8.0]), damping=1.0)
       Array([2., 2.], dtype=float32)
     """
-    return solver(information, damping)(vector)
+    solution = solver(information, damping)(vector)
+    if checks.is_concrete((solution, vector)):
+        finite = trees.all_finite(solution), trees.all_finite(vector)
+        if bool(~finite[0] & finite[1]):
+            raise ValueError(_indefinite(information, vector))
+    return solution
+
+
+def _indefinite(information: Information, like: PyTree) -> str:
+    """What is wrong with an information that has no Cholesky factor."""
+    dtype = trees.float_dtype(like)
+    what = f"the information is not positive definite in {dtype}"
+    if trees.size(like) <= LARGEST_NAMED:
+        matrix = to_dense(information, like)
+        entries = jnp.diagonal(matrix)
+        scale = jnp.sqrt(jnp.where(entries > 0, entries, jnp.ones_like(entries)))
+        direction = (
+            jnp.linalg.eigh(matrix / (scale[:, None] * scale[None, :]))[1][:, 0] / scale
+        )
+        direction = direction / jnp.max(jnp.abs(direction))
+        pairs = zip(direction, trees.entry_names(like), strict=True)
+        terms = [f"{float(x):+.3g} {name}" for x, name in pairs if abs(x) > 1e-3]
+        what = f"{what}, least of all along {' '.join(terms)}"
+    return (
+        f"{what}: give a damping or a larger prior precision, leave a column out, or "
+        "compute in float64."
+    )
 
 
 def _sum(
