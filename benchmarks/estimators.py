@@ -24,7 +24,7 @@ import jax
 import numpy as np
 import per_example
 from classifiers import CATEGORICAL, Classifier
-from measuring import describe_machine, measure, seconds, table
+from measuring import describe_machine, measure, parsed, seconds, table
 
 import fisherflow_jax as ff
 
@@ -251,7 +251,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer rounds")
     parser.add_argument("--json", type=Path, help="a file for the numbers")
-    arguments = parser.parse_args()
+    arguments = parsed(parser)
+    if arguments is None:
+        return
     quick = arguments.quick
     began = time.perf_counter()
     machine = describe_machine(("jax", "jaxlib", "numpy"))

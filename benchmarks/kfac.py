@@ -21,7 +21,7 @@ import kfac_jax_method
 import optimizer_methods as methods
 import optimizer_plot
 import optimizer_training as training
-from measuring import describe_machine, seconds, table
+from measuring import describe_machine, parsed, seconds, table
 from optimizer_methods import ADAM, EKFAC, KFAC, KFAC_JAX, Setting
 from optimizer_problems import PROBLEMS, Problem
 from optimizer_step_times import Verdict, step_times
@@ -138,7 +138,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one problem, few steps")
     parser.add_argument("--json", type=Path, help="a file for the numbers")
     parser.add_argument("--plot", type=Path, help="a file for the loss curves")
-    arguments = parser.parse_args()
+    arguments = parsed(parser)
+    if arguments is None:
+        return
     quick, began = arguments.quick, time.perf_counter()
     # the threads of LAPACK and those of XLA would wait for each other's cores: on a
     # busy machine a factorisation then takes a hundred times as long

@@ -1,5 +1,8 @@
 """What the benchmarks share: the machine's description, timing side by side, tables."""
 
+import argparse
+import functools
+import itertools
 import os
 import platform
 import random
@@ -7,12 +10,16 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import checkouts
 import jax
 
 # A call shorter than this is timed as the mean of several calls in a row.
 _SHORTEST_SECONDS = 0.02
+
+_tables = itertools.count(1)
 
 
 def describe_machine(packages: Sequence[str]) -> str:
@@ -59,7 +66,7 @@ def measure(
     Taking turns spreads the noise of a shared machine over all of them; with `shuffle`,
     in another order each round, so that no function always follows a heavy one.
     """
-    timings = {}
+    timings, place = {}, next(_tables)
     for name, function in functions.items():
         elapsed, output = _time(function, 0, 1)
         timings[name] = Timing(elapsed, [], [output])
@@ -73,7 +80,10 @@ def measure(
             random.Random(number).shuffle(order)
         for name in order:
             if number <= rounds[name]:
-                elapsed, output = _time(functions[name], number, calls[name])
+                elapsed, output = checkouts.timed(
+                    (place, str(name)),
+                    functools.partial(_time, functions[name], number, calls[name]),
+                )
                 timings[name].seconds.append(elapsed)
                 timings[name].outputs.append(output)
     return timings
@@ -106,3 +116,37 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
     rule = "-" * len(text(header).ljust(sum(widths) + 2 * (len(widths) - 1)))
     return "\n".join([text(header), rule, *map(text, rows)])
+
+
+def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace | None:
+    """The options; None where another checkout is named, and its times are printed.
+
+    Those of both, and their ratios pair by pair, for each row of each table.
+    """
+    parser.add_argument(
+        "--other", type=Path, help="another checkout: times of both, and their ratios"
+    )
+    arguments = parser.parse_args()
+    found = checkouts.compared(arguments.other)
+    if found is None:
+        return arguments
+    print(describe_machine(("jax", "jaxlib")))
+    print(
+        f"here: {checkouts.HERE}, there: {arguments.other.resolve()}\n"
+        "times: median (range); ratios, here over there, pair by pair: median "
+        "(quartiles)\n"
+    )
+    rows = []
+    for (place, name), pairs in found.items():
+        cells = []
+        for index in (0, 1):
+            each = [pair[index][0] for pair in pairs]
+            spread = f"{seconds(min(each))}-{seconds(max(each))}"
+            cells.append(f"{seconds(statistics.median(each))} ({spread})")
+        for kind in (0, 1):
+            ratios = [here[kind] / max(there[kind], 1e-9) for here, there in pairs]
+            low, middle, high = checkouts.quartiles(ratios)
+            cells.append(f"{middle:.2f} ({low:.2f}-{high:.2f})")
+        rows.append((f"{place}. {name}", *cells))
+    print(table(("", "here", "there", "ratio", "of CPU time"), rows))
+    return None

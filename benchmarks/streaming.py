@@ -23,7 +23,7 @@ import numpyro
 import numpyro.distributions as dist
 from jax.scipy.linalg import cho_factor, cho_solve
 from logistic import NUM_FEATURES, PRIOR_PRECISION, Gaussian
-from measuring import Timing, describe_machine, measure, seconds, table
+from measuring import Timing, describe_machine, measure, parsed, seconds, table
 from numpyro.infer import MCMC, NUTS, SVI, Trace_ELBO
 from numpyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 
@@ -445,7 +445,10 @@ def updates(quick: bool) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer repeats")
-    quick = parser.parse_args().quick
+    arguments = parsed(parser)
+    if arguments is None:
+        return
+    quick = arguments.quick
     jax.config.update("jax_enable_x64", True)
     began = time.perf_counter()
     print(describe_machine(("jax", "jaxlib", "numpyro")), "\n")
