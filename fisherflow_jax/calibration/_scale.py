@@ -102,6 +102,8 @@ def calibrate(
       2018.
     """
     belief = gaussian(state)
+    if likelihood.nuisance is not None and belief.nuisance is not None:
+        likelihood = likelihood.nuisance.known(belief.nuisance.mean)
     if link is not None and not likelihood.is_classes:
         raise ValueError(
             "a link makes probabilities of classes, which likelihood "

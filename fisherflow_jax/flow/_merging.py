@@ -11,6 +11,7 @@ import optax
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import checks, trees
 from fisherflow_jax.flow import _evidence as evidence
+from fisherflow_jax.flow import _nuisance as nuisances
 from fisherflow_jax.flow._state import FlowState, belief_of
 from fisherflow_jax.memories import Belief, age, remembers_all
 
@@ -113,6 +114,10 @@ def merge(states: Sequence[FlowState], start: FlowState) -> FlowState:
     clusters = None
     if start.clusters is not None:
         clusters = _fused(sums.scores, [s.clusters for s in states])
+    nuisance = None
+    if start.nuisance is not None:
+        learned: list[Any] = [state.nuisance for state in states]
+        nuisance = nuisances.fuse(start.nuisance, start.count, learned, steps[0])
     steps_taken = jnp.max(jnp.stack(steps))
     # without any update the state may still hold the search's start: it keeps it
     mean = trees.where(start.step + steps_taken > 0, moved, start.mean)
@@ -124,6 +129,7 @@ def merge(states: Sequence[FlowState], start: FlowState) -> FlowState:
         clusters=clusters,
         residual=residual,
         own_residual=own_residual,
+        nuisance=nuisance,
         prior=aged.prior,
         step=start.step + steps_taken,
         num_skipped=_fused(start.num_skipped, [s.num_skipped for s in states]),

@@ -75,7 +75,14 @@ class Recipe:
             if getattr(self, option):
                 self.structure.require(capability, reason)
         self._check_robust()
-        curvature = self.bound(self.estimator.value, self.apply_fn)
+        estimator, unknown = self.estimator.value, self.likelihood.nuisance
+        if unknown is not None and getattr(estimator, "bound", None):
+            raise ValueError(
+                f"with an unknown {' and '.join(unknown.names)} an estimator cannot be "
+                f"bound to the likelihood: give estimators.{estimator.name} with "
+                "options alone."
+            )
+        curvature = self.bound(estimator, self.apply_fn)
         if curvature.not_a_curvature:
             raise ValueError(
                 f"estimators.{curvature.name} cannot be a flow's curvature: "

@@ -12,6 +12,8 @@ from fisherflow_jax import information as ops
 from fisherflow_jax._ground import trees
 from fisherflow_jax._ground.choices import Compared, compiled, shared
 from fisherflow_jax._ground.keys import key_data
+from fisherflow_jax.flow import _nuisance as nuisances
+from fisherflow_jax.flow._nuisance import NuisanceState
 from fisherflow_jax.flow._recipe import Recipe, parameters
 from fisherflow_jax.flow._robust import Clusters, no_clusters
 from fisherflow_jax.memories import Belief, Prior, Shift, Squares, Sum
@@ -54,6 +56,8 @@ class FlowState(NamedTuple):
       prior: what is left of the Gaussian before any data.
       memory: the memory's storage.
       step: `()` int32, updates taken in.
+      nuisance: a state about the logarithms of what the likelihood leaves unknown, such
+        as a concentration; None: nothing.
       num_skipped: `()` int32, batches refused for a value that is not finite.
       events: what else the state has been through.
       key: key data; None: nothing is drawn.
@@ -71,6 +75,7 @@ class FlowState(NamedTuple):
     prior: Prior
     memory: Any
     step: jax.Array
+    nuisance: NuisanceState | None
     num_skipped: jax.Array
     events: Events
     key: jax.Array | None
@@ -275,6 +280,7 @@ def begin(
         prior=Prior(origin, precision),
         memory=recipe.memory.init(zeros),
         step=none,
+        nuisance=nuisances.begin(recipe, trees.float_dtype(mean)),
         num_skipped=none,
         events=Events(none, none, none),
         key=key,

@@ -12,6 +12,7 @@ from fisherflow_jax._ground import checks, choices, keys, trees
 from fisherflow_jax.flow import _evidence as evidence
 from fisherflow_jax.flow import _marginal as marginal
 from fisherflow_jax.flow import _newton as newton
+from fisherflow_jax.flow import _nuisance as nuisances
 from fisherflow_jax.flow import _robust as robust
 from fisherflow_jax.flow._newton import Solution
 from fisherflow_jax.flow._objective import objective_of
@@ -51,7 +52,10 @@ def advance(
     predicted = recipe.memory.predict(state.memory, believed, batch, believed.mean)
     start = trees.where(state.step > 0, predicted.mean, state.mean)
 
-    solution = fit(observed, predicted, start, num_steps, state.count > 0)
+    ahead = observed
+    if state.nuisance is not None:
+        ahead = nuisances.known(observed, state.nuisance.mean)
+    observed, solution, nuisance = search(observed, state, predicted, start, num_steps)
     site, belief, distance = absorb(observed, predicted, solution, state.count > 0)
     # of the beliefs before and with the batch: one is known where nothing has moved it
     logdets = (
@@ -63,6 +67,8 @@ def advance(
         else solution.logdet,
     )
     gain = log_evidence(observed, predicted, belief, distance, logdets)
+    if nuisance is not None:
+        gain = gain + nuisance.gain
     informed = belief.sums.curvature
     storage, belief, report = recipe.memory.remember(state.memory, belief, site)
     logdet = logdets[1]
@@ -72,11 +78,12 @@ def advance(
     # a curvature that is not finite has no finite determinant
     squared = [ops.diagonal(x, belief.mean) for x in belief.sums.quadratic]
     rest = belief.sums.weight, belief.sums.linear, belief.sums.scores, squared
-    finite = trees.all_finite((belief.mean, gain, logdet, rest))
+    own = None if nuisance is None else nuisance.state.mean
+    finite = trees.all_finite((belief.mean, gain, logdet, rest, own))
     sound = batches.is_finite(batch) & finite
     missing, nothing = ~jnp.any(batch.weights > 0), jnp.zeros_like(solution.decrement)
     info = FlowInfo(
-        log_likelihood=observed.log_likelihood(predicted.mean),
+        log_likelihood=ahead.log_likelihood(predicted.mean),
         log_evidence=trees.where(sound, gain, jnp.zeros_like(gain)),
         step_size=solution.step_size,
         decrement=trees.where(missing, nothing, solution.decrement),
@@ -84,7 +91,31 @@ def advance(
         missing=missing,
         memory=report,
     )
-    return settle(state, belief, logdet, storage, gain, solution, sound, unknown), info
+    after = settle(state, belief, logdet, storage, gain, solution, sound, unknown)
+    if nuisance is not None and state.nuisance is not None:
+        kept = trees.where(sound, nuisance.state, state.nuisance)
+        after = after._replace(nuisance=kept)
+    return after, info
+
+
+def search(
+    observed: Observed,
+    state: FlowState,
+    predicted: Belief,
+    start: PyTree,
+    num_steps: int,
+) -> tuple[Observed, Solution, nuisances.Known | None]:
+    """The solution, and what it knows of the likelihood."""
+    started = state.count > 0
+    if state.nuisance is None:
+        return observed, fit(observed, predicted, start, num_steps, started), None
+
+    def fit_mean(given: Observed, start: PyTree) -> Solution:
+        return fit(given, predicted, start, num_steps, started)
+
+    return nuisances.fit(
+        observed, state.nuisance, state.count, fit_mean, start, num_steps
+    )
 
 
 def fit(

@@ -20,6 +20,7 @@ from fisherflow_jax.likelihoods._location import student_t as student_t
 from fisherflow_jax.likelihoods._log_mean import gamma as gamma
 from fisherflow_jax.likelihoods._log_mean import negative_binomial as negative_binomial
 from fisherflow_jax.likelihoods._log_mean import poisson as poisson
+from fisherflow_jax.likelihoods._nuisance import Nuisance as Nuisance
 from fisherflow_jax.likelihoods._roots import cholesky_root as cholesky_root
 from fisherflow_jax.likelihoods._roots import diagonal_root as diagonal_root
 from fisherflow_jax.likelihoods._roots import rank_root as rank_root

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.special import polygamma
 from jax.typing import ArrayLike
 
 from fisherflow_jax._ground import quadrature
@@ -14,6 +15,7 @@ from fisherflow_jax.likelihoods import _likelihood as shared
 from fisherflow_jax.likelihoods._known_noise import finite
 from fisherflow_jax.likelihoods._likelihood import IDENTITY, Likelihood, one_output
 from fisherflow_jax.likelihoods._log_gamma import log_beta
+from fisherflow_jax.likelihoods._nuisance import Nuisance, unknown
 from fisherflow_jax.likelihoods._roots import largest_entries
 
 
@@ -229,7 +231,7 @@ def _over_both(
 
 
 @shared.family
-def student_t(df: ArrayLike, scale: ArrayLike) -> Likelihood:
+def student_t(df: ArrayLike | None, scale: ArrayLike | None) -> Likelihood:
     r"""A real target with heavy-tailed errors: outliers pull little.
 
     .. math::
@@ -242,15 +244,18 @@ def student_t(df: ArrayLike, scale: ArrayLike) -> Likelihood:
     :math:`\nu \le 2`.
 
     Args:
-      df: the degrees of freedom :math:`\nu`, a number.
-      scale: the scale s, in the targets' unit, a number.
+      df: the degrees of freedom :math:`\nu`, a number. None: unknown.
+      scale: the scale s, in the targets' unit, a number. None: unknown. A flow
+        estimates the logarithms of what is unknown beside the parameters, under the
+        priors N(log 5, 2^2) of df (nothing tells a large one from infinity) and
+        N(0, 100^2) of scale; `state.nuisance` is a state about those.
 
     Returns:
       A `Likelihood`, the same object for equal arguments.
 
     Raises:
       ValueError: for a df or scale that is not positive; by `check`, for shapes that
-        differ.
+        differ; where an unknown one would have to be known.
 
     Example:
       >>> import jax.numpy as jnp
@@ -266,6 +271,8 @@ def student_t(df: ArrayLike, scale: ArrayLike) -> Likelihood:
       Using the t Distribution", 1989.
     """
     name = "student_t"
+    if df is None or scale is None:
+        return _unknown_student_t(df, scale)
     shared.require_positive(name, "df", df)
     shared.require_positive(name, "scale", scale)
 
@@ -293,3 +300,36 @@ def student_t(df: ArrayLike, scale: ArrayLike) -> Likelihood:
         return jnp.sqrt((nu + 1) / (nu + 3)) / s
 
     return one_output(name, IDENTITY, finite, log_prob, variance, sample, root)
+
+
+def _unknown_student_t(df: ArrayLike | None, scale: ArrayLike | None) -> Likelihood:
+    """With the information that Lange, Little and Taylor give."""
+    given = {"df": df, "scale": scale}
+    priors = {"df": (math.log(5), 2.0), "scale": (0.0, 100.0)}
+    names = tuple(name for name, value in given.items() if value is None)
+
+    def values(logs: dict[str, jax.Array]) -> dict[str, Any]:
+        return given | {name: jnp.exp(log) for name, log in logs.items()}
+
+    def expected(logs: dict[str, jax.Array]) -> jax.Array:
+        nu = like(values(logs)["df"], logs[names[0]])
+        half = 0.5 * nu
+        gap = polygamma(1, half) - polygamma(1, half + 0.5)
+        tail = 0.25 * gap - (nu + 5) / (2 * nu * (nu + 1) * (nu + 3))
+        both = -2 * nu / ((nu + 1) * (nu + 3))
+        # the first difference is rounding where nothing tells nu from infinity
+        own = jnp.maximum(nu**2 * tail, (nu + 3) / (2 * nu) * both**2)
+        entries = {
+            ("df", "df"): own,
+            ("df", "scale"): both,
+            ("scale", "df"): both,
+            ("scale", "scale"): 2 * nu / (nu + 3),
+        }
+        rows = [jnp.stack([entries[i, j] for j in names]) for i in names]
+        return jnp.stack(rows)
+
+    def known(logs: dict[str, jax.Array]) -> Likelihood:
+        return student_t(**values(logs))
+
+    start, spread = zip(*(priors[name] for name in names), strict=True)
+    return unknown(Nuisance(names, start, spread, known, expected))

@@ -11,6 +11,7 @@ from fisherflow_jax.likelihoods import _likelihood as shared
 from fisherflow_jax.likelihoods import _quasi as quasi
 from fisherflow_jax.likelihoods._likelihood import LOG, Likelihood, one_output
 from fisherflow_jax.likelihoods._log_gamma import log_beta, stirling_remainder
+from fisherflow_jax.likelihoods._nuisance import Nuisance, unknown
 
 
 def _nonnegative(targets: ArrayLike) -> jax.Array:
@@ -89,7 +90,7 @@ def poisson(dispersion: ArrayLike | None = 1.0) -> Likelihood:
 
 @shared.family
 def negative_binomial(
-    concentration: ArrayLike, dispersion: ArrayLike | None = 1.0
+    concentration: ArrayLike | None, dispersion: ArrayLike | None = 1.0
 ) -> Likelihood:
     r"""A count more variable than Poisson, given the log of its mean.
 
@@ -108,7 +109,9 @@ def negative_binomial(
     negative target has log-probability NaN, and a NaN gradient.
 
     Args:
-      concentration: r, a number; the larger, the closer to Poisson.
+      concentration: r, a number; the larger, the closer to Poisson. None: unknown. A
+        flow then estimates its logarithm beside the parameters, under the prior
+        N(0, 2^2); `state.nuisance` is a state about that.
       dispersion: a number that multiplies the variance, as for `poisson`; None:
         unknown.
 
@@ -116,8 +119,9 @@ def negative_binomial(
       A `Likelihood`, the same object for equal arguments.
 
     Raises:
-      ValueError: for a concentration or dispersion that is not positive; by `check`,
-        for shapes that differ.
+      ValueError: for a concentration or dispersion that is not positive, for both
+        unknown; by `check`, for shapes that differ; where an unknown concentration
+        would have to be known.
 
     Example:
       >>> import jax.numpy as jnp
@@ -130,6 +134,17 @@ def negative_binomial(
       J. F. Lawless, "Negative binomial and mixed Poisson regression", 1987.
     """
     name = "negative_binomial"
+    if concentration is None:
+        if not quasi.is_one(dispersion):
+            raise ValueError(
+                f"{name}: both a concentration and a dispersion scale the variance; "
+                f"with concentration=None leave dispersion at 1, got {dispersion}."
+            )
+
+        def known(logs: dict[str, jax.Array]) -> Likelihood:
+            return negative_binomial(jnp.exp(logs["concentration"]))
+
+        return unknown(Nuisance(("concentration",), (0.0,), (2.0,), known))
     shared.require_positive(name, "concentration", concentration)
     if not quasi.is_one(dispersion):
         return _with_dispersion(

@@ -27,6 +27,7 @@ class Gaussian(NamedTuple):
       degrees_of_freedom: `()`, of the t distribution. None: it is the normal.
       meat: the sum of squared scores, for the sandwich variance; None: not kept.
       num_observations: `()`, effective observations behind it; None: not counted.
+      nuisance: a state about the logarithms of what the likelihood left unknown.
     """
 
     mean: PyTree
@@ -35,6 +36,7 @@ class Gaussian(NamedTuple):
     degrees_of_freedom: jax.Array | None = None
     meat: Any | None = None
     num_observations: jax.Array | None = None
+    nuisance: Any | None = None
 
     def __repr__(self) -> str:
         return f"Gaussian({described(self)})"
@@ -134,6 +136,7 @@ def _gaussian(state: Any, robust: bool | str) -> Gaussian:
         information=ops.plain(state.information),
         meat=None if meat is None else ops.plain(meat),
         num_observations=count,
+        nuisance=getattr(state, "nuisance", None),
     )
     if robust:
         one = _corrected(one, getattr(state, "clusters", None), robust)

@@ -151,6 +151,11 @@ def _notes(one: Gaussian, robust: bool | str) -> list[str]:
     if one.dispersion is not None and one.degrees_of_freedom is not None:
         spare = float(one.degrees_of_freedom)
         parts.append(f"dispersion {float(one.dispersion):.4g} on {spare:.1f} df")
+    if one.nuisance is not None:
+        error = interval_and_error(one.nuisance, 0.95, False)[1]
+        for name, log in one.nuisance.mean.items():
+            value = float(np.exp(log))
+            parts.append(f"{name} {value:.4g} ({value * float(error[name]):.2g})")
     if robust:
         kind = "sandwich" if robust is True else robust
         parts.append(f"robust ({kind}) standard errors")

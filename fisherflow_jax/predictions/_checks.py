@@ -57,7 +57,14 @@ def check_likelihood(likelihood: Any) -> None:
 
 
 def known(likelihood: Likelihood, belief: Gaussian) -> Likelihood:
-    """The likelihood with the state's dispersion, where it is unknown."""
+    """The likelihood with the state's dispersion and the like, where unknown."""
+    if likelihood.nuisance is not None:
+        if belief.nuisance is None:
+            raise ValueError(
+                f"the {' and '.join(likelihood.nuisance.names)} of {likelihood.name} "
+                "is unknown and this state does not estimate it: give a number."
+            )
+        return likelihood.nuisance.known(belief.nuisance.mean)
     if likelihood.with_dispersion is None:
         return likelihood
     if belief.dispersion is None:

@@ -81,7 +81,7 @@ def weight_samples(
     check_likelihood(likelihood)
     belief, *rest = gaussians(state)[1]
     if rest:  # no one dispersion
-        belief = belief._replace(dispersion=None)
+        belief = belief._replace(dispersion=None, nuisance=None)
     likelihood = known(likelihood, belief)
     keys = jax.random.split(typed_key(key), num_samples)
     example = batches.unshare(inputs)

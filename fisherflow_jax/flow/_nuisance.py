@@ -1,0 +1,218 @@
+"""What a flow estimates of the likelihood itself, beside the parameters.
+
+The logarithms of a concentration, of degrees of freedom, of a scale: few numbers, whose
+Fisher information has nothing in common with that of the mean. They have a Gaussian of
+their own, which the flow's memory carries; an update moves it and the parameters by
+turns, to their common solution.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fisherflow_jax import information as ops
+from fisherflow_jax._ground import batch as batches
+from fisherflow_jax._ground import trees
+from fisherflow_jax.flow import _newton as newton
+from fisherflow_jax.flow._newton import Solution
+from fisherflow_jax.flow._objective import objective_of
+from fisherflow_jax.flow._recipe import Observed, Recipe
+from fisherflow_jax.memories import Belief, Memory, Prior, Shift, Sum, age, stationary
+from fisherflow_jax.model import weighted_sum
+from fisherflow_jax.structures import Diagonal, full
+from fisherflow_jax.structures._full import from_matrix
+
+PyTree = Any
+
+_STEPS = 50
+# Turns end once the logarithms move by less, squared, in posterior deviations.
+_SHORT = 1e-10
+# What curves the wrong way in a few rows may take this share of what was known before.
+_LEAST = -0.5
+
+
+class NuisanceState(NamedTuple):
+    """The Gaussian of the logarithms: a state, as `ff.confidence_interval` takes it.
+
+    Attributes:
+      mean: `{name: ()}`, logarithms.
+      information: about them, prior included.
+      prior: what is left of it.
+      memory: the memory's storage.
+    """
+
+    mean: dict[str, jax.Array]
+    information: Any
+    prior: Prior
+    memory: Any
+
+
+class Known(NamedTuple):
+    """What an update says of them."""
+
+    state: NuisanceState
+    gain: jax.Array  # () their part of the log-evidence
+
+
+def memory_of(recipe: Recipe) -> Memory:
+    """What asks something of the structure is about the parameters alone."""
+    return stationary() if recipe.memory.needs else recipe.memory
+
+
+def begin(recipe: Recipe, dtype: Any) -> NuisanceState | None:
+    asked = recipe.likelihood.nuisance
+    if asked is None:
+        return None
+    rows = zip(asked.names, asked.start, asked.spread, strict=True)
+    values = {name: (start, spread**-2) for name, start, spread in rows}
+    mean, entries = (
+        {name: jnp.asarray(value[k], dtype) for name, value in values.items()}
+        for k in (0, 1)
+    )
+    nothing, precision = full().isotropic(mean, 0.0), Diagonal(entries)
+    shift = Shift(optax.tree.zeros_like(mean))
+    zeros = Sum(nothing, jnp.zeros((), dtype), shift)
+    storage = memory_of(recipe).init(zeros)
+    return NuisanceState(
+        mean, ops.add(nothing, precision), Prior(mean, precision), storage
+    )
+
+
+def belief_of(state: NuisanceState, count: jax.Array) -> Belief:
+    return Belief(state.mean, Sum(state.information, count, None), state.prior)
+
+
+def known(observed: Observed, logs: dict[str, jax.Array]) -> Observed:
+    """The batch under the likelihood with these values."""
+    asked = observed.recipe.likelihood.nuisance
+    assert asked is not None
+    recipe = dataclasses.replace(
+        observed.recipe, apply_fn=observed.apply_fn, likelihood=asked.known(logs)
+    )
+    return dataclasses.replace(observed, recipe=recipe)
+
+
+def fit(
+    observed: Observed,
+    state: NuisanceState,
+    count: jax.Array,
+    fit_mean: Callable[[Observed, PyTree], Solution],
+    start: PyTree,
+    num_steps: int,
+) -> tuple[Observed, Solution, Known]:
+    """The common solution: `(the batch with known values, the parameters', theirs)`."""
+    memory, batch = memory_of(observed.recipe), observed.batch
+    believed = belief_of(state, count)
+    before = memory.predict(state.memory, believed, batch, believed.mean)
+
+    def turn(logs: PyTree, start: PyTree, given: jax.Array) -> tuple:
+        solution = fit_mean(known(observed, logs), start)
+        # a scale that nobody knows yet is told by the targets' width, not by the start
+        at = trees.where(given, solution.mean, start)
+        return _solve(observed, before, logs, at, num_steps), solution._replace(mean=at)
+
+    def more(carry: tuple) -> jax.Array:
+        turns, length, _, mean = carry
+        done = (length <= _SHORT) & (mean.unfinished == 0)
+        return (turns < limit) & ~done
+
+    def step(carry: tuple) -> tuple:
+        turns, _, own, mean = carry
+        given = (count > 0) | (turns > 0) | (limit == 1)
+        found, solution = turn(own.mean, mean.mean, given)
+        move = optax.tree.sub(found.mean, own.mean)
+        total = ops.add(found.information, ops.plain(before.sums.curvature))
+        length = jnp.where(given, ops.quadratic_form(total, move), jnp.inf)
+        return turns + 1, length, found, solution
+
+    limit = 1 if num_steps == 1 else _STEPS
+    shapes = jax.eval_shape(turn, before.mean, start, count > 0)
+    own, mean = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    begun = own._replace(mean=before.mean), mean._replace(mean=start)
+    length = jnp.full((), jnp.inf, count.dtype)
+    _, _, own, mean = jax.lax.while_loop(
+        more, step, (jnp.zeros((), jnp.int32), length, *begun)
+    )
+
+    sums, move = before.sums, optax.tree.sub(own.mean, before.mean)
+    moved = ops.matvec(ops.plain(sums.curvature), move)
+    weight = observed.num_observations.astype(count.dtype)
+    site = Sum(own.information, weight, None)
+    belief = before._replace(mean=own.mean, sums=sums.plus(site))
+    logdets = [ops.logdet(x.curvature, move) for x in (sums, belief.sums)]
+    gain = 0.5 * (logdets[0] - logdets[1] - trees.dot(move, moved))
+    site = site._replace(linear=Shift(moved))
+    storage, belief, _ = memory.remember(state.memory, belief, site)
+    after = NuisanceState(belief.mean, belief.sums.curvature, belief.prior, storage)
+    return known(observed, own.mean), mean, Known(after, gain)
+
+
+def _solve(
+    observed: Observed, before: Belief, start: PyTree, params: PyTree, num_steps: int
+) -> Solution:
+    """Given the parameters, whose outputs are computed once."""
+    information = ops.plain(before.sums.curvature)
+    value, measure = _given_outputs(observed, params)
+    roots = jnp.linalg.cholesky(ops.to_dense(information))
+
+    def curvature(logs: PyTree) -> Any:
+        inner = jax.scipy.linalg.solve_triangular(roots, measure(logs), lower=True)
+        inner = jax.scipy.linalg.solve_triangular(roots, inner.T, lower=True)
+        values, basis = jnp.linalg.eigh(inner)
+        turned = roots @ basis
+        values = jnp.maximum(values, _LEAST)
+        return from_matrix((turned * values) @ turned.T, logs)
+
+    objective = objective_of(value, curvature, before.mean, information)
+    if num_steps == 1:
+        return newton.single_step(objective, start)
+    return newton.damped_newton(objective, start, _STEPS)
+
+
+def _given_outputs(
+    observed: Observed, params: PyTree
+) -> tuple[Callable[[PyTree], jax.Array], Callable[[PyTree], jax.Array]]:
+    """The log-likelihood of the logarithms, and minus its second derivatives."""
+    asked, batch = observed.recipe.likelihood.nuisance, observed.batch
+    assert asked is not None
+    outputs = observed.apply_fn(params, batches.unshare(batch.inputs))
+
+    def value(logs: PyTree) -> jax.Array:
+        log_prob = asked.known(logs).log_prob
+        return weighted_sum(lambda *_: outputs, log_prob, params, batch)
+
+    def measure(logs: PyTree) -> jax.Array:
+        if asked.expected is not None:
+            count = batches.num_observations(batch, each_target=True)
+            each = asked.expected(logs)
+            return count.astype(each.dtype) * each
+        flat = trees.ravel(logs)
+        return -jax.hessian(lambda x: value(trees.unravel(x, logs)))(flat)
+
+    return value, measure
+
+
+def fuse(start: NuisanceState, count: jax.Array, states: Sequence, steps: Any) -> Any:
+    """Of workers that set out from a common state; as `ff.merge`."""
+    aged = age(start.memory, belief_of(start, count), steps)
+    total = ops.fuse(aged.sums.curvature, [state.information for state in states])
+    pulls = [
+        ops.matvec(state.information, optax.tree.sub(state.mean, aged.mean))
+        for state in states
+    ]
+    step = ops.solve(total, functools.reduce(optax.tree.add, pulls))
+    mean = optax.tree.add(aged.mean, step)
+    return start._replace(mean=mean, information=total, prior=aged.prior)
+
+
+def refined(
+    recipe: Recipe, params: PyTree, batch: batches.Batch, logs: PyTree
+) -> tuple[PyTree, jax.Array]:
+    """The score of a batch about the logarithms, and its information `(k, k)`."""
+    value, measure = _given_outputs(Observed(recipe, batch, None), params)
+    return jax.grad(value)(logs), measure(logs)
