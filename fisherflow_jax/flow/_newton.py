@@ -202,7 +202,8 @@ def _further(
     """Steps by the same factors while they contract and are not yet short."""
 
     def contracts(chord: _Chord) -> jax.Array:
-        shrinks = chord.remaining < _CONTRACTION * chord.before
+        # rounding may make a squared length negative, which ends the steps as well
+        shrinks = jnp.abs(chord.remaining) < _CONTRACTION * chord.before
         return taken & shrinks & ~chord.is_short()
 
     def move(chord: _Chord) -> _Chord:

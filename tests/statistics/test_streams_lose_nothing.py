@@ -1,0 +1,171 @@
+"""Streams that once lost data in silence, or ended with numbers that were not right.
+
+Distances are in standard errors, the largest over all contrasts that the data
+determine: with `d` off the solution and `H` the information of the data alone, the
+largest of `c^T d / sqrt(c^T H^+ c)` is `sqrt(d^T H d)`.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fisherflow_jax as ff
+
+L = ff.likelihoods
+ROWS = 1200
+
+
+def off(mean, solution, inputs, weights=1.0):
+    """The largest distance of a determined contrast, in its standard errors."""
+    move = np.asarray(inputs, float) @ (np.asarray(mean, float) - solution)
+    return np.sqrt(np.sum(weights * move**2))
+
+
+def run(simulation, flow, inputs, targets, size, dtype):
+    """One scan over batches of `size`."""
+    rows = jnp.asarray(inputs, dtype), jnp.asarray(targets, dtype)
+    return simulation.stream(flow, *rows, size)
+
+
+# ---- float32: dummy traps, single rows, far origins, large units
+
+
+class Line(NamedTuple):
+    """A linear or logistic regression, and its solution under the prior."""
+
+    inputs: np.ndarray
+    targets: np.ndarray
+    prior_precision: float
+    logistic: bool = False
+
+    @property
+    def likelihood(self):
+        return L.bernoulli() if self.logistic else L.gaussian()
+
+    def solution(self):
+        """Newton's method in float64, in columns of unit length: exact for a line."""
+        length = np.linalg.norm(self.inputs, axis=0)
+        x, penalty = self.inputs / length, self.prior_precision / length**2
+        params = np.zeros(len(length))
+        for _ in range(30 if self.logistic else 2):
+            mean, weights = x @ params, np.ones(len(x))
+            if self.logistic:
+                mean = 1 / (1 + np.exp(-mean))
+                weights = mean * (1 - mean)
+            score = x.T @ (self.targets - mean) - penalty * params
+            information = (x.T * weights) @ x + np.diag(penalty)
+            params = params + np.linalg.solve(information, score)
+        return params / length, weights
+
+
+def lines():
+    rng = np.random.default_rng(3)
+    one, group = np.ones(ROWS), np.arange(ROWS) % 3
+    dummies = np.stack([one, group == 0, group == 1, group == 2], axis=1).astype(float)
+    of_group = group + rng.normal(size=ROWS)
+    year = rng.integers(2000, 2025, ROWS).astype(float)
+    trend = 3 + 0.05 * (year - 2012) + rng.normal(size=ROWS)
+    by_year = np.column_stack([one, year])
+    centred = np.column_stack([one, (year - year.mean()) / year.std()])
+    amount = 1e5 * rng.normal(size=ROWS)
+    bought = (rng.logistic(size=ROWS) < 0.3 + 1e-5 * amount).astype(float)
+    return {
+        "dummy trap": Line(dummies, of_group, 1e-6),
+        "years, prior 1e-2": Line(by_year, trend, 1e-2),
+        "years, prior 1e-8": Line(by_year, trend, 1e-8),
+        "standardised, prior 1e-8": Line(centred, trend, 1e-8),
+        "amounts": Line(np.column_stack([one, amount]), bought, 1e-10, True),
+    }
+
+
+LINES = lines()
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("dummy trap", 1),
+        ("dummy trap", 20),
+        ("years, prior 1e-2", 1),
+        ("years, prior 1e-8", 1),
+        ("standardised, prior 1e-8", 1),
+        ("amounts", 1),
+    ],
+)
+def test_no_stream_ends_in_float32(simulation, name, size):
+    """Every contrast within .02 standard errors of float64.
+
+    That is the closed form; of a logistic stream, the same stream in float64.
+    """
+    line = LINES[name]
+    flow = ff.fisher_flow(
+        simulation.linear, line.likelihood, prior_precision=line.prior_precision
+    )
+    state = run(simulation, flow, line.inputs, line.targets, size, jnp.float32)
+    assert (state.count, state.num_skipped) == (ROWS, 0)
+    solution, weights = line.solution()
+    precision = (line.inputs.T * weights) @ line.inputs
+    precision += line.prior_precision * np.eye(len(precision))
+    error = np.sqrt(np.diag(np.linalg.inv(precision)))
+    if line.logistic:
+        rows = line.inputs, line.targets, size, jnp.float64
+        wide = run(simulation, flow, *rows)
+        solution, error = np.asarray(wide.mean), ff.standard_error(wide)
+    assert off(state.mean, solution, line.inputs, weights) < 0.02
+    if name == "dummy trap":  # whose single errors are the prior's; it is counted
+        assert state.events.solves_regularised > 50
+    else:
+        np.testing.assert_allclose(ff.standard_error(state), error, rtol=0.01)
+
+
+@pytest.mark.parametrize("name", ["dummy trap", "years, prior 1e-8"])
+def test_float64_needs_no_help(simulation, name):
+    line = LINES[name]
+    flow = ff.fisher_flow(
+        simulation.linear, line.likelihood, prior_precision=line.prior_precision
+    )
+    state = run(simulation, flow, line.inputs, line.targets, 20, jnp.float64)
+    assert (state.count, state.events.solves_regularised) == (ROWS, 0)
+    assert off(state.mean, line.solution()[0], line.inputs) < 1e-6
+
+
+def test_an_eager_loop_ends_as_a_scan(simulation):
+    line = LINES["dummy trap"]
+    flow = ff.fisher_flow(
+        simulation.linear, line.likelihood, prior_precision=line.prior_precision
+    )
+    inputs, targets = (jnp.asarray(x, jnp.float32) for x in line[:2])
+    state = flow.init(jnp.zeros(4, jnp.float32))
+    for start in range(0, ROWS, 20):
+        rows = slice(start, start + 20)
+        state, info = flow.update(state, (inputs[rows], targets[rows]))
+        assert not info.skipped
+    assert off(state.mean, line.solution()[0], line.inputs) < 0.02
+
+
+# ---- first updates from far away
+
+
+def counts(level):
+    rng = np.random.default_rng(7)
+    inputs = np.column_stack([np.ones(2000), rng.normal(size=(2000, 2))])
+    rate = np.exp(level + inputs @ np.array([0.0, 0.3, -0.2]))
+    return inputs, rng.poisson(rate).astype(float)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_counts_of_a_million_from_zeros(simulation, dtype):
+    """Of expected count exp(14), from an expected count of one."""
+    inputs, targets = counts(14.0)
+    flow = ff.fisher_flow(simulation.linear, L.poisson(), prior_precision=1e-8)
+    state = run(simulation, flow, inputs, targets, 20, dtype)
+    params = np.array([14.0, 0.3, -0.2])
+    for _ in range(10):
+        rate = np.exp(inputs @ params)
+        information = (inputs.T * rate) @ inputs
+        params = params + np.linalg.solve(information, inputs.T @ (targets - rate))
+    assert off(state.mean, params, inputs, rate) < 0.1
+    error = np.sqrt(np.diag(np.linalg.inv(information)))
+    np.testing.assert_allclose(ff.standard_error(state), error, rtol=0.01)
