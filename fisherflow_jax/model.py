@@ -11,8 +11,8 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from fisherflow_jax._ground import batch as batches
+from fisherflow_jax._ground import checks, trees
 from fisherflow_jax._ground import sharding as meshes
-from fisherflow_jax._ground import trees
 from fisherflow_jax._ground.batch import Batch
 from fisherflow_jax.layers import Layers, expecting, layers_of
 from fisherflow_jax.likelihoods import Likelihood
@@ -73,6 +73,7 @@ class Model:
                 f"leading axis is the examples' (n = {count}); got {outputs}."
             )
         self.likelihood.check(outputs, batch.targets)
+        _check_observed(self.likelihood, batch)
         if batch.weights.ndim > 1:
             shape = self.likelihood.shape_of_targets(outputs)
             if batch.weights.shape != shape:
@@ -225,7 +226,30 @@ def log_likelihood(
     """The weighted sum of the examples' log-likelihoods, a number."""
     if batch.targets is None:
         raise ValueError("the log-likelihood needs targets; the batch's are None.")
-    return weighted_sum(apply_fn, likelihood.log_prob, params, batch)
+    _check_observed(likelihood, batch)
+    of_all, there = batches.observed(batch)
+    if likelihood.observing is None or there is None:
+        return weighted_sum(apply_fn, likelihood.log_prob, params, batch)
+    observing = likelihood.observing
+
+    def log_prob(outputs: PyTree, given: tuple) -> jax.Array:
+        targets, there = given
+        return observing(there).log_prob(outputs, targets)
+
+    of_all = of_all._replace(targets=(batch.targets, there))
+    return weighted_sum(apply_fn, log_prob, params, of_all)
+
+
+def _check_observed(likelihood: Likelihood, batch: Batch) -> None:
+    """Raises for weights that mean nothing, where they are at hand."""
+    if likelihood.observing is None or batch.weights.ndim == 1:
+        return
+    if not checks.holds((batch.weights == 0) | (batch.weights == 1)):
+        raise ValueError(
+            f"{likelihood.name}: errors that go together have one weight an example: "
+            "those of targets must be 0 (missing) or 1; give weights (n,), and "
+            "ff.Batch(..., mask=...) for what is missing."
+        )
 
 
 def negative_log_likelihood(

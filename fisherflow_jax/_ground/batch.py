@@ -295,6 +295,18 @@ def num_observations(batch: Batch, *, each_target: bool) -> jax.Array:
     return jnp.sum(weights) * math.prod(targets[0].shape[1:])
 
 
+def observed(batch: Batch) -> tuple[Batch, jax.Array | None]:
+    """The batch with weights of its examples, and 1 or 0 for each target: is it there.
+
+    Weights of targets are taken for that; None: all are.
+    """
+    weights, mask = batch.weights, batch.mask
+    if weights.ndim == 1:
+        there = None if mask is None else mask.astype(weights.dtype)
+        return batch._replace(mask=None), there
+    return batch._replace(weights=_rows(weights > 0).astype(weights.dtype)), weights
+
+
 def roots_of_weights(batch: Batch) -> tuple[jax.Array, jax.Array | None]:
     """What an example's vectors are multiplied by, `(n,)`, and each target's, if any.
 

@@ -55,6 +55,29 @@ def _(primals: tuple, tangents: tuple) -> tuple[tuple, tuple]:
     return (factors, jitter), (product("...ij,...jk->...ik", factors, half), 0 * jitter)
 
 
+def inverse_factor(matrices: jax.Array) -> jax.Array:
+    """`L^-1`, L the lower Cholesky factor; NaN where a matrix is not definite.
+
+    Of many small matrices at once: elementwise operations alone, k times.
+    """
+    k, dtype = matrices.shape[-1], matrices.dtype
+    below = jnp.tril(jnp.ones((k, k), dtype), -1)
+    identity = jnp.broadcast_to(jnp.eye(k, dtype=dtype), matrices.shape)
+
+    def eliminate(j: jax.Array, pair: jax.Array) -> jax.Array:
+        entry = functools.partial(jax.lax.dynamic_index_in_dim, keepdims=False)
+        row = entry(pair, j, pair.ndim - 2)
+        root = jnp.sqrt(entry(row, j, row.ndim - 1))[..., None]
+        row, column = row / root, entry(pair, j, pair.ndim - 1) / root
+        column = column * jnp.broadcast_to(entry(below, j, 1), column.shape)
+        pair = pair - column[..., :, None] * row[..., None, :]
+        row = jnp.expand_dims(row, -2)
+        return jax.lax.dynamic_update_slice_in_dim(pair, row, j, pair.ndim - 2)
+
+    pair = jnp.concatenate([matrices, identity], -1)
+    return jax.lax.fori_loop(0, k, eliminate, pair)[..., k:]
+
+
 def eigh(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Eigenvalues `(..., k)`, ascending, and columns `(..., k, k)`."""
     values, columns = _each(lambda m: tuple(jnp.linalg.eigh(m)), matrices)

@@ -113,10 +113,14 @@ class Pull:
     ) -> jax.Array:
         """Of one example, `(R, 1, ...)`: of its outputs `(1, ...)` and its targets.
 
-        Times `each`, the root of the weight of each target, where there is one.
+        Times `each`, the root of the weight of each target, where there is one; where
+        targets go together, those of the targets that are there.
         """
         targets = jax.tree.map(lambda y: y[None], targets)
-        vectors = self.rule.cotangents(self.model.likelihood, outputs, targets, key)
+        own = self.model.likelihood
+        if each is not None and own.observing is not None:
+            own, each = own.observing(each[None]), None
+        vectors = self.rule.cotangents(own, outputs, targets, key)
         if each is None:
             return vectors
         rest = vectors.ndim - 2 - each.ndim

@@ -147,7 +147,8 @@ class Observed:
         return model.weighted_sum(self.apply_fn, function, params, self.batch)
 
     def log_likelihood(self, params: PyTree) -> jax.Array:
-        return self.total(self.recipe.likelihood.log_prob, params)
+        likelihood = self.recipe.likelihood
+        return model.log_likelihood(self.apply_fn, likelihood, params, self.batch)
 
     def information(self, params: PyTree) -> Any:
         curvature = self.recipe.bound(self.recipe.estimator.value, self.apply_fn)

@@ -19,6 +19,7 @@ from fisherflow_jax.flow._objective import objective_of
 from fisherflow_jax.flow._recipe import Observed, Recipe, parameters
 from fisherflow_jax.flow._state import FlowInfo, FlowState, belief_of
 from fisherflow_jax.memories import Belief, Shift, Squares, Sum
+from fisherflow_jax.model import Model
 
 PyTree = Any
 
@@ -268,6 +269,7 @@ def check_taken_in(
     likelihood = recipe.likelihood
     # a memory's functions of the batch say here what is wrong with their values
     recipe.memory.predict(state.memory, belief_of(state), batch, state.mean)
+    Model(recipe.apply_fn, likelihood).check(state.mean, batch)
     used = batch.weights > 0
     if not checks.holds(batches.is_finite(batch)):
         what = "the batch holds a NaN or an infinite value in a row of positive weight"

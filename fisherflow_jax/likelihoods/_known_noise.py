@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.linalg import solve_triangular
 from jax.typing import ArrayLike
 
 from fisherflow_jax._ground import checks, linalg
@@ -172,11 +171,11 @@ class _Errors:
         return jnp.where(weights == 0, jnp.zeros_like(values), known)
 
     def density(self, residual: jax.Array, matrix: jax.Array) -> jax.Array:
-        factor = linalg.cholesky(self.observed(matrix))
-        half = linalg.product("...ij,...j->...i", _inverse(factor), self.keep(residual))
-        logs = jnp.log(jnp.diagonal(factor, axis1=-2, axis2=-1))
-        logs = jnp.broadcast_to(logs + 0.5 * math.log(2 * math.pi), half.shape)
-        return -jnp.sum(0.5 * jnp.square(half) + self.keep(logs), -1)
+        inverse = linalg.inverse_factor(self.observed(matrix))
+        half = linalg.product("...ij,...j->...i", inverse, self.keep(residual))
+        logs = 0.5 * math.log(2 * math.pi) - jnp.log(_diagonal(inverse))
+        logs = self.keep(jnp.broadcast_to(logs, half.shape))
+        return -jnp.sum(0.5 * jnp.square(half) + logs, -1)
 
     def shape_of_targets(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         if self.covariance is None:
@@ -207,12 +206,13 @@ class _Errors:
     def sample(self, key: jax.Array, outputs: ArrayLike) -> jax.Array:
         location, matrix = self.split(outputs)
         noise = jax.random.normal(key, location.shape, location.dtype)
-        factor = linalg.cholesky(matrix)
-        return location + linalg.product("...ij,...j->...i", factor, noise)
+        # R = L L^T, so that L = R (L^-1)^T
+        half = linalg.product("...ji,...j->...i", linalg.inverse_factor(matrix), noise)
+        return location + linalg.product("...ij,...j->...i", matrix, half)
 
     def root(self, outputs: ArrayLike, probes: Any, key: Any = None) -> jax.Array:
         location, matrix = self.split(outputs)
-        half = _inverse(linalg.cholesky(self.observed(matrix)))
+        half = linalg.inverse_factor(self.observed(matrix))
         pulled = linalg.product("...ji,...j->...i", half, like(probes, location))
         pulled = self.keep(jnp.broadcast_to(pulled, location.shape))
         if self.covariance is None:  # nothing is to be learned of the noise
@@ -223,8 +223,7 @@ class _Errors:
 
     def variance(self, outputs: ArrayLike) -> jax.Array:
         location, matrix = self.split(outputs)
-        diagonal = jnp.diagonal(matrix, axis1=-2, axis2=-1)
-        return jnp.broadcast_to(diagonal, location.shape)
+        return jnp.broadcast_to(_diagonal(matrix), location.shape)
 
     def expected_log_prob(
         self, mean: jax.Array, variance: Any, spread: jax.Array, targets: ArrayLike
@@ -236,11 +235,8 @@ class _Errors:
         return self.density(like(targets, location) - location, total)
 
 
-def _inverse(factor: jax.Array) -> jax.Array:
-    identity = jnp.eye(factor.shape[-1], dtype=factor.dtype)
-    return solve_triangular(
-        factor, jnp.broadcast_to(identity, factor.shape), lower=True
-    )
+def _diagonal(matrix: jax.Array) -> jax.Array:
+    return jnp.diagonal(matrix, axis1=-2, axis2=-1)
 
 
 def _num_targets(shape: tuple[int, ...]) -> int:

@@ -131,10 +131,15 @@ class Likelihood(NamedTuple):
         return self.line is not arrays.widen
 
     def shape_of_targets(self, outputs: Any) -> Shape:
-        """Of the log-probabilities, one a target, given the shape of the outputs."""
+        """Of the log-probabilities, one a target, given the shape of the outputs.
+
+        Of the targets themselves, where those of an example have one together.
+        """
 
         def drawn(key: jax.Array, outputs: jax.Array) -> jax.Array:
-            return self.log_prob(outputs, self.sample(key, outputs))
+            targets = self.sample(key, outputs)
+            together = self.observing is not None
+            return targets if together else self.log_prob(outputs, targets)
 
         return jax.eval_shape(drawn, jax.random.key(0), outputs).shape
 

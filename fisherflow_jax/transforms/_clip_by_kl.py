@@ -137,6 +137,10 @@ def _clip(
     To second order.
     """
     inputs, rooted = batches.unshare(batch.inputs), cholesky_root(region.likelihood)
+    total = jnp.sum(batch.weights)
+    if rooted.observing is not None:
+        batch, there = batches.observed(batch)
+        rooted = rooted if there is None else rooted.observing(there)
     direction = optax.tree.cast_like(trees.fill_with_zeros(updates, model), model)
     outputs, change = jax.jvp(
         lambda p: region.apply_fn(p, inputs), (model,), (direction,)
@@ -150,8 +154,7 @@ def _clip(
     (turned,) = transpose(change)
     each = region.likelihood.shape_of_targets(outputs)
     squares = jnp.sum(jnp.square(turned), axis=tuple(range(len(each), turned.ndim)))
-    total = jnp.sum(batch.weights).astype(dtype)
-    kl = batches.weighted_total(batch, squares) / (2 * total)
+    kl = batches.weighted_total(batch, squares) / (2 * total.astype(dtype))
     kl = kl.astype(state.kl.dtype)
     finite = jnp.isfinite(kl)
     factor = jnp.sqrt(region.max_kl / jnp.maximum(kl, region.max_kl)).astype(kl.dtype)

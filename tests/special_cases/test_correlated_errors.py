@@ -173,3 +173,81 @@ def test_a_scale_given_with_each_row_is_weighted_least_squares():
     spread = np.einsum("ni,ij,nj->n", INPUTS, np.linalg.inv(posterior), INPUTS)
     total = np.sqrt(spread + scales**2)
     np.testing.assert_allclose(found.observation_std, total, rtol=1e-9)
+
+
+THERE = rng.uniform(size=(N, K)) < 0.6
+THERE[:3] = [[True, False], [False, True], [False, False]]
+
+
+def marginal(case):
+    """Least squares of what is there: the other targets have errors without end."""
+    covariances = case[2].copy()
+    covariances[~THERE] = 0.0
+    np.swapaxes(covariances, 1, 2)[~THERE] = 0.0
+    rows, places = np.nonzero(~THERE)
+    covariances[rows, places, places] = 1.0
+    design = np.stack([np.kron(x, np.eye(K)) for x in INPUTS]) * THERE[..., None]
+    weighed = np.linalg.solve(covariances, design)
+    information = np.einsum("nki,nkj->ij", design, weighed)
+    return information, np.einsum("nki,nk->i", weighed, TARGETS * THERE)
+
+
+@pytest.mark.parametrize("how", ["mask", "weights"])
+def test_what_is_missing_leaves_the_marginal_of_what_is_there(case, how):
+    model, likelihood, covariances = case
+    given = np.where(THERE, TARGETS, 1e3)
+    marks = {"mask": THERE} if how == "mask" else {"weights": THERE.astype(float)}
+    batch = ff.Batch(BATCH[0], given, **marks)
+    information, shift = marginal(case)
+    flow = ff.fisher_flow(model, likelihood, prior_precision=PRECISION)
+    state, info = flow.update(flow.init(START), batch)
+    posterior = information + PRECISION * np.eye(D * K)
+    mean = np.linalg.solve(posterior, shift)
+    np.testing.assert_allclose(state.mean.ravel(), mean, rtol=1e-9)
+    dense = ff.information.to_dense(state.information)
+    np.testing.assert_allclose(dense, posterior, rtol=1e-9, atol=1e-12)
+    seen = THERE.ravel()
+    whole = np.stack([np.kron(x, np.eye(K)) for x in INPUTS]).reshape(-1, D * K)[seen]
+    noise = scipy.linalg.block_diag(*covariances)[seen][:, seen]
+    spread = whole @ whole.T / PRECISION + noise
+    evidence = scipy.stats.multivariate_normal.logpdf(
+        TARGETS.ravel()[seen], None, spread
+    )
+    np.testing.assert_allclose(state.log_evidence, evidence, rtol=1e-9)
+    assert state.count == (N if how == "mask" else THERE.sum())
+
+    for estimator in (ff.estimators.exact, ff.estimators.observed):
+        found = estimator(model, likelihood, ff.structures.full())(state.mean, batch)
+        dense = ff.information.to_dense(found)
+        np.testing.assert_allclose(dense, information, rtol=1e-9, atol=1e-12)
+    scores = ff.scores(model, likelihood, state.mean, batch)
+    total = shift - information @ mean
+    np.testing.assert_allclose(np.sum(scores, 0).ravel(), total, rtol=1e-8, atol=1e-10)
+
+
+def test_the_divergence_of_a_step_is_that_of_what_is_there():
+    model, likelihood, _ = CASES["fixed"]
+    batch = ff.Batch(BATCH[0], np.where(THERE, TARGETS, 1e3), mask=THERE)
+    clip, step = ff.clip_by_kl(model, likelihood, 1e9), rng.normal(size=(D, K))
+    state = clip.init(START)
+    _, state = clip.update(jnp.asarray(step), state, START, batch=batch)
+    information, _ = marginal(CASES["fixed"])
+    expected = step.ravel() @ information @ step.ravel() / (2 * N)
+    np.testing.assert_allclose(state.kl, expected, rtol=1e-9)
+
+
+def test_targets_whose_errors_go_together_have_no_weights_of_their_own():
+    model, likelihood, _ = CASES["fixed"]
+    batch = (*BATCH, np.full((N, K), 0.5))
+    flow = ff.fisher_flow(model, likelihood)
+    estimator = ff.estimators.exact(model, likelihood, ff.structures.full())
+    loss = ff.negative_log_likelihood(model, likelihood)
+    for ask in (
+        lambda: flow.update(flow.init(START), batch),
+        lambda: estimator(START, batch),
+        lambda: loss(START, batch),
+    ):
+        with pytest.raises(ValueError, match="one weight an example"):
+            ask()
+    after, info = jax.jit(flow.update)(flow.init(START), batch)
+    assert info.skipped and after.num_skipped == 1

@@ -21,6 +21,7 @@ LOOKS = np.tile(np.eye(CHANNELS, STATES), (TIMES, 1, 1))
 ERRORS = np.array([[0.5, 0.3], [0.3, 0.8]])
 GAPS = np.array([1.0, 0.5, 2.0, 0.1, 3.0, 1.0])
 SCALE = 0.7
+EVERYTHING = np.ones((TIMES, CHANNELS))
 
 
 def velocity(gap):
@@ -103,7 +104,12 @@ MODELS = {
         np.diag([2.0, 1.0, 0.5, 3.0]) + 0.3,
     ),
 }
-MISSING = {"none": [], "the first": [0], "a hole": [2, 3]}
+MISSING = {
+    "none": [],
+    "the first": [0],
+    "a hole": [2, 3],
+    "channels": ([0, 2, 3, 3], [1, 0, 0, 1]),
+}
 
 
 @pytest.mark.parametrize("missing", MISSING)
@@ -111,7 +117,7 @@ MISSING = {"none": [], "the first": [0], "a hole": [2, 3]}
 def test_a_predicted_prior_is_the_first_state_of_a_textbook_filter(model, missing):
     moves, noises, covariance = MODELS[model]
     mean = np.array([1.0, -1.0, 0.5, 0.0])
-    weights, targets = np.ones(TIMES), TARGETS.copy()
+    weights, targets = EVERYTHING.copy(), TARGETS.copy()
     weights[MISSING[missing]], targets[MISSING[missing]] = 0, np.nan
     expected = kalman(targets, LOOKS, ERRORS, moves, noises, mean, covariance)
     evidence, means, informations, skipped = filtered(
@@ -138,7 +144,7 @@ def test_a_predicted_prior_is_that_of_dynamax():
     theirs = jax.jit(dynamax.lgssm_filter)(params, jnp.asarray(TARGETS))
     start = np.ones(STATES), 100 * np.eye(STATES)
     evidence, means, informations, _ = filtered(
-        TARGETS, ERRORS, *CONSTANT, *start, np.ones(TIMES)
+        TARGETS, ERRORS, *CONSTANT, *start, EVERYTHING
     )
     # dynamax adds 1e-9 to what it solves with
     np.testing.assert_allclose(means, theirs.filtered_means, atol=1e-7)
@@ -157,7 +163,7 @@ def test_by_default_the_state_moves_before_the_first_batch():
         noises,
         mean,
         covariance,
-        np.ones(TIMES),
+        EVERYTHING,
         prior_is="previous",
     )
     predicted = moves[0] @ covariance @ moves[0].T + noises[0]
@@ -174,9 +180,7 @@ def test_the_evidence_has_a_gradient_in_both_noises():
         return kalman(TARGETS, LOOKS, r * ERRORS, moves, q * noises, *start)[2]
 
     def evidence(q, r):
-        return filtered(TARGETS, r * ERRORS, moves, q * noises, *start, np.ones(TIMES))[
-            0
-        ]
+        return filtered(TARGETS, r * ERRORS, moves, q * noises, *start, EVERYTHING)[0]
 
     value, slopes = jax.value_and_grad(evidence, (0, 1))(jnp.array(0.8), jnp.array(1.2))
     np.testing.assert_allclose(value, textbook(0.8, 1.2), rtol=1e-10)
