@@ -1,8 +1,10 @@
 """How fast streaming Fisher Flow is, and how far from the posterior it ends.
 
-Three tables: logistic regression beside NUTS, variational inference and batch Newton;
+Seven tables: logistic regression beside NUTS, variational inference and batch Newton;
 a million rows through one scan beside the matrix products alone; the cost of an update
-and the size of a state for every structure and memory. Needs the extra `benchmarks`:
+and the size of a state for every structure and memory; an update beside a hand-written
+floor; loops in Python; rows a second beside other libraries; large models. Needs the
+extra `benchmarks`:
 
     python benchmarks/streaming.py            # a few minutes
     python benchmarks/streaming.py --quick    # fewer repeats
@@ -21,6 +23,7 @@ import logistic
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+import streaming_floor as floors
 from jax.scipy.linalg import cho_factor, cho_solve
 from logistic import NUM_FEATURES, PRIOR_PRECISION, Gaussian
 from measuring import Timing, describe_machine, measure, parsed, seconds, table
@@ -454,6 +457,9 @@ def main() -> None:
     print(describe_machine(("jax", "jaxlib", "numpyro")), "\n")
     for part in (compare, million, updates):
         part(quick)
+    with jax.enable_x64(False):
+        for part in (floors.floors, floors.loops, floors.peers, floors.large):
+            part(quick)
     print(f"{time.perf_counter() - began:.0f} seconds in all.")
 
 
