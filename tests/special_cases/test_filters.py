@@ -75,7 +75,7 @@ def filtered(
         prior_is=prior_is,
     )
     inputs = {
-        "look": jnp.asarray(LOOKS)[:, None],
+        "look": jnp.asarray(LOOKS, mean.dtype)[:, None],
         # of the whole batch; scan takes their slices too
         "move": ff.Shared(moves),
         "noise": ff.Shared(noises),
@@ -83,7 +83,8 @@ def filtered(
 
     def step(state, batch):
         state, info = flow.update(state, batch)
-        return state, (state.mean, state.information.rows, info.skipped)
+        dense = ff.information.to_dense(state.information)
+        return state, (state.mean, dense, info.skipped)
 
     batches = inputs, targets[:, None], weights[:, None]
     state, steps = jax.lax.scan(step, flow.init(jnp.zeros_like(mean), mean), batches)
@@ -128,6 +129,24 @@ def test_a_predicted_prior_is_the_first_state_of_a_textbook_filter(model, missin
     covariances = np.linalg.inv(informations)
     np.testing.assert_allclose(covariances, expected[1], rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(evidence, expected[2], rtol=1e-9)
+
+
+def test_filters_side_by_side_in_float32():
+    moves, noises, covariance = MODELS["gaps in time"]
+    mean, weights = np.ones(STATES), np.stack([EVERYTHING] * len(MISSING))
+    for own, missing in zip(weights, MISSING.values(), strict=True):
+        own[missing] = 0
+    given = (TARGETS, ERRORS, moves, noises, mean, covariance)
+    given = [jnp.asarray(x, jnp.float32) for x in given]
+    evidences, means, *_ = jax.vmap(functools.partial(filtered, *given))(
+        jnp.asarray(weights, jnp.float32)
+    )
+    assert means.dtype == jnp.float32
+    for own, evidence, path in zip(weights, evidences, means, strict=True):
+        targets = np.where(own > 0, TARGETS, np.nan)
+        expected = kalman(targets, LOOKS, ERRORS, moves, noises, mean, covariance)
+        np.testing.assert_allclose(path, expected[0], rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(evidence, expected[2], rtol=1e-4)
 
 
 def test_a_predicted_prior_is_that_of_dynamax():
