@@ -62,8 +62,8 @@ def advance(
     logdets = (
         state.log_determinant
         if predicted.sums.curvature is believed.sums.curvature
-        else ops.logdet(predicted.sums.curvature, start),
-        ops.logdet(belief.sums.curvature, start)
+        else ops.regularised(predicted.sums.curvature, start).logdet,
+        ops.regularised(belief.sums.curvature, start).logdet
         if recipe.marginal
         else solution.logdet,
     )
@@ -74,7 +74,7 @@ def advance(
     storage, belief, report = recipe.memory.remember(state.memory, belief, site)
     logdet = logdets[1]
     if belief.sums.curvature is not informed:
-        logdet = ops.logdet(belief.sums.curvature, start)
+        logdet = ops.regularised(belief.sums.curvature, start).logdet
 
     # a curvature that is not finite has no finite determinant
     squared = [ops.diagonal(x, belief.mean) for x in belief.sums.quadratic]

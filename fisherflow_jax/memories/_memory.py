@@ -137,7 +137,8 @@ class Belief(NamedTuple):
         information = ops.add(faded.sums.curvature, rest)
         # the mean moves by an increment: I theta is never carried, it loses digits
         offset = optax.tree.sub(self.mean, origin)
-        step = ops.solve(information, ops.matvec(rest, offset))
+        solver = ops.regularised(information, offset).divide
+        step = solver(ops.matvec(rest, offset))
         mean = optax.tree.sub(self.mean, step)
         squares = faded.sums.linear
         if squares is not None:
@@ -166,7 +167,8 @@ class Belief(NamedTuple):
         shift = sites.linear
         information = ops.add(sites.curvature, precision)
         pull = ops.matvec(precision, optax.tree.sub(origin, reference))
-        step = ops.solve(information, optax.tree.add(shift.vector, pull))
+        solver = ops.regularised(information, reference).divide
+        step = solver(optax.tree.add(shift.vector, pull))
         mean = optax.tree.add(reference, step)
         squares = None
         if self.sums.linear is not None:
