@@ -149,6 +149,7 @@ def test_filters_side_by_side_in_float32():
         np.testing.assert_allclose(evidence, expected[2], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_predicted_prior_is_that_of_dynamax():
     dynamax = pytest.importorskip("dynamax.linear_gaussian_ssm")
     (move, *_), (noise, *_) = CONSTANT
