@@ -50,6 +50,15 @@ def scores_at(mean, rows):
     return streams.INPUTS[rows] * (weights * residual)[:, None]
 
 
+def prequential_scores(memory, last):
+    """Scores of rows: the first batch's at its solution, later ones' before them."""
+    parts = []
+    for index in range(last + 1):
+        at = streams.fit(memory, 0) if index == 0 else streams.predict(memory, index)
+        parts.append(scores_at(at[0], slice(4 * index, 4 * index + 4)))
+    return np.concatenate(parts)
+
+
 @functools.cache
 def states(memory):
     flow = clustered(memory=memory)
@@ -60,15 +69,8 @@ def states(memory):
 def test_cluster_sums_fade_like_the_information(memory):
     for time, state in enumerate(states(memory)):
         weights = streams.memory_weights(memory, time, time)[1]
-        parts = []
-        for index in range(time + 1):
-            # the first batch's at its solution, later ones' before their batch
-            at = (
-                streams.fit(memory, 0) if index == 0 else streams.predict(memory, index)
-            )
-            rows = slice(4 * index, 4 * index + 4)
-            parts.append(weights[index] * scores_at(at[0], rows))
-        expected = by_cluster(np.concatenate(parts))
+        faded = np.repeat(weights, 4)[:, None]
+        expected = by_cluster(faded * prequential_scores(memory, time))
         np.testing.assert_allclose(
             matrix(state.clusters.scores), expected, rtol=1e-9, atol=1e-9
         )
@@ -182,18 +184,23 @@ def test_a_bank_of_clustered_flows():
     np.testing.assert_allclose(found**2, expected, rtol=1e-9)
 
 
-@pytest.mark.parametrize("kind", ["sampling", "variance"])
-def test_the_middle_has_squared_weights_unless_they_are_frequencies(kind):
-    flow = streams.flow("full", "stationary", robust=True, weights_are=kind)
-    state, _ = flow.update(streams.start(flow), streams.batches(24)[0])
-    scores = scores_at(streams.flat(state.mean), slice(0, 24))
+@pytest.mark.parametrize(
+    ("memory", "kind"), [*((m, "sampling") for m in MEMORIES), ("windowed", "variance")]
+)
+def test_the_middle_has_squared_weights_unless_they_are_frequencies(memory, kind):
+    flow = streams.flow("full", memory, robust=True, weights_are=kind)
+    state = streams.run(flow, streams.start(flow), streams.batches())[-1]
+    faded = np.repeat(streams.memory_weights(memory, 5, 5)[1], 4)
+    scores = faded[:, None] * prequential_scores(memory, 5)
     np.testing.assert_allclose(streams.dense(state.meat), scores.T @ scores, rtol=1e-9)
-    assert float(state.count) == np.sum(streams.WEIGHTS > 0)
+    np.testing.assert_allclose(state.count, faded @ (streams.WEIGHTS > 0))
 
 
 def test_variance_weights_are_rows_times_their_root():
     flow = streams.flow("full", "stationary", "unknown", weights_are="variance")
-    state = streams.run(flow, streams.start(flow), streams.batches(12, "unknown"))[-1]
+    start, halves = streams.start(flow), streams.batches(12, "unknown")
+    state = streams.run(flow, start, halves)[-1]
+    merged = ff.merge([flow.update(start, half)[0] for half in halves], start)
     scaled = streams.flow("full", "stationary", "unknown")
     other, used = streams.start(scaled), streams.WEIGHTS > 0
     for half in np.split(np.arange(24), 2):
@@ -202,9 +209,9 @@ def test_variance_weights_are_rows_times_their_root():
         batch = streams.INPUTS[rows] * root[:, None], streams.TARGETS[rows] * root
         other, _ = scaled.update(other, batch)
     for name in ("count", "residual", "dispersion", "degrees_of_freedom"):
-        np.testing.assert_allclose(
-            getattr(state, name), getattr(other, name), rtol=1e-9
-        )
+        for one in (state, merged):
+            found, expected = getattr(one, name), getattr(other, name)
+            np.testing.assert_allclose(found, expected, rtol=1e-9)
     # the density of a target is that of the scaled one, times the root
     logs = 0.5 * np.sum(np.log(streams.WEIGHTS[used]))
     np.testing.assert_allclose(state.log_evidence, other.log_evidence + logs)
