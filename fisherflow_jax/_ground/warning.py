@@ -31,11 +31,12 @@ class DataWarning(UserWarning):
     """
 
 
-def warn_once(subject: PyTree, message: str) -> None:
-    """Warns of a subject (a state, or what a result is made of), once a message.
+def warn_once(subject: PyTree, message: str, topic: str = "") -> None:
+    """Warns of a subject (a state, or what a result is made of), once a topic.
 
     The subject is known by its arrays; traced ones are passed over in silence. The
-    message says what happened and the way out. The warning names the caller's line.
+    topic is the message, if no other is given. The message says what happened and the
+    way out. The warning names the caller's line.
     """
     leaves = jax.tree.leaves(subject)
     if not checks.is_concrete(leaves):
@@ -51,8 +52,8 @@ def warn_once(subject: PyTree, message: str) -> None:
             _said[key] = set()
             break
     said = _said.get(key, set())
-    if message not in said:
-        said.add(message)
+    if (topic or message) not in said:
+        said.add(topic or message)
         warnings.warn(message, DataWarning, stacklevel=_callers_level())
 
 

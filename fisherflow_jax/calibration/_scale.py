@@ -150,6 +150,11 @@ def _rescaled(state: Any, belief: Gaussian, scale: jax.Array) -> Posterior:
     dtype = trees.float_dtype(belief.mean)
     scale, one = scale.astype(dtype), jnp.ones((), dtype)
     dispersion = one if belief.dispersion is None else belief.dispersion.astype(dtype)
-    information = ops.scale(belief.information, 1 / (scale * dispersion))
-    before = getattr(state, "temperature", one)
-    return Posterior(belief.mean, information, before * scale)
+    factor = 1 / (scale * dispersion)
+    prior = belief.prior_precision
+    return Posterior(
+        mean=belief.mean,
+        information=ops.scale(belief.information, factor),
+        temperature=getattr(state, "temperature", one) * scale,
+        prior_precision=None if prior is None else ops.scale(prior, factor),
+    )

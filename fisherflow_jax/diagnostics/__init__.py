@@ -12,5 +12,7 @@ from fisherflow_jax.diagnostics._table import (
 from fisherflow_jax.diagnostics._table import effective_rank as effective_rank
 from fisherflow_jax.diagnostics._table import eigenvalues as eigenvalues
 from fisherflow_jax.diagnostics._table import table as table
+from fisherflow_jax.posteriors import Direction as Direction
+from fisherflow_jax.posteriors import undetermined as undetermined
 
 show(__name__)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from fisherflow_jax import information as ops
+from fisherflow_jax import memories
 from fisherflow_jax._ground import trees
 from fisherflow_jax._ground.choices import Compared, compiled, shared
 from fisherflow_jax._ground.keys import key_data
@@ -79,6 +80,11 @@ class FlowState(NamedTuple):
     num_skipped: jax.Array
     events: Events
     key: jax.Array | None
+
+    @property
+    def prior_precision(self) -> Any | None:
+        """What is left of the prior in the information; None: a drift replaced it."""
+        return self.prior.precision if memories.keeps_prior(self.memory) else None
 
     @property
     def degrees_of_freedom(self) -> jax.Array | None:

@@ -10,6 +10,7 @@ from fisherflow_jax.memories._memory import Shift as Shift
 from fisherflow_jax.memories._memory import Squares as Squares
 from fisherflow_jax.memories._memory import Sum as Sum
 from fisherflow_jax.memories._memory import age as age
+from fisherflow_jax.memories._memory import keeps_prior as keeps_prior
 from fisherflow_jax.memories._memory import remembers_all as remembers_all
 from fisherflow_jax.memories._random_walk import random_walk as random_walk
 from fisherflow_jax.memories._stationary import stationary as stationary

@@ -282,3 +282,8 @@ def age(storage: Any, belief: Belief, steps: jax.Array) -> Belief:
 def remembers_all(storage: Any) -> bool:
     """Whether every batch keeps its full weight, as the storage declares."""
     return getattr(storage, "remembers_all", False)
+
+
+def keeps_prior(storage: Any) -> bool:
+    """Whether what is left of the prior is a part of the information."""
+    return getattr(storage, "keeps_prior", True)

@@ -19,6 +19,10 @@ PyTree = Any
 class Wandering(NamedTuple):
     """Stores nothing."""
 
+    @property
+    def keeps_prior(self) -> bool:
+        return False  # the drift widens what the prior said, too
+
 
 @choices.choice
 def random_walk(

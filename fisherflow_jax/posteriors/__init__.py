@@ -23,3 +23,6 @@ from fisherflow_jax.posteriors._intervals import standard_error as standard_erro
 from fisherflow_jax.posteriors._intervals import two_sided as two_sided
 from fisherflow_jax.posteriors._summary import Summary as Summary
 from fisherflow_jax.posteriors._summary import summary as summary
+from fisherflow_jax.posteriors._undetermined import Direction as Direction
+from fisherflow_jax.posteriors._undetermined import undetermined as undetermined
+from fisherflow_jax.posteriors._undetermined import warn_of_refused as warn_of_refused

@@ -28,6 +28,7 @@ class Gaussian(NamedTuple):
       meat: the sum of squared scores, for the sandwich variance; None: not kept.
       num_observations: `()`, effective observations behind it; None: not counted.
       nuisance: a state about the logarithms of what the likelihood left unknown.
+      prior_precision: the prior's part of the information, itself one; None: not known.
     """
 
     mean: PyTree
@@ -37,6 +38,7 @@ class Gaussian(NamedTuple):
     meat: Any | None = None
     num_observations: jax.Array | None = None
     nuisance: Any | None = None
+    prior_precision: Any | None = None
 
     def __repr__(self) -> str:
         return f"Gaussian({described(self)})"
@@ -137,6 +139,7 @@ def _gaussian(state: Any, robust: bool | str) -> Gaussian:
         meat=None if meat is None else ops.plain(meat),
         num_observations=count,
         nuisance=getattr(state, "nuisance", None),
+        prior_precision=getattr(state, "prior_precision", None),
     )
     if robust:
         one = _corrected(one, getattr(state, "clusters", None), robust)

@@ -21,11 +21,13 @@ class Posterior(NamedTuple):
       mean: a pytree like the parameters.
       information: of the data and of the prior, divided by the temperature.
       temperature: `()`, factor of the covariance.
+      prior_precision: the prior's part of the information; None: not known.
     """
 
     mean: PyTree
     information: Any
     temperature: jax.Array
+    prior_precision: Any | None = None
 
     def __repr__(self) -> str:
         return f"posterior({described(self)}, temperature {self.temperature})"
@@ -86,7 +88,12 @@ def posterior(
     checks.positive(temperature, "temperature")
     precision = priors.as_precision(prior_precision, mean)
     total = ops.add(information, precision)
-    return Posterior(mean, ops.scale(total, 1 / temperature), temperature)
+    return Posterior(
+        mean=mean,
+        information=ops.scale(total, 1 / temperature),
+        temperature=temperature,
+        prior_precision=ops.scale(precision, 1 / temperature),
+    )
 
 
 def check_about(information: Any, mean: PyTree) -> None:

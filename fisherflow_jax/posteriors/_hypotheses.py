@@ -12,6 +12,7 @@ from fisherflow_jax._ground import trees
 from fisherflow_jax.posteriors import _belief as belief
 from fisherflow_jax.posteriors._belief import Gaussian
 from fisherflow_jax.posteriors._intervals import check_level, two_sided
+from fisherflow_jax.posteriors._undetermined import warn_of_values
 
 PyTree = Any
 
@@ -104,7 +105,7 @@ def delta_method(
     """
     check_level(level)
     one = belief.gaussian(state, robust)
-    value, covariance = _moments(one, function, robust)
+    value, covariance = _moments(state, one, function, robust)
     error = jnp.sqrt(jnp.diagonal(covariance))
     reach = two_sided(level, belief.degrees_of_freedom(state), error.dtype) * error
     lower, upper = value - reach, value + reach
@@ -173,7 +174,7 @@ def wald_test(
 
     one = belief.gaussian(state, robust)
     function = contrast if callable(contrast) else _linear(contrast, one.mean)
-    estimate, covariance = _moments(one, function, robust)
+    estimate, covariance = _moments(state, one, function, robust)
     count = len(estimate)
     expected = np.asarray(value, float).reshape(-1)
     if len(expected) not in (1, count):
@@ -218,12 +219,16 @@ def _linear(contrast: PyTree, mean: PyTree) -> Callable[[PyTree], jax.Array]:
 
 
 def _moments(
-    one: Gaussian, function: Callable[[PyTree], PyTree], robust: bool | str
+    state: Any,
+    one: Gaussian,
+    function: Callable[[PyTree], PyTree],
+    robust: bool | str,
 ) -> tuple[jax.Array, jax.Array]:
     """The function's value, ravelled `(k,)`, and its covariance matrix `(k, k)`."""
     value, vjp = jax.vjp(lambda params: trees.ravel(function(params)), one.mean)
     gradients = jax.vmap(lambda e: vjp(e)[0])(jnp.eye(len(value), dtype=value.dtype))
     solved = jax.vmap(ops.solver(one.information))(gradients)
+    warn_of_values(state, one, gradients, solved)
     if robust:
         right = jax.vmap(lambda v: ops.matvec(one.meat, v))(solved)
         return value, trees.ravel(solved, 1) @ trees.ravel(right, 1).T

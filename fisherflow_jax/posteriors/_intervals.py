@@ -11,6 +11,7 @@ from fisherflow_jax import information as ops
 from fisherflow_jax._ground import checks, trees
 from fisherflow_jax.posteriors import _belief as belief
 from fisherflow_jax.posteriors._belief import Gaussian
+from fisherflow_jax.posteriors._undetermined import Believed, warn_of_parameters
 
 PyTree = Any
 
@@ -66,7 +67,9 @@ def standard_error(state: Any, robust: bool | str = False) -> PyTree:
       with improved finite sample properties", 1985.
       Liang, Zeger, "Longitudinal data analysis using generalized linear models", 1986.
     """
-    return _moments(state, robust)[1]
+    _, error, believed = _moments(state, robust)
+    warn_of_parameters(state, error, believed)
+    return error
 
 
 def confidence_interval(
@@ -107,28 +110,31 @@ def confidence_interval(
       >>> print(lower.round(2), upper.round(2))  # 7.5 +- 1.96 / 2
       6.52 8.48
     """
-    return interval_and_error(state, level, robust)[2:]
+    _, error, lower, upper, believed = interval_and_error(state, level, robust)
+    warn_of_parameters(state, error, believed)
+    return lower, upper
 
 
 def interval_and_error(
     state: Any, level: float, robust: bool | str
-) -> tuple[PyTree, PyTree, PyTree, PyTree]:
-    """The mean, standard error, and ends of the interval of each parameter."""
-    mean, error = _moments(state, robust)
+) -> tuple[PyTree, PyTree, PyTree, PyTree, Believed]:
+    """Of each parameter the mean, standard error and interval; what they are made of."""
+    mean, error, believed = _moments(state, robust)
     dtype = trees.float_dtype(error)
     quantile = two_sided(level, belief.degrees_of_freedom(state), dtype)
     lower = jax.tree.map(lambda m, s: m - quantile * s, mean, error)
     upper = jax.tree.map(lambda m, s: m + quantile * s, mean, error)
-    return mean, error, lower, upper
+    return mean, error, lower, upper, believed
 
 
-def _moments(state: Any, robust: bool | str) -> tuple[PyTree, PyTree]:
-    """The mean and the standard error of each parameter."""
+def _moments(state: Any, robust: bool | str) -> tuple[PyTree, PyTree, Believed]:
+    """The mean and the standard error of each parameter, and what they are made of."""
     weights, members = belief.gaussians(state, robust)
     means = [member.mean for member in members]
     variances = [_variance(member, robust) for member in members]
     mean, variance = belief.mixture(weights, means, variances)
-    return mean, jax.tree.map(jnp.sqrt, variance)
+    believed = Believed(weights, members, None if robust else variances)
+    return mean, jax.tree.map(jnp.sqrt, variance), believed
 
 
 def _variance(member: Gaussian, robust: bool | str) -> PyTree:

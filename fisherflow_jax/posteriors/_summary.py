@@ -10,6 +10,15 @@ import numpy as np
 from fisherflow_jax._ground import tables, trees
 from fisherflow_jax.posteriors._belief import Gaussian, gaussians
 from fisherflow_jax.posteriors._intervals import interval_and_error
+from fisherflow_jax.posteriors._undetermined import (
+    Direction,
+    events,
+    listed,
+    parameter_shares,
+    undetermined,
+    warn_determined,
+    warn_of_refused,
+)
 
 PyTree = Any
 
@@ -24,6 +33,12 @@ class Summary:
       level: of the intervals.
       notes: lines below the table.
       statistic_name: "z", or "t" where the dispersion is estimated.
+      prior_share: posterior over prior variance, a number a row; None: no prior is
+        known, or there are no data.
+      determined_by_prior: the rows that say so, booleans; None as above.
+      undetermined: the directions that the prior determines, `Direction`s.
+      events: what the state counted, by name: `batches_refused`, `rows_skipped`,
+        `solves_regularised`, `searches_unfinished`; of a mixture the most of a member.
     """
 
     names: list[str]
@@ -36,6 +51,10 @@ class Summary:
     level: float
     notes: list[str]
     statistic_name: str
+    prior_share: np.ndarray | None
+    determined_by_prior: np.ndarray | None
+    undetermined: tuple[Direction, ...]
+    events: dict[str, int]
 
     def __str__(self) -> str:
         percent = f"{100 * self.level:g}%"
@@ -49,6 +68,11 @@ class Summary:
                 self.p_value, self.lower, self.upper, strict=True,
             )
         ]  # fmt: skip
+        named = self.determined_by_prior
+        if named is not None and named.any() and self.prior_share is not None:
+            head.append("prior")
+            for row, is_named, share in zip(rows, named, self.prior_share, strict=True):
+                row.append(f"{share:.2g}" if is_named else "")
         table = tables.aligned([head, *rows], rule=True)
         return "\n".join([table, table.splitlines()[1], *self.notes])
 
@@ -98,11 +122,11 @@ def summary(
       a    1.0000      0.5000  2.000  0.046     0.0200     1.9800
       b    3.0000      0.5000  6.000  0.000     2.0200     3.9800
       -----------------------------------------------------------
-      observations 4
+      observations 4, the prior's share 0.0%
     """
     from scipy import special
 
-    columns = interval_and_error(state, level, robust)
+    *columns, believed = interval_and_error(state, level, robust)
     estimate, error, lower, upper = (
         np.asarray(trees.ravel(tree), float) for tree in columns
     )
@@ -118,6 +142,11 @@ def summary(
     one = members[0] if len(members) == 1 else Gaussian(None, None)
     spare, below = one.degrees_of_freedom, -np.abs(statistic)
     tail = special.ndtr(below) if spare is None else special.stdtr(float(spare), below)
+    shares, named = parameter_shares(believed) or (None, None)
+    directions = undetermined(state, labels) if len(members) == 1 else ()
+    warn_of_refused(state)
+    rows = np.flatnonzero(False if named is None else named)
+    warn_determined(state, directions or [labels[row] for row in rows])
     return Summary(
         names=labels,
         estimate=estimate,
@@ -127,8 +156,15 @@ def summary(
         lower=lower,
         upper=upper,
         level=level,
-        notes=_notes(one, robust),
+        notes=[
+            *_notes(one, robust, shares),
+            *_doubts(events(state), directions),
+        ],
         statistic_name="z" if spare is None else "t",
+        prior_share=shares,
+        determined_by_prior=named,
+        undetermined=directions,
+        events=events(state),
     )
 
 
@@ -143,11 +179,12 @@ def _flat(names: Any) -> list[str]:
     return [str(name) for leaf in jax.tree.leaves(names) for name in np.ravel(leaf)]
 
 
-def _notes(one: Gaussian, robust: bool | str) -> list[str]:
+def _notes(one: Gaussian, robust: bool | str, shares: np.ndarray | None) -> list[str]:
     parts = []
     if one.num_observations is not None:
         count = round(float(one.num_observations), 1)
-        parts.append(f"observations {count:.12g}")
+        alone = "" if count else ": this is the prior"
+        parts.append(f"observations {count:.12g}{alone}")
     if one.dispersion is not None and one.degrees_of_freedom is not None:
         spare = float(one.degrees_of_freedom)
         parts.append(f"dispersion {float(one.dispersion):.4g} on {spare:.1f} df")
@@ -159,4 +196,18 @@ def _notes(one: Gaussian, robust: bool | str) -> list[str]:
     if robust:
         kind = "sandwich" if robust is True else robust
         parts.append(f"robust ({kind}) standard errors")
+    if shares is not None:
+        parts.append(f"the prior's share {shares.mean():.1%}")
     return [", ".join(parts)] if parts else []
+
+
+def _doubts(counted: dict[str, int], directions: Sequence[Direction]) -> list[str]:
+    lines = [
+        f"{name.replace('_', ' ')}: {number}"
+        for name, number in counted.items()
+        if number
+    ]
+    lines = [", ".join(lines)] if lines else []
+    if directions:
+        lines.append(f"determined by the prior: {listed(directions)}")
+    return lines

@@ -9,7 +9,7 @@ from fisherflow_jax import information as ops
 from fisherflow_jax._ground import batch as batches
 from fisherflow_jax._ground import checks, trees
 from fisherflow_jax.likelihoods import Likelihood
-from fisherflow_jax.posteriors import Gaussian, check_like, gaussians
+from fisherflow_jax.posteriors import Gaussian, check_like, gaussians, warn_of_refused
 
 PyTree = Any
 
@@ -17,11 +17,12 @@ PyTree = Any
 def check_inputs(
     state: Any, inputs: PyTree, chunk_size: int | None, robust: bool | str = False
 ) -> None:
-    """Raises where values are at hand."""
+    """Raises where values are at hand, and warns of batches that were refused."""
     if chunk_size is not None:
         checks.whole(chunk_size, "chunk_size", of="examples")
     batches.as_batch((inputs, None))  # a leading axis shared by all, n > 0
     believed(state, robust)
+    warn_of_refused(state)
     if jax.tree_util.all_leaves([state]):
         raise TypeError(
             "a state is a pytree, such as a NamedTuple, so that it can be an argument "

@@ -1,0 +1,342 @@
+"""What of a state is the prior's, and not the data's: shares, directions, warnings."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fisherflow_jax import information as ops
+from fisherflow_jax._ground import checks, trees
+from fisherflow_jax._ground.warning import warn_once
+from fisherflow_jax.posteriors._belief import Gaussian, gaussian
+
+PyTree = Any
+
+# The share of the prior from which on it is named: of the variance. Where a likelihood
+# flattens out (separation, an empty cell, a class never seen), the mode comes to rest
+# where the prior holds it, and there the data's information is the prior's times a
+# logarithm of how vague that is, 10 to 40 times it. Beside a vague prior, of a standard
+# deviation of 10 or more, the share is therefore that of the standard deviation.
+_SHARE, _VAGUE_PRECISION = 0.1, 0.0101
+# Directions are sought among so many parameters, and so many are printed.
+MOST_PARAMETERS, _MOST_PRINTED, _MOST_TERMS = 500, 6, 8
+# Entries that are left out, relative to the largest: of null directions, of others.
+_SMALL, _SMALL_OF_OTHERS = 0.01, 0.25
+
+
+class Direction(NamedTuple):
+    """A direction in parameter space that the data do not determine.
+
+    Attributes:
+      name: what is moved along it, `w[0] - w[1] - w[2]`.
+      reason: what it may be.
+      share: the prior's part of the information along it, in [0, 1].
+      vector: numpy arrays like the parameters, the first entry named being 1.
+    """
+
+    name: str
+    reason: str
+    share: float
+    vector: PyTree
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.reason})"
+
+
+def _is_named(shares: np.ndarray, precisions: np.ndarray) -> np.ndarray:
+    limits = np.where(precisions < _VAGUE_PRECISION, _SHARE**2, _SHARE)
+    return ~(shares <= limits)  # NaN, of what cannot be inverted, is named
+
+
+# ---- parameters
+
+
+class Believed(NamedTuple):
+    """A state's Gaussians, with their parameters' variances where these are at hand."""
+
+    weights: jax.Array
+    members: tuple[Gaussian, ...]
+    variances: Sequence[PyTree] | None = None
+
+
+def parameter_shares(believed: Believed) -> tuple[np.ndarray, np.ndarray] | None:
+    """Posterior over prior variance of each parameter, and which are to be named.
+
+    Of a mixture the weighted mean. None where the state keeps no prior, or holds
+    nothing but the prior.
+    """
+    weights, members, variances = believed
+    each, precisions = [], []
+    for number, one in enumerate(members):
+        if one.prior_precision is None:
+            return None
+        prior = _prior_variances(one)
+        if variances is None:
+            given, factor = ops.inverse_diagonal(one.information, one.mean), 1.0
+        else:
+            given = variances[number]
+            factor = 1.0 if one.dispersion is None else float(one.dispersion)
+        each.append(np.asarray(trees.ravel(given), float) / (factor * prior))
+        precisions.append(1 / prior)
+        if not _has_data(one, each[-1]):
+            return None
+    shares = np.minimum(np.asarray(weights, float) @ np.stack(each), 1.0)
+    return shares, _is_named(shares, np.min(precisions, axis=0))
+
+
+def _prior_variances(one: Gaussian) -> np.ndarray:
+    if not ops.facts(one.prior_precision).elementwise:
+        variances = ops.inverse_diagonal(one.prior_precision, one.mean)
+        return np.asarray(trees.ravel(variances), float)
+    values = ops.spectral(one.prior_precision, one.mean).values
+    flat = [np.ravel(np.asarray(x, float)) for x in jax.tree.leaves(values)]
+    return np.broadcast_to(1 / np.concatenate(flat), (trees.size(one.mean),))
+
+
+def _has_data(one: Gaussian, shares: np.ndarray) -> bool:
+    if one.num_observations is not None:
+        return bool(one.num_observations > 0)
+    return not np.all(shares > 0.999)
+
+
+# ---- directions
+
+
+def undetermined(
+    state: Any, names: Sequence[str] | None = None
+) -> tuple[Direction, ...]:
+    r"""The directions in parameter space that the prior determines, and not the data.
+
+    Those of :math:`P v = \lambda I v` (`ff.information.null_directions`) with
+    :math:`\lambda > 0.1`: the prior gives more than a tenth of the information. Beside
+    a vague prior (standard deviation of 10 or more) :math:`\sqrt\lambda > 0.1`: where a
+    likelihood flattens out, the estimate runs away until the prior holds it, at
+    :math:`F / P \approx |\eta|`, a logarithm of how vague the prior is. They are shown
+    as combinations of few parameters that span the same space.
+
+    A zero column, or a category without rows, is one parameter; columns that sum to
+    another, classes without a reference, and parameters that the outputs only know
+    together are a combination; separation, an empty cell of counts and a class never
+    seen are a share below one, as few rows are.
+
+    Args:
+      state: anything with `.mean` and `.information`, and a prior: a flow's state or
+        `ff.posterior(...)`. Under `random_walk` memory a drift takes the prior's
+        place, and nothing is found.
+      names: one a parameter, in ravelled order; None: paths in the tree.
+
+    Returns:
+      A tuple of `Direction(name, reason, share, vector)`, that of the largest share
+      first, empty for a state without data. Cost: two eigendecompositions, d^3; of
+      scalar and diagonal states, which keep no combinations, and above 500 parameters:
+      the diagonal of the inverse, each parameter by itself.
+
+    Raises:
+      TypeError: for a mixture, and for what is no state.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> x = jnp.array([[1.0, 1.0, 0.0], [1.0, 0.0, 1.0], [1.0, 0.0, 1.0]])
+      >>> state = ff.posterior(
+      ...     jnp.zeros(3), ff.structures.full().reduce(10.0 * x), prior_precision=1e-4
+      ... )
+      >>> for direction in ff.diagnostics.undetermined(state):
+      ...     print(direction)
+      theta[0] - theta[1] - theta[2] (collinear)
+    """
+    one = gaussian(state)
+    names = trees.entry_names(one.mean) if names is None else names
+    count = one.num_observations
+    if one.prior_precision is None or (count is not None and not count > 0):
+        return ()
+    known = (ops.facts(x) for x in (one.information, one.prior_precision))
+    dense = not all(fact.elementwise for fact in known)
+    if not dense or len(names) > MOST_PARAMETERS:
+        return _single_parameters(one, names)
+    return _combinations(getattr(state, "information", one.information), one, names)
+
+
+def _single_parameters(one: Gaussian, names: Sequence[str]) -> tuple[Direction, ...]:
+    found = parameter_shares(Believed(jnp.ones(1), (one,)))
+    if found is None:
+        return ()
+    shares, named = found
+    return tuple(
+        _direction(one.mean, names, np.eye(1, len(names), int(index))[0], shares[index])
+        for index in sorted(np.flatnonzero(named), key=lambda index: -shares[index])
+    )
+
+
+def _combinations(
+    information: Any, one: Gaussian, names: Sequence[str]
+) -> tuple[Direction, ...]:
+    dtype = trees.float_dtype(jax.tree.leaves(information))
+    tolerance = len(names) * float(jnp.finfo(dtype).eps)
+    with jax.enable_x64(True):  # what compensated sums keep, float32 would lose
+        wide, precision, like = jax.tree.map(
+            lambda x: jnp.asarray(np.asarray(x, float)),
+            (information, one.prior_precision, one.mean),
+        )
+        plain = ops.plain(wide)
+        found = ops.null_directions(plain, precision, like, tolerance=tolerance)
+        matrix, prior = (np.asarray(ops.to_dense(x, like)) for x in (plain, precision))
+        rows = np.asarray(trees.ravel(found.vectors, 1))
+    shares = np.asarray(found.shares)
+    if not _has_data(one, shares):
+        return ()
+    precisions = _along(prior, rows) / np.sum(np.square(rows), 1)
+    named = _is_named(shares, precisions)
+    entries = np.diagonal(matrix)
+    scale = np.sqrt(np.where(entries > 0, entries, 1.0))
+    num_null = int(np.sum(shares[named] > 0.9))
+    basis = _few_entries(rows[named] * scale, num_null) / scale
+    of_prior, whole = _along(prior, basis), _along(matrix, basis)
+    rounding = tolerance * np.sum(np.square(basis * scale), 1)
+    shares = (of_prior + rounding) / np.maximum(whole, of_prior + rounding)
+    lost = rounding > of_prior
+    order = np.argsort(-shares, kind="stable")
+    return tuple(
+        _direction(one.mean, names, basis[k], shares[k], dtype if lost[k] else None)
+        for k in order
+    )
+
+
+def _along(matrix: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    return np.einsum("ki,ij,kj->k", rows, matrix, rows)
+
+
+def _few_entries(rows: np.ndarray, num_null: int) -> np.ndarray:
+    """Rows that span the same space, reduced by elimination with full pivoting.
+
+    The first, of which the data say nothing, still span theirs: the others are reduced
+    by them, and not they by the others.
+    """
+    rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    for k in range(len(rows)):
+        first, stop = (0, num_null) if k < num_null else (num_null, len(rows))
+        left = np.abs(rows[k:stop])
+        row, column = map(int, np.unravel_index(np.argmax(left), left.shape))
+        rows[[k, k + row]] = rows[[k + row, k]]
+        rows[k] /= rows[k, column]
+        others = np.arange(len(rows))[first:]
+        others = others[others != k]
+        rows[others] -= rows[others, column, None] * rows[k]
+    null = np.arange(len(rows))[:, None] < num_null
+    return np.where(np.abs(rows) < np.where(null, _SMALL, _SMALL_OF_OTHERS), 0.0, rows)
+
+
+def _direction(
+    mean: PyTree,
+    names: Sequence[str],
+    row: np.ndarray,
+    share: float,
+    lost_in: Any = None,
+) -> Direction:
+    where = np.flatnonzero(row)
+    row = row / row[where[0]]
+    terms = [_term(row[index], names[index]) for index in where[:_MOST_TERMS]]
+    if len(where) > _MOST_TERMS:
+        terms.append(f" + {len(where) - _MOST_TERMS} more")
+    several = len(where) > 1
+    if lost_in is not None:
+        reason = f"collinear in {lost_in}" if several else f"lost in {lost_in}"
+    elif share > 0.99:
+        reason = "collinear" if several else "no data"
+    else:
+        reason = f"little data: the prior's share is {share:.2g}"
+    return Direction(
+        name="".join(terms).removeprefix(" + "),
+        reason=reason,
+        share=float(share),
+        vector=jax.tree.map(np.asarray, trees.unravel(jnp.asarray(row), mean)),
+    )
+
+
+def _term(value: float, name: str) -> str:
+    size = f"{abs(value):.2g}"
+    return f" {'-' if value < 0 else '+'} {'' if size == '1' else size + ' '}{name}"
+
+
+# ---- what is said
+
+
+def listed(what: Sequence[Any]) -> str:
+    rest = len(what) - _MOST_PRINTED
+    return ", ".join(map(str, what[:_MOST_PRINTED])) + f" and {rest} more" * (rest > 0)
+
+
+def events(state: Any) -> dict[str, int]:
+    """What a state has counted, or in a mixture the most of a member, by name."""
+    members = getattr(state, "members", None if hasattr(state, "mean") else state)
+    if members is not None:
+        each = [events(member) for member in members]
+        return {name: max(one.get(name, 0) for one in each) for name in each[0]}
+    counted = {"batches_refused": getattr(state, "num_skipped", None)}
+    counted |= getattr(getattr(state, "events", None), "_asdict", dict)()
+    return {k: int(np.asarray(v).max()) for k, v in counted.items() if v is not None}
+
+
+def warn_of_refused(state: Any) -> None:
+    """Warns, once a state, of batches that it refused."""
+    if not checks.is_concrete(state):
+        return
+    if number := events(state).get("batches_refused"):
+        warn_once(
+            state,
+            f"{number} batches were refused, for a result that was not finite: the "
+            "state holds nothing of them. flow.update raises for such a batch outside "
+            "of jax.jit, and says which value is to blame.",
+        )
+
+
+def warn_of_parameters(state: Any, error: PyTree, believed: Believed) -> None:
+    """Warns, once a state, of refused batches and of what the prior determines."""
+    warn_of_refused(state)
+    if not checks.is_concrete((state, error)):
+        return
+    if (found := parameter_shares(believed)) is not None:
+        names = trees.entry_names(error)
+        warn_determined(state, [names[k] for k in np.flatnonzero(found[1])])
+
+
+def warn_of_values(
+    state: Any, one: Gaussian, gradients: PyTree, solved: PyTree
+) -> None:
+    """As `warn_of_parameters`, of values with some gradients `(k, ...)`.
+
+    `solved` are these times the inverse information.
+    """
+    warn_of_refused(state)
+    precision = one.prior_precision
+    if precision is None or not checks.is_concrete((state, solved)):
+        return
+    by_prior = jax.vmap(ops.solver(precision))(gradients)
+    rows, *both = (
+        np.asarray(trees.ravel(tree, 1), float)
+        for tree in (gradients, solved, by_prior)
+    )
+    squared = np.sum(np.square(rows), 1)
+    variance, prior = (np.sum(rows * each, 1) for each in both)
+    with np.errstate(invalid="ignore"):  # a value that no parameter moves
+        shares = np.where(prior > 0, variance / prior, 0.0)
+        named = _is_named(shares, squared / prior)
+    if _has_data(one, shares) and np.any(named):
+        values = [f"value {k} of what is asked for" for k in np.flatnonzero(named)]
+        warn_determined(state, values, topic="")
+
+
+def warn_determined(
+    state: Any, named: Sequence[Any], topic: str = "determined"
+) -> None:
+    if named:
+        warn_once(
+            state,
+            f"determined by the prior: {listed(named)}. The data say little or nothing "
+            "there, and intervals are the prior's. Leave out what is redundant, gather "
+            "data that vary there, or ask for combinations that the data determine: "
+            "ff.diagnostics.undetermined(state) lists what they do not.",
+            topic,
+        )
