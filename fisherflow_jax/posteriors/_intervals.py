@@ -118,7 +118,7 @@ def confidence_interval(
 def interval_and_error(
     state: Any, level: float, robust: bool | str
 ) -> tuple[PyTree, PyTree, PyTree, PyTree, Believed]:
-    """Of each parameter the mean, standard error and interval; what they are made of."""
+    """Of each parameter the mean, error and interval, and what they are made of."""
     mean, error, believed = _moments(state, robust)
     dtype = trees.float_dtype(error)
     quantile = two_sided(level, belief.degrees_of_freedom(state), dtype)
