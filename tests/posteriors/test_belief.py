@@ -35,7 +35,7 @@ def test_a_state_is_one_gaussian():
     np.testing.assert_array_equal(weights, [1.0])
     assert one.mean is MEMBERS[0].mean
     assert one.information == MEMBERS[0].information
-    assert one[2:-1] == (None,) * 4
+    assert one[2:-1] == (None,) * 5
     assert one.prior_precision == ff.structures.Scalar(1.0)
     # which is itself a state
     assert gaussian(one).mean is one.mean
