@@ -15,4 +15,5 @@ from fisherflow_jax.diagnostics._table import table as table
 from fisherflow_jax.posteriors import Direction as Direction
 from fisherflow_jax.posteriors import undetermined as undetermined
 
+Direction.__module__ = __name__  # of a lower room that the package does not show
 show(__name__)

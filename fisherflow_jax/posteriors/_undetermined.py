@@ -275,7 +275,8 @@ def events(state: Any) -> dict[str, int]:
         each = [events(member) for member in members]
         return {name: max(one.get(name, 0) for one in each) for name in each[0]}
     counted = {"batches_refused": getattr(state, "num_skipped", None)}
-    counted |= getattr(getattr(state, "events", None), "_asdict", dict)()
+    if (happened := getattr(state, "events", None)) is not None:
+        counted |= happened._asdict()
     return {k: int(np.asarray(v).max()) for k, v in counted.items() if v is not None}
 
 
