@@ -183,7 +183,7 @@ def test_flows_over_closures_of_a_megabyte_are_let_go():
             self.values = np.ones((1 << 16, 2))  # 1 MB
 
     alive = []
-    for _ in range(100):
+    for _ in range(40):
         weights = Weights()
         alive.append(weakref.ref(weights))
 
@@ -191,7 +191,7 @@ def test_flows_over_closures_of_a_megabyte_are_let_go():
             return x @ (params * weights.values[0])
 
         flow = ff.fisher_flow(apply_fn, ff.likelihoods.gaussian(), num_steps=1)
-        # traced, as compiling 100 programs would take minutes
+        # traced, as compiling 40 programs would take long
         jax.eval_shape(flow.update, flow.init(jnp.zeros(2)), (X, Y * 1.0))
     del weights, apply_fn, flow
     gc.collect()
