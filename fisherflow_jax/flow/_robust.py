@@ -51,6 +51,7 @@ def _by_cluster(observed: Observed, params: PyTree) -> Clusters:
 
     def of_chunk(params: PyTree, chunk: Batch) -> Clusters:
         weights = jnp.sum(chunk.weights.reshape(len(chunk.weights), -1), axis=1)
+        weights = weights.astype(trees.float_dtype(params))
         rows = Clusters(row_scores(model, params, chunk), weights)
         return jax.tree.map(
             lambda x: jax.ops.segment_sum(x, chunk.clusters, number), rows

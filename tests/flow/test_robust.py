@@ -315,3 +315,33 @@ def test_predictions_take_the_factor():
     np.testing.assert_allclose(plain, np.sqrt(np.diag(lines)), rtol=1e-9)
     factor = (float(state.count) - 1) / (float(state.count) - 3)
     np.testing.assert_allclose(corrected, np.sqrt(factor) * plain, rtol=1e-9)
+
+
+def test_a_float32_stream_of_clusters_is_scanned_refined_and_corrected():
+    flow, parts = clustered(), batches()
+    narrow = jax.tree.map(
+        lambda x: jnp.asarray(x, np.float32 if x.dtype == float else x.dtype), parts
+    )
+    stack = jax.tree.map(lambda *x: jnp.stack(x), *narrow)
+    start = flow.init(
+        *(
+            jax.tree.map(lambda x: x.astype(np.float32), streams.tree(x))
+            for x in (np.zeros(3), streams.ORIGIN)
+        )
+    )
+
+    @jax.jit
+    def run(start):
+        state, _ = jax.lax.scan(flow.update, start, stack)
+        state = ff.refine(flow, state, stack)
+        return state, ff.standard_error(state, robust="HC1")
+
+    state, error = run(start)
+    jax.tree.map(lambda x, y: _same_type(x, y), state, start)
+    wide = ff.refine(flow, states("stationary")[-1], parts)
+    expected = ff.standard_error(wide, robust="HC1")
+    np.testing.assert_allclose(streams.flat(error), streams.flat(expected), rtol=1e-4)
+
+
+def _same_type(x, y):
+    assert (x.shape, x.dtype) == (y.shape, y.dtype)
