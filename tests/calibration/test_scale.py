@@ -368,12 +368,11 @@ def test_counts():
 
 def test_gamma_of_unknown_shape():
     state, x, _ = regression()
-    x = x[:18]  # a search within a search
     state = ff.Posterior(0.2 * state.mean, state.information, state.temperature)
     mean, variance = moments(state, linear, x)
     rng = np.random.default_rng(3)
-    line = mean + np.sqrt(0.5 * variance) * rng.normal(size=18)
-    y = jnp.asarray(np.exp(line) * rng.gamma(9.0, 1 / 9.0, size=18))
+    line = mean + np.sqrt(0.5 * variance) * rng.normal(size=54)
+    y = jnp.asarray(np.exp(line) * rng.gamma(9.0, 1 / 9.0, size=54))
     found = ff.calibrate(state, linear, ff.likelihoods.gamma(shape=None), (x, y))
     nodes = np.linspace(-8, 8, 401)
     weights = np.exp(-(nodes**2) / 2)
