@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -11,10 +12,10 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from fisherflow_jax._ground import batch as batches
-from fisherflow_jax._ground import checks, trees
+from fisherflow_jax._ground import checks, screening, trees
 from fisherflow_jax._ground import sharding as meshes
 from fisherflow_jax._ground.batch import Batch
-from fisherflow_jax.layers import Layers, expecting, layers_of
+from fisherflow_jax.layers import Layers, expecting, interaction
 from fisherflow_jax.likelihoods import Likelihood
 
 PyTree = Any
@@ -53,10 +54,51 @@ class Model:
     def interaction(self, params: PyTree, inputs: PyTree) -> str | None:
         """What takes the examples of a batch together, if anything is seen to."""
 
-        def together(*given: PyTree) -> str | None:
-            return layers_of(self.apply_fn, *given).together
+        tell = functools.partial(interaction, self.apply_fn)
+        return self.told("interaction", (params, inputs), tell)
 
-        return self.told("interaction", (params, inputs), together)
+    def screen(
+        self, params: PyTree, batch: Batch, *, left_out: bool = True
+    ) -> screening.Screen:
+        """What tells the bad rows of batches of this shape, which may be left out."""
+
+        def tell(params: PyTree, batch: Batch) -> screening.Screen:
+            model, likelihood = self.traced_once(), self.likelihood
+            if left_out:
+                model.check(params, batch)
+            outputs, targets = model.outputs(params, batch.inputs), batch.targets
+            screen = screening.Screen(likelihood.name, together=False)
+            if left_out:
+                together = model.interaction(params, batch.inputs) is not None
+                screen = dataclasses.replace(screen, together=together)
+            if targets is None:
+                return screen
+            shape = jax.eval_shape(likelihood.log_prob, outputs, targets).shape
+            if likelihood.observing is not None:  # a target may be missing
+                shape = likelihood.shape_of_targets(outputs)
+            return dataclasses.replace(
+                screen,
+                support=likelihood.support,
+                num_classes=likelihood.num_classes(outputs),
+                shape=shape,
+            )
+
+        return self.told(f"screen, {left_out}", (params, batch), tell)
+
+    def admitted(self, params: PyTree, given: Any, bad_rows: str) -> Batch:
+        """A batch without its bad rows; where they are at hand they raise, or not."""
+        batch = batches.as_batch(given, values=False)
+        screen = self.screen(params, batch)
+        told = screen.together or bad_rows == "raise"
+        if not checks.is_concrete(given):
+            return screen(batch)[0]
+        clean, skipped = screening.at_hand(screen, batch)
+        if told and not checks.is_concrete(skipped):  # what a trace closes over
+            with jax.ensure_compile_time_eval():
+                screen.refuse(given)
+        elif told and not screening.nothing_bad(clean, skipped):
+            screen.refuse(given)
+        return clean
 
     def check(self, params: PyTree, batch: Batch, layers: Layers | None = None) -> None:
         """Raises where the outputs do not fit the batch or the likelihood.
@@ -253,7 +295,7 @@ def _check_observed(likelihood: Likelihood, batch: Batch) -> None:
 
 
 def negative_log_likelihood(
-    apply_fn: Callable, likelihood: Likelihood
+    apply_fn: Callable, likelihood: Likelihood, *, bad_rows: str = "raise"
 ) -> Callable[[PyTree, Any], jax.Array]:
     r"""The mean loss of a batch, on the scale of the Fisher information.
 
@@ -266,10 +308,17 @@ def negative_log_likelihood(
     Args:
       apply_fn: `(params, inputs) -> outputs`, leading axis = examples.
       likelihood: from `ff.likelihoods`.
+      bad_rows: a row with a value that is not finite, or a target that cannot be:
+        "raise", an error that names it; or "drop", weight 0, as it has under jit.
 
     Returns:
-      A function `(params, batch) -> ()`; the batch is `(inputs, targets)` or
-      `(inputs, targets, weights)`. Cost: one forward pass.
+      A function `(params, batch) -> ()`; the batch is `(inputs, targets)`, `(inputs,
+      targets, weights)` or `ff.Batch`. The weights may be those of examples or of
+      targets: the loss is divided by their sum. Cost: one forward pass.
+
+    Raises:
+      ValueError: for bad rows outside jit, unless they are dropped. NaN under jit where
+        examples interact, so that no row can be left out.
 
     Example:
       >>> import jax.numpy as jnp
@@ -281,14 +330,24 @@ def negative_log_likelihood(
       1.0
     """
 
+    screening.check_option(bad_rows)
+    model = Model(apply_fn, likelihood)
+
     def loss(params: PyTree, batch: Any) -> jax.Array:
-        return Model(apply_fn, likelihood).loss(params, batches.as_batch(batch))
+        traced = not checks.is_concrete(params)
+        one = model.traced_once() if traced else model
+        return one.loss(params, one.admitted(params, batch, bad_rows))
 
     return loss
 
 
 def scores(
-    apply_fn: Callable, likelihood: Likelihood, params: PyTree, batch: Any
+    apply_fn: Callable,
+    likelihood: Likelihood,
+    params: PyTree,
+    batch: Any,
+    *,
+    bad_rows: str = "raise",
 ) -> PyTree:
     r"""The score of every example, weighted: the gradient of its log-probability.
 
@@ -302,7 +361,9 @@ def scores(
       apply_fn: `(params, inputs) -> outputs`, leading axis = examples.
       likelihood: from `ff.likelihoods`.
       params: pytree of real arrays.
-      batch: `(inputs, targets)` or `(inputs, targets, weights)`.
+      batch: `(inputs, targets)`, `(inputs, targets, weights)` or `ff.Batch`.
+      bad_rows: "raise", or "drop": a row with a value that is not finite, or a target
+        that cannot be, has a score of zero, as it has under jit.
 
     Returns:
       A pytree like the parameters with leaves `(n, *leaf.shape)`, in float32 or wider.
@@ -310,7 +371,8 @@ def scores(
 
     Raises:
       ValueError: without targets; where outputs, targets and likelihood do not fit; for
-        a model whose examples interact, of which no row has a score of its own.
+        bad rows outside jit, unless they are dropped; for a model whose examples
+        interact, of which no row has a score of its own.
 
     Example:
       >>> import jax.numpy as jnp
@@ -321,10 +383,12 @@ def scores(
       Array([[3., 6.],
              [1., 0.]], dtype=float32)
     """
+    screening.check_option(bad_rows)
     model = Model(apply_fn, likelihood).traced_once()
-    params, batch = trees.real_arrays(params, "params"), batches.as_batch(batch)
-    if batch.targets is None:
+    params, given = trees.real_arrays(params, "params"), batches.by_name(batch)
+    if given.targets is None:
         raise ValueError("scores need targets; the batch's are None.")
+    batch = model.admitted(params, given, bad_rows)
 
     def scored(params: PyTree, batch: Batch) -> PyTree:
         check_rows(model, params, batch)

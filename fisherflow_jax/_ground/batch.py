@@ -124,12 +124,14 @@ def unpack(batch: Batch) -> tuple[tuple, Callable[..., Batch]]:
     return (sliced, *batch[1:]), lambda parts, *rest: Batch(rebuild(parts), *rest)
 
 
-def as_batch(batch: Any) -> Batch:
+def as_batch(batch: Any, *, values: bool = True) -> Batch:
     """`(inputs, targets)`, `(inputs, targets, weights)` or a `Batch`, checked.
 
     Rows of weight zero are replaced by the first row of positive weight before any
     model sees them, so that padding may hold anything: zero times NaN is NaN in a vjp.
-    If there is none, targets are ones, and inputs where they are not finite.
+    If there is none, targets are ones, and inputs where they are not finite. A negative
+    weight becomes NaN, where it does not raise: with `values` False, for those who
+    screen the batch, and where it is traced.
 
     Raises:
       ValueError: for an empty batch, shapes that do not fit, a third entry of integers,
@@ -144,12 +146,11 @@ def as_batch(batch: Any) -> Batch:
     weights = trees.as_array(weights, dtype)
     checked = Batch(inputs, targets, weights, clusters, mask)
     _check_shapes(checked, count)
-    if known is not None:
+    if known is not None and values:
         checks.not_negative(known, "weights")
-        if np.all(known > 0):
-            return checked
-        return blank(checked)
-    # traced values cannot raise: NaN reaches every sum over the batch
+    if known is not None and np.all(known >= 0):
+        return checked if np.all(known > 0) else blank(checked)
+    # NaN reaches every sum over the batch
     return blank(checked._replace(weights=jnp.where(weights >= 0, weights, jnp.nan)))
 
 

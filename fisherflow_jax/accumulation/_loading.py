@@ -11,7 +11,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fisherflow_jax._ground import batch as batches
 from fisherflow_jax._ground.batch import Batch
-from fisherflow_jax._ground.checks import not_negative
 from fisherflow_jax._ground.sharding import in_auto_mode
 
 PyTree = Any
@@ -55,9 +54,7 @@ def each_batch(data: Any) -> Iterable[Batch]:
       ValueError: for what is none of them, and where there is no batch at all.
     """
     if isinstance(data, Stacked):
-        stack = stack_of_batches(data, 1)
-        for index in range(stack.weights.shape[0]):
-            yield batches.as_batch(batches.map_examples(itemgetter(index), stack))
+        yield from map(batches.as_batch, each_of(stack_of_batches(data, 1)))
     elif isinstance(data, tuple):
         yield batches.as_batch(data)
     else:
@@ -69,6 +66,12 @@ def each_batch(data: Any) -> Iterable[Batch]:
             raise ValueError(
                 "there are no batches (a generator can be read only once)."
             )
+
+
+def each_of(stack: Batch) -> Iterator[Batch]:
+    """The batches of a stack."""
+    for index in range(stack.weights.shape[0]):
+        yield batches.map_examples(itemgetter(index), stack)
 
 
 def padded(loader: Iterable, multiple: int) -> Iterator[Batch]:
@@ -156,7 +159,6 @@ def _weights(weights: Any, shape: tuple[int, ...], name: str) -> Any:
             f"{name} must have shape {shape}, one an example, or that of the targets; "
             f"got {weights.shape}."
         )
-    not_negative(weights, name)
     return weights.astype(dtype)
 
 

@@ -13,7 +13,12 @@ from fisherflow_jax._ground import batch as batch_parts
 from fisherflow_jax._ground import checks, sharding, trees
 from fisherflow_jax.accumulation import _loading as loading
 from fisherflow_jax.accumulation._loading import Stacked
-from fisherflow_jax.accumulation._updating import Accumulation, accumulator, advance
+from fisherflow_jax.accumulation._updating import (
+    Accumulation,
+    accumulator,
+    advance,
+    refuse_bad_rows,
+)
 from fisherflow_jax.estimators import Estimator
 
 PyTree = Any
@@ -29,6 +34,7 @@ def accumulate(
     state: Accumulation | None = None,
     mesh: Mesh | None = None,
     progress: bool | None = None,
+    bad_rows: str = "raise",
 ) -> Accumulation:
     r"""The information of a whole data set, a batch at a time.
 
@@ -62,17 +68,22 @@ def accumulate(
       progress: whether a loader shows a bar (tqdm). None: on a terminal, once the run
         has taken two seconds.
 
+      bad_rows: of a row with a value that is not finite, or a target that cannot be:
+        "raise", an error outside jit that names it; or "drop", weight 0, counted in
+        `rows_skipped`, as under jit.
+
     Returns:
       An `Accumulation` of arrays: `.information` (the sum), `.count`, `.num_batches`,
-      `.num_skipped`, `.key`, and the property `.average`. Cost: the estimator's for
-      each batch; memory: an information, and two batches in flight. A batch with a
-      non-finite value, or a non-finite estimate, moves nothing and is counted in
-      `num_skipped`.
+      `.num_skipped`, `.rows_skipped`, `.key`, and the property `.average`. Cost: the
+      estimator's for each batch; memory: an information, and two batches in flight. A
+      batch whose estimate is not finite moves nothing and is counted in `num_skipped`;
+      so is one with a bad row where examples interact, or of an estimator that was
+      built by hand.
 
     Raises:
-      ValueError: without batches, for one batch that is in no list, a decay outside
-        (0, 1), a missing key, parameters that are not finite, or a state that is not of
-        this estimator and these parameters.
+      ValueError: for bad rows, unless they are dropped; without batches, for one batch
+        that is in no list, a decay outside (0, 1), a missing key, parameters that are
+        not finite, or a state that is not of this estimator and these parameters.
       ImportError: for `progress=True` without tqdm.
 
     Example:
@@ -96,7 +107,7 @@ def accumulate(
       Neuromanifolds", 2026.
     """
     mesh = sharding.automatic(mesh)
-    functions = accumulator(estimator, decay=decay, mesh=mesh)
+    functions = accumulator(estimator, decay=decay, mesh=mesh, bad_rows=bad_rows)
     params = trees.real_arrays(params, "params")
     _check_finite(params)
     if state is None:
@@ -114,17 +125,31 @@ def accumulate(
             )
         stack = loading.stack_of_batches(batches, multiple)
         stack = loading.place(mesh, stack, axis=1)
-        return _scan(estimator, mesh, decay, state, params, stack)
+        after = _scan(estimator, mesh, decay, state, params, stack)
+        if bad_rows == "raise":
+            for index, batch in enumerate(loading.each_of(stack)):
+                where = f"batch {index}"
+                refuse_bad_rows(estimator, params, (state, after), batch, where)
+        return after
     loading.check_loader(batches)
-    start = state
-    for batch in loading.padded(loading.with_bar(batches, progress), multiple):
-        ahead = state.num_batches
+    start, taken = state, None
+
+    def told(ahead: Accumulation) -> None:
+        if taken is not None and bad_rows == "raise":
+            refuse_bad_rows(estimator, params, (start, ahead), *taken)
+
+    numbered = enumerate(loading.padded(loading.with_bar(batches, progress), multiple))
+    for number, batch in numbered:
+        ahead = state
         batch = loading.place(mesh, batch, axis=0)
         state = advance(estimator, mesh, decay, state, params, batch)
         # the loader runs one batch ahead of the device: the bar tells the truth, and
         # memory holds no queue of batches
-        if not isinstance(ahead, jax.core.Tracer):
-            jax.block_until_ready(ahead)
+        if checks.is_concrete(ahead):
+            jax.block_until_ready(ahead.num_batches)
+        told(ahead)
+        taken = batch, f"batch {number}"
+    told(state)
     if state is start:
         raise ValueError(
             "batches is empty, so there is nothing to sum (a generator can be read "

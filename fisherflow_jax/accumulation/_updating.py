@@ -11,7 +11,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import batch as batches
-from fisherflow_jax._ground import checks, keys, sharding, trees
+from fisherflow_jax._ground import checks, keys, screening, sharding, trees
 from fisherflow_jax.estimators import Estimator
 from fisherflow_jax.structures.capabilities import COMPENSATED
 
@@ -24,7 +24,8 @@ class Accumulation(NamedTuple):
     information: Any  # the (discounted) sum over observations
     count: jax.Array  # type: ignore[assignment]  # () observations, discounted alike
     num_batches: jax.Array  # () int32, batches seen, skipped ones among them
-    num_skipped: jax.Array  # () int32, batches refused for a non-finite value
+    num_skipped: jax.Array  # () int32, batches refused for a non-finite estimate
+    rows_skipped: jax.Array  # () int32, bad rows, left out
     key: jax.Array | None  # key data, None if nothing is drawn
 
     @property
@@ -46,7 +47,11 @@ class Accumulator(NamedTuple):
 
 
 def accumulator(
-    estimator: Estimator, *, decay: float | None = None, mesh: Mesh | None = None
+    estimator: Estimator,
+    *,
+    decay: float | None = None,
+    mesh: Mesh | None = None,
+    bad_rows: str = "raise",
 ) -> Accumulator:
     r"""The pure functions behind `ff.accumulate`, for loops of one's own.
 
@@ -61,12 +66,16 @@ def accumulator(
       decay: None, or the factor in (0, 1) by which the past is discounted each batch.
       mesh: None, or devices that each square their own rows of a batch, with a key of
         their own, before informations are summed.
+      bad_rows: of a row with a value that is not finite, or a target that cannot be:
+        "raise", an error outside jit that names it; or "drop", weight 0, counted in
+        `rows_skipped`, as under jit.
 
     Returns:
       An `Accumulator(init, update)`. `update` costs what the estimator costs and an
       addition; it is compiled once an estimator and shape, and may be used inside
-      `jax.jit` and `jax.lax.scan`. A batch with a non-finite value, or a non-finite
-      estimate, moves nothing and is counted in `num_skipped`.
+      `jax.jit` and `jax.lax.scan`. A batch whose estimate is not finite moves nothing
+      and is counted in `num_skipped`; so is one with a bad row where examples interact,
+      or of an estimator that was built by hand.
 
     Raises:
       ValueError: for a decay outside (0, 1); at `init`, for a drawing estimator without
@@ -101,6 +110,7 @@ def accumulator(
     if decay is not None:
         checks.fraction(decay, "decay")
     sharding.automatic(mesh)  # which says what is no mesh
+    screening.check_option(bad_rows)
 
     def init(params: PyTree, key: Any = None) -> Accumulation:
         if estimator.random and key is None:
@@ -114,12 +124,17 @@ def accumulator(
             count=zero,
             num_batches=jnp.zeros((), jnp.int32),
             num_skipped=jnp.zeros((), jnp.int32),
+            rows_skipped=jnp.zeros((), jnp.int32),
             key=keys.key_data(key) if estimator.random else None,
         )
 
     def update(state: Accumulation, params: PyTree, batch: Any) -> Accumulation:
-        batch = batches.as_batch(batch)
-        return advance(estimator, sharding.automatic(mesh), decay, state, params, batch)
+        given, own = batches.by_name(batch), sharding.automatic(mesh)
+        batch = batches.as_batch(given, values=False)
+        after = advance(estimator, own, decay, state, params, batch)
+        if bad_rows == "raise":
+            refuse_bad_rows(estimator, params, (state, after), given)
+        return after
 
     return Accumulator(init, update)
 
@@ -137,8 +152,9 @@ def advance(
     """`state` with one more batch."""
 
     def take_in(state: Accumulation, params: PyTree, batch: Any) -> Accumulation:
-        batch = batches.as_batch(batch)
+        batch = batches.as_batch(batch, values=False)
         params = trees.real_arrays(params, "params")
+        batch, rows_skipped = estimator.screen(params, batch)(batch)
         key = None
         if state.key is not None:
             key = jax.random.fold_in(keys.typed_key(state.key), state.num_batches)
@@ -151,7 +167,7 @@ def advance(
             before, count = ops.scale(before, decay), count * decay
         number = batches.num_observations(batch, each_target=False)
         gathered = ops.add(before, information), count + number.astype(count.dtype)
-        sound = batches.is_finite(batch) & trees.all_finite(information)
+        sound = jnp.isfinite(number) & trees.all_finite(information)
         information, count = jax.tree.map(
             lambda new, old: jnp.where(sound, new.astype(old.dtype), old),
             gathered,
@@ -162,10 +178,25 @@ def advance(
             count=count,
             num_batches=state.num_batches + 1,
             num_skipped=state.num_skipped + jnp.where(sound, 0, 1).astype(jnp.int32),
+            rows_skipped=state.rows_skipped + rows_skipped,
             key=state.key,
         )
 
     return sharding.in_auto_mode(take_in, state, state, params, batch)
+
+
+def refuse_bad_rows(
+    estimator: Estimator,
+    params: PyTree,
+    states: tuple[Accumulation, Accumulation],
+    given: Any,
+    where: str = "the batch",
+) -> None:
+    """Raises for what was left out, or refused, between two states that are at hand."""
+    counts = [(state.rows_skipped, state.num_skipped) for state in states]
+    if checks.is_concrete((counts, given)) and counts[0] != counts[1]:
+        batch = batches.as_batch(given, values=False)
+        estimator.screen(params, batch).refuse(given, where)
 
 
 def _sum_over_shards(

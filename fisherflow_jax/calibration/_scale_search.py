@@ -21,16 +21,20 @@ class HeldOut(NamedTuple):
 
     outputs: Outputs  # leaves (n, ...)
     targets: jax.Array  # (n, ...)
-    weights: jax.Array  # (n,), 0 = padding
+    weights: jax.Array  # (n,), or as the targets; 0 = padding
 
     def mean(self, values: jax.Array) -> jax.Array:
         """The weighted mean over targets `(n, ...)`, `()`."""
-        rows = values.reshape((values.shape[0], -1))
-        weights = self.weights.astype(values.dtype)[:, None]
+        weights = _beside(values, self.weights.astype(values.dtype))
         # padding stays out even where it has no finite value
-        total = jnp.sum(jnp.where(weights > 0, rows * weights, 0.0).astype(rows.dtype))
-        count = jnp.asarray(rows.shape[1], values.dtype) * jnp.sum(weights)
-        return total / count
+        kept = jnp.where(weights > 0, values * weights, jnp.zeros_like(values))
+        count = values.size // max(weights.size, 1)
+        return jnp.sum(kept) / (jnp.asarray(count, values.dtype) * jnp.sum(weights))
+
+
+def _beside(values: jax.Array, weights: jax.Array) -> jax.Array:
+    """Weights with as many axes as the values that they are of."""
+    return weights.reshape(weights.shape + (1,) * (values.ndim - weights.ndim))
 
 
 def held_out(
@@ -104,8 +108,7 @@ def _sound(
     likelihood: Likelihood, batch: Batch, outputs: Outputs | None
 ) -> tuple[jax.Array, jax.Array]:
     def used(condition: jax.Array) -> jax.Array:
-        padding = (batch.weights == 0).reshape((-1,) + (1,) * (condition.ndim - 1))
-        return jnp.all(condition | padding)
+        return jnp.all(condition | (_beside(condition, batch.weights) == 0))
 
     if outputs is None:
         return is_finite(batch), used(likelihood.support(batch.targets))
@@ -144,7 +147,7 @@ def _range(held: HeldOut, likelihood: Likelihood | None) -> tuple[jax.Array, jax
         variance = variance * jnp.square(factor.astype(variance.dtype))
     positive = variance > 0
     log = jnp.log(jnp.where(positive, variance, 1.0).astype(variance.dtype))
-    rows = (held.weights > 0).reshape((-1,) + (1,) * (variance.ndim - 1))
+    rows = _beside(variance, held.weights) > 0
     middle = -held.mean(log)
     # the largest, not the typical: at the low end the mean alone must be what is left
     least = -jnp.max(jnp.where(positive & rows, log, -middle))

@@ -154,7 +154,9 @@ def _products(
         (transposed,) = jax.linear_transpose(root, probes)(moved)
         cotangents = root(transposed)
         weights = batch.weights.astype(trees.wide_dtype(cotangents.dtype))
-        weights = weights.reshape((-1,) + (1,) * (cotangents.ndim - 1))
+        weights = weights.reshape(
+            weights.shape + (1,) * (cotangents.ndim - weights.ndim)
+        )
         weighted = jnp.where(weights > 0, weights * cotangents.astype(weights.dtype), 0)
         _, vjp = jax.vjp(model, params)
         product = trees.widen(vjp(weighted.astype(outputs.dtype))[0])

@@ -88,6 +88,7 @@ def observed(*, chunk_size: int | None = None) -> Callable[..., Estimator]:
             not_a_curvature="minus the Hessian need not be positive semi-definite; "
             "estimators.exact is its expectation",
             check=model.check,
+            of=model,
         )
 
     return of_model
@@ -158,4 +159,5 @@ def _squared_gradient(apply_fn: Any, likelihood: Any, structure: Any) -> Estimat
         not_a_curvature="the square of a mean gradient is not a sum over observations",
         from_gradient=from_gradient,
         check=None if model is None else model.check,
+        of=model,
     )

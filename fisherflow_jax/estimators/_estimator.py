@@ -13,6 +13,9 @@ from fisherflow_jax._ground import trees
 from fisherflow_jax._ground.checks import is_concrete
 from fisherflow_jax._ground.choices import compiled, hashable, shared
 from fisherflow_jax._ground.keys import typed_key
+from fisherflow_jax._ground.screening import Screen, count_at_hand
+from fisherflow_jax.layers import expecting
+from fisherflow_jax.model import Model
 from fisherflow_jax.structures import Structure
 
 PyTree = Any
@@ -53,6 +56,7 @@ class Estimator(ByKey):
       vectors_a_batch: the rank that one batch adds, where it does not grow with the
         examples.
       rebuild: the same estimator in another structure.
+      of: the model that it was made for, if any.
       bound: `(choice, apply_fn, likelihood, structure)`: what equal estimators share.
         Not kept by `dataclasses.replace`: another `compute` is another estimator.
     """
@@ -67,7 +71,20 @@ class Estimator(ByKey):
     describe_paths: Callable[[PyTree, batches.Batch], str] | None = None
     vectors_a_batch: int | None = None
     rebuild: Callable[[Structure], "Estimator"] | None = None
+    of: Model | None = None
     bound: tuple[Any, ...] | None = dataclasses.field(default=None, init=False)
+
+    @property
+    def model(self) -> Model | None:
+        """The model that it runs, where that is known."""
+        return self.of if self.bound else None
+
+    def screen(self, params: PyTree, batch: batches.Batch) -> Screen:
+        """What tells bad rows; without a model they cost the batch."""
+        if self.model is None:
+            return Screen()
+        with expecting(self.structure.layers, batch.inputs):
+            return self.model.screen(params, batch)
 
     @functools.cached_property  # written past the frozen fields
     def _key(self) -> Any:
@@ -98,6 +115,10 @@ class Estimator(ByKey):
         information = compiled(own, _compute)(params, batch, typed)
         if own.check is not None:  # values, which were not at hand in the program
             own.check(params, batch)
+        if own.model is not None:
+            screen = own.model.screen(params, batch, left_out=False)
+            if count_at_hand(screen, batch):
+                screen.refuse(batch)
         return information
 
     def with_structure(self, structure: Structure) -> "Estimator":

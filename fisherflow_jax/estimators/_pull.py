@@ -53,6 +53,7 @@ def pulled(
         check=functools.partial(plans.check, pull),
         describe_paths=functools.partial(plans.table, pull),
         vectors_a_batch=None if groups is None else groups * rule.num_columns,
+        of=pull.model,
     )
 
 

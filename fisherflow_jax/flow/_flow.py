@@ -30,6 +30,7 @@ def fisher_flow(
     compensated: bool | None = None,
     prior_is: Literal["previous", "predicted"] = "previous",
     chunk_size: int | None = None,
+    bad_rows: str = "raise",
 ) -> FisherFlow:
     r"""Sequential inference with a Gaussian belief, one batch at a time.
 
@@ -78,6 +79,10 @@ def fisher_flow(
         batch, to which the memory is applied; "predicted", the state at the first
         batch, missing or not: P1 of state-space software.
       chunk_size: examples whose pulled-back vectors are held at once.
+      bad_rows: of a row with a value that is not finite, or a target that cannot be
+        (which costs that target alone, where a row has several): "raise", an error
+        outside jit that names it; or "drop". Dropped, as under jit, it has weight 0 and
+        is counted in `state.events.rows_skipped`.
 
     Returns:
       A `FisherFlow(init, update, evaluate, project)` of pure functions; `update` takes
@@ -89,9 +94,9 @@ def fisher_flow(
     Raises:
       ValueError: for options that do not go together, naming them; at `init`, for
         integer or complex parameters, or a drawing estimator without a key; at
-        `update`, for shapes that do not fit and, outside jit, for impossible values.
-        Under jit a batch with a non-finite value moves nothing and is counted in
-        `num_skipped`.
+        `update`, for shapes that do not fit and, outside jit, for bad rows and for a
+        result that is not finite. Under jit such a batch moves nothing and is counted
+        in `num_skipped`; so is one with a bad row, of a model whose examples interact.
 
     Example:
       >>> import jax.numpy as jnp
@@ -132,6 +137,7 @@ def fisher_flow(
         marginal=marginal,
         compensated=compensated,
         chunk_size=chunk_size,
+        bad_rows=bad_rows,
     )
     recipe.check()
     recipe = shared(recipe)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from fisherflow_jax import estimators, model
 from fisherflow_jax._ground import batch as batches
-from fisherflow_jax._ground import checks, choices, trees
+from fisherflow_jax._ground import checks, choices, screening, trees
 from fisherflow_jax.estimators import Estimator
 from fisherflow_jax.likelihoods import Likelihood
 from fisherflow_jax.memories import Memory
@@ -53,6 +53,15 @@ class Recipe:
     marginal: bool
     compensated: bool | None
     chunk_size: int | None
+    bad_rows: str
+
+    @functools.cached_property
+    def model(self) -> model.Model:
+        return model.Model(self.apply_fn, self.likelihood)
+
+    def traced_once(self) -> "Recipe":
+        """For one update, in which the model is traced once a shape."""
+        return dataclasses.replace(self, apply_fn=model.once(self.apply_fn))
 
     @property
     def estimates_dispersion(self) -> bool:
@@ -69,6 +78,7 @@ class Recipe:
     def check(self) -> None:
         """Raises for choices that do not go together, naming them."""
         checks.whole(self.num_steps, "num_steps")
+        screening.check_option(self.bad_rows)
         for capability, reason in self.memory.needs.items():
             self.structure.require(capability, reason)
         for option, (capability, reason) in _NEEDS.items():

@@ -10,7 +10,7 @@ import optax
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import checks, keys, trees
-from fisherflow_jax._ground.batch import Batch, as_batch
+from fisherflow_jax._ground.batch import Batch
 from fisherflow_jax._ground.choices import compiled
 from fisherflow_jax.flow import _evidence as evidence
 from fisherflow_jax.flow._recipe import Observed, Recipe, num_observations
@@ -154,7 +154,7 @@ def refine(flow: FisherFlow, state: FlowState, batches: Any) -> FlowState:
         key = None
         if state.key is not None:
             key = jax.random.fold_in(keys.typed_key(state.key), state.step + index)
-        batch = _read(recipe, batch)
+        batch = _read(recipe, state.mean, batch)
         count = num_observations(recipe, batch).astype(state.count.dtype)
         *numbers, information = (count, *flow.evaluate(state.mean, batch, key))
         if sums is None:
@@ -207,7 +207,7 @@ def _with_scores(recipe: Recipe, sums: Sum, mean: PyTree, batches: Any) -> Sum:
 
     def add_batch(total: Any, batch: Any, index: jax.Array) -> Any:
         del index
-        site = compiled(recipe, _scores)(_read(recipe, batch), mean)
+        site = compiled(recipe, _scores)(_read(recipe, mean, batch), mean)
         if total is None:
             return site
         return tuple(map(ops.add, site[0], total[0])), optax.tree.add(site[1], total[1])
@@ -221,8 +221,8 @@ def _scores(recipe: Recipe, batch: Batch, mean: PyTree) -> tuple[tuple, PyTree]:
     return site.quadratic, site.scores
 
 
-def _read(recipe: Recipe, batch: Any) -> Batch:
-    batch = as_batch(batch)
+def _read(recipe: Recipe, params: PyTree, batch: Any) -> Batch:
+    batch = recipe.model.admitted(params, batch, recipe.bad_rows)
     check_clusters(recipe, batch)
     return known_clusters(recipe, batch)[0]
 

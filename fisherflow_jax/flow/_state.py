@@ -29,7 +29,8 @@ class Events(NamedTuple):
     """What a state has been through, counted; each `()` int32.
 
     Attributes:
-      rows_skipped: rows of a batch left out for a value that is not finite.
+      rows_skipped: rows left out, or of which a target was, for a value that is not
+        finite or cannot be.
       solves_regularised: solves that were helped to a positive definite information.
       searches_unfinished: updates whose steps ended before they were short.
     """
@@ -59,7 +60,7 @@ class FlowState(NamedTuple):
       step: `()` int32, updates taken in.
       nuisance: a state about the logarithms of what the likelihood leaves unknown, such
         as a concentration; None: nothing.
-      num_skipped: `()` int32, batches refused for a value that is not finite.
+      num_skipped: `()` int32, batches refused for a result that is not finite.
       events: what else the state has been through.
       key: key data; None: nothing is drawn.
     """
@@ -116,7 +117,8 @@ class FlowInfo(NamedTuple):
       step_size: `()`, of the last Newton step; 0: none decreased the objective.
       decrement: `()`, its squared length before halving, in posterior standard
         deviations.
-      skipped: `()` bool: the batch had a value that is not finite, nothing moved.
+      rows_skipped: `()` int32, its bad rows.
+      skipped: `()` bool: a result was not finite, nothing moved.
       missing: `()` bool: all weights were zero, only the memory moved on.
       memory: the memory's report.
     """
@@ -125,6 +127,7 @@ class FlowInfo(NamedTuple):
     log_evidence: jax.Array
     step_size: jax.Array
     decrement: jax.Array
+    rows_skipped: jax.Array
     skipped: jax.Array
     missing: jax.Array
     memory: Any
@@ -225,6 +228,7 @@ def init(
         prior_precision=Compared(None),
         num_steps=1,
         chunk_size=None,
+        bad_rows="drop",
     )
     return compiled(shared(recipe), begin)(mean, origin, precision, key_data(key))
 

@@ -19,7 +19,6 @@ from fisherflow_jax.flow._objective import objective_of
 from fisherflow_jax.flow._recipe import Observed, Recipe, parameters
 from fisherflow_jax.flow._state import FlowInfo, FlowState, belief_of
 from fisherflow_jax.memories import Belief, Shift, Squares, Sum
-from fisherflow_jax.model import Model
 
 PyTree = Any
 
@@ -28,16 +27,17 @@ def update(
     recipe: Recipe, state: FlowState, batch: Any, *, num_steps: int | None = None
 ) -> tuple[FlowState, FlowInfo]:
     """A batch taken in: `(state, info)`."""
-    batch = batches.as_batch(batch)
-    if batch.targets is None:
+    given = batches.by_name(batch)
+    if given.targets is None:
         raise ValueError("a flow learns from targets; the batch's are None.")
+    batch = batches.as_batch(given, values=False)
     robust.check_clusters(recipe, batch)
     # compiled once a recipe and shape, so that a plain Python loop over a data loader
     # does not trace its searches anew at each batch
     steps = recipe.num_steps if num_steps is None else num_steps
     run = choices.compiled(recipe, advance, static_argnums=2)
     after, info = run(state, batch, steps)
-    check_taken_in(info.skipped, recipe, state, batch)
+    check_taken_in(recipe, state, given, info)
     return after, info
 
 
@@ -47,7 +47,10 @@ def advance(
     key = None
     if state.key is not None:
         key = jax.random.fold_in(keys.typed_key(state.key), state.step)
+    recipe = recipe.traced_once()
+    batch, rows_skipped = recipe.model.screen(state.mean, batch)(batch)
     batch, unknown = robust.known_clusters(recipe, batch)
+    rows_skipped = rows_skipped + unknown
     observed = Observed(recipe, batch, key)
     believed = belief_of(state)
     predicted = recipe.memory.predict(state.memory, believed, batch, believed.mean)
@@ -81,18 +84,19 @@ def advance(
     rest = belief.sums.weight, belief.sums.linear, belief.sums.scores, squared
     own = None if nuisance is None else nuisance.state.mean
     finite = trees.all_finite((belief.mean, gain, logdet, rest, own))
-    sound = batches.is_finite(batch) & finite
+    sound = jnp.isfinite(jnp.sum(batch.weights)) & finite
     missing, nothing = ~jnp.any(batch.weights > 0), jnp.zeros_like(solution.decrement)
     info = FlowInfo(
         log_likelihood=ahead.log_likelihood(predicted.mean),
         log_evidence=trees.where(sound, gain, jnp.zeros_like(gain)),
         step_size=solution.step_size,
         decrement=trees.where(missing, nothing, solution.decrement),
+        rows_skipped=rows_skipped,
         skipped=~sound,
         missing=missing,
         memory=report,
     )
-    after = settle(state, belief, logdet, storage, gain, solution, sound, unknown)
+    after = settle(state, belief, logdet, storage, gain, solution, sound, rows_skipped)
     if nuisance is not None and state.nuisance is not None:
         kept = trees.where(sound, nuisance.state, state.nuisance)
         after = after._replace(nuisance=kept)
@@ -237,17 +241,25 @@ def evaluate(
     recipe: Recipe, params: PyTree, batch: Any, key: Any = None
 ) -> tuple[jax.Array, PyTree, Any]:
     """`(log-likelihood, score, information)` of a batch at `params`, sums."""
-    batch, params = batches.as_batch(batch), parameters(params, "params")
+    given, params = batches.by_name(batch), parameters(params, "params")
+    batch = batches.as_batch(given, values=False)
     typed = None if key is None else keys.typed_key(key)
-    return choices.compiled(recipe, measure)(params, batch, typed)
+    found, rows_skipped = choices.compiled(recipe, measure)(params, batch, typed)
+    told = recipe.bad_rows == "raise" and checks.is_concrete((rows_skipped, given))
+    if told and (rows_skipped or not jnp.isfinite(found[0])):
+        recipe.model.screen(params, batch).refuse(given)
+    return found
 
 
 def measure(
     recipe: Recipe, params: PyTree, batch: batches.Batch, key: jax.Array | None
-) -> tuple[jax.Array, PyTree, Any]:
+) -> tuple[tuple[jax.Array, PyTree, Any], jax.Array]:
+    """What `evaluate` gives, and how many rows were left out."""
+    recipe = recipe.traced_once()
+    batch, rows_skipped = recipe.model.screen(params, batch)(batch)
     observed = Observed(recipe, batch, key)
     value, score = jax.value_and_grad(observed.log_likelihood)(params)
-    return value, score, observed.information(params)
+    return (value, score, observed.information(params)), rows_skipped
 
 
 def project(recipe: Recipe, information: Any) -> Any:
@@ -261,24 +273,22 @@ def kept(recipe: Recipe, sums: Sum) -> Sum:
 
 
 def check_taken_in(
-    skipped: jax.Array, recipe: Recipe, state: FlowState, batch: batches.Batch
+    recipe: Recipe, state: FlowState, given: batches.Batch, info: FlowInfo
 ) -> None:
     """Raises where an update is seen to have failed (not under jit), saying why."""
-    if not checks.is_concrete(skipped) or not skipped:
+    if not checks.is_concrete((info, given)):
         return
-    likelihood = recipe.likelihood
-    # a memory's functions of the batch say here what is wrong with their values
-    recipe.memory.predict(state.memory, belief_of(state), batch, state.mean)
-    Model(recipe.apply_fn, likelihood).check(state.mean, batch)
-    used = batch.weights > 0
-    if not checks.holds(batches.is_finite(batch)):
-        what = "the batch holds a NaN or an infinite value in a row of positive weight"
-    elif not checks.holds(likelihood.support(batch.targets)[used]):
-        what = f"the batch holds targets that {likelihood.name} cannot produce"
-    else:
-        what = (
+    refused = info.rows_skipped and recipe.bad_rows == "raise"
+    if not refused and not info.skipped:
+        return
+    batch = batches.as_batch(given, values=False)
+    recipe.model.screen(state.mean, batch).refuse(given)
+    if info.skipped:
+        # a memory's functions of the batch say here what is wrong with their values
+        recipe.memory.predict(state.memory, belief_of(state), batch, state.mean)
+        recipe.model.check(state.mean, batch)
+        raise ValueError(
             "the batch's log-likelihood, its information or the updated belief is not "
-            "finite, for a label beyond the model's classes, an overflow, or an "
-            "information that is not positive definite in this precision"
+            "finite, for an overflow or an information that is not positive definite "
+            "in this precision (under jit it would be skipped and counted)."
         )
-    raise ValueError(f"{what} (under jit it would be skipped and counted).")

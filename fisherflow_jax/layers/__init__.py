@@ -1,6 +1,7 @@
 """Linear layers, found in any `apply_fn`, and tapped: what enters, what returns."""
 
 from fisherflow_jax.layers._finding import find_layers as find_layers
+from fisherflow_jax.layers._finding import interaction as interaction
 from fisherflow_jax.layers._finding import layers_of as layers_of
 from fisherflow_jax.layers._layer import Layer as Layer
 from fisherflow_jax.layers._layer import Layers as Layers

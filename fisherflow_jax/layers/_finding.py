@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from fisherflow_jax._ground import batch as batches
 from fisherflow_jax.layers._checkpoints import register
@@ -117,6 +118,17 @@ def layers_of(
         if batched or found.together is not None:
             return found
     return trace(apply_fn, params, one).layers
+
+
+def interaction(apply_fn: Callable, params: PyTree, inputs: PyTree) -> str | None:
+    """What takes the examples of a batch together, if anything is seen to."""
+    leaves = jax.tree.leaves(params)
+    if not all(is_array(x) and jnp.issubdtype(x.dtype, jnp.floating) for x in leaves):
+        return "parameters that are not all arrays of floating point"
+    counts = {leaf.shape[0] for leaf in batches.split(inputs)[0]}
+    if len(counts) != 1 or counts == {1}:
+        return None
+    return trace(apply_fn, params, inputs, count=max(counts)).layers.together
 
 
 def _shapes(tree: PyTree) -> PyTree:

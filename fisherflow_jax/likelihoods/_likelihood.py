@@ -130,6 +130,10 @@ class Likelihood(NamedTuple):
         """Whether `line` is more than the outputs themselves (`line=widen`)."""
         return self.line is not arrays.widen
 
+    def num_classes(self, outputs: Any) -> int | None:
+        """The classes that targets may be, given the shape of the outputs, if any."""
+        return outputs.shape[-1] if self.scale is SOFTMAX else None
+
     def shape_of_targets(self, outputs: Any) -> Shape:
         """Of the log-probabilities, one a target, given the shape of the outputs.
 

@@ -12,6 +12,7 @@ import optax
 from fisherflow_jax._ground import batch as batches
 from fisherflow_jax._ground import checks, choices, keys, sharding, trees
 from fisherflow_jax.likelihoods import Likelihood, cholesky_root
+from fisherflow_jax.model import Model, once
 from fisherflow_jax.transforms.preconditioner import checks as rules
 
 PyTree = Any
@@ -40,13 +41,14 @@ def clip_by_kl(
     Args:
       apply_fn: `(params, inputs) -> outputs`, leading axis = examples.
       likelihood: from `ff.likelihoods`.
-      max_kl: the bound in nats an example, positive.
+      max_kl: the bound in nats an observation, positive.
 
     Returns:
       A transformation whose update is `update(updates, state, params, *, batch,
       key=None, model_params=None, **extra)`; `model_params` as in `ff.scale_by_fisher`,
       the key only for a likelihood whose root is sampled. An update whose divergence is
-      not finite becomes zero and is counted. Cost: one forward and one tangent pass of
+      not finite becomes zero and is counted; bad rows of the batch have weight 0. Cost:
+      one forward and one tangent pass of
       the batch.
 
     Raises:
@@ -117,7 +119,7 @@ def _update(
         )
 
     def run(updates, state, model, batch, key):
-        batch = batches.as_batch(batch)
+        batch = batches.as_batch(batch, values=False)
         return choices.run(region, _clip, updates, state, model, batch, key)
 
     arguments = updates, state, model, batch, keys.typed_key(key) if drawn else None
@@ -136,15 +138,14 @@ def _clip(
 
     To second order.
     """
-    inputs, rooted = batches.unshare(batch.inputs), cholesky_root(region.likelihood)
-    total = jnp.sum(batch.weights)
+    apply_fn, rooted = once(region.apply_fn), cholesky_root(region.likelihood)
+    batch, _ = Model(apply_fn, region.likelihood).screen(model, batch)(batch)
+    inputs, total = batches.unshare(batch.inputs), jnp.sum(batch.weights)
     if rooted.observing is not None:
         batch, there = batches.observed(batch)
         rooted = rooted if there is None else rooted.observing(there)
     direction = optax.tree.cast_like(trees.fill_with_zeros(updates, model), model)
-    outputs, change = jax.jvp(
-        lambda p: region.apply_fn(p, inputs), (model,), (direction,)
-    )
+    outputs, change = jax.jvp(lambda p: apply_fn(p, inputs), (model,), (direction,))
     region.likelihood.check(outputs, None)
     dtype = trees.wide_dtype(outputs.dtype)
     outputs, change = outputs.astype(dtype), change.astype(dtype)

@@ -33,6 +33,7 @@ def natural_gradient(
     root_damping: float = 0.0,
     factorise: Callable[..., Any] | None = None,
     key: Any = None,
+    bad_rows: str = "raise",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Descends along the natural gradient, with momentum and weight decay.
 
@@ -61,6 +62,7 @@ def natural_gradient(
       root_damping: as there, and so the next two.
       factorise: how the damped information is factorised.
       key: an int or a key, for an estimator that draws.
+      bad_rows: "raise" or "drop", as in `ff.scale_by_fisher`.
 
     Returns:
       A transformation whose update needs the batch, as that of `ff.scale_by_fisher`,
@@ -113,6 +115,7 @@ def natural_gradient(
         root_damping=root_damping,
         factorise=factorise,
         key=key,
+        bad_rows=bad_rows,
     )
     inertia = [] if momentum is None else [optax.trace(momentum)]
     decay = optax.add_decayed_weights(weight_decay, mask)
@@ -139,6 +142,7 @@ def kfac(
     mask: Any = None,
     factorise: Callable[..., Any] | None = None,
     key: Any = None,
+    bad_rows: str = "raise",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Natural gradient descent with Kronecker-factored curvature.
 
@@ -178,6 +182,7 @@ def kfac(
         with a correction `ff.transforms.factorise`, whose damping is exact in the
         eigenbasis.
       key: an int or a key; None: it is given to each update.
+      bad_rows: "raise" or "drop", as in `ff.scale_by_fisher`.
 
     Returns:
       A transformation whose update is `update(updates, state, params, *, batch,
@@ -242,6 +247,7 @@ def kfac(
         mask=mask,
         factorise=factorise,
         key=key,
+        bad_rows=bad_rows,
     )
     if max_kl is None:
         return descent

@@ -31,6 +31,7 @@ def scale_by_fisher(
     root_damping: float = 0.0,
     factorise: Callable[..., Any] | None = None,
     key: Any = None,
+    bad_rows: str = "raise",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Multiplies gradients by a power of the damped Fisher information.
 
@@ -63,6 +64,9 @@ def scale_by_fisher(
         as `ff.transforms.relative_to_mean_eigenvalue`; None: `ff.transforms.factorise`.
       key: an int or a key, from which an estimator that draws takes one at each step;
         None: it is given to each update.
+      bad_rows: of a row with a value that is not finite, or a target that cannot be:
+        "raise", an error outside jit that names it; or "drop", weight 0, counted in
+        `rows_skipped`, as under jit.
 
     With `eigenvalue_correction`, :math:`U (U^\top m V / (s + \lambda)) V^\top` is
     applied to each layer: damping is exact. The basis is decomposed from the remembered
@@ -132,6 +136,7 @@ def scale_by_fisher(
         power=power,
         root_damping=root_damping,
         factorise=factorise or exact.factorise,
+        bad_rows=bad_rows,
     )
     rules.check_recipe(recipe)
     recipe = choices.shared(recipe)

@@ -1,5 +1,6 @@
 """Sums and averages over batches: against one call, by hand, stopped and resumed."""
 
+import dataclasses
 import functools
 import itertools
 
@@ -233,26 +234,45 @@ def test_the_average_of_a_constant_is_the_constant_from_the_first_step():
 
 @pytest.mark.parametrize("decay", [None, 0.5])
 @pytest.mark.parametrize("source", ["loader", "stacked"])
-def test_a_batch_that_is_not_finite_moves_nothing_and_is_counted(source, decay):
+def test_a_bad_row_is_left_out_and_counted(source, decay):
     stack, batches = stacked()
     spoiled = stack.inputs.copy()
     spoiled[0, 1, 2] = np.inf
     given = [(spoiled[0], stack.targets[0]), batches[1]]
     if source == "stacked":
         given = Stacked(spoiled, stack.targets)
-    state = accumulate(DRAWN, PARAMS, given, 5, decay=decay)
-    assert (state.num_batches, state.num_skipped, state.count) == (2, 1, 3)
-    # the second batch draws as it would have, had the first been sound
-    second = drawn(PARAMS, batches[1], jax.random.fold_in(jax.random.key(5), 1))
-    assert_close(state.information, second)
+    run = functools.partial(accumulate, DRAWN, PARAMS, given, 5, decay=decay)
+    state = run(bad_rows="drop")
+    assert (state.num_batches, state.num_skipped, state.rows_skipped) == (2, 0, 1)
+    weights = np.array([[1.0, 0, 1], [1, 1, 1]])
+    expected = accumulate(
+        DRAWN, PARAMS, Stacked(stack.inputs, stack.targets, weights), 5, decay=decay
+    )
+    assert state.count == expected.count == 2 * (decay or 1) + 3
+    assert_close(state.information, expected.information)
+    with pytest.raises(ValueError, match=r"row 1 of batch 0 has inputs\[1, 2\] = inf"):
+        run()
 
 
 def test_a_target_that_is_not_finite_counts_though_no_label_is_read():
     steep = ff.estimators.exact(
         lambda params, x: x * params, ff.likelihoods.gaussian(), ff.structures.scalar()
     )
-    state = accumulate(steep, np.ones(()), [(np.ones(1), np.full(1, np.nan))])
-    assert (state.information.value, state.count, state.num_skipped) == (0, 0, 1)
+    batches = [(np.ones(1), np.full(1, np.nan))]
+    state = accumulate(steep, np.ones(()), batches, bad_rows="drop")
+    assert (state.information.value, state.count, state.rows_skipped) == (0, 0, 1)
+
+
+def test_an_estimator_built_by_hand_may_take_rows_together():
+    """Nothing says that a row can be left out: the batch is refused, and counted."""
+    by_hand = dataclasses.replace(EXACT, compute=EXACT.compute)
+    spoiled = X.copy()
+    spoiled[2, 0] = np.nan
+    batches = [(spoiled, Y), (X, Y)]
+    state = accumulate(by_hand, PARAMS, batches, bad_rows="drop")
+    assert (state.num_skipped, state.rows_skipped, state.count) == (1, 0, COUNT)
+    with pytest.raises(ValueError, match=r"row 2 of batch 0.*inputs\[2, 0\]"):
+        accumulate(by_hand, PARAMS, batches)
 
 
 def test_an_estimate_that_overflows_is_skipped():

@@ -1,4 +1,4 @@
-"""A batch with a value that cannot be: an error eager, a counted event under jit."""
+"""A bad row costs that row: left out and counted, or told where it is at hand."""
 
 import jax
 import numpy as np
@@ -28,18 +28,26 @@ def batch_with(what):
     return inputs, labels, weights
 
 
-KINDS = [
-    "nan input",
-    "infinite input",
-    "nan target",
-    "impossible target",
-    "negative weight",
-    "nan weight",
-]
+# of each kind the row, and what an error says of it
+KINDS = {
+    "nan input": (3, r"inputs\[3, 1\] = nan, which is not finite"),
+    "infinite input": (0, r"inputs\[0, 0\] = inf, which is not finite"),
+    "nan target": (7, r"targets\[7\] = nan, which is not finite"),
+    "impossible target": (2, r"targets\[2\] = 2.0, which bernoulli cannot produce"),
+    "negative weight": (1, r"weights\[1\] = -1.0, which is no multiplicity"),
+    "nan weight": (1, r"weights\[1\] = nan, which is no multiplicity"),
+}
 
 
-def logistic(memory="exponential"):
-    return streams.flow("full", memory, "bernoulli", **OPTIONS)
+def logistic(memory="exponential", **options):
+    return streams.flow("full", memory, "bernoulli", **OPTIONS, **options)
+
+
+def without(row):
+    """The batch of no kind, the row at weight 0."""
+    inputs, labels, weights = batch_with("nothing")
+    weights[row] = 0
+    return inputs, labels, weights
 
 
 @pytest.fixture(scope="module")
@@ -48,46 +56,132 @@ def compiled():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_under_jit_nothing_moves_and_it_is_counted(compiled, kind):
+def test_under_jit_a_bad_row_has_weight_zero_and_is_counted(compiled, kind):
     good = streams.batches(8, "bernoulli", np.ones(24))
     state, _ = compiled(streams.start(logistic()), good[0])
     after, info = compiled(state, batch_with(kind))
-    assert info.skipped and info.log_evidence == 0
-    assert after.num_skipped == 1
+    assert not info.skipped and not info.missing and info.rows_skipped == 1
+    assert (after.num_skipped, after.events.rows_skipped) == (0, 1)
+    expected, _ = compiled(state, without(KINDS[kind][0]))
+    assert expected.events.rows_skipped == 0  # padding is no bad row
     jax.tree.map(
-        np.testing.assert_array_equal, after._replace(num_skipped=0 * state.step), state
-    )
-    # later batches go on as if it had never come
-    expected, _ = compiled(state, good[1])
-    later, info = compiled(after, good[1])
-    assert not info.skipped and later.num_skipped == 1
-    jax.tree.map(
-        np.testing.assert_array_equal,
-        later._replace(num_skipped=0 * state.step),
-        expected,
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-10, atol=1e-12),
+        after._replace(events=None),
+        expected._replace(events=None),
     )
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_eager_it_is_an_error(kind):
+def test_eager_it_is_an_error_that_names_row_and_field(kind):
     flow = logistic()
-    message = {
-        "impossible target": "targets that bernoulli cannot produce",
-        "negative weight": "weights must be finite and not negative",
-        "nan weight": "weights must be finite and not negative",
-    }.get(kind, "a NaN or an infinite value in a row of positive weight")
-    with pytest.raises(ValueError, match=message):
+    row, message = KINDS[kind]
+    with pytest.raises(ValueError, match=f"row {row} of the batch has {message}"):
         flow.update(streams.start(flow), batch_with(kind))
 
 
-def test_a_first_batch_that_is_refused_leaves_the_start_of_the_search(compiled):
-    start = streams.start(logistic())
-    after, info = compiled(start, batch_with("nan input"))
-    assert info.skipped
+def test_eager_rows_are_dropped_where_that_is_asked_for(compiled):
+    dropping, start = logistic(bad_rows="drop"), streams.start(logistic())
+    for kind, (row, _) in KINDS.items():
+        after, info = dropping.update(start, batch_with(kind))
+        assert info.rows_skipped == after.events.rows_skipped == 1
+        expected, _ = compiled(start, without(row))
+        np.testing.assert_allclose(
+            streams.flat(after.mean), streams.flat(expected.mean), rtol=1e-10
+        )
+    with pytest.raises(ValueError, match=r"bad_rows is .raise. .* got 'skip'"):
+        logistic(bad_rows="skip")
+
+
+# adaptive and random_walk move the belief, with no batch too: the clock
+@pytest.mark.parametrize("memory", streams.MEMORIES)
+def test_a_batch_of_bad_rows_alone_is_a_missing_observation(memory):
+    flow = streams.flow("full", memory)
+    state = streams.run(flow, streams.start(flow), streams.batches(4)[:2])[-1]
+    inputs, targets, weights = streams.batches(4)[2]
+    after, info = jax.jit(flow.update)(state, (inputs, targets * np.nan, weights))
+    assert info.missing and not info.skipped
+    assert after.events.rows_skipped == np.sum(weights > 0)
+    expected, _ = flow.update(state, (inputs, targets, 0 * weights))
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-10, atol=1e-12),
+        after._replace(events=None),
+        expected._replace(events=None),
+    )
+    assert after.step == 3
+
+
+def test_of_a_model_whose_examples_interact_the_update_is_refused_and_counted():
+    def centred(params, x):
+        return streams.linear(params, x - x.mean(0))
+
+    flow = ff.fisher_flow(centred, ff.likelihoods.bernoulli(), bad_rows="drop")
+    start = flow.init(streams.tree(np.zeros(3)))
+    after, info = jax.jit(flow.update)(start, batch_with("impossible target"))
+    assert info.skipped and info.rows_skipped == 0
+    assert (after.num_skipped, after.events.rows_skipped) == (1, 0)
     np.testing.assert_array_equal(streams.flat(after.mean), np.zeros(3))
-    expected, _ = compiled(start, streams.batches(8, "bernoulli")[0])
-    later, _ = compiled(after, streams.batches(8, "bernoulli")[0])
-    np.testing.assert_array_equal(streams.flat(later.mean), streams.flat(expected.mean))
+    # no row can be left out, so that asking for it does not help
+    with pytest.raises(ValueError, match=r"row 2 .*examples interact.*mend the row"):
+        flow.update(start, batch_with("impossible target"))
+
+
+def test_one_bad_target_in_each_batch_of_a_hundred():
+    """As the stream with these rows at weight 0, and as least squares without them."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2000, 3))
+    y = x @ np.array([1.0, -2.0, 0.5]) + rng.normal(size=2000)
+    bad = 100 * np.arange(20) + rng.integers(0, 100, 20)
+    weights, spoilt = np.ones(2000), y.copy()
+    weights[bad], spoilt[bad] = 0, np.nan
+    flow = ff.fisher_flow(
+        lambda w, x: x @ w, ff.likelihoods.gaussian(None), prior_precision=1e-9
+    )
+
+    @jax.jit
+    def stream(*parts):
+        cut = tuple(part.reshape((20, 100, *part.shape[1:])) for part in parts)
+        return jax.lax.scan(flow.update, flow.init(np.zeros(3)), cut)[0]
+
+    dropped, weighted = stream(x, spoilt), stream(x, y, weights)
+    assert dropped.events.rows_skipped == 20 and dropped.num_skipped == 0
+    assert dropped.count == weighted.count == 1980
+    for name in ("mean", "dispersion", "log_evidence"):
+        left, right = getattr(dropped, name), getattr(weighted, name)
+        np.testing.assert_allclose(left, right, rtol=1e-10)
+    keep = weights > 0
+    best, squares, *_ = np.linalg.lstsq(x[keep], y[keep], rcond=None)
+    np.testing.assert_allclose(dropped.mean, best, rtol=1e-8)
+    np.testing.assert_allclose(dropped.dispersion, squares[0] / 1977, rtol=1e-8)
+
+
+def test_a_channel_that_is_missing_costs_that_channel():
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(40, 2))
+    y = x @ rng.normal(size=(2, 3)) + rng.normal(size=(40, 3))
+    seen = rng.random((40, 3)) > 0.3
+    seen[5] = False  # and of one row all
+    flow = ff.fisher_flow(
+        lambda w, x: x @ w, ff.likelihoods.gaussian(), prior_precision=1e-9
+    )
+    start = flow.init(np.zeros((2, 3)))
+    state, info = jax.jit(flow.update)(start, (x, np.where(seen, y, np.nan)))
+    assert info.rows_skipped == np.sum(~seen.all(1))
+    assert state.count == np.sum(seen.any(1))  # an example is the observation
+    targets, _ = flow.update(start, (x, np.where(seen, y, 7.0), seen))
+    assert targets.count == seen.sum()
+    for j in range(3):
+        best = np.linalg.lstsq(x[seen[:, j]], y[seen[:, j], j], rcond=None)[0]
+        np.testing.assert_allclose(state.mean[:, j], best, rtol=1e-7)
+        np.testing.assert_allclose(targets.mean[:, j], best, rtol=1e-7)
+
+
+def test_labels_of_another_coding_are_counted():
+    """-1 and 1 in place of 0 and 1: each row of -1 is lost, and the state says so."""
+    inputs, labels = streams.INPUTS[:20], 2 * streams.LABELS[:20] - 1
+    flow = logistic()
+    stack = tuple(part.reshape((5, 4, *part.shape[1:])) for part in (inputs, labels))
+    state, _ = jax.lax.scan(flow.update, streams.start(flow), stack)
+    assert state.events.rows_skipped == np.sum(labels < 0) and state.num_skipped == 0
 
 
 def test_an_overflow_that_no_check_foresees_is_caught_too(compiled):
@@ -112,8 +206,11 @@ def test_a_stream_survives_its_bad_batches():
         good[2],
     ]
     stacked = jax.tree.map(lambda *x: np.stack(x), *stream)
+    stacked[0][1, 0] = 1e200  # its square is beyond float64
+    stacked[0][3, 0] = 1e200
     state, info = jax.lax.scan(flow.update, streams.start(flow), stacked)
     np.testing.assert_array_equal(info.skipped, [False, True, False, True, False])
+    np.testing.assert_array_equal(info.rows_skipped, [0, 1, 0, 1, 0])
     expected = streams.run(flow, streams.start(flow), good)[-1]
     np.testing.assert_allclose(streams.flat(state.mean), streams.flat(expected.mean))
     assert state.num_skipped == 2 and state.step == 3

@@ -150,5 +150,5 @@ def test_a_ready_batch_is_checked_and_blanked_like_a_tuple():
         flow.update(start, ff.Batch(inputs, labels, weights)),
         flow.update(start, (inputs, labels, weights)),
     )
-    with pytest.raises(ValueError, match="not negative"):
+    with pytest.raises(ValueError, match=r"row 0 .*weights\[0\] = -1.0"):
         flow.update(start, ff.Batch(inputs, labels, -weights))

@@ -102,10 +102,6 @@ def update(updates, params=PARAMS, batch=cases.FIRST, **extra):
         ),
         ({"batch": (np.ones((0, 6)), None)}, "a batch must not be empty"),
         ({"batch": np.ones((2, 6))}, r"a batch is \(inputs, targets\)"),
-        (
-            {"batch": (np.ones((2, 6)), None, np.array([1.0, -1.0]))},
-            "weights must be finite and not negative",
-        ),
     ],
 )
 def test_updates_are_checked_when_traced(arguments, message):

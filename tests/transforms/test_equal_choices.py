@@ -86,9 +86,9 @@ def test_eager_steps_are_those_of_a_compiled_loop():
     )
 
 
-def test_a_bad_batch_is_refused_before_anything_is_compiled():
+def test_a_bad_batch_is_refused():
     optimizer = kfac()
     state = optimizer.init(PARAMS)
     weights = np.full(len(BATCH[0]), -1.0)
-    with pytest.raises(ValueError, match="weights must be finite and not negative"):
+    with pytest.raises(ValueError, match=r"row 0 .*weights\[0\] = -1.0"):
         optimizer.update(PARAMS, state, PARAMS, batch=(*BATCH, weights))

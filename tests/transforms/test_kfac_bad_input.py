@@ -149,7 +149,7 @@ def test_a_negative_damping(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_batch_that_is_not_a_number_is_survived_and_counted(kind):
+def test_an_overflow_is_survived_and_counted(kind):
     transformation = optimizer(kind, momentum=None)
 
     @jax.jit
@@ -158,7 +158,7 @@ def test_a_batch_that_is_not_a_number_is_survived_and_counted(kind):
 
     start = transformation.init(PARAMS)
     broken = BATCH[0].copy()
-    broken[3, 1] = np.nan
+    broken[3, 1] = 1e30  # its square is beyond float32
     for state in (start, step(start, BATCH[0])[1]):
         updates, after = step(state, broken)
         assert not np.any(cases.flat(updates))

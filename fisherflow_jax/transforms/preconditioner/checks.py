@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import keys, trees
 from fisherflow_jax._ground.checks import not_negative, whole
+from fisherflow_jax._ground.screening import check_option
 from fisherflow_jax.estimators import Estimator
 from fisherflow_jax.memories import Memory
 from fisherflow_jax.structures import ADAPTIVE
@@ -54,6 +55,7 @@ def check_recipe(recipe: Recipe) -> None:
     if not callable(recipe.damping):
         _check_number(recipe.damping, "damping")
     _check_renewals(recipe)
+    check_option(recipe.bad_rows)
 
 
 def _check_renewals(recipe: Recipe) -> None:

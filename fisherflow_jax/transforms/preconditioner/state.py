@@ -37,6 +37,7 @@ class Recipe:
     power: float
     root_damping: jax.typing.ArrayLike
     factorise: Callable[..., Any]
+    bad_rows: str
 
     @property
     def renewals(self) -> tuple[int, int]:
@@ -59,6 +60,7 @@ class ScaleByFisherState(NamedTuple):
         eigenvalues.
       momentum: state of the inner transformation.
       num_skipped: `()` int32, updates refused for a non-finite value.
+      rows_skipped: `()` int32, bad rows of batches, left out.
       key: key data; None if nothing is drawn from it.
     """
 
@@ -71,6 +73,7 @@ class ScaleByFisherState(NamedTuple):
     factorisation: Any | None
     momentum: Any
     num_skipped: jax.Array
+    rows_skipped: jax.Array
     key: jax.Array | None
 
 

@@ -3,6 +3,7 @@
 A step measures the information of a batch, remembers it and takes the mean of that.
 """
 
+import dataclasses
 import inspect
 from typing import Any
 
@@ -14,6 +15,7 @@ from fisherflow_jax import estimators, memories
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import batch as batches
 from fisherflow_jax._ground import choices, keys, sharding, trees
+from fisherflow_jax._ground.checks import is_concrete
 from fisherflow_jax.model import once
 from fisherflow_jax.transforms.preconditioner import checks, factorise, renew
 from fisherflow_jax.transforms.preconditioner import state as states
@@ -51,6 +53,7 @@ def _start(recipe: Recipe, key: jax.Array | None, params: PyTree) -> State:
         factorisation=kept,
         momentum=recipe.momentum.init(params),
         num_skipped=count,
+        rows_skipped=count,
         key=key,
     )
     return states.settled(state)
@@ -124,15 +127,32 @@ def update(
     def run(state: State, given: Given) -> Any:
         if given.batch is None:  # compiled, Adam's last bits would not be Optax's
             return _advance(recipe, state, given, extra)
-        given = given._replace(batch=batches.as_batch(given.batch))
+        given = given._replace(batch=batches.as_batch(given.batch, values=False))
         return choices.run(recipe, _advance, state, given, extra)
 
-    return sharding.in_auto_mode(run, (updates, state), state, given)
+    result, after = sharding.in_auto_mode(run, (updates, state), state, given)
+    if recipe.bad_rows == "raise" and given.batch is not None:
+        _refuse_bad_rows(recipe, (state, after), given)
+    return result, after
+
+
+def _refuse_bad_rows(recipe: Recipe, states: tuple[State, State], given: Given) -> None:
+    """Raises for what an update left out, or was refused for, if it is at hand."""
+    counts = [(state.rows_skipped, state.num_skipped) for state in states]
+    if is_concrete((counts, given.batch)) and counts[0] != counts[1]:
+        batch = batches.as_batch(given.batch, values=False)
+        recipe.estimator.screen(given.model, batch).refuse(given.batch)
 
 
 def _advance(
     recipe: Recipe, state: State, given: Given, extra: dict[str, Any]
 ) -> tuple[PyTree, State]:
+    rows_skipped = state.rows_skipped
+    if given.batch is not None:
+        estimator = _traced_once(recipe.estimator)
+        recipe = dataclasses.replace(recipe, estimator=estimator)
+        batch, count = estimator.screen(given.model, given.batch)(given.batch)
+        given, rows_skipped = given._replace(batch=batch), rows_skipped + count
     updates, damping = given.updates, states.damping_at_present(recipe, state)
     sound = trees.all_finite(updates) & (damping >= 0)
     before = states.curvature_of(recipe, state)
@@ -166,6 +186,7 @@ def _advance(
         factorisation=kept,
         momentum=optax.tree.where(sound, moments, state.momentum),
         num_skipped=state.num_skipped + (~sound).astype(jnp.int32),
+        rows_skipped=rows_skipped,
     )
     return result, after
 
@@ -187,7 +208,7 @@ def _refreshed(
 
 
 def _take_batch(recipe: Recipe, before: Curvature, given: Given) -> Curvature:
-    estimator = _traced_once(recipe.estimator)
+    estimator = recipe.estimator
     information = _measure(estimator, given)
     bases = before.bases
     if bases is None:

@@ -1,0 +1,193 @@
+"""Bad rows of a batch, found before a model sees them: left out, or told by name.
+
+A row is an example. Bad is a value that is not finite among its inputs, a weight that
+is no multiplicity, a target that cannot be. A bad target among several costs that
+target. What has weight zero may hold anything.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fisherflow_jax._ground import batch as batches
+from fisherflow_jax._ground import sharding, trees
+from fisherflow_jax._ground.batch import Batch
+
+PyTree = Any
+
+
+def check_option(bad_rows: Any) -> None:
+    """Raises unless it is "raise" or "drop"."""
+    if bad_rows not in ("raise", "drop"):
+        raise ValueError(
+            'bad_rows is "raise" (an error where values are at hand) or "drop" (such '
+            f"rows are left out); got {bad_rows!r}."
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Screen:
+    """What tells bad rows of batches of one shape.
+
+    Attributes:
+      name: of the likelihood.
+      support: `targets -> bool`; None: without targets.
+      num_classes: classes that a target may be, if it is one.
+      shape: of the log-probabilities, one a target.
+      together: whether examples interact: then no row can be left out, and a bad one
+        makes all weights NaN, so that nothing is made of the batch.
+    """
+
+    name: str = ""
+    support: Callable | None = None
+    num_classes: int | None = None
+    shape: tuple[int, ...] = ()
+    together: bool = True
+
+    def __call__(self, batch: Batch) -> tuple[Batch, jax.Array]:
+        """The batch without what is bad, and how many rows had it, `()` int32."""
+        mask = batch.mask
+        if mask is None and batch.weights.ndim < len(self.shape):
+            mask = jax.tree.leaves(batch.targets)[0]
+        like = batch._replace(mask=mask), jnp.zeros((), jnp.int32)
+        return sharding.in_auto_mode(self._screened, like, batch)
+
+    def _screened(self, batch: Batch) -> tuple[Batch, jax.Array]:
+        weights, mask, possible = batch.weights, batch.mask, self.possible(batch)
+        wrong = {name: bad for name, _, bad in self.faults(batch)}
+        rows = [_any(x) for name, x in wrong.items() if name != "weights"]
+        if possible is not None:
+            rows.pop()  # of its targets one may be bad and others good
+        bad = functools.reduce(jnp.logical_or, rows, jnp.zeros(weights.shape[:1], bool))
+        bad = _beside(weights, bad) | wrong["weights"]
+        given, kept = weights != 0, ~bad
+        if possible is not None and (weights.ndim > 1 or possible.ndim == 1):
+            fits = possible.shape == weights.shape
+            bad = bad | ~(possible if fits else _beside(weights, _all(possible)))
+            kept = ~bad
+        elif possible is not None:
+            counted = possible if mask is None else possible | ~mask
+            bad = bad | ~_all(counted)
+            mask = possible if mask is None else possible & mask
+            kept = kept & _any(mask)
+        skipped = _any(bad & given)
+        if self.together:
+            poisoned = jnp.where(jnp.any(skipped), jnp.nan, weights)
+            return batch._replace(weights=poisoned), jnp.zeros((), jnp.int32)
+        weights = jnp.where(kept, weights, jnp.zeros_like(weights))
+        clean = batches.blank(batch._replace(weights=weights, mask=mask))
+        return clean, jnp.sum(skipped, dtype=jnp.int32)
+
+    def possible(self, batch: Batch) -> jax.Array | None:
+        """Whether each target can be, `(n, ...)`; None without targets."""
+        if self.support is None or batch.targets is None:
+            return None
+        parts = [jnp.isfinite(leaf) for leaf in jax.tree.leaves(batch.targets)]
+        if hasattr(batch.targets, "dtype"):
+            parts.append(self.support(batch.targets))
+            if self.num_classes is not None:
+                parts.append(batch.targets < self.num_classes)
+        return functools.reduce(jnp.logical_and, map(self._of_targets, parts))
+
+    def _of_targets(self, condition: jax.Array) -> jax.Array:
+        """One a target, of parts that may have further axes, or fewer."""
+        axes = len(self.shape)
+        if condition.shape[:axes] != self.shape:
+            axes = 1
+        return _beside(self.shape, _all(condition, axes)) & jnp.ones(self.shape, bool)
+
+    def faults(self, batch: Batch) -> list[tuple[str, Any, jax.Array]]:
+        """The batch's parts by name, their values, and where these are bad."""
+        found = [
+            (trees.parameter_name(path), leaf, ~jnp.isfinite(leaf))
+            for path, leaf in jax.tree_util.tree_leaves_with_path(
+                {"inputs": batch.inputs}, is_leaf=batches.is_shared
+            )
+            if not batches.is_shared(leaf) and jnp.issubdtype(leaf.dtype, jnp.inexact)
+        ]
+        possible, weights = self.possible(batch), batch.weights
+        if possible is not None:
+            found.append(("targets", batch.targets, ~possible))
+        return [*found, ("weights", weights, ~((weights >= 0) & (weights < jnp.inf)))]
+
+    def refuse(self, given: Any, where: str = "the batch") -> None:
+        """Raises for the first bad row of a batch as it was given, if it has one."""
+        batch = batches.by_name(given)
+        arrays = batches.map_inputs(trees.as_array, batch.inputs)
+        targets = jax.tree.map(trees.as_array, batch.targets)
+        weights = batch.weights
+        if weights is None:
+            parts = jax.tree.leaves((batches.split(arrays)[0], targets))
+            weights = np.ones(parts[0].shape[:1])
+        weights = np.asarray(weights).astype(float)
+        batch = batch._replace(inputs=arrays, targets=targets, weights=weights)
+        bad, first = np.zeros(weights.shape[0], bool), None
+        for name, values, wrong in self.faults(batch):
+            used = _any(weights != 0) if name.startswith("inputs") else weights != 0
+            used = used if used.shape == wrong.shape else _beside(wrong, _any(used))
+            places = np.argwhere(wrong & used)
+            if len(places) and (first is None or places[0][0] < first[2][0]):
+                first = name, values, tuple(map(int, places[0]))
+            bad[places[:, 0]] = True
+        if first is None:
+            return
+        others = int(bad.sum()) - 1
+        more = f", and something in {others} more" if others else ""
+        raise ValueError(
+            f"row {first[2][0]} of {where} has {self._told(*first)}{more}. "
+            f"{self._way_out}"
+        )
+
+    def _told(self, name: str, values: Any, place: tuple) -> str:
+        entry = f"{name}[{', '.join(map(str, place))}]"
+        value = np.asarray(values)[place] if hasattr(values, "shape") else "a value"
+        if not name.startswith("targets") or not np.all(np.isfinite(value)):
+            rule = "is no multiplicity" if name == "weights" else "is not finite"
+        elif self.num_classes is None:
+            rule = f"{self.name} cannot produce"
+        else:
+            rule = f"is none of the model's {self.num_classes} classes"
+        return f"{entry} = {value}, which {rule}"
+
+    @property
+    def _way_out(self) -> str:
+        if self.together:
+            return (
+                "The model's examples interact, so that none can be left out: mend "
+                "the row (under jit such a batch is refused and counted)."
+            )
+        return (
+            "Mend the row or give it weight 0; under jit, and with "
+            'bad_rows="drop", such rows are left out and counted.'
+        )
+
+
+# one program in place of one an operation
+at_hand = jax.jit(Screen.__call__, static_argnums=0)
+count_at_hand = jax.jit(lambda screen, batch: screen(batch)[1], static_argnums=0)
+
+
+def nothing_bad(clean: Batch, skipped: jax.Array) -> bool:
+    """Whether a screen that was passed found nothing, its results being at hand."""
+    return not skipped and bool(np.isfinite(np.asarray(clean.weights)).all())
+
+
+def _any(values: jax.Array) -> jax.Array:
+    """Of each row, `(n,)`."""
+    return values.any(axis=tuple(range(1, values.ndim)))
+
+
+def _all(values: jax.Array, axes: int = 1) -> jax.Array:
+    """Of each row, or over all but the first axes."""
+    return values.all(axis=tuple(range(axes, values.ndim)))
+
+
+def _beside(values: Any, rows: jax.Array) -> jax.Array:
+    """Rows with as many axes as the values, or as the shape."""
+    ndim = len(values) if isinstance(values, tuple) else values.ndim
+    return rows.reshape(rows.shape + (1,) * (ndim - rows.ndim))
