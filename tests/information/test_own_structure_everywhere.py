@@ -55,7 +55,7 @@ def exact(structure=OWN, model=GAUSSIAN):
     return ff.estimators.exact(*model, structure)
 
 
-INFORMATION = exact()(PARAMS, BATCH)
+INFORMATION = jax.jit(exact())(PARAMS, BATCH)
 TWIN = ROOM["as_diagonal"](INFORMATION, PARAMS)
 
 

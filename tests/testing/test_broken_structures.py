@@ -286,8 +286,9 @@ def test_bad_arguments():
 def test_settings_are_left_as_they_were():
     for enabled in (True, False):
         with jax.enable_x64(enabled):
+            skip = dict.fromkeys(LAWS.keys() - {"arrays", "matvec", "jit"}, "settings")
             ff.testing.check_structure(
-                ff.structures.scalar(), np.zeros(2), num_samples=100
+                ff.structures.scalar(), np.zeros(2), num_samples=100, skip=skip
             )
             assert jax.config.jax_enable_x64 is enabled
     assert jax.config.jax_numpy_dtype_promotion == "standard"
