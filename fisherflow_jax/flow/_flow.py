@@ -79,10 +79,10 @@ def fisher_flow(
         batch, to which the memory is applied; "predicted", the state at the first
         batch, missing or not: P1 of state-space software.
       chunk_size: examples whose pulled-back vectors are held at once.
-      bad_rows: of a row with a value that is not finite, or a target that cannot be
-        (which costs that target alone, where a row has several): "raise", an error
-        outside jit that names it; or "drop". Dropped, as under jit, it has weight 0 and
-        is counted in `state.events.rows_skipped`.
+      bad_rows: of a row with a value that is not finite, of no known cluster, or with a
+        target that cannot be (which costs that target alone, where a row has several):
+        "raise", an error outside jit that names it; or "drop". Dropped, as under jit,
+        it has weight 0 and is counted in `state.events.rows_skipped`.
 
     Returns:
       A `FisherFlow(init, update, evaluate, project)` of pure functions; `update` takes

@@ -259,23 +259,28 @@ def test_what_is_refused():
     refused("got 'HC3'", lambda: ff.standard_error(state, robust="HC3"))
 
 
-def test_rows_of_no_cluster_are_left_out_under_jit():
+def test_rows_of_no_cluster_are_left_out_under_jit_or_where_asked():
     flow, batch = clustered(), batches()[0]
     ids = np.array(batch.clusters)
     ids[1], weights = NUMBER, np.array(batch.weights)
     weights[1] = 0
-    start = streams.start(flow)
-    update = jax.jit(flow.update)
-    state, info = update(start, batch._replace(clusters=ids))
-    expected, _ = update(start, batch._replace(weights=weights))
-    assert not info.skipped
-    assert state.events.rows_skipped == 1
+    start, lenient = streams.start(flow), clustered(bad_rows="drop")
+    expected, _ = flow.update(start, batch._replace(weights=weights))
     assert expected.events.rows_skipped == 0
-    jax.tree.map(
-        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-12),
-        state._replace(events=expected.events),
-        expected,
-    )
+    bad = batch._replace(clusters=ids)
+    for update in (jax.jit(flow.update), lenient.update):
+        state, info = update(start, bad)
+        assert not info.skipped
+        assert info.rows_skipped == state.events.rows_skipped == 1
+        state = state._replace(events=expected.events)
+        jax.tree.map(
+            lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-12), state, expected
+        )
+    refined = [
+        ff.refine(lenient, expected, [one])
+        for one in (bad, batch._replace(weights=weights))
+    ]
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-12), *refined)
 
 
 def test_targets_of_an_example_are_one_cluster():
