@@ -58,7 +58,9 @@ def objective_of(
         value, score = jax.value_and_grad(log_likelihood)(x)
         offset = optax.tree.sub(x, center)
         pull = ops.matvec(information, offset)
-        return 0.5 * trees.dot(offset, pull) - value, optax.tree.sub(pull, score)
+        half = 0.5 * trees.dot(offset, pull)
+        # in the parameters' type, whatever that of the data
+        return half - value.astype(half.dtype), optax.tree.sub(pull, score)
 
     return Objective(
         evaluate=Traced.of(evaluate, center),

@@ -234,6 +234,8 @@ def settle(
         events=events,
     )
     skipped = state._replace(num_skipped=state.num_skipped + 1)
+    # in the state's types, whatever those of the data
+    after = jax.tree.map(lambda x, like: x.astype(like.dtype), after, state)
     return trees.where(sound, after, skipped)
 
 

@@ -54,3 +54,13 @@ def test_a_warm_start_that_does_not_converge_warns():
     targets = rows @ jnp.arange(8.0)
     with pytest.warns(UserWarning, match="warm_start did not converge"):
         ff.warm_start(flow, flow.init(jnp.zeros(8)), (rows, targets))
+
+
+def test_data_of_a_wider_type_leave_the_types_of_the_state():
+    flow = ff.fisher_flow(lambda params, x: x * params, ff.likelihoods.gaussian(None))
+    start = flow.init(jnp.array(0.0, jnp.float32))
+    batches = jnp.ones((2, 3)), jnp.array([[1.0, 2.0, 3.0], [2.0, 3.0, 4.0]])
+    assert batches[0].dtype == jnp.float64
+    state, _ = jax.lax.scan(flow.update, start, batches)
+    np.testing.assert_allclose(state.mean, 15 / 7, rtol=1e-6)
+    assert state.log_evidence.dtype == jnp.float32
