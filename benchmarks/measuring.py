@@ -81,7 +81,7 @@ def measure(
         for name in order:
             if number <= rounds[name]:
                 elapsed, output = checkouts.timed(
-                    (place, str(name)),
+                    (place, list(functions).index(name), str(name)),
                     functools.partial(_time, functions[name], number, calls[name]),
                 )
                 timings[name].seconds.append(elapsed)
