@@ -140,6 +140,9 @@ class Likelihood(NamedTuple):
         Of the targets themselves, where those of an example have one together.
         """
 
+        if self.nuisance is not None:  # which changes no shape
+            return self.nuisance.begun().shape_of_targets(outputs)
+
         def drawn(key: jax.Array, outputs: jax.Array) -> jax.Array:
             targets = self.sample(key, outputs)
             together = self.observing is not None

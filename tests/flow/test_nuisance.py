@@ -263,3 +263,14 @@ def test_a_missing_batch_and_a_bad_one_move_nothing():
         np.testing.assert_allclose(value, state.nuisance.mean[name], rtol=1e-12)
     bad, _ = jax.jit(flow.update)(state, (inputs, jnp.full(60, jnp.nan)))
     jax.tree.map(np.testing.assert_array_equal, bad.nuisance, state.nuisance)
+
+
+def test_weights_of_targets_weigh_each():
+    flow = flow_of("concentration")
+    inputs, targets = INPUTS[:40], COUNTS[:40]
+    weights = np.tile([1.0, 0.0, 2.0, 1.0], 10)
+    rows, _ = flow.update(flow.init(jnp.zeros(3)), (inputs, targets, weights))
+    pairs = (x.reshape(20, 2, *x.shape[1:]) for x in (inputs, targets, weights))
+    together, _ = flow.update(flow.init(jnp.zeros(3)), tuple(pairs))
+    assert together.count == rows.count
+    np.testing.assert_allclose(together.mean, rows.mean, rtol=1e-8)
