@@ -63,7 +63,8 @@ class Model:
         """What tells the bad rows of batches of this shape, which may be left out."""
 
         def tell(params: PyTree, batch: Batch) -> screening.Screen:
-            model, likelihood = self.traced_once(), self.likelihood
+            likelihood = self.likelihood.at_start
+            model = dataclasses.replace(self.traced_once(), likelihood=likelihood)
             if left_out:
                 model.check(params, batch)
             outputs, targets = model.outputs(params, batch.inputs), batch.targets

@@ -227,6 +227,25 @@ def test_the_region_of_a_step():
     np.testing.assert_allclose(*steps, **CLOSE)
 
 
+def test_calibrated_and_judged():
+    exact = ff.estimators.exact(apply_fn, CATEGORICAL, STRUCTURES["full"])
+    state = ff.posterior(PARAMS, exact(PARAMS, ROWS), prior_precision=0.5)
+    found = [
+        ff.calibrate(state, apply_fn, CATEGORICAL, batch) for batch in (TOKENWISE, ROWS)
+    ]
+    for name in ("scale", "before", "after"):
+        left, right = (getattr(one, name) for one in found)
+        np.testing.assert_allclose(left, right, rtol=1e-8)
+    diagonal = ff.estimators.exact(apply_fn, CATEGORICAL, STRUCTURES["diagonal"])
+    errors = [
+        ff.diagnostics.relative_error(
+            diagonal(PARAMS, batch), *(apply_fn, CATEGORICAL, PARAMS, batch), 0
+        )
+        for batch in (TOKENWISE, ROWS)
+    ]
+    jax.tree.map(functools.partial(np.testing.assert_allclose, **CLOSE), *errors)
+
+
 def test_shapes_that_do_not_fit_are_refused():
     exact = ff.estimators.exact(apply_fn, CATEGORICAL, STRUCTURES["full"])
     with pytest.raises(ValueError, match=r"got \(4, 2\) for targets \[\(4, 3\)\]"):

@@ -130,6 +130,15 @@ class Likelihood(NamedTuple):
         """Whether `line` is more than the outputs themselves (`line=widen`)."""
         return self.line is not arrays.widen
 
+    @property
+    def at_start(self) -> "Likelihood":
+        """Itself, what is unknown of it where a search begins: of the same shapes."""
+        unknown = self.nuisance
+        if unknown is None:
+            return self
+        start = map(np.asarray, unknown.start)
+        return unknown.known(dict(zip(unknown.names, start, strict=True)))
+
     def num_classes(self, outputs: Any) -> int | None:
         """The classes that targets may be, given the shape of the outputs, if any."""
         return outputs.shape[-1] if self.scale is SOFTMAX else None
