@@ -210,9 +210,19 @@ def fuse(start: NuisanceState, count: jax.Array, states: Sequence, steps: Any) -
     return start._replace(mean=mean, information=total, prior=aged.prior)
 
 
-def refined(
-    recipe: Recipe, params: PyTree, batch: batches.Batch, logs: PyTree
+def slopes(
+    recipe: Recipe, batch: batches.Batch, params: PyTree, logs: PyTree
 ) -> tuple[PyTree, jax.Array]:
     """The score of a batch about the logarithms, and its information `(k, k)`."""
     value, measure = _given_outputs(Observed(recipe, batch, None), params)
     return jax.grad(value)(logs), measure(logs)
+
+
+def refined(state: NuisanceState, score: PyTree, measured: jax.Array) -> NuisanceState:
+    """After a Newton step by sums over all batches, taken at the state's mean."""
+    origin, precision = state.prior
+    information = ops.add(from_matrix(measured, state.mean), precision)
+    pull = ops.matvec(precision, optax.tree.sub(state.mean, origin))
+    step = ops.solve(information, optax.tree.sub(score, pull))
+    mean = optax.tree.add(state.mean, step)
+    return state._replace(mean=mean, information=information)

@@ -13,11 +13,12 @@ from fisherflow_jax._ground import checks, keys, trees
 from fisherflow_jax._ground.batch import Batch
 from fisherflow_jax._ground.choices import compiled
 from fisherflow_jax.flow import _evidence as evidence
+from fisherflow_jax.flow import _nuisance as nuisances
 from fisherflow_jax.flow._recipe import Observed, Recipe, num_observations
 from fisherflow_jax.flow._robust import check_clusters, known_clusters, with_scores
 from fisherflow_jax.flow._state import FisherFlow, FlowState
 from fisherflow_jax.flow._step import kept
-from fisherflow_jax.memories import Sum, remembers_all
+from fisherflow_jax.memories import Prior, Squares, Sum, remembers_all
 
 PyTree = Any
 
@@ -102,9 +103,10 @@ def refine(flow: FisherFlow, state: FlowState, batches: Any) -> FlowState:
 
     Returns:
       The state with mean, information, count and log-evidence of the step. The
-      information is that of the point from which the step was taken. The scores for
-      `robust=True` are taken anew, at the refined mean; the dispersion's residual stays
-      that of the stream. Cost: one pass, with `robust=True` two.
+      information is that of the point from which the step was taken, the sums of
+      squares of an unknown dispersion follow the step from there, and what else the
+      likelihood leaves unknown takes a step of its own. The scores for `robust=True`
+      are taken anew, at the refined mean. Cost: one pass, with `robust=True` two.
 
     Raises:
       ValueError: for a memory other than stationary, and for no batches at all; with
@@ -150,20 +152,26 @@ def refine(flow: FisherFlow, state: FlowState, batches: Any) -> FlowState:
             f"or a stacked batch, and not a {type(batches).__name__}."
         )
 
+    logs = None if state.nuisance is None else state.nuisance.mean
+
     def add_batch(sums: Any, batch: Any, index: jax.Array) -> Any:
         key = None
         if state.key is not None:
             key = jax.random.fold_in(keys.typed_key(state.key), state.step + index)
         batch = _read(recipe, state.mean, batch)
         count = num_observations(recipe, batch).astype(state.count.dtype)
-        *numbers, information = (count, *flow.evaluate(state.mean, batch, key))
+        own: Any = ()
+        if logs is not None or state.residual is not None:
+            own = compiled(recipe, _of_likelihood)(batch, state.mean, logs)
+        measured = flow.evaluate(state.mean, batch, key, logs)
+        *numbers, information = (own, count, *measured)
         if sums is None:
             return numbers, information
         return optax.tree.add(sums[0], numbers), ops.add(sums[1], information)
 
-    (count, value, score), information = _sum_over(add_batch, batches)
+    (own, count, value, score), measured = _sum_over(add_batch, batches)
     prior = state.prior
-    information = ops.add(information, prior.precision)
+    information = ops.add(measured, prior.precision)
     offset = optax.tree.sub(state.mean, prior.origin)
     pull = ops.matvec(prior.precision, offset)
     gradient = optax.tree.sub(score, pull)
@@ -177,6 +185,17 @@ def refine(flow: FisherFlow, state: FlowState, batches: Any) -> FlowState:
             logdet,
         ).astype(log_evidence.dtype)
     mean, sums = optax.tree.add(state.mean, step), Sum(information, count)
+    squares = nuisance = None
+    if state.residual is not None:
+        squares = _squares(prior, mean, measured, score, own[0], step)
+        zero = jnp.zeros_like(squares.own)
+        log_evidence = evidence.unknown_dispersion(
+            evidence.Fitted(zero, zero, ops.logdet(prior.precision, offset)),
+            evidence.Fitted(squares.penalised, count, logdet),
+            own[1],
+        ).astype(log_evidence.dtype)
+    if state.nuisance is not None:
+        nuisance = nuisances.refined(state.nuisance, *own)
     if recipe.robust:
         sums = _with_scores(recipe, sums, mean, batches)
     sums = kept(recipe, sums)
@@ -190,6 +209,9 @@ def refine(flow: FisherFlow, state: FlowState, batches: Any) -> FlowState:
         meat=_meat_like(state, sums),
         clusters=sums.scores or None,
         log_evidence=log_evidence,
+        residual=None if squares is None else squares.penalised,
+        own_residual=None if squares is None else squares.own,
+        nuisance=nuisance,
         # the belief is no longer the prior, even if no stream came before
         step=jnp.maximum(state.step, 1),
     )
@@ -200,6 +222,31 @@ def refine(flow: FisherFlow, state: FlowState, batches: Any) -> FlowState:
         )
     skipped = state._replace(num_skipped=state.num_skipped + 1)
     return optax.tree.where(finite, refined, skipped)
+
+
+def _of_likelihood(recipe: Recipe, batch: Batch, params: PyTree, logs: PyTree) -> tuple:
+    """What a dispersion or nuisance parameters ask of a batch, sums."""
+    observed, likelihood = Observed(recipe, batch, None), recipe.likelihood
+    if likelihood.nuisance is not None:
+        return nuisances.slopes(recipe, batch, params, logs)
+    assert likelihood.pearson is not None
+    squares = observed.total(likelihood.pearson, params)
+    return squares, observed.log_unit_variance(params)
+
+
+def _squares(
+    prior: Prior,
+    mean: PyTree,
+    measured: Any,
+    score: PyTree,
+    squares: jax.Array,
+    step: PyTree,
+) -> Squares:
+    """At the mean, from those a step before: a quadratic of slope -2 score there."""
+    bend = optax.tree.add_scale(ops.matvec(measured, step), -2.0, score)
+    own = squares + trees.dot(step, bend)
+    offset = optax.tree.sub(mean, prior.origin)
+    return Squares(own + ops.quadratic_form(prior.precision, offset), own)
 
 
 def _with_scores(recipe: Recipe, sums: Sum, mean: PyTree, batches: Any) -> Sum:

@@ -140,8 +140,8 @@ class FisherFlow(NamedTuple):
       init: `(params, prior_mean=params, key=None) -> state`. The first search sets out
         from params; should the first batch be missing, from the prior mean.
       update: `(state, batch) -> (state, info)`, as `lax.scan` calls it.
-      evaluate: `(params, batch, key=None) -> (log-likelihood, score, information)`,
-        sums.
+      evaluate: `(params, batch, key=None, nuisance=None) -> (log-likelihood, score,
+        information)`, sums; `nuisance` is `state.nuisance.mean`, where there is one.
       project: a summed information of `evaluate` -> what the state keeps of it.
     """
 

@@ -240,13 +240,17 @@ def settle(
 
 
 def evaluate(
-    recipe: Recipe, params: PyTree, batch: Any, key: Any = None
+    recipe: Recipe, params: PyTree, batch: Any, key: Any = None, nuisance: Any = None
 ) -> tuple[jax.Array, PyTree, Any]:
-    """`(log-likelihood, score, information)` of a batch at `params`, sums."""
+    """`(log-likelihood, score, information)` of a batch at `params`, sums.
+
+    `nuisance`: `state.nuisance.mean`, where the likelihood leaves something unknown.
+    """
     given, params = batches.by_name(batch), parameters(params, "params")
     batch = batches.as_batch(given, values=False)
     typed = None if key is None else keys.typed_key(key)
-    found, rows_skipped = choices.compiled(recipe, measure)(params, batch, typed)
+    run = choices.compiled(recipe, measure)
+    found, rows_skipped = run(params, batch, typed, nuisance)
     told = recipe.bad_rows == "raise" and checks.is_concrete((rows_skipped, given))
     if told and (rows_skipped or not jnp.isfinite(found[0])):
         recipe.model.screen(params, batch).refuse(given)
@@ -254,12 +258,18 @@ def evaluate(
 
 
 def measure(
-    recipe: Recipe, params: PyTree, batch: batches.Batch, key: jax.Array | None
+    recipe: Recipe,
+    params: PyTree,
+    batch: batches.Batch,
+    key: jax.Array | None,
+    nuisance: Any,
 ) -> tuple[tuple[jax.Array, PyTree, Any], jax.Array]:
     """What `evaluate` gives, and how many rows were left out."""
     recipe = recipe.traced_once()
     batch, rows_skipped = recipe.model.screen(params, batch)(batch)
     observed = Observed(recipe, batch, key)
+    if nuisance is not None:
+        observed = nuisances.known(observed, nuisance)
     value, score = jax.value_and_grad(observed.log_likelihood)(params)
     return (value, score, observed.information(params)), rows_skipped
 

@@ -205,6 +205,20 @@ def test_workers_merge():
     flow.update(merged, batch_of("concentration", slice(0, 60)))
 
 
+def test_refine_takes_a_step_of_both():
+    name = "concentration"
+    state, whole = stream(name), after_all(name)
+    inputs, targets = batch_of(name)
+    batches = [(inputs[k : k + 60], targets[k : k + 60]) for k in range(0, 600, 60)]
+    found = ff.refine(flow_of(name), state, batches)
+    error = ff.standard_error(whole.nuisance)["concentration"]
+    before, after = (np.abs(logs_of(s) - logs_of(whole))[0] for s in (state, found))
+    assert after < 0.1 * before < 0.1 * error
+    np.testing.assert_allclose(
+        ff.standard_error(found.nuisance)["concentration"], error, rtol=1e-2
+    )
+
+
 def test_the_evidence_is_laplaces_over_both():
     """Beside the known values' own, differing by the integral over the logarithms."""
     name = "df and scale"

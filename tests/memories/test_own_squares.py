@@ -87,6 +87,18 @@ def test_workers_merge_into_one_machine():
     np.testing.assert_allclose(merged.dispersion, machine.dispersion, rtol=1e-6)
 
 
+def test_refine_renews_both_sums_and_the_evidence():
+    """Exact for a linear model, but for rounding: of 1e12 from the prior alone."""
+    batches = (INPUTS.reshape(20, -1, 4), TARGETS.reshape(20, -1))
+    flow, machine, _ = run(MEMORIES["stationary"], batches, jnp.float64)
+    start = flow.init(jnp.zeros(4))
+    for state, rtol in ((start, 1e-3), (machine, 1e-6)):
+        found = ff.refine(flow, state, tuple(map(jnp.asarray, batches)))
+        for name in ("residual", "own_residual", "dispersion", "log_evidence"):
+            value, expected = getattr(found, name), getattr(machine, name)
+            np.testing.assert_allclose(value, expected, rtol=rtol, err_msg=name)
+
+
 @pytest.mark.parametrize("level", [0.0, 1e6])
 @pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32])
 def test_alarms_are_those_of_the_centred_series(dtype, level):
