@@ -134,24 +134,8 @@ def refine(flow: FisherFlow, state: FlowState, batches: Any) -> FlowState:
     References:
       Le Cam, "On the asymptotic theory of estimation and testing hypotheses", 1956.
     """
-    if not isinstance(state, FlowState):
-        raise TypeError(
-            "refine takes a flow's state; refine the members of a bank one by one. Got "
-            f"{type(state).__name__}."
-        )
-    if not remembers_all(state.memory):
-        raise ValueError(
-            "refine gives every batch full weight, which is what stationary memory "
-            f"remembers; this state's memory is {type(state.memory).__name__}."
-        )
-
     recipe = flow.recipe
-    if recipe.robust and iter(batches) is batches:
-        raise ValueError(
-            "with robust=True refine passes over the data twice: give a list, a loader "
-            f"or a stacked batch, and not a {type(batches).__name__}."
-        )
-
+    _check_refined(recipe, state, batches)
     logs = None if state.nuisance is None else state.nuisance.mean
 
     def add_batch(sums: Any, batch: Any, index: jax.Array) -> Any:
@@ -188,9 +172,9 @@ def refine(flow: FisherFlow, state: FlowState, batches: Any) -> FlowState:
     squares = nuisance = None
     if state.residual is not None:
         squares = _squares(prior, mean, measured, score, own[0], step)
-        zero = jnp.zeros_like(squares.own)
+        before = jnp.zeros_like(count), ops.logdet(prior.precision, offset)
         log_evidence = evidence.unknown_dispersion(
-            evidence.Fitted(zero, zero, ops.logdet(prior.precision, offset)),
+            evidence.Fitted(before[0], *before),
             evidence.Fitted(squares.penalised, count, logdet),
             own[1],
         ).astype(log_evidence.dtype)
@@ -222,6 +206,24 @@ def refine(flow: FisherFlow, state: FlowState, batches: Any) -> FlowState:
         )
     skipped = state._replace(num_skipped=state.num_skipped + 1)
     return optax.tree.where(finite, refined, skipped)
+
+
+def _check_refined(recipe: Recipe, state: Any, batches: Any) -> None:
+    if not isinstance(state, FlowState):
+        raise TypeError(
+            "refine takes a flow's state; refine the members of a bank one by one. Got "
+            f"{type(state).__name__}."
+        )
+    if not remembers_all(state.memory):
+        raise ValueError(
+            "refine gives every batch full weight, which is what stationary memory "
+            f"remembers; this state's memory is {type(state.memory).__name__}."
+        )
+    if recipe.robust and iter(batches) is batches:
+        raise ValueError(
+            "with robust=True refine passes over the data twice: give a list, a loader "
+            f"or a stacked batch, and not a {type(batches).__name__}."
+        )
 
 
 def _of_likelihood(recipe: Recipe, batch: Batch, params: PyTree, logs: PyTree) -> tuple:

@@ -150,8 +150,10 @@ def _gaussian(state: Any, robust: bool | str) -> Gaussian:
     # of these leave a little for the prior and rounding of either sign
     rounding = trees.size(state.mean) * float(jnp.finfo(spare.dtype).eps) ** 0.5
     none = min(max(rounding, 1e-3), 0.5)
-    spare = jnp.where(spare > none, spare, jnp.zeros_like(spare))
-    if not checks.holds(spare > 0):
+    # NaN where the information cannot be inverted, of which intervals warn by name
+    lost = jnp.isnan(spare)
+    spare = jnp.where((spare > none) | lost, spare, jnp.zeros_like(spare))
+    if not checks.holds((spare > 0) | lost):
         seen = "too few" if count is None else f"{float(jnp.min(count)):g}"
         raise ValueError(
             "the dispersion is unknown and cannot be estimated: "

@@ -298,6 +298,15 @@ def warn_of_parameters(state: Any, error: PyTree, believed: Believed) -> None:
     warn_of_refused(state)
     if not checks.is_concrete((state, error)):
         return
+    spare = [one.degrees_of_freedom for one in believed.members]
+    if any(x is not None and np.any(np.isnan(x)) for x in spare):
+        warn_once(
+            state,
+            "the information cannot be inverted in this precision (its condition is "
+            f"above 1 / eps): {listed(undetermined(state))}. What is asked for is NaN "
+            "and no number to trust: centre and scale the columns, or use float64.",
+        )
+        return
     if (found := parameter_shares(believed)) is not None:
         names = trees.entry_names(error)
         warn_determined(state, [names[k] for k in np.flatnonzero(found[1])])

@@ -1,5 +1,7 @@
 """The dispersion and the alarms do not depend on where the targets are centred."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -131,6 +133,21 @@ def test_a_window_of_too_low_a_rank_raises_no_alarm(dtype):
     _, state, info = run(ff.memories.adaptive(1e6), (inputs, targets), dtype, 1e-3)
     assert not np.any(info.memory.alarm)
     np.testing.assert_allclose(state.mean, np.arange(4), atol=0.2)
+
+
+def test_longley_in_float32_warns_by_name_in_place_of_a_number():
+    """Its condition, of equilibrated columns, is 5e9."""
+    sm = pytest.importorskip("statsmodels.api")
+    data = sm.datasets.longley.load_pandas()
+    inputs = np.column_stack([np.ones(16), data.exog.to_numpy(float)])
+    batch = inputs[None], data.endog.to_numpy(float)[None]
+    _, state, _ = run(MEMORIES["stationary"], batch, jnp.float32, 1e-8)
+    with pytest.warns(ff.DataWarning, match=r"theta\[\d\].*collinear.*no number to"):
+        error = ff.standard_error(state)
+    assert np.all(np.isnan(error)) and np.isnan(state.dispersion)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ff.confidence_interval(state)  # said once
 
 
 @pytest.mark.parametrize("size", [16, 4])
