@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 PyTree = Any
 
@@ -19,8 +19,16 @@ def in_auto_mode(function: Callable, results_like: PyTree, *arguments: Any) -> A
     """`function(*arguments)`, the results sharded as the arrays of `results_like`."""
     if not has_explicit_axes():
         return function(*arguments)
-    shardings = jax.tree.map(lambda x: jax.typeof(x).sharding, results_like)
+    shardings = jax.tree.map(_sharding, results_like)
     return jax.sharding.auto_axes(function, out_sharding=shardings)(*arguments)
+
+
+def _sharding(x: Any) -> NamedSharding:
+    """Of an array; whole on the mesh that is set, if it was made on none."""
+    own = jax.typeof(x).sharding
+    if not own.mesh.empty:
+        return own
+    return NamedSharding(jax.sharding.get_abstract_mesh(), PartitionSpec())
 
 
 def replicated(function: Callable, *arguments: Any) -> Any:
