@@ -15,6 +15,9 @@ PyTree = Any
 # A step whose squared length in posterior standard deviations is below this is the
 # last: Newton's next one would be of the order of its square.
 _TOLERANCE = 1e-8
+# Scoring, whose steps shrink by a constant rate where the information is not the
+# Hessian, goes on to this in float64. In float32 a step has no more digits.
+_TOLERANCE_64 = 1e-11
 # Steps by the factors of a point before them shrink by a constant rate. One is the last
 # if the next would be shorter than this, squared: its length times the rate.
 _CHORD_TOLERANCE = 1e-14
@@ -105,10 +108,12 @@ def damped_newton(
     # turn costs as much as a small model's gradient
     search = _step(search, objective, further=True)
 
+    tolerance = _TOLERANCE_64 if value.dtype == jnp.float64 else _TOLERANCE
+
     def unfinished(search: _Search) -> jax.Array:
         return (
             (search.steps < num_steps)
-            & (search.decrement > _TOLERANCE)
+            & (search.decrement > tolerance)
             & (search.trial > _SMALLEST_STEP)
         )
 
