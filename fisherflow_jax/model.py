@@ -74,8 +74,6 @@ class Model:
                 screen = dataclasses.replace(screen, together=together)
             if targets is None:
                 return screen
-            if likelihood.nuisance is not None:  # which changes no shape
-                likelihood = likelihood.nuisance.begun()
             shape = jax.eval_shape(likelihood.log_prob, outputs, targets).shape
             if likelihood.observing is not None:  # a target may be missing
                 shape = likelihood.shape_of_targets(outputs)

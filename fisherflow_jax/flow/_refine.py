@@ -156,6 +156,7 @@ def refine(flow: FisherFlow, state: FlowState, batches: Any) -> FlowState:
     (own, count, value, score), measured = _sum_over(add_batch, batches)
     prior = state.prior
     information = ops.add(measured, prior.precision)
+    _check_finite((score, information))  # a solve would say less of the reason
     offset = optax.tree.sub(state.mean, prior.origin)
     pull = ops.matvec(prior.precision, offset)
     gradient = optax.tree.sub(score, pull)
@@ -200,12 +201,16 @@ def refine(flow: FisherFlow, state: FlowState, batches: Any) -> FlowState:
         step=jnp.maximum(state.step, 1),
     )
     finite = trees.all_finite((refined.mean, refined.information))
-    if not checks.holds(finite):
+    _check_finite((refined.mean, refined.information))
+    skipped = state._replace(num_skipped=state.num_skipped + 1)
+    return optax.tree.where(finite, refined, skipped)
+
+
+def _check_finite(values: PyTree) -> None:
+    if not checks.holds(trees.all_finite(values)):
         raise ValueError(
             "refine met a value that is not finite in the data or at the solution."
         )
-    skipped = state._replace(num_skipped=state.num_skipped + 1)
-    return optax.tree.where(finite, refined, skipped)
 
 
 def _check_refined(recipe: Recipe, state: Any, batches: Any) -> None:

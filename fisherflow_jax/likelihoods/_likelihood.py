@@ -150,7 +150,7 @@ class Likelihood(NamedTuple):
         """
 
         if self.nuisance is not None:  # which changes no shape
-            return self.nuisance.begun().shape_of_targets(outputs)
+            return self.at_start.shape_of_targets(outputs)
 
         def drawn(key: jax.Array, outputs: jax.Array) -> jax.Array:
             targets = self.sample(key, outputs)

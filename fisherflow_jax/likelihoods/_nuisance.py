@@ -28,15 +28,11 @@ class Nuisance(NamedTuple):
     known: Callable[[dict[str, jax.Array]], Likelihood]
     expected: Callable[[dict[str, jax.Array]], jax.Array] | None = None
 
-    def begun(self) -> Likelihood:
-        """The likelihood where a search begins."""
-        start = map(jnp.asarray, self.start)
-        return self.known(dict(zip(self.names, start, strict=True)))
-
 
 def unknown(nuisance: Nuisance) -> Likelihood:
     """The likelihood before they are known: its mean, and no probabilities."""
-    family = nuisance.begun()
+    start = map(jnp.asarray, nuisance.start)
+    family = nuisance.known(dict(zip(nuisance.names, start, strict=True)))
     what = " and ".join(nuisance.names)
 
     def refuse(*arguments: Any, **options: Any) -> NoReturn:
