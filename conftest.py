@@ -34,29 +34,6 @@ def takes_quick_compiler() -> bool:
 if jax.config.jax_platforms == "cpu" and "XLA_FLAGS" not in os.environ:
     os.environ["XLA_FLAGS"] = QUICK_COMPILER if takes_quick_compiler() else ""
 
-
-def share_contexts(programs: int) -> None:
-    """Let so many programs share what JAX makes anew for each before it lowers it.
-
-    This context takes 3 ms, a fifth of a small program's time. Where JAX has no such
-    function, nothing changes.
-    """
-    from jax._src.interpreters import mlir
-
-    make, kept = getattr(mlir, "make_ir_context", None), []
-
-    def shared():
-        if not kept or kept[0][1] == 0:
-            kept[:] = [[make(), programs]]
-        kept[0][1] -= 1
-        return kept[0][0]
-
-    if make:
-        mlir.make_ir_context = shared
-
-
-share_contexts(100)
-
 # Compiled programs outlive the run in the folder that this variable names.
 if cache := os.environ.get("FISHERFLOW_TEST_CACHE"):
     jax.config.update("jax_compilation_cache_dir", cache)
