@@ -239,6 +239,23 @@ def test_quasi_dispersion(name):
     check(known.mean, ff.standard_error(known), fit.params, fit.bse, near)
 
 
+def test_quasi_binomial_shares_of_trials():
+    """R's quasibinomial: a share of n trials is one row, of variance p q / n."""
+    data = star98()
+    columns = data.inputs[:, :-1]
+    columns = with_constant((columns - columns.mean(axis=0)) / columns.std(axis=0))
+    data = data._replace(inputs=columns)
+    flow = flow_of(L.bernoulli(dispersion=None), weights_are="variance")
+    state = updated(flow, data)
+    model = sm.GLM(
+        data.targets, columns, family=families.Binomial(), var_weights=data.weights
+    )
+    fit = model.fit(tol=1e-14, scale="X2")
+    np.testing.assert_allclose(state.dispersion, fit.scale, rtol=1e-5)
+    np.testing.assert_allclose(state.degrees_of_freedom, fit.df_resid, rtol=1e-6)
+    check(state.mean, ff.standard_error(state), fit.params, fit.bse)
+
+
 def test_anes():
     """Seven classes; Stata's mlogit, checked by its authors against R's nnet."""
     data = sm.datasets.anes96.load_pandas()
