@@ -55,7 +55,7 @@ class Batch(NamedTuple):
       clusters: `(n,)` integers: the cluster (person, site) that each example is of, for
         what asks for it; None: every example is its own.
       mask: `(n, ...)` booleans: which targets of an example count, where the example is
-        the observation; None: all.
+        the observation, and none if it has no target left; None: all.
 
     Example:
       >>> import jax.numpy as jnp

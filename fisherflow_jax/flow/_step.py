@@ -61,23 +61,14 @@ def advance(
         ahead = nuisances.known(observed, state.nuisance.mean)
     observed, solution, nuisance = search(observed, state, predicted, start, num_steps)
     site, belief, distance = absorb(observed, predicted, solution, state.count > 0)
-    # of the beliefs before and with the batch: one is known where nothing has moved it
-    logdets = (
-        state.log_determinant
-        if predicted.sums.curvature is believed.sums.curvature
-        else ops.regularised(predicted.sums.curvature, start).logdet,
-        ops.regularised(belief.sums.curvature, start).logdet
-        if recipe.marginal
-        else solution.logdet,
-    )
-    gain = log_evidence(observed, predicted, belief, distance, logdets)
+    # of the beliefs before and with the batch, known where nothing has moved them since
+    before = logdet_of(predicted, believed, state.log_determinant)
+    whole = logdet_of(belief, None if recipe.marginal else belief, solution.logdet)
+    gain = log_evidence(observed, predicted, belief, distance, (before, whole))
     if nuisance is not None:
         gain = gain + nuisance.gain
-    informed = belief.sums.curvature
-    storage, belief, report = recipe.memory.remember(state.memory, belief, site)
-    logdet = logdets[1]
-    if belief.sums.curvature is not informed:
-        logdet = ops.regularised(belief.sums.curvature, start).logdet
+    storage, kept, report = recipe.memory.remember(state.memory, belief, site)
+    logdet, belief = logdet_of(kept, belief, whole), kept
 
     # a curvature that is not finite has no finite determinant
     squared = [ops.diagonal(x, belief.mean) for x in belief.sums.quadratic]
@@ -101,6 +92,14 @@ def advance(
         kept = trees.where(sound, nuisance.state, state.nuisance)
         after = after._replace(nuisance=kept)
     return after, info
+
+
+def logdet_of(belief: Belief, other: Belief | None, known: jax.Array) -> jax.Array:
+    """The log-determinant of a belief's information: `known`, if that of `other` is."""
+    information = belief.sums.curvature
+    if other is not None and information is other.sums.curvature:
+        return known
+    return ops.regularised(information, belief.mean).logdet
 
 
 def search(

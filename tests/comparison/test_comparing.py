@@ -84,7 +84,7 @@ def test_stacked_batches_tuples_and_dicts_are_problems_too():
         ({"batches": (X, Y)}, "one batch alone goes in a list"),
         ({"apply_fn": 3}, "apply_fn is a function .* got int"),
         ({"likelihood": "categorical"}, "comes from ff.likelihoods; got str"),
-        ({"batches": [(X * np.nan, Y)]}, "1 of 1 batches were skipped"),
+        ({"batches": [(X * np.nan, Y)]}, "row 0 of batch 0 has inputs"),
     ],
 )
 def test_problems_that_are_none(change, match):
