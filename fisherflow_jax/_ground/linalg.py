@@ -40,8 +40,10 @@ def steady_cholesky(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
         return cholesky(matrices + jitter[..., None, None] * identity), jitter
 
     start = cholesky(matrices)
-    # what is not finite cannot be helped
-    hopeless = ~jnp.isfinite(jnp.sum(matrices, (-2, -1)))
+    # what is not finite cannot be helped, and shows on the diagonal of most
+    size = matrices.shape[-1]
+    diagonal = matrices.reshape((*matrices.shape[:-2], size * size))[..., :: size + 1]
+    hopeless = ~jnp.isfinite(jnp.sum(diagonal, -1))
     jitter = jnp.where(hopeless, jnp.ones_like(start[last]), 0.0)
     return jax.lax.while_loop(lambda s: jnp.any(fails(s)), more, (start, jitter))
 
