@@ -12,6 +12,21 @@ from jax.scipy.linalg import solve_triangular
 product = functools.partial(jnp.einsum, precision=Precision.HIGHEST)
 
 
+def diagonal(matrices: jax.Array) -> jax.Array:
+    """The diagonals `(..., k)`."""
+    # A strided slice, not a gather: its indices would be constants that XLA hoists out
+    # of a scan one by one, after which equal factorisations no longer look equal to it.
+    size = matrices.shape[-1]
+    return matrices.reshape((*matrices.shape[:-2], size * size))[..., :: size + 1]
+
+
+def equilibrated(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`D^-1/2 M D^-1/2` with a unit diagonal, and `D^1/2 (..., k)`."""
+    entries = diagonal(matrices)
+    scales = jnp.where(entries > 0, jnp.sqrt(entries), 1.0)
+    return matrices / (scales[..., :, None] * scales[..., None, :]), scales
+
+
 def cholesky(matrices: jax.Array) -> jax.Array:
     """Lower Cholesky factors of symmetric matrices; NaN where one is not definite."""
     return _each(
@@ -41,9 +56,7 @@ def steady_cholesky(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     start = cholesky(matrices)
     # what is not finite cannot be helped, and shows on the diagonal of most
-    size = matrices.shape[-1]
-    diagonal = matrices.reshape((*matrices.shape[:-2], size * size))[..., :: size + 1]
-    hopeless = ~jnp.isfinite(jnp.sum(diagonal, -1))
+    hopeless = ~jnp.isfinite(jnp.sum(diagonal(matrices), -1))
     jitter = jnp.where(hopeless, jnp.ones_like(start[last]), 0.0)
     return jax.lax.while_loop(lambda s: jnp.any(fails(s)), more, (start, jitter))
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fisherflow_jax._ground import trees
+from fisherflow_jax._ground import linalg, trees
 from fisherflow_jax.information import _operations as ops
 
 PyTree = Any
@@ -86,10 +86,9 @@ def _split(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Shares, directions as columns in the units of `scale`, and these units."""
     tolerance = jnp.asarray(rounding, matrix.dtype)
-    entries = jnp.diagonal(matrix)
-    scale = jnp.sqrt(jnp.where(entries > 0, entries, jnp.ones_like(entries)))
+    matrix, scale = linalg.equilibrated(matrix)
     unit = scale[:, None] * scale[None, :]
-    values, basis = jnp.linalg.eigh(matrix / unit)
+    values, basis = jnp.linalg.eigh(matrix)
     root = basis / jnp.sqrt(jnp.maximum(values, tolerance))[None, :]
     silent = prior / unit + tolerance * jnp.eye(len(matrix), dtype=matrix.dtype)
     shares, turn = jnp.linalg.eigh(root.T @ silent @ root)

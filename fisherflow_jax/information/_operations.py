@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fisherflow_jax._ground import checks, trees
+from fisherflow_jax._ground import checks, linalg, trees
 from fisherflow_jax.information._basis import Columns, Spectral
 
 PyTree = Any
@@ -192,12 +192,8 @@ def _indefinite(information: Information, like: PyTree) -> str:
     dtype = trees.float_dtype(like)
     what = f"the information is not positive definite in {dtype}"
     if trees.size(like) <= LARGEST_NAMED:
-        matrix = to_dense(information, like)
-        entries = jnp.diagonal(matrix)
-        scale = jnp.sqrt(jnp.where(entries > 0, entries, jnp.ones_like(entries)))
-        direction = (
-            jnp.linalg.eigh(matrix / (scale[:, None] * scale[None, :]))[1][:, 0] / scale
-        )
+        matrix, scales = linalg.equilibrated(to_dense(information, like))
+        direction = jnp.linalg.eigh(matrix)[1][:, 0] / scales
         direction = direction / jnp.max(jnp.abs(direction))
         pairs = zip(direction, trees.entry_names(like), strict=True)
         terms = [f"{float(x):+.3g} {name}" for x, name in pairs if abs(x) > 1e-3]

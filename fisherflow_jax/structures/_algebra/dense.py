@@ -195,27 +195,12 @@ def _diagonal_matrix(vector: jax.Array) -> jax.Array:
     return jnp.vectorize(jnp.diag, signature="(k)->(k,k)")(vector)
 
 
-def _diagonal_entries(matrix: jax.Array) -> jax.Array:
-    """The diagonal `(..., k)` of `(..., k, k)`."""
-    # A strided slice, not a gather: its indices would be constants that XLA hoists out
-    # of a scan one by one, after which equal factorisations no longer look equal to it.
-    size = matrix.shape[-1]
-    return matrix.reshape((*matrix.shape[:-2], size * size))[..., :: size + 1]
-
-
 def factorise(matrix: jax.Array, damping: Any = 0.0) -> tuple[jax.Array, jax.Array]:
     """Cholesky factor of `D^-1/2 (M + damping) D^-1/2`, and `D^1/2 (..., k)`."""
     if not (isinstance(damping, (int, float)) and damping == 0):
         matrix = matrix + damping * _identity(matrix)
-    equilibrated, scales = _equilibrated(matrix)
+    equilibrated, scales = linalg.equilibrated(matrix)
     return linalg.cholesky(equilibrated), scales
-
-
-def _equilibrated(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """`D^-1/2 M D^-1/2` with a unit diagonal, and `D^1/2 (..., k)`."""
-    diagonal = _diagonal_entries(matrix)
-    scales = jnp.where(diagonal > 0, jnp.sqrt(diagonal), 1.0)
-    return matrix / (scales[..., :, None] * scales[..., None, :]), scales
 
 
 def _vector_solve(
@@ -344,7 +329,7 @@ def _logdet(information: Any, like: PyTree | None = None) -> jax.Array:
 def _regularised(information: Any, like: PyTree | None = None) -> ops.Regularised:
     factors, jitters, logs = [], [], []
     for matrix in matrices(information):
-        equilibrated, scales = _equilibrated(matrix)
+        equilibrated, scales = linalg.equilibrated(matrix)
         factor, jitter = linalg.steady_cholesky(equilibrated)
         factors.append((factor, scales))
         jitters.append(jnp.any(jitter > 0))
@@ -359,7 +344,7 @@ def _regularised(information: Any, like: PyTree | None = None) -> ops.Regularise
 
 def _log_volume(factor: jax.Array, scales: jax.Array) -> jax.Array:
     """The log-determinant of what `factorise` factorised."""
-    return 2 * jnp.sum(jnp.log(_diagonal_entries(factor)) + jnp.log(scales))
+    return 2 * jnp.sum(jnp.log(linalg.diagonal(factor)) + jnp.log(scales))
 
 
 def _trace(information: Any, like: PyTree | None = None) -> jax.Array:
@@ -367,7 +352,7 @@ def _trace(information: Any, like: PyTree | None = None) -> jax.Array:
 
 
 def _diagonal(information: Any, like: PyTree | None = None) -> PyTree:
-    return unpack(information, map(_diagonal_entries, matrices(information)))
+    return unpack(information, map(linalg.diagonal, matrices(information)))
 
 
 def _inverse_diagonal(information: Any, like: PyTree | None = None) -> PyTree:
