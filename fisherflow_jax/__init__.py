@@ -6,9 +6,9 @@ likelihood of targets given outputs. Where to begin:
 - To learn from a stream and know how sure one is: `ff.fisher_flow(apply_fn,
   likelihood)` gives `init` and `update`; `ff.summary`, `ff.confidence_interval` and
   `ff.predict` read its state.
-- To have error bars on a network that is trained already: `ff.accumulate` an
-  estimator's information over the data, then `ff.posterior`, `ff.calibrate`,
-  `ff.predict`.
+- To have error bars on a network that is trained already: `ff.laplace(apply_fn,
+  likelihood, params, batches)`, and `ff.predict`. It is made of `ff.accumulate`,
+  `ff.posterior` and `ff.calibrate`.
 - To train: `ff.kfac`, `ff.natural_gradient`, `ff.adam` are Optax optimisers, and
   `ff.scale_by_fisher` is the transformation that they are made of.
 
@@ -89,6 +89,8 @@ if _typing.TYPE_CHECKING:
     from fisherflow_jax import metrics as metrics
     from fisherflow_jax import plots as plots
     from fisherflow_jax import testing as testing
+    from fisherflow_jax._laplace import Laplace as Laplace
+    from fisherflow_jax._laplace import laplace as laplace
     from fisherflow_jax.calibration import Calibration as Calibration
     from fisherflow_jax.calibration import calibrate as calibrate
 
@@ -96,7 +98,12 @@ __version__ = "0.1.0"
 
 # What a first import does not need: loaded on first use.
 _LAZY = {"calibration", "comparison", "diagnostics", "metrics", "plots", "testing"}
-_LAZY_NAMES = {"Calibration", "calibrate"}  # of the room `calibration`
+_LAZY_NAMES = {
+    "Calibration": "calibration",
+    "Laplace": "_laplace",
+    "calibrate": "calibration",
+    "laplace": "_laplace",
+}
 # Rooms of which the package shows names alone.
 _UNSHOWN = {"accumulation", "flow", "model", "posteriors"}
 
@@ -105,7 +112,7 @@ for _room in (information, likelihoods, memories, predictions, structures, trans
 _show(__name__)
 
 _public = {name for name in globals() if not name.startswith("_")}
-__all__ = sorted((_public - _UNSHOWN) | _LAZY | _LAZY_NAMES)
+__all__ = sorted((_public - _UNSHOWN) | _LAZY | _LAZY_NAMES.keys())
 
 
 def __dir__() -> list[str]:
@@ -118,6 +125,6 @@ if not _typing.TYPE_CHECKING:  # which would take any name for one of the packag
         if name in _LAZY:
             return _import_module(f"fisherflow_jax.{name}")
         if name in _LAZY_NAMES:
-            room = _import_module("fisherflow_jax.calibration")
+            room = _import_module(f"fisherflow_jax.{_LAZY_NAMES[name]}")
             return globals().setdefault(name, getattr(room, name))
         raise AttributeError(f"module 'fisherflow_jax' has no attribute {name!r}")

@@ -29,6 +29,7 @@ FLOORS = [
     "transforms",
     "metrics",
     "calibration",
+    "_laplace",
     "diagnostics",
     "comparison",
     "plots",

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import checks, keys, trees
+from fisherflow_jax.accumulation import Accumulation
 from fisherflow_jax.posteriors._belief import Gaussian, described, gaussian, gaussians
+from fisherflow_jax.structures import Structure
 from fisherflow_jax.structures import _prior as priors
 
 PyTree = Any
@@ -45,13 +47,16 @@ def posterior(
     .. math:: \mathcal N\big(\hat\theta,\; T (F + P)^{-1}\big)
 
     The mean may come from any training, and the information from any pass over the
-    data: an estimator's value, `ff.accumulate(...).information`, or what an optimiser
+    data: an estimator's value, what `ff.accumulate` returns, or what an optimiser
     gathered on its way. All that takes a state (`ff.confidence_interval`, `ff.sample`,
     `ff.predict`, `ff.summary`, `ff.wald_test`, `ff.delta_method`) takes a posterior.
+    `ff.laplace` makes one of a model and its data.
 
     Args:
       mean: the estimate, a pytree of arrays.
-      information: F, a sum over the observations, about parameters like `mean`.
+      information: F, a sum over the observations, about parameters like `mean`; an
+        `Accumulation` is taken as its information. A structure
+        (`ff.structures.diagonal()`): what is believed before any data, F = 0.
       prior_precision: P: a positive number, a pytree prefix of numbers, or an
         information. On a Kronecker information one number a layer.
       temperature: T, a positive factor of the covariance; below 1 for a cold posterior.
@@ -74,6 +79,11 @@ def posterior(
       >>> state = ff.posterior(jnp.array([1.0, 2.0]), information, prior_precision=1.0)
       >>> ff.standard_error(state)
       Array([0.5 , 0.25], dtype=float32)
+      >>> before = ff.posterior(
+      ...     jnp.array([1.0, 2.0]), ff.structures.diagonal(), prior_precision=4.0
+      ... )
+      >>> ff.standard_error(before)
+      Array([0.5, 0.5], dtype=float32)
 
     References:
       MacKay, "A practical Bayesian framework for backpropagation networks", 1992.
@@ -81,12 +91,15 @@ def posterior(
       2020.
     """
     mean = trees.real_arrays(mean, "mean")
+    if isinstance(information, Structure):
+        information = information.isotropic(mean, 0.0)
+    information = _gathered(information)
     check_about(information, mean)
     temperature = jnp.asarray(temperature, trees.float_dtype(mean))
     if temperature.shape != ():
         raise ValueError(f"temperature is one number; got shape {temperature.shape}.")
     checks.positive(temperature, "temperature")
-    precision = priors.as_precision(prior_precision, mean)
+    precision = priors.as_precision(_gathered(prior_precision), mean)
     total = ops.add(information, precision)
     return Posterior(
         mean=mean,
@@ -94,6 +107,11 @@ def posterior(
         temperature=temperature,
         prior_precision=ops.scale(precision, 1 / temperature),
     )
+
+
+def _gathered(given: Any) -> Any:
+    """The information of an accumulation; anything else as it is."""
+    return given.information if isinstance(given, Accumulation) else given
 
 
 def check_about(information: Any, mean: PyTree) -> None:

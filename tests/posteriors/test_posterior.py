@@ -103,6 +103,41 @@ def test_a_posterior_may_be_made_of_arrays_that_are_closed_over():
     np.testing.assert_allclose(flat(errors(TAU)), flat(expected), **EXACT)
 
 
+def test_before_any_data_a_structure_holds_the_prior_alone():
+    @jax.jit
+    def run(params):
+        states = {
+            name: ff.posterior(params, structure, prior_precision=TAU)
+            for name, structure in ALL.items()
+        }
+        dense = ff.information.to_dense
+        matrices = [dense(s.information, params) for s in states.values()]
+        return states, jnp.stack(matrices)
+
+    states, matrices = run(MODEL.params)
+    expected = TAU * np.eye(matrices.shape[-1])
+    np.testing.assert_allclose(matrices, np.broadcast_to(expected, matrices.shape))
+    kinds = {name: type(state.information) for name, state in states.items()}
+    assert kinds == {
+        name: type(jax.eval_shape(lambda p, s=s: s.isotropic(p, 0.0), MODEL.params))
+        for name, s in ALL.items()
+    }
+
+
+def test_an_accumulation_is_taken_as_its_information():
+    estimator = ff.estimators.exact(MODEL.apply_fn, MODEL.likelihood, ALL["diagonal"])
+    gathered = ff.accumulate(estimator, MODEL.params, [MODEL.batch])
+    value, prior = gathered.information, NOT_SINGULAR
+    given = ff.posterior(MODEL.params, gathered, prior_precision=prior)
+    expected = ff.posterior(MODEL.params, value, prior_precision=prior)
+    jax.tree.map(np.testing.assert_array_equal, given, expected)
+    summed = ff.information.add(value, prior)
+    full = gathered._replace(information=summed)
+    given = ff.posterior(MODEL.params, value, prior_precision=full)
+    expected = ff.posterior(MODEL.params, value, prior_precision=summed)
+    jax.tree.map(np.testing.assert_array_equal, given, expected)
+
+
 # ---- some of the parameters
 
 
