@@ -1,18 +1,16 @@
 """A model: traced once a shape, its log-likelihood, its loss, and parts of it."""
 
-import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from fisherflow_jax._ground import batch as batches
-from fisherflow_jax._ground import checks, screening, trees
+from fisherflow_jax._ground import calling, checks, screening, trees
 from fisherflow_jax._ground import sharding as meshes
 from fisherflow_jax._ground.batch import Batch
 from fisherflow_jax.layers import Layers, expecting, interaction
@@ -30,6 +28,9 @@ class Model:
     known: dict[Any, Any] = dataclasses.field(
         default_factory=dict, compare=False, repr=False
     )
+
+    def __post_init__(self) -> None:
+        check_choices(self.apply_fn, self.likelihood)
 
     def traced_once(self) -> "Model":
         """For one computation, in which `apply_fn` is traced once a shape."""
@@ -49,7 +50,8 @@ class Model:
             _, arrays, rebuild = by_shapes(given)
             return jax.eval_shape(lambda *x: self.apply_fn(*rebuild(x)), *arrays)
 
-        return self.told("outputs", (params, batches.unshare(inputs)), shapes)
+        with calling.telling(self.apply_fn, params, inputs):
+            return self.told("outputs", (params, batches.unshare(inputs)), shapes)
 
     def interaction(self, params: PyTree, inputs: PyTree) -> str | None:
         """What takes the examples of a batch together, if anything is seen to."""
@@ -114,6 +116,7 @@ class Model:
             raise ValueError(
                 "apply_fn(params, inputs) must return one array of outputs whose "
                 f"leading axis is the examples' (n = {count}); got {outputs}."
+                f"{calling.several(outputs)}"
             )
         self.likelihood.check(outputs, batch.targets)
         _check_observed(self.likelihood, batch)
@@ -135,18 +138,27 @@ class Model:
         return -total / jnp.sum(batch.weights).astype(total.dtype)
 
 
-@contextlib.contextmanager
-def telling_shapes(params: PyTree, inputs: PyTree) -> Iterator[None]:
-    """An error of the model says the shapes that it was called with."""
-    try:
-        yield
-    except Exception as error:
-        note = "apply_fn(params, inputs) was called with params of shapes "
-        told = any(line.startswith(note) for line in getattr(error, "__notes__", ()))
-        if jax.tree.leaves(inputs) and not told:
-            shapes = jax.tree.map(np.shape, (params, batches.unshare(inputs)))
-            error.add_note(f"{note}{shapes[0]} and inputs of shapes {shapes[1]}.")
-        raise
+def check_function(apply_fn: Any) -> None:
+    """Raises unless it is one."""
+    if not callable(apply_fn):
+        raise TypeError(
+            "apply_fn is a function (params, inputs) -> outputs, and stands before "
+            "likelihood, params and data; got "
+            f"{checks.described(apply_fn)}."
+        )
+
+
+def check_choices(apply_fn: Any, likelihood: Any) -> None:
+    """Raises unless they are a function and a likelihood, in this order."""
+    check_function(apply_fn)
+    checks.made(
+        likelihood,
+        Likelihood,
+        "likelihood stands after apply_fn and",
+        "ff.likelihoods.categorical()",
+        "A loss function is no likelihood: it is the log-probability of targets that "
+        "makes one, ff.likelihoods.from_log_prob(log_prob, sample).",
+    )
 
 
 class Once:
@@ -160,7 +172,7 @@ class Once:
         key, arrays, rebuild = by_shapes((params, inputs))
         key = key, jax.sharding.get_abstract_mesh()
         if key not in self.traced:
-            with telling_shapes(params, inputs):
+            with calling.telling(self.function, params, inputs):
                 jaxpr, outputs = jax.make_jaxpr(
                     lambda *arrays: self.function(*rebuild(arrays)), return_shape=True
                 )(*arrays)

@@ -1,7 +1,7 @@
 """Batches: inputs, targets and multiplicities, checked and sliced."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -162,9 +162,14 @@ def by_name(batch: Any) -> Batch:
         whose third entry holds integers, which may be a loader's task ids.
     """
     named = batch if isinstance(batch, Batch) else _named(batch)
-    for name in ("inputs", "targets"):
-        check_numbers(getattr(named, name), name, keep=is_shared)
+    check_inputs(named.inputs)
+    check_numbers(named.targets, "targets", keep=is_shared)
     return named
+
+
+def check_inputs(inputs: Any) -> None:
+    """Raises for inputs that no arrays of numbers can be made of."""
+    check_numbers(inputs, "inputs", keep=is_shared)
 
 
 def _named(batch: Any) -> Batch:
@@ -173,6 +178,7 @@ def _named(batch: Any) -> Batch:
             "a batch is (inputs, targets) or (inputs, targets, weights), or an "
             f"ff.Batch of such parts; got {type(batch).__name__}"
             + (f" of length {len(batch)}." if hasattr(batch, "__len__") else ".")
+            + _way_to_a_batch(batch)
         )
     named = Batch(*batch)
     weights = named.weights
@@ -184,6 +190,20 @@ def _named(batch: Any) -> Batch:
             "ff.Batch(inputs, targets, weights), or give them as floating point."
         )
     return named
+
+
+def _way_to_a_batch(given: Any) -> str:
+    if isinstance(given, Mapping):
+        parts = ", ".join(f"batch[{key!r}]" for key in given)
+        return (
+            f" Take it apart, ({parts}); loops over a loader do so by their argument "
+            "to_batch=, a function of what the loader gives."
+        )
+    if hasattr(given, "mean") and hasattr(given, "information"):
+        return " A state stands before the batch, update(state, batch)."
+    if hasattr(given, "shape"):
+        return f" It is {checks.described(given)}: parameters stand before the batch."
+    return ""
 
 
 def _check_shapes(batch: Batch, count: int) -> None:
@@ -223,7 +243,8 @@ def _num_examples(inputs: PyTree, targets: PyTree) -> int:
     counts = {shape[0] for shape in shapes}
     if len(counts) != 1:
         raise ValueError(
-            f"inputs and targets must agree in their leading axis; got shapes {shapes}."
+            "inputs and targets must agree in their leading axis (wrap what all "
+            f"examples share in ff.Shared); got shapes {shapes}."
         )
     count = counts.pop()
     if count == 0:

@@ -1,11 +1,16 @@
 """What arguments are asked for, and whether their values are at hand."""
 
+import inspect
+import sys
 from typing import Any
 
 import jax
 import numpy as np
 
 PyTree = Any
+
+# What an error shows of a value as it is.
+_SHORT = 80
 
 
 def holds(condition: Any) -> bool:
@@ -20,6 +25,52 @@ def holds(condition: Any) -> bool:
 def is_concrete(tree: PyTree) -> bool:
     """Whether the values are at hand (not traced), so that they may be checked."""
     return not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree))
+
+
+def made(
+    value: Any, kind: type, name: str, such_as: str, of_functions: str = ""
+) -> None:
+    """Raises unless a choice of a kind was made, by a call of one of its factories.
+
+    Args:
+      value: what was given.
+      kind: the choice's class, shown in the room of its factories.
+      name: of the argument.
+      such_as: a call that makes one.
+      of_functions: what else to say of a function that is no factory.
+
+    Raises:
+      TypeError: for a factory that was not called, for its name, and for all else.
+    """
+    if isinstance(value, kind):
+        return
+    room = ".".join(kind.__module__.split(".")[:2])
+    shown, own = f"ff.{room.rpartition('.')[2]}", vars(sys.modules[room])
+    called = value if isinstance(value, str) else getattr(value, "__name__", None)
+    factory, hint, got = own.get(str(called)), "", described(value)
+    if factory is not None and (value is factory or value == called):
+        got = repr(value) if value == called else f"{shown}.{called} itself"
+        hint = f" Call it: {shown}.{_call(factory)}."
+    elif inspect.isfunction(value):
+        hint = of_functions and f" {of_functions}"
+    raise TypeError(f"{name} comes from a call such as {such_as}; got {got}.{hint}")
+
+
+def _call(factory: Any) -> str:
+    """A call of a factory with the names of what it cannot do without."""
+    given = inspect.signature(factory).parameters.values()
+    needed = [x.name for x in given if x.default is x.empty and x.kind < x.VAR_KEYWORD]
+    return f"{factory.__name__}({', '.join(needed)})"
+
+
+def described(value: Any) -> str:
+    """A value in a few words: a function by its name, an array by its shape."""
+    if inspect.isroutine(value) or inspect.isclass(value):
+        return f"the {type(value).__name__} {value.__qualname__}"
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"an array of shape {tuple(value.shape)} and dtype {value.dtype}"
+    text = repr(value)
+    return text if len(text) <= _SHORT else f"a {type(value).__name__}"
 
 
 def whole(value: Any, name: str, least: int = 1, of: str = "") -> int:

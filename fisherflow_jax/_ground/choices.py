@@ -32,7 +32,7 @@ def choice(factory: Callable[Parameters, Result]) -> Callable[Parameters, Result
 
     @functools.wraps(factory)
     def chosen(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
-        bound = signature.bind(*args, **kwargs)
+        bound = _bound(factory, signature, args, kwargs)
         bound.apply_defaults()
         call = Compared((bound.args, bound.kwargs))
         if not _has_hash(call):
@@ -43,6 +43,27 @@ def choice(factory: Callable[Parameters, Result]) -> Callable[Parameters, Result
         return result
 
     return chosen
+
+
+def _bound(
+    factory: Callable, signature: inspect.Signature, args: tuple, kwargs: dict
+) -> inspect.BoundArguments:
+    """The arguments of a call; of one that is missing the docstring's line is told."""
+    try:
+        return signature.bind(*args, **kwargs)
+    except TypeError as error:
+        given = signature.bind_partial(*args, **kwargs).arguments
+        needed = [k for k, x in signature.parameters.items() if x.default is x.empty]
+        missing = [name for name in needed if name not in given]
+        lines = (factory.__doc__ or "").splitlines()
+        told = [
+            line.strip()
+            for name in missing
+            for line in lines
+            if line.strip().startswith(f"{name}: ")
+        ]
+        said = "".join(f"; {line}" for line in told)
+        raise TypeError(f"{factory.__name__}: {error}{said}") from error
 
 
 class Compared:

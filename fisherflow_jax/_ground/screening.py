@@ -30,6 +30,13 @@ def check_option(bad_rows: Any) -> None:
         )
 
 
+# Two labels as they are found in data sets, what they should be, and how.
+_CODES = {
+    (-1, 1): (np.array([0.0, 1.0]), "(targets + 1) / 2"),
+    (1, 2): (np.array([0.0, 1.0]), "targets - 1"),
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Screen:
     """What tells bad rows of batches of one shape.
@@ -136,11 +143,12 @@ class Screen:
             bad[places[:, 0]] = True
         if first is None:
             return
+        hint = self._of_labels(batch, first[0])
         others = int(bad.sum()) - 1
         more = f", and something in {others} more" if others else ""
         raise ValueError(
             f"row {first[2][0]} of {where} has {self._told(*first)}{more}. "
-            f"{self._way_out}"
+            f"{hint}{self._way_out}"
         )
 
     def _told(self, name: str, values: Any, place: tuple) -> str:
@@ -153,6 +161,32 @@ class Screen:
         else:
             rule = f"is none of the model's {self.num_classes} classes"
         return f"{entry} = {value}, which {rule}"
+
+    def _of_labels(self, batch: Batch, name: str) -> str:
+        """What labels look like that are none of the classes."""
+        if not name.startswith("targets") or not hasattr(batch.targets, "dtype"):
+            return ""
+        labels = np.unique(np.asarray(batch.targets)[np.asarray(batch.weights) > 0])
+        if not np.all(np.isfinite(labels)):
+            return ""
+        count, least, most = self.num_classes, labels[0], labels[-1]
+        if count is None:
+            code = _CODES.get(tuple(labels.tolist()))
+            if code is None or self.support is None or not self.support(code[0]).all():
+                return ""
+            return f"The targets are {least} and {most}: give {code[1]}. "
+        if least == 1 and most == count:
+            return (
+                f"The labels run from 1 to {count}, and classes are counted from 0: "
+                "give targets - 1. "
+            )
+        wrong = labels[(labels < 0) | (labels >= count)]
+        shown = ", ".join(map(str, wrong[:5])) + ", ..." * (len(wrong) > 5)
+        return (
+            f"Classes are 0 to {count - 1}; labels that are none of them: {shown}. "
+            "Of a class more give the model an output more; what marks a target as "
+            "missing (-1, -100) has weight 0 instead. "
+        )
 
     @property
     def _way_out(self) -> str:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from fisherflow_jax._ground import checks
 from fisherflow_jax._ground.keys import typed_key
 
 PyTree = Any
@@ -50,13 +51,44 @@ def real_arrays(tree: PyTree, name: str) -> PyTree:
       ValueError: for a leaf that is not real floating point, naming it and `name`.
     """
     for leaf_name, leaf in named_leaves(tree):
-        dtype = getattr(leaf, "dtype", None) or np.asarray(leaf).dtype
-        if not jnp.issubdtype(dtype, jnp.floating):
-            raise ValueError(
-                f"{name} must be real floating-point arrays; {leaf_name} has dtype "
-                f"{dtype}."
-            )
+        check_real(leaf_name, leaf, name, tree)
     return jax.tree.map(as_array, tree)
+
+
+def check_real(leaf_name: str, leaf: Any, name: str, tree: PyTree = None) -> None:
+    """Raises unless a leaf of `tree`, called `name`, is real floating point.
+
+    Numbers are; the error says what to do about anything else.
+    """
+    kind = getattr(leaf, "dtype", None)
+    if kind is None and isinstance(leaf, (bool, int, float, complex, list)):
+        kind = np.asarray(leaf).dtype
+    if kind is not None and jnp.issubdtype(kind, jnp.floating):
+        return
+    of_nnx = any(base.__module__.startswith("flax.nnx") for base in type(tree).__mro__)
+    if of_nnx:
+        way = (
+            "split the module: graphdef, params, rest = nnx.split(net, nnx.Param, ...),"
+            " and nnx.merge(graphdef, params, rest) within apply_fn"
+        )
+    elif callable(leaf):
+        way = (
+            "filter first, params, static = eqx.partition(model, eqx.is_inexact_array),"
+            " and combine the two within apply_fn"
+        )
+    elif kind is not None and jnp.issubdtype(kind, jnp.complexfloating):
+        way = "give its real and its imaginary part as two leaves"
+    elif kind is not None and jnp.issubdtype(kind, jnp.integer):
+        way = (
+            "whole numbers have no derivative; give them as floating point, or what is "
+            "frozen (quantised, counted) as a part of the inputs, in ff.Shared"
+        )
+    else:
+        way = "leave it out: what is no parameter is a part of the inputs, in ff.Shared"
+    what = f"is {checks.described(leaf)}" if kind is None else f"has dtype {kind}"
+    raise ValueError(
+        f"{name} must be real floating-point arrays; {leaf_name} {what}: {way}."
+    )
 
 
 def parameter_name(path: Any) -> str:

@@ -10,6 +10,7 @@ from fisherflow_jax import information as ops
 from fisherflow_jax._ground import checks, trees
 from fisherflow_jax.calibration import _scale_search as scale_search
 from fisherflow_jax.likelihoods import Likelihood
+from fisherflow_jax.model import check_choices
 from fisherflow_jax.posteriors import Gaussian, Posterior, gaussian
 
 
@@ -101,6 +102,7 @@ def calibrate(
       Ritter, Botev, Barber, "A scalable Laplace approximation for neural networks",
       2018.
     """
+    check_choices(apply_fn, likelihood)
     belief = gaussian(state)
     if likelihood.nuisance is not None and belief.nuisance is not None:
         likelihood = likelihood.nuisance.known(belief.nuisance.mean)

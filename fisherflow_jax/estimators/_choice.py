@@ -6,24 +6,16 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from fisherflow_jax._ground.checks import whole
+from fisherflow_jax._ground import checks
 from fisherflow_jax._ground.choices import comparable, hashable
 from fisherflow_jax.estimators._estimator import ByKey, Estimator
 from fisherflow_jax.estimators._plan import Cotangents, Rule
 from fisherflow_jax.estimators._pull import pulled
-from fisherflow_jax.likelihoods import Likelihood
-from fisherflow_jax.model import plain
+from fisherflow_jax.model import check_choices, plain
 from fisherflow_jax.structures import Structure
 
 # What an estimator is bound to.
-_MODEL: dict[str, tuple[Any, str]] = {
-    "apply_fn": (Callable, "a function of (params, inputs)"),
-    "likelihood": (
-        Likelihood,
-        "from ff.likelihoods, such as ff.likelihoods.categorical()",
-    ),
-    "structure": (Structure, "from ff.structures, such as ff.structures.diagonal()"),
-}
+_MODEL = "apply_fn", "likelihood", "structure"
 # Options of a factory that are fields of its rule.
 _OF_RULES = {"groups", "chunk_size", "fast_squares", "root"}
 
@@ -95,8 +87,10 @@ def choosable(make: Callable[..., Any], needs_model: bool = True) -> Callable[..
         choice = Choice(factory, tuple(given))
         if all(part is None for part in model):
             return choice
+        apply_fn, likelihood, structure = model
         if needs_model:
-            _check_model(name, model)
+            check_choices(apply_fn, likelihood)
+        checks.made(structure, Structure, "structure", "ff.structures.diagonal()")
         estimator = made(*model)
         vars(estimator).update(  # which are frozen for all others
             bound=(choice, *model), rebuild=functools.partial(choice.bind, *model[:2])
@@ -164,7 +158,7 @@ def rule(
       >>> estimator(jnp.zeros(2), (jnp.array([[1.0, 2.0]]), jnp.array([3.0])))
       Diagonal(entries=Array([1., 4.], dtype=float32))
     """
-    whole(num_columns, "num_columns")
+    checks.whole(num_columns, "num_columns")
     fields = Rule(
         cotangents,
         random=random,
@@ -205,6 +199,8 @@ def bind(
         is no estimator.
     """
     model = apply_fn, likelihood, structure
+    if apply_fn is not None:
+        check_choices(apply_fn, likelihood)
     bound = estimator
     if isinstance(estimator, Estimator):
         _check_bound(estimator, model)
@@ -231,13 +227,4 @@ def _check_bound(estimator: Estimator, model: tuple) -> None:
                 f"estimators.{estimator.name} is bound to another {what}, "
                 f"{_shown(one)}, than the one here, {_shown(other)}: give it without a "
                 f"model, as ff.estimators.{estimator.name}(...) with options alone."
-            )
-
-
-def _check_model(name: str, model: tuple) -> None:
-    for (what, (kind, rule)), value in zip(_MODEL.items(), model, strict=True):
-        if not isinstance(value, kind):
-            raise ValueError(
-                f"estimators.{name}(apply_fn, likelihood, structure): {what} is "
-                f"{rule}; got {value!r}."
             )

@@ -5,12 +5,14 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from fisherflow_jax import estimators
+from fisherflow_jax._ground import checks
 from fisherflow_jax._ground.choices import Compared, hashable, shared
 from fisherflow_jax.flow import _step as step
 from fisherflow_jax.flow._recipe import Recipe
 from fisherflow_jax.flow._state import FisherFlow, init
 from fisherflow_jax.likelihoods import Likelihood
 from fisherflow_jax.memories import Memory, stationary, waiting
+from fisherflow_jax.model import check_choices
 from fisherflow_jax.structures import Structure, full
 
 
@@ -123,6 +125,9 @@ def fisher_flow(
         raise ValueError(
             f"prior_is must be 'previous' or 'predicted'; got {prior_is!r}."
         )
+    check_choices(apply_fn, likelihood)
+    checks.made(structure, Structure, "structure", "ff.structures.full()")
+    checks.made(memory, Memory, "memory", "ff.memories.stationary()")
     recipe = Recipe(
         apply_fn=hashable(apply_fn),
         likelihood=likelihood,

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from fisherflow_jax._ground import batch as batches
+from fisherflow_jax._ground import calling, checks
 from fisherflow_jax.layers._checkpoints import register
 from fisherflow_jax.layers._layer import Layers
-from fisherflow_jax.layers._tracing import described, is_array, trace
+from fisherflow_jax.layers._tracing import Traced, is_array, trace
 
 PyTree = Any
 
@@ -93,6 +94,13 @@ def find_layers(
       approximate curvature", 2015.
     """
     register()
+    batches.check_inputs(inputs)
+    shapes = [getattr(leaf, "shape", ()) for leaf in batches.split(inputs)[0]]
+    if len({shape[:1] for shape in shapes}) > 1 and all(shapes):
+        raise ValueError(
+            "inputs must agree in their leading axis, the examples' (wrap what all "
+            f"examples share in ff.Shared); got shapes {shapes}."
+        )
     return layers_of(apply_fn, params, inputs, batched)
 
 
@@ -114,10 +122,21 @@ def layers_of(
             f"tell their axis from others; got arrays of {sorted(counts)} examples."
         )
     if batched is not False and len(counts) == 1 and counts != {1}:
-        found = trace(apply_fn, params, shapes(_shapes), count=max(counts)).layers
+        found = _layers(trace(apply_fn, params, shapes(_shapes), count=max(counts)))
         if batched or found.together is not None:
             return found
-    return trace(apply_fn, params, one).layers
+    return _layers(trace(apply_fn, params, one))
+
+
+def _layers(traced: Traced) -> Layers:
+    """Its layers, if it is a model: of one array of outputs."""
+    outputs = traced.program.outputs
+    if len(outputs) != 1:
+        raise ValueError(
+            "apply_fn(params, inputs) must return one array of outputs; got "
+            f"{len(outputs)} of them.{calling.several(outputs)}"
+        )
+    return traced.layers
 
 
 def interaction(apply_fn: Callable, params: PyTree, inputs: PyTree) -> str | None:
@@ -143,6 +162,6 @@ def _example(leaf: Any) -> jax.ShapeDtypeStruct:
     if not shape or shape[0] == 0:
         raise ValueError(
             "every array of inputs has a leading axis of at least one example (wrap "
-            f"what all examples share in ff.Shared); got {described(leaf)}."
+            f"what all examples share in ff.Shared); got {checks.described(leaf)}."
         )
     return jax.eval_shape(lambda x: x[:1], leaf)

@@ -4,10 +4,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from fisherflow_jax._ground import batch as batches
-from fisherflow_jax._ground import trees
+from fisherflow_jax._ground import calling, trees
 from fisherflow_jax.layers import _compat
 from fisherflow_jax.layers import _examples as following
 from fisherflow_jax.layers import _views as views
@@ -40,9 +39,12 @@ def trace(
     Of one example, or of a whole batch of `count` examples, where layers are those
     whose inputs belong to single examples.
     """
+    params = jax.tree.map(
+        lambda x: trees.as_array(x) if isinstance(x, float) else x, params
+    )
     named = trees.named_leaves(params)
     for name, leaf in named:
-        _check_parameter(name, leaf)
+        trees.check_real(name, leaf, "params", params)
     received = params, batches.unshare(inputs)
     leaves: list = jax.tree.leaves(received)
     treedef: Any = jax.tree.structure(received)
@@ -54,7 +56,8 @@ def trace(
         return apply_fn(*treedef.unflatten([filled[i] for i in range(len(leaves))]))
 
     arguments = [leaves[i] for i in arrays]
-    jaxpr, outputs = _compat.trace(flat_apply, *arguments)
+    with calling.telling(apply_fn, params, inputs):
+        jaxpr, outputs = _compat.trace(flat_apply, *arguments)
     program = _compat.read(jaxpr)
     shapes = tuple(tuple(leaf.shape) for _, leaf in named)
     found, together = walk(program, list(shapes)), None
@@ -206,17 +209,3 @@ def _layer(uses: tuple[Use, ...]) -> Layer:
 
 def is_array(leaf: Any) -> bool:
     return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
-
-
-def _check_parameter(name: str, leaf: Any) -> None:
-    if not is_array(leaf) or not jnp.issubdtype(leaf.dtype, jnp.floating):
-        raise ValueError(
-            "params must be real floating-point arrays, or their shapes; "
-            f"parameter {name} is {described(leaf)}."
-        )
-
-
-def described(leaf: Any) -> str:
-    if not is_array(leaf):
-        return f"{leaf!r}"
-    return f"an array of shape {tuple(leaf.shape)} and dtype {leaf.dtype}"

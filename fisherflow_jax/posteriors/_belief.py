@@ -67,6 +67,11 @@ def gaussians(
     elif hasattr(state, "mean") and hasattr(state, "information"):
         one = _gaussian(state, robust)
         return jnp.ones((1,), trees.float_dtype(one.mean)), (one,)
+    elif isinstance(state, tuple) and len(state) == 2 and _is_reported(*state):
+        raise TypeError(
+            "this is what flow.update returned, (state, info): take it apart first, "
+            "state, info = flow.update(state, batch)."
+        )
     elif isinstance(state, (list, tuple)) and state:
         weights, members = [1 / len(state)] * len(state), state
     else:
@@ -81,6 +86,11 @@ def gaussians(
         for weight, (inner, _) in zip(weights, parts, strict=True)
     ]
     return jnp.concatenate(weights), tuple(one for _, own in parts for one in own)
+
+
+def _is_reported(state: Any, info: Any) -> bool:
+    """Whether a pair is a state with the report of the update that made it."""
+    return hasattr(info, "log_evidence") and not hasattr(info, "mean")
 
 
 def gaussian(state: Any, robust: bool | str = False) -> Gaussian:

@@ -7,7 +7,7 @@ import jax
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import batch as batches
-from fisherflow_jax._ground import checks, trees
+from fisherflow_jax._ground import calling, checks, trees
 from fisherflow_jax.likelihoods import Likelihood
 from fisherflow_jax.posteriors import Gaussian, check_like, gaussians, warn_of_refused
 
@@ -46,15 +46,6 @@ def one_belief(state: Any, refusal: str, robust: bool | str = False) -> Gaussian
     if len(members) > 1:
         raise ValueError(f"{refusal}: ask for that of each of bank.members.")
     return members[0]
-
-
-def check_likelihood(likelihood: Any) -> None:
-    """Raises unless it is one."""
-    if not isinstance(likelihood, Likelihood):
-        raise TypeError(
-            "a likelihood comes from a call such as ff.likelihoods.categorical(); got "
-            f"{_described(likelihood)}."
-        )
 
 
 def known(likelihood: Likelihood, belief: Gaussian) -> Likelihood:
@@ -100,9 +91,10 @@ def check_model(
     count = batches.split(inputs)[0][0].shape[0]
     shape = getattr(outputs, "shape", None)
     if not shape or shape[0] != count:
+        several = calling.several(outputs)
         raise ValueError(
             "apply_fn(params, inputs) must return one array of outputs whose leading "
-            f"axis is the examples' (n = {count}); got {outputs}."
+            f"axis is the examples' (n = {count}); got {outputs}.{several}"
         )
     if likelihood is not None:
         # of one example, whose last axis is not that of the examples

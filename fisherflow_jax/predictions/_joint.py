@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from fisherflow_jax import layers as layers_of
 from fisherflow_jax._ground import chunks, keys, linalg, trees
-from fisherflow_jax.model import once
+from fisherflow_jax.model import check_function, once
 from fisherflow_jax.posteriors import Gaussian
 from fisherflow_jax.predictions import _covariance as covariances
 from fisherflow_jax.predictions._checks import check_inputs, check_model, one_belief
@@ -87,6 +87,7 @@ def joint(
       Khan, Immer, Abedi, Korzepa, "Approximate inference turns deep networks into
       Gaussian processes", 2019.
     """
+    check_function(apply_fn)
     check_inputs(state, inputs, chunk_size, robust)
     belief = one_belief(state, "the joint distribution of a bank is a mixture", robust)
     return _compiled(belief, apply_fn, inputs, robust, chunk_size)

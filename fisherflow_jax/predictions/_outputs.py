@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fisherflow_jax.model import once
+from fisherflow_jax.model import check_function, once
 from fisherflow_jax.posteriors import mixture
 from fisherflow_jax.predictions._checks import believed, check_inputs
 from fisherflow_jax.predictions._streaming import Outputs, Wanted, moments, raw
@@ -73,6 +73,7 @@ def linearized_outputs(
       Kristiadi, Hein, Hennig, "Being Bayesian, even just a bit, fixes overconfidence in
       ReLU networks", 2020.
     """
+    check_function(apply_fn)
     check_inputs(state, inputs, chunk_size, robust)
     wanted = Wanted(
         variance=True, covariance=covariance, robust=robust, chunk_size=chunk_size

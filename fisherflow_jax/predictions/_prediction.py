@@ -9,12 +9,11 @@ import jax.numpy as jnp
 from fisherflow_jax import posteriors
 from fisherflow_jax._ground import arrays, trees
 from fisherflow_jax.likelihoods import Likelihood
-from fisherflow_jax.model import once
+from fisherflow_jax.model import check_choices, once
 from fisherflow_jax.posteriors import gaussians
 from fisherflow_jax.predictions._checks import (
     believed,
     check_inputs,
-    check_likelihood,
     known,
 )
 from fisherflow_jax.predictions._links import Averaged
@@ -109,8 +108,8 @@ def predict(
       linearization", 2021.
     """
     posteriors.check_level(level)
+    check_choices(apply_fn, likelihood)
     check_inputs(state, inputs, chunk_size, robust)
-    check_likelihood(likelihood)
     if link is not None and not callable(link):
         raise TypeError(
             "a link is a function of (Outputs, likelihood), such as "

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from fisherflow_jax._ground import chunks, trees
 from fisherflow_jax._ground.checks import whole
 from fisherflow_jax.likelihoods import SOFTMAX, Likelihood
-from fisherflow_jax.model import once
+from fisherflow_jax.model import check_choices, once
 from fisherflow_jax.posteriors import Gaussian, check_level, two_sided
 from fisherflow_jax.predictions import _checks as checks
 from fisherflow_jax.predictions import _streaming as streaming
@@ -87,8 +87,8 @@ def top_tokens(
       [0.7 0.2] [0.5 0.1]
     """
     check_level(level)
+    check_choices(apply_fn, likelihood)
     checks.check_inputs(state, inputs, chunk_size, robust)
-    checks.check_likelihood(likelihood)
     if likelihood.scale != SOFTMAX:
         raise ValueError(
             f"top_tokens is for categorical targets; got {likelihood.name}."

@@ -10,9 +10,9 @@ from fisherflow_jax._ground import batch as batches
 from fisherflow_jax._ground.checks import whole
 from fisherflow_jax._ground.keys import typed_key
 from fisherflow_jax.likelihoods import Likelihood
-from fisherflow_jax.model import once
+from fisherflow_jax.model import check_choices, once
 from fisherflow_jax.posteriors import gaussians, sample
-from fisherflow_jax.predictions._checks import check_inputs, check_likelihood, known
+from fisherflow_jax.predictions._checks import check_inputs, known
 from fisherflow_jax.predictions._links import drawn_moments
 
 PyTree = Any
@@ -77,8 +77,8 @@ def weight_samples(
       linearization", 2021.
     """
     whole(num_samples, "num_samples", least=2, of="draws")
+    check_choices(apply_fn, likelihood)
     check_inputs(state, inputs, None)
-    check_likelihood(likelihood)
     belief, *rest = gaussians(state)[1]
     if rest:  # no one dispersion
         belief = belief._replace(dispersion=None, nuisance=None)

@@ -50,7 +50,7 @@ def other_uses(p, x):
         + jnp.sum(elements)
         + empty
     )
-    return h, p["output"][None]
+    return h
 
 
 NEAR_MISSES = {
@@ -172,6 +172,9 @@ NEAR_MISSES = {
         z="unused",
         **V_DENSE,
     ),
+    "an output": model(
+        lambda p, x: p["w"][None], {"w": (2,)}, X, w="returned as an output"
+    ),
     "other uses": model(
         other_uses,
         {
@@ -187,7 +190,6 @@ NEAR_MISSES = {
             "product": (4, 4),
             "shuffled": (2, 3),
             "empty": (4, 0),
-            "output": (2,),
         },
         X,
         sorted="used in sort",
@@ -202,6 +204,5 @@ NEAR_MISSES = {
         product="multiplied by another parameter",
         shuffled="reshaped before conv_general_dilated",
         empty="without entries",
-        output="returned as an output",
     ),
 }

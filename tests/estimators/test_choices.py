@@ -106,5 +106,5 @@ def test_what_is_no_estimator_is_refused():
     for wrong in ("exact", 3, lambda apply_fn, likelihood, structure: 4):
         with pytest.raises(ValueError, match="estimator is a choice such as"):
             estimators.bind(wrong, linear, GAUSSIAN, FULL)
-    with pytest.raises(ValueError, match=r"likelihood is from ff\.likelihoods"):
+    with pytest.raises(TypeError, match=r"such as ff\.likelihoods\.categorical\(\)"):
         estimators.exact(linear)

@@ -87,8 +87,7 @@ def test_operations_without_a_derivative_are_walked_too():
 @pytest.mark.parametrize(
     ("params", "inputs", "match"),
     [
-        ({"w": jnp.ones(3, int)}, jnp.ones((2, 3)), r" w is .*\(3,\).*int"),
-        ({"w": 1.0}, jnp.ones((2, 3)), r" w is 1.0"),
+        ({"w": jnp.ones(3, int)}, jnp.ones((2, 3)), r"; w has dtype int"),
         ({"w": jnp.ones(3)}, jnp.ones(()), r"at least one example .*shape \(\)"),
         ({"w": jnp.ones(3)}, jnp.ones((0, 3)), r"at least one example .*\(0, 3\)"),
         ({"w": jnp.ones(3)}, (jnp.ones((2, 3)), True), r"ff.Shared\); got True"),

@@ -32,7 +32,9 @@ def test_something_that_is_no_state(posterior):
 
 
 def test_something_that_is_no_likelihood(posterior):
-    with pytest.raises(TypeError, match=r"a call such as .*got categorical"):
+    with pytest.raises(
+        TypeError, match=r"a call such as .*got ff.likelihoods.categorical itself"
+    ):
         predict(posterior, likelihood=ff.likelihoods.categorical)
 
 

@@ -123,12 +123,12 @@ def test_a_model_may_refuse_its_inputs_with_any_error():
         (
             (*reversed(cases.MODEL), LAYERS),
             {},
-            r"apply_fn is a function of .* got categorical\(\)",
+            r"apply_fn is a function .* got categorical\(\)",
         ),
         (
             (cases.network, ff.likelihoods.categorical, LAYERS),
             {},
-            r"such as ff.likelihoods.categorical\(\); got <function",
+            r"got ff.likelihoods.categorical itself",
         ),
         (
             (*cases.MODEL, LAYERS),
@@ -138,7 +138,7 @@ def test_a_model_may_refuse_its_inputs_with_any_error():
     ],
 )
 def test_what_is_no_model(arguments, options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         ff.kfac(0.1, *arguments, key=0, **options)
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import keys, trees
-from fisherflow_jax._ground.checks import not_negative, whole
+from fisherflow_jax._ground.checks import made, not_negative, whole
 from fisherflow_jax._ground.screening import check_option
 from fisherflow_jax.estimators import Estimator
 from fisherflow_jax.memories import Memory
@@ -31,8 +31,7 @@ def check_recipe(recipe: Recipe) -> None:
             "estimator is what a factory of ff.estimators returns, with its model and "
             f"structure; got {estimator!r}."
         )
-    if not isinstance(memory, Memory):
-        raise ValueError(f"memory is from ff.memories; got {memory!r}.")
+    made(memory, Memory, "memory", "ff.memories.exponential(0.95)")
     if ADAPTIVE in memory.needs:
         raise ValueError(
             f"{memory.name} tests the estimates of a flow, and a preconditioner has "

@@ -1,0 +1,84 @@
+"""What a model raises, told with the shapes that it was called with."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from fisherflow_jax._ground.batch import unshare
+
+PyTree = Any
+
+_CALLED = "apply_fn(params, inputs) with params of shapes "
+# What an error shows of a tree of shapes.
+_LONG = 600
+
+
+@contextlib.contextmanager
+def telling(apply_fn: Callable, params: PyTree, inputs: PyTree) -> Iterator[None]:
+    """Where a model is called: an error says with what, and what may be wrong.
+
+    JAX's own TypeError and ValueError are raised anew, from themselves; errors of other
+    classes stay and get a note.
+    """
+    try:
+        yield
+    except Exception as error:
+        called = _called(params, inputs)
+        told = [str(error), *getattr(error, "__notes__", ())]
+        if called is None or any(line.startswith(_CALLED) for line in told):
+            raise
+        if type(error) in (TypeError, ValueError):
+            hint = _hint(apply_fn, params, inputs, str(error))
+            raise type(error)(f"{called} raised: {error}{hint}") from error
+        error.add_note(f"{called} raised this.")
+        raise
+
+
+def _called(params: PyTree, inputs: PyTree) -> str | None:
+    inputs = unshare(inputs)
+    if not jax.tree.leaves(inputs):
+        return None
+    shapes = [str(jax.tree.map(np.shape, tree)) for tree in (params, inputs)]
+    short = [x if len(x) <= _LONG else f"{x[:_LONG]}..." for x in shapes]
+    return f"{_CALLED}{short[0]} and inputs of shapes {short[1]}"
+
+
+def _hint(apply_fn: Callable, params: PyTree, inputs: PyTree, message: str) -> str:
+    """What is likely to be wrong: the order of arguments, or a batch size."""
+    rows = {np.shape(x)[:1] for x in jax.tree.leaves(unshare(inputs))}
+    if rows == {(1,)} and ("reshape" in message or "broadcast" in message):
+        return (
+            "\nOne example is run here by itself, as a batch of one. A model into "
+            "which another batch size is written takes it from its inputs, "
+            "x.shape[0]; one that must see whole batches needs batched=True, of "
+            "ff.layers.find_layers."
+        )
+    try:
+        given = jax.tree.map(_shape, (unshare(inputs), params))
+        jax.eval_shape(apply_fn, *given)
+    except Exception:
+        return ""
+    return (
+        "\nWith its arguments swapped it runs: apply_fn takes params first, then "
+        "inputs."
+    )
+
+
+def _shape(leaf: Any) -> Any:
+    if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+    return leaf
+
+
+def several(outputs: Any) -> str:
+    """What to do about outputs that are several arrays."""
+    if len(jax.tree.leaves(outputs)) < 2:
+        return ""
+    return (
+        " Several go side by side in one array, jnp.concatenate(outputs, -1), which "
+        "ff.likelihoods.from_log_prob takes apart; what is no output (new batch "
+        "statistics) is left out."
+    )
