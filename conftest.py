@@ -69,8 +69,10 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         if item.path.suffix == ".md":
             example.want = example.want.partition("```")[0]
         # NUMBER allows one unit of the last digit shown, so `3.` would also pass for 4.
+        # A name, `layers.0.weight`, is no number; `3.e-5` is.
         if "..." not in example.want:
-            example.want = re.sub(r"(?<=\d)\.(?!\d)", ".0000", example.want)
+            ends = r"(?<=\d)\.(?!\d|(?!e[+-]?\d)[A-Za-z_])"
+            example.want = re.sub(ends, ".0000", example.want)
 
 
 @pytest.hookimpl(wrapper=True)
