@@ -75,15 +75,6 @@ def train_as_usual(network: Network, train: tuple) -> dict:
     return params
 
 
-def calibrated(network: Network, params: dict, train: tuple, checked: tuple) -> tuple:
-    """The last layer, its posterior from one pass, and the scale from checked data."""
-    model, head = ff.only(network.apply, params, lambda path: "head" in path)
-    estimator = ff.estimators.exact(model, likelihood, ff.structures.full())
-    information = ff.accumulate(estimator, head, [train]).information
-    state = ff.posterior(head, information, prior_precision=1.0)
-    return model, ff.calibrate(state, model, likelihood, checked)
-
-
 def report(name: str, probabilities: jax.Array, labels: jax.Array) -> None:
     accuracy = metrics.accuracy(probabilities, labels)
     nll = metrics.negative_log_likelihood(probabilities, labels)
@@ -97,11 +88,18 @@ def main() -> None:
     params = train_as_usual(network, train)
     before = jax.nn.softmax(network.apply(params, test[0]))
 
-    model, calibration = calibrated(network, params, train, checked)
-    prediction = ff.predict(
-        calibration.posterior,
-        model,
+    # the last layer, its posterior from one pass, and the scale from checked data
+    found = ff.laplace(
+        network.apply,
         likelihood,
+        params,
+        [train],
+        chosen=["params.head"],
+        validation=checked,
+    )
+    print(found.report)
+    prediction = ff.predict(
+        *found[:3],
         test[0],
         level=0.9,
         link=ff.predictions.probit(),
