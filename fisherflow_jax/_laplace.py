@@ -16,7 +16,7 @@ from fisherflow_jax.calibration import Calibration, calibrate
 from fisherflow_jax.estimators import Estimator
 from fisherflow_jax.layers import Layers, find_layers
 from fisherflow_jax.likelihoods import Likelihood
-from fisherflow_jax.model import Model, only
+from fisherflow_jax.model import Model, check_choices, only
 from fisherflow_jax.posteriors import Posterior, posterior
 from fisherflow_jax.structures import Structure
 
@@ -187,6 +187,7 @@ def laplace(
       Daxberger, Kristiadi, Immer, Eschenhagen, Bauer, Hennig, "Laplace Redux:
       effortless Bayesian deep learning", 2021.
     """
+    check_choices(apply_fn, likelihood)
     if chosen is not None:
         apply_fn, params = only(apply_fn, params, chosen)
     params = trees.real_arrays(params, "params")

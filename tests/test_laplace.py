@@ -238,11 +238,15 @@ def test_what_is_refused_or_said():
         "no parameter has the name 'tail'": lambda: run(
             GAUSSIAN, {"head": w}, train, chosen=["tail"]
         ),
-        "from ff.likelihoods": lambda: run(ff.likelihoods.gaussian, w, train),
     }
     for message, call in refused.items():
         with pytest.raises(ValueError, match=message):
             call()
+    for likelihood, apply_fn in ((ff.likelihoods.gaussian, line), (line, GAUSSIAN)):
+        with pytest.raises(TypeError, match="apply_fn"):
+            ff.laplace(apply_fn, likelihood, w, train)
+    with pytest.raises(TypeError, match=r"Call it: ff\.structures\.full\(\)"):
+        run(GAUSSIAN, w, train, structure="full")
 
 
 def test_batches_that_are_not_finite_are_said():
