@@ -133,7 +133,11 @@ def adaptive(
         init=init,
         predict=lambda storage, believed, batch, like: believed,
         remember=remember,
-        needs={ADAPTIVE: "its statistic is chi-square only with the full structure."},
+        needs={
+            ADAPTIVE: "its statistic is chi-square only with the full structure. Where "
+            "that is too large, watch some parameters: ff.only(apply_fn, params, "
+            "chosen), such as a last layer, with structure=ff.structures.full()."
+        },
     )
 
 

@@ -1,5 +1,6 @@
 """A Gaussian posterior from any estimate and any information: made, read, drawn."""
 
+import inspect
 import math
 from typing import Any, NamedTuple
 
@@ -70,7 +71,8 @@ def posterior(
       ValueError: where the information is about parameters of other shapes; for a prior
         or a temperature that is not positive, or an information that is not finite,
         where they are at hand.
-      TypeError: for something that is no information.
+      TypeError: for something that is no information, such as a structure that was not
+        called.
 
     Example:
       >>> import jax.numpy as jnp
@@ -91,6 +93,13 @@ def posterior(
       2020.
     """
     mean = trees.real_arrays(mean, "mean")
+    if isinstance(information, str) or inspect.isfunction(information):
+        checks.made(
+            information,
+            Structure,
+            "information, where a structure stands for what is known before any data,",
+            "ff.structures.diagonal()",
+        )
     if isinstance(information, Structure):
         information = information.isotropic(mean, 0.0)
     information = _gathered(information)

@@ -124,6 +124,12 @@ def test_before_any_data_a_structure_holds_the_prior_alone():
     }
 
 
+def test_a_structure_that_was_not_called():
+    for wrong in ("full", ff.structures.full):
+        with pytest.raises(TypeError, match=r"Call it: ff\.structures\.full\(\)"):
+            ff.posterior(MODEL.params, wrong, prior_precision=TAU)
+
+
 def test_an_accumulation_is_taken_as_its_information():
     estimator = ff.estimators.exact(MODEL.apply_fn, MODEL.likelihood, ALL["diagonal"])
     gathered = ff.accumulate(estimator, MODEL.params, [MODEL.batch])
