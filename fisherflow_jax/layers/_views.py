@@ -104,7 +104,8 @@ class View:
         # axis k of the leaf in pieces is piece order[k]; so is piece i axis inverse[i]
         leaf = leaf.reshape([sizes[i] for i in order])
         leaf = leaf.transpose([order.index(i) for i in range(len(order))])
-        return jnp.flip(leaf, flipped).reshape(self.shape)
+        leaf = jnp.flip(leaf, flipped) if flipped else leaf
+        return leaf.reshape(self.shape)
 
     def sum_to_leaf(self, values: jax.Array) -> jax.Array:
         """Values of this view's shape, summed where it repeats an entry of the leaf."""
@@ -119,7 +120,9 @@ class View:
         That is the leaf's own order, and behind it the pieces that repeat entries.
         """
         sizes, flipped, order = self._moves()
-        return jnp.flip(values.reshape(sizes), flipped).transpose(order)
+        values = values.reshape(sizes)
+        values = jnp.flip(values, flipped) if flipped else values
+        return values.transpose(order)
 
     def _moves(self) -> tuple[list[int], list[int], list[int]]:
         """Sizes of the pieces, which are flipped, and their order by stride."""

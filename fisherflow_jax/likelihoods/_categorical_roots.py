@@ -28,7 +28,7 @@ class _Pivots(NamedTuple):
     p: jax.Array  # (..., C)
     root_p: jax.Array  # (..., C), finite where p underflows
     position: jax.Array  # (..., C): place of a class among the pivots, k for no pivot
-    classes: jax.Array  # (..., k)
+    log_p: jax.Array  # (..., k), of the pivots
     share: jax.Array  # (..., k): L_jj / sqrt(p_j)
     below: jax.Array  # (..., k): L_ij = -p_i below_j for the classes after pivot j
 
@@ -36,7 +36,8 @@ class _Pivots(NamedTuple):
 def _pivots(outputs: ArrayLike, k: int) -> _Pivots:
     log_p = jax.nn.log_softmax(widen(outputs))
     p, root_p = jnp.exp(log_p), jnp.exp(0.5 * log_p)
-    largest, classes = jax.lax.top_k(p, k)
+    of_pivots, classes = jax.lax.top_k(log_p, k)
+    largest = jnp.exp(of_pivots)
     places = jnp.broadcast_to(jnp.arange(k, dtype=jnp.int32), classes.shape)
     none = jnp.full(p.shape, k, jnp.int32)
     position = jnp.put_along_axis(none, classes, places, axis=-1, inplace=False)
@@ -56,7 +57,7 @@ def _pivots(outputs: ArrayLike, k: int) -> _Pivots:
         p=p,
         root_p=root_p,
         position=position,
-        classes=classes,
+        log_p=of_pivots,
         share=share,
         below=below,
     )
@@ -69,10 +70,7 @@ def _apply_cholesky(k: int, outputs: ArrayLike, probes: Any) -> jax.Array:
     sums = jnp.cumsum(pivots.below * probes, -1)
     # Shifted, not the sum less its last term: terms may grow by many powers of ten.
     earlier = jnp.concatenate([jnp.zeros_like(sums[..., :1]), sums[..., :-1]], -1)
-    p, root_p = (
-        jnp.take_along_axis(values, pivots.classes, -1)
-        for values in (pivots.p, pivots.root_p)
-    )
+    p, root_p = jnp.exp(pivots.log_p), jnp.exp(0.5 * pivots.log_p)
     at_pivots = root_p * pivots.share * probes - p * earlier
     elsewhere = -pivots.p * sums[..., -1:]
     index = jnp.minimum(pivots.position, k - 1)

@@ -189,11 +189,11 @@ def rows(stack: PyTree) -> PyTree:
     blocks: dict[tuple[int, int], jax.Array] = {}
     for i, left in enumerate(pairs):
         for j, right in enumerate(pairs[: i + 1]):
-            block = _block(left, right)
-            blocks[i, j] = _in_leaf_order(block, left, right)
+            block = _in_leaf_order(_block(left, right), left, right)
+            blocks[i, j] = block
             if i != j:
-                turned = jnp.transpose(block, (2, 3, 0, 1))
-                blocks[j, i] = _in_leaf_order(turned, right, left)
+                turned = block.reshape((block.shape[0], -1)).T
+                blocks[j, i] = turned.reshape((-1, *left.shape))
     stacked = [
         jnp.concatenate([blocks[i, j] for i in range(len(pairs))])
         for j in range(len(pairs))
@@ -223,15 +223,17 @@ def _block(left: _Pair, right: _Pair) -> jax.Array:
 
 def _in_leaf_order(block: jax.Array, left: _Pair, right: _Pair) -> jax.Array:
     """`(I, O, I', O')` -> `(size of the left leaf, *shape of the right leaf)`."""
-    columns = block.reshape((*block.shape[:2], -1))
-    columns = _to_leaf(jnp.moveaxis(columns, -1, 0), left)
-    size = left.gradients.shape[2] * left.inputs.shape[1]
-    by_row = columns.reshape((-1, size)).T
-    return _to_leaf(by_row.reshape((size, *block.shape[2:])), right)
+    by_row = _to_leaf(block.reshape((*block.shape[:2], -1)), left, axis=-1)
+    by_row = by_row.reshape((math.prod(left.shape), *block.shape[2:]))
+    return _to_leaf(by_row, right, axis=0)
 
 
-def _to_leaf(stacked: jax.Array, pair: _Pair) -> jax.Array:
-    """`(k, I, O)` -> `(k, *leaf.shape)`."""
-    if pair.layout is None:
-        return stacked.reshape((stacked.shape[0], *pair.shape))
-    return jax.vmap(pair.layout.to_leaf)(stacked[:, None])
+def _to_leaf(values: jax.Array, pair: _Pair, axis: int) -> jax.Array:
+    """`(I, O)` -> the leaf's shape, for every entry of a further axis."""
+
+    def one(values: jax.Array) -> jax.Array:
+        if pair.layout is None:
+            return values.reshape(pair.shape)
+        return pair.layout.to_leaf(values[None])
+
+    return jax.vmap(one, axis, axis)(values)
