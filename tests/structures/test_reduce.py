@@ -67,4 +67,6 @@ def test_low_precision_products_are_summed_in_float32():
             continue  # their partition names other leaves
         information = case.structure.reduce(stack)
         diagonal = ff.information.diagonal(information, jnp.zeros(2, jnp.float32))
-        np.testing.assert_allclose(diagonal, expected, rtol=1e-5)
+        # a product may add its 4096 terms one by one, as the processor has it
+        rounding = 4096 * np.finfo(np.float32).eps / 2
+        np.testing.assert_allclose(diagonal, expected, rtol=rounding)
