@@ -64,7 +64,7 @@ def gaussians(
     """
     if hasattr(state, "members") and hasattr(state, "weights"):
         weights, members = state.weights, state.members
-    elif hasattr(state, "mean") and hasattr(state, "information"):
+    elif _is_state(state):
         one = _gaussian(state, robust)
         return jnp.ones((1,), trees.float_dtype(one.mean)), (one,)
     elif isinstance(state, tuple) and len(state) == 2 and _is_reported(*state):
@@ -72,6 +72,8 @@ def gaussians(
             "this is what flow.update returned, (state, info): take it apart first, "
             "state, info = flow.update(state, batch)."
         )
+    elif (held := _state_within(state)) is not None:
+        raise TypeError(f"{type(state).__name__} is no state, but has one: .{held}.")
     elif isinstance(state, (list, tuple)) and state:
         weights, members = [1 / len(state)] * len(state), state
     else:
@@ -86,6 +88,17 @@ def gaussians(
         for weight, (inner, _) in zip(weights, parts, strict=True)
     ]
     return jnp.concatenate(weights), tuple(one for _, own in parts for one in own)
+
+
+def _is_state(value: Any) -> bool:
+    return hasattr(value, "mean") and hasattr(value, "information")
+
+
+def _state_within(value: Any) -> str | None:
+    """The field of a result, such as `ff.laplace`'s, that is a state beside others."""
+    fields = getattr(value, "_fields", ())
+    states = [name for name in fields if _is_state(getattr(value, name))]
+    return states[0] if states and len(states) < len(fields) else None
 
 
 def _is_reported(state: Any, info: Any) -> bool:

@@ -22,6 +22,11 @@ class Mixture(NamedTuple):
     weights: Any
 
 
+class Pair(NamedTuple):
+    first: Any
+    second: Any
+
+
 def state(mean):
     information = ff.structures.Diagonal(jnp.array([3.0, 15.0]))
     return ff.posterior(jnp.asarray(mean, jnp.float32), information, prior_precision=1)
@@ -155,3 +160,13 @@ def test_tails_are_those_of_scipy_stats():
     np.testing.assert_allclose(
         test.p_value, stats.f.sf(test.statistic, 3, 4.5), rtol=1e-13
     )
+
+
+def test_a_result_that_has_a_state_says_where():
+    x, y = jnp.ones((3, 1)), jnp.arange(3.0)
+    found = ff.laplace(
+        lambda p, x: x @ p, ff.likelihoods.gaussian(), jnp.zeros(1), [(x, y)]
+    )
+    with pytest.raises(TypeError, match=r"Laplace is no state, but has one: \.state\."):
+        ff.standard_error(found)
+    assert len(gaussians(Pair(*MEMBERS))[1]) == 2  # a mixture
