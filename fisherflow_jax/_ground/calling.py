@@ -37,6 +37,20 @@ def telling(apply_fn: Callable, params: PyTree, inputs: PyTree) -> Iterator[None
         raise
 
 
+@contextlib.contextmanager
+def mapping(way: str) -> Iterator[None]:
+    """Where a model is mapped over examples: what cannot be says what can."""
+    try:
+        yield
+    except NotImplementedError as error:
+        if "vmap" not in str(error) and "atching" not in str(error):
+            raise
+        raise NotImplementedError(
+            "the model has an operation that jax.vmap does not map over examples "
+            f"({error}): {way}."
+        ) from error
+
+
 def _called(params: PyTree, inputs: PyTree) -> str | None:
     inputs = unshare(inputs)
     if not jax.tree.leaves(inputs):

@@ -18,7 +18,7 @@ import optax
 from fisherflow_jax import information as ops
 from fisherflow_jax import layers as layers_of
 from fisherflow_jax._ground import batch as batches
-from fisherflow_jax._ground import trees
+from fisherflow_jax._ground import calling, trees
 from fisherflow_jax._ground.batch import Batch, num_examples
 from fisherflow_jax._ground.chunks import sum_chunks
 from fisherflow_jax.estimators import _plan as plans
@@ -31,6 +31,10 @@ from fisherflow_jax.structures import Structure
 
 PyTree = Any
 
+_ONE_BY_ONE = (
+    "chunk_size=1 takes one example after the other without it; groups=1, of sampled "
+    "scores, and structures.kronecker(find_layers(..., batched=True)) take whole batches"
+)
 # folding in i gives the i-th key of a split, from which a rule may draw: far from those
 _SIGNS = 2**31 - 1
 
@@ -70,7 +74,10 @@ def _compute(pull: Pull, params: PyTree, batch: Batch, key: jax.Array | None) ->
     if plan.group_length > 1:
         return _sum_groups(pull, plan, params, batch, keys)
     of_chunk = functools.partial(_of_examples, pull, params, plan.taps)
-    return sum_informations(pull.structure, of_chunk, params, batch, keys, plan.at_once)
+    with calling.mapping(_ONE_BY_ONE):
+        return sum_informations(
+            pull.structure, of_chunk, params, batch, keys, plan.at_once
+        )
 
 
 def sum_informations(
@@ -96,20 +103,24 @@ def _of_examples(
     sliced, rebuild = batches.split(batch.inputs)
     dtype = trees.float_dtype(params)
     find = layers_of.find_and_tap if taps else _no_layers
+    # one example at a time is for operations that cannot be mapped
+    columns_at_once = 1 if pull.rule.chunk_size == 1 else None
 
-    def one(parts: list, targets: Any, roots: tuple, key: Any) -> tuple:
-        root, each = roots
+    def one(example: tuple) -> tuple:
+        parts, targets, (root, each), key = example
         inputs = rebuild([x[None] for x in parts])
         layers, outputs, entering, pull_back = find(pull.model.apply_fn, params, inputs)
-        vectors = jax.vmap(pull_back)(pull.cotangents(outputs, targets, each, key))
+        cotangents = pull.cotangents(outputs, targets, each, key)
+        vectors = _each(pull_back, cotangents, columns_at_once)
         # after widening: the root of a weight has no exact bfloat16
         weighted = jax.tree.map(lambda x: _weigh(x.astype(dtype), root), vectors)
         # zero times what is not finite in a blanked row would be NaN
         blanked = functools.partial(_blank, root)
         return layers, jax.tree.map(blanked, entering), *weighted
 
-    layers, entering, gradients, others = jax.vmap(one)(
-        sliced, batch.targets, batches.roots_of_weights(batch), keys
+    roots = batches.roots_of_weights(batch)
+    layers, entering, gradients, others = _each(
+        one, (sliced, batch.targets, roots, keys)
     )
     others = {i: _merge_axes(x) for i, x in others.items()}
     vectors = _tree(params, layers, entering, gradients, batch.weights, others)

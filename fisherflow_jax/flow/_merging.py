@@ -6,10 +6,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import checks, trees
+from fisherflow_jax.flow import _belonging as belonging
 from fisherflow_jax.flow import _evidence as evidence
 from fisherflow_jax.flow import _nuisance as nuisances
 from fisherflow_jax.flow._state import FlowState, belief_of
@@ -73,20 +75,22 @@ def merge(states: Sequence[FlowState], start: FlowState) -> FlowState:
     states = list(states)
     if not states:
         raise ValueError("merge needs at least one worker's state; got none.")
-    for state in states:
+    for number, state in enumerate((*states, start)):
         if not isinstance(state, FlowState):
             raise TypeError(
                 "merge takes flows' states; merge the members of banks one by one. Got "
                 f"{type(state).__name__}."
             )
-        if not trees.same_structure(state, start):
+        differs = belonging.differences(state, start)
+        if differs:
             raise ValueError(
-                "the workers' states and the start must come from one flow; got "
-                f"{jax.tree.structure(state)} and {jax.tree.structure(start)}."
+                "the workers' states and the start must come from one flow; worker "
+                f"{number}'s is another than the start's: {'; '.join(differs)}."
             )
     steps = [state.step - start.step for state in states]
     same_time = _check_same_time(start.memory, steps)
     aged = age(start.memory, belief_of(start), steps[0])
+    _check_start(states, start, aged)
     sums = aged.sums
 
     information = ops.fuse(sums.curvature, [s.information for s in states])
@@ -145,6 +149,29 @@ def merge(states: Sequence[FlowState], start: FlowState) -> FlowState:
         return jnp.where(same_time, x, jnp.nan).astype(x.dtype) if floating else x
 
     return jax.tree.map(refuse, fused)
+
+
+def _check_start(states: Sequence[FlowState], start: FlowState, aged: Belief) -> None:
+    """Raises where a worker is seen not to have set out from the start."""
+    for number, state in enumerate(states):
+        if not checks.is_concrete((state, start)):
+            return
+        if state.step < start.step or (
+            remembers_all(start.memory) and state.count < start.count
+        ):
+            raise ValueError(
+                f"start has seen {start.count:g} observations in {start.step} updates,"
+                f" and worker {number} {state.count:g} in {state.step}: it did not set "
+                "out from this start, whose data would be counted wrongly. Give the "
+                "state that all workers began with."
+            )
+        pairs = zip(*map(jax.tree.leaves, (state.prior, aged.prior)), strict=True)
+        if not all(np.allclose(x, y, 1e-3, 1e-6) for x, y in pairs):
+            raise ValueError(
+                f"worker {number} has another prior than start: it did not set out "
+                "from it, and its prior would be counted as data. Give the state that "
+                "all workers began with."
+            )
 
 
 def _fused(start: Any, values: Sequence[Any]) -> Any:

@@ -12,6 +12,7 @@ from fisherflow_jax import information as ops
 from fisherflow_jax._ground import checks, keys, trees
 from fisherflow_jax._ground.batch import Batch
 from fisherflow_jax._ground.choices import compiled
+from fisherflow_jax.flow import _belonging as belonging
 from fisherflow_jax.flow import _evidence as evidence
 from fisherflow_jax.flow import _nuisance as nuisances
 from fisherflow_jax.flow._recipe import Observed, Recipe, num_observations
@@ -69,6 +70,7 @@ def warm_start(flow: FisherFlow, state: FlowState, batch: Any) -> FlowState:
       Luo, Song, "Renewable estimation and incremental inference in generalized linear
       models with streaming data sets", 2020.
     """
+    belonging.check_flow(flow)
     after, info = flow.update(state, batch, num_steps=_WARM_START_STEPS)
     members = getattr(info, "members", (info,))
     for member in members:
@@ -134,6 +136,7 @@ def refine(flow: FisherFlow, state: FlowState, batches: Any) -> FlowState:
     References:
       Le Cam, "On the asymptotic theory of estimation and testing hypotheses", 1956.
     """
+    belonging.check_flow(flow)
     recipe = flow.recipe
     _check_refined(recipe, state, batches)
     logs = None if state.nuisance is None else state.nuisance.mean
@@ -219,6 +222,7 @@ def _check_refined(recipe: Recipe, state: Any, batches: Any) -> None:
             "refine takes a flow's state; refine the members of a bank one by one. Got "
             f"{type(state).__name__}."
         )
+    belonging.check_state(recipe, state)
     if not remembers_all(state.memory):
         raise ValueError(
             "refine gives every batch full weight, which is what stationary memory "

@@ -9,6 +9,7 @@ import optax
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import batch as batches
 from fisherflow_jax._ground import checks, choices, keys, trees
+from fisherflow_jax.flow import _belonging as belonging
 from fisherflow_jax.flow import _evidence as evidence
 from fisherflow_jax.flow import _marginal as marginal
 from fisherflow_jax.flow import _newton as newton
@@ -27,6 +28,7 @@ def update(
     recipe: Recipe, state: FlowState, batch: Any, *, num_steps: int | None = None
 ) -> tuple[FlowState, FlowInfo]:
     """A batch taken in: `(state, info)`."""
+    belonging.check_kind(state)
     given = batches.by_name(batch)
     if given.targets is None:
         raise ValueError("a flow learns from targets; the batch's are None.")
@@ -44,6 +46,7 @@ def update(
 def advance(
     recipe: Recipe, state: FlowState, batch: batches.Batch, num_steps: int
 ) -> tuple[FlowState, FlowInfo]:
+    belonging.check_state(recipe, state)
     key = None
     if state.key is not None:
         key = jax.random.fold_in(keys.typed_key(state.key), state.step)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from fisherflow_jax._ground import batch as batches
+from fisherflow_jax._ground import calling
 from fisherflow_jax._ground.chunks import map_chunks
 from fisherflow_jax.likelihoods import SOFTMAX, Likelihood
 from fisherflow_jax.posteriors import Gaussian
@@ -20,6 +21,7 @@ PyTree = Any
 
 # Pulled-back numbers held at once when no chunk_size is given: 16 MiB in float32.
 _ENTRIES = 2**22
+_WHOLE = "ff.predictions.weight_samples runs it on whole batches"
 # With no more outputs than these, one pull serves for all that is asked.
 _TOGETHER = 128
 
@@ -116,14 +118,16 @@ def moments(
     """
     examples = examples_of(belief, apply_fn, inputs, wanted)
     last = examples.last
-    size, at_once = sizes(examples, wanted.chunk_size, True)
+    with calling.mapping(_WHOLE):
+        size, at_once = sizes(examples, wanted.chunk_size, True)
 
     def one(parts: list) -> tuple[Outputs, Any]:
         if last is not None:
             return _closed(last(parts), wanted, at_once)
         return _pulled(*examples.pull(parts), wanted, at_once)
 
-    (outputs, *spread), line = map_chunks(jax.vmap(one), examples.parts, size)
+    with calling.mapping(_WHOLE):
+        (outputs, *spread), line = map_chunks(jax.vmap(one), examples.parts, size)
     spread, line = dispersed((spread, line), belief, wanted.robust)
     return Outputs(outputs, *spread), line
 
