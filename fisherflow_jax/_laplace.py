@@ -11,7 +11,13 @@ from fisherflow_jax import estimators, structures
 from fisherflow_jax._ground import trees
 from fisherflow_jax._ground.batch import Batch, num_examples
 from fisherflow_jax._ground.warning import warn_once
-from fisherflow_jax.accumulation import Accumulation, Stacked, accumulate, each_batch
+from fisherflow_jax.accumulation import (
+    Accumulation,
+    Stacked,
+    accumulate,
+    converted,
+    each_batch,
+)
 from fisherflow_jax.calibration import Calibration, calibrate
 from fisherflow_jax.estimators import Estimator
 from fisherflow_jax.layers import Layers, find_layers
@@ -107,6 +113,7 @@ def laplace(
     prior_precision: Any = 1.0,
     validation: Any = None,
     key: Any = None,
+    to_batch: Callable[[Any], Any] | None = None,
 ) -> Laplace:
     r"""Error bars for a model that is trained: Laplace's approximation, the whole way.
 
@@ -147,6 +154,8 @@ def laplace(
       validation: None, or held-out data as in `ff.calibrate`: about a hundred examples.
       key: an int or a key, where labels or signs are drawn: for more than 256 outputs
         an example, and for examples that interact. Otherwise ignored.
+      to_batch: makes a batch of what a loader gives, if it is none: of dicts, `lambda
+        item: (item["x"], item["y"])`; of both loaders.
 
     Returns:
       A `Laplace(state, apply_fn, likelihood, report)`. Cost: that of one pass, as the
@@ -191,7 +200,7 @@ def laplace(
     if chosen is not None:
         apply_fn, params = only(apply_fn, params, chosen)
     params = trees.real_arrays(params, "params")
-    first, batches = _first(batches)
+    first, batches = _first(converted(batches, to_batch))
     reason = "as asked"
     if structure is None:
         layers = find_layers(apply_fn, params, first.inputs)
@@ -209,7 +218,14 @@ def laplace(
     state = posterior(params, gathered, prior_precision=prior_precision)
     calibration = None
     if validation is not None:
-        calibration = calibrate(state, apply_fn, likelihood, validation)
+        several = not isinstance(validation, tuple)
+        calibration = calibrate(
+            state,
+            apply_fn,
+            likelihood,
+            validation,
+            to_batch=to_batch if several else None,
+        )
         state, likelihood = calibration.posterior, calibration.likelihood
     report = Report(
         structure=structure,

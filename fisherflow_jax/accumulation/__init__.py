@@ -1,6 +1,7 @@
 """Sums of an estimator's informations over many batches."""
 
 from fisherflow_jax.accumulation._loading import Stacked as Stacked
+from fisherflow_jax.accumulation._loading import converted as converted
 from fisherflow_jax.accumulation._loading import each_batch as each_batch
 from fisherflow_jax.accumulation._running import accumulate as accumulate
 from fisherflow_jax.accumulation._updating import Accumulation as Accumulation

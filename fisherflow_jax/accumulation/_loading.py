@@ -1,6 +1,6 @@
 """Batches as they arrive: stacked in arrays, or one by one from a loader."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fisherflow_jax._ground import batch as batches
+from fisherflow_jax._ground import checks
 from fisherflow_jax._ground.batch import Batch
 from fisherflow_jax._ground.sharding import in_auto_mode
 
@@ -35,13 +36,46 @@ class Stacked(NamedTuple):
     weights: Any = None  # (num_batches, n), or as the targets; None: all one
 
 
-def check_loader(loader: Any) -> None:
+class _Converted:
+    """A loader, of which each item is made into a batch; as often as it can be read."""
+
+    def __init__(self, loader: Any, to_batch: Callable[[Any], Any]) -> None:
+        self.loader, self.to_batch = loader, to_batch
+
+    def __iter__(self) -> Iterator:
+        return map(self.to_batch, self.loader)
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+
+def converted(loader: Any, to_batch: Callable[[Any], Any] | None) -> Any:
+    """The batches that `to_batch` makes of what a loader gives; None: these are some.
+
+    Raises:
+      ValueError: for batches that stand in arrays, or one alone.
+      TypeError: for what is no function.
+    """
+    if to_batch is None:
+        return loader
+    if not callable(to_batch):
+        raise TypeError(
+            "to_batch is a function of what the loader gives, which returns (inputs, "
+            f"targets); got {checks.described(to_batch)}."
+        )
+    check_loader(loader, "to_batch is for a loader: ")
+    if isinstance(loader, Iterator):
+        return map(to_batch, loader)
+    return _Converted(loader, to_batch)
+
+
+def check_loader(loader: Any, why: str = "") -> None:
     """Raises for what is no loader, first of all for one batch alone."""
     if isinstance(loader, (tuple, dict, np.ndarray, jax.Array)) or not isinstance(
         loader, Iterable
     ):
         raise ValueError(
-            "batches is a list or another iterable of batches, or "
+            f"{why}batches is a list or another iterable of batches, or "
             "ff.Stacked(inputs, targets, weights) with arrays (num_batches, n, ...); "
             f"got {type(loader).__name__} (one batch alone goes in a list, [batch])."
         )

@@ -1,7 +1,7 @@
 """Running an estimator over many batches."""
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -35,6 +35,7 @@ def accumulate(
     mesh: Mesh | None = None,
     progress: bool | None = None,
     bad_rows: str = "raise",
+    to_batch: Callable[[Any], Any] | None = None,
 ) -> Accumulation:
     r"""The information of a whole data set, a batch at a time.
 
@@ -67,10 +68,11 @@ def accumulate(
         then those of one device. Without it a batch is one whole, wherever it lies.
       progress: whether a loader shows a bar (tqdm). None: on a terminal, once the run
         has taken two seconds.
-
       bad_rows: of a row with a value that is not finite, or a target that cannot be:
         "raise", an error outside jit that names it; or "drop", weight 0, counted in
         `rows_skipped`, as under jit.
+      to_batch: makes a batch of what a loader gives, if it is none: of dicts, `lambda
+        item: (item["image"], item["label"])`.
 
     Returns:
       An `Accumulation` of arrays: `.information` (the sum), `.count`, `.num_batches`,
@@ -119,6 +121,7 @@ def accumulate(
         whole, multiple = NamedSharding(mesh, PartitionSpec()), mesh.size
         state, params = jax.device_put((state, params), whole)
     if isinstance(batches, Stacked):
+        loading.converted(batches, to_batch)  # which refuses it
         if progress:
             raise ValueError(
                 "progress=True needs a loader: ff.Stacked runs in one program."
@@ -131,6 +134,7 @@ def accumulate(
                 where = f"batch {index}"
                 refuse_bad_rows(estimator, params, (state, after), batch, where)
         return after
+    batches = loading.converted(batches, to_batch)
     loading.check_loader(batches)
     start, taken = state, None
 

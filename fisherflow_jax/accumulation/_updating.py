@@ -120,7 +120,7 @@ def accumulator(
         params = trees.real_arrays(params, "params")
         zero = jnp.zeros((), trees.float_dtype(params))
         return Accumulation(
-            information=estimator.structure.isotropic(params, 0.0),
+            information=estimator.structure.empty(params),
             count=zero,
             num_batches=jnp.zeros((), jnp.int32),
             num_skipped=jnp.zeros((), jnp.int32),

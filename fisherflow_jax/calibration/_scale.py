@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import checks, trees
+from fisherflow_jax.accumulation import converted
 from fisherflow_jax.calibration import _scale_search as scale_search
 from fisherflow_jax.likelihoods import Likelihood
 from fisherflow_jax.model import check_choices
@@ -36,6 +37,7 @@ def calibrate(
     link: Callable | None = None,
     search_noise: bool = True,
     chunk_size: int | None = None,
+    to_batch: Callable[[Any], Any] | None = None,
 ) -> Calibration:
     r"""The scale of a posterior's covariance that predicts held-out data best.
 
@@ -66,6 +68,8 @@ def calibrate(
       link: `ff.predictions.probit()` (None) or another of the links there, for classes.
       search_noise: False keeps a known noise of `ff.likelihoods.gaussian(scale)`.
       chunk_size: examples at a time in the linearised pass; None: its own choice.
+      to_batch: makes a batch of what a loader gives, if it is none: of dicts, `lambda
+        item: (item["x"], item["y"])`.
 
     Returns:
       A `Calibration(posterior, likelihood, scale, noise, before, after, mean_only,
@@ -103,7 +107,7 @@ def calibrate(
       2018.
     """
     check_choices(apply_fn, likelihood)
-    belief = gaussian(state)
+    belief, validation = gaussian(state), converted(validation, to_batch)
     if likelihood.nuisance is not None and belief.nuisance is not None:
         likelihood = likelihood.nuisance.known(belief.nuisance.mean)
     if link is not None and not likelihood.is_classes:

@@ -32,8 +32,8 @@ from fisherflow_jax.structures import Structure
 PyTree = Any
 
 _ONE_BY_ONE = (
-    "chunk_size=1 takes one example after the other without it; groups=1, of sampled "
-    "scores, and structures.kronecker(find_layers(..., batched=True)) take whole batches"
+    "chunk_size=1 takes one example after the other without it; whole batches are "
+    "taken with groups=1 and by structures.kronecker(find_layers(..., batched=True))"
 )
 # folding in i gives the i-th key of a split, from which a rule may draw: far from those
 _SIGNS = 2**31 - 1
@@ -64,6 +64,7 @@ def pulled(
 def _compute(pull: Pull, params: PyTree, batch: Batch, key: jax.Array | None) -> Any:
     pull = pull.traced_once()
     plans.check(pull, params, batch)
+    pull.structure.check_fits(params)
     plan = plans.plan_of(pull, params, batch)
     keys = None
     if key is not None:  # one for each example: no chunk or group changes a draw

@@ -40,7 +40,8 @@ def exact(
         k=...)` the result is the bound which `hutchinson_dg` or `hutchinson_rankk`
         estimates, without noise.
       chunk_size: examples whose pulled-back vectors are held at once; None: as many as
-        fit in about 64 MiB. Memory: chunk_size * R * d numbers.
+        fit in about 64 MiB. Memory: chunk_size * R * d numbers. 1: one example and one
+        column after the other, without `jax.vmap`, which some operations do not know.
       fast_squares: with the diagonal or scalar structure, square linear layers from
         their inputs and output gradients (`Estimator.paths` tells which); no vector of
         theirs is then held.

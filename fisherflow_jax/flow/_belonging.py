@@ -26,8 +26,6 @@ def check_kind(state: Any) -> None:
     hint = ""
     if isinstance(state, tuple) and state and isinstance(state[0], FlowState):
         hint = ": update returns (state, info), to be taken apart"
-    elif isinstance(state, (tuple, list)):
-        hint = ": the batch comes second"
     elif hasattr(state, "members"):
         hint = ": a bank's state goes to the bank's update"
     elif hasattr(state, "mean") and hasattr(state, "information"):
@@ -35,6 +33,8 @@ def check_kind(state: Any) -> None:
             ": a Gaussian is where a flow begins, fisher_flow(..., "
             "prior_precision=state.information).init(state.mean)"
         )
+    elif isinstance(state, (tuple, list)):
+        hint = ": the batch comes second"
     raise TypeError(
         "a flow's update is (state, batch), with a state of flow.init; got a "
         f"{type(state).__name__}{hint}."
@@ -55,7 +55,7 @@ def check_state(recipe: Recipe, state: Any) -> None:
 
 def differences(state: FlowState, own: FlowState) -> list[str]:
     """What is kept in one state and not in the other, in words; of one flow nothing."""
-    found = []
+    found: list[str] = []
     for field in ("mean", "information", "memory"):
         one, other = getattr(state, field), getattr(own, field)
         # shapes of what comes later follow from what is told already

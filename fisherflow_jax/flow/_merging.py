@@ -49,8 +49,11 @@ def merge(states: Sequence[FlowState], start: FlowState) -> FlowState:
 
     Raises:
       TypeError: for windowed, adaptive and random_walk memories, which do not merge.
-      ValueError: without states, for states of another structure, and for exponential
-        memory where the workers did not make the same number of updates.
+      ValueError: without states; for states of another flow; for exponential memory
+        where the workers did not make the same number of updates; where values are at
+        hand, for a worker with fewer observations or updates than the start, or with
+        another prior. A start that is older than the one the workers shared cannot be
+        told from it: what they share beyond it counts once for each of them.
 
     Example:
       >>> import jax.numpy as jnp

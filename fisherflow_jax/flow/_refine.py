@@ -12,6 +12,7 @@ from fisherflow_jax import information as ops
 from fisherflow_jax._ground import checks, keys, trees
 from fisherflow_jax._ground.batch import Batch
 from fisherflow_jax._ground.choices import compiled
+from fisherflow_jax.accumulation import converted
 from fisherflow_jax.flow import _belonging as belonging
 from fisherflow_jax.flow import _evidence as evidence
 from fisherflow_jax.flow import _nuisance as nuisances
@@ -86,7 +87,13 @@ def warm_start(flow: FisherFlow, state: FlowState, batch: Any) -> FlowState:
     return after
 
 
-def refine(flow: FisherFlow, state: FlowState, batches: Any) -> FlowState:
+def refine(
+    flow: FisherFlow,
+    state: FlowState,
+    batches: Any,
+    *,
+    to_batch: Callable[[Any], Any] | None = None,
+) -> FlowState:
     r"""One more global Newton step over stored data.
 
     .. math:: \theta \leftarrow \theta + \Big(I_0 + \sum_t F_t(\theta)\Big)^{-1}
@@ -102,6 +109,8 @@ def refine(flow: FisherFlow, state: FlowState, batches: Any) -> FlowState:
       batches: all the data, once: a stacked batch (a tuple of arrays with leaves
         `(num_batches, n, ...)`, as `lax.scan` takes it) or any other iterable of
         batches (a list, a data loader; sizes may differ).
+      to_batch: makes a batch of what a loader gives, if it is none: of dicts, `lambda
+        item: (item["x"], item["y"])`.
 
     Returns:
       The state with mean, information, count and log-evidence of the step. The
@@ -137,7 +146,7 @@ def refine(flow: FisherFlow, state: FlowState, batches: Any) -> FlowState:
       Le Cam, "On the asymptotic theory of estimation and testing hypotheses", 1956.
     """
     belonging.check_flow(flow)
-    recipe = flow.recipe
+    recipe, batches = flow.recipe, converted(batches, to_batch)
     _check_refined(recipe, state, batches)
     logs = None if state.nuisance is None else state.nuisance.mean
 

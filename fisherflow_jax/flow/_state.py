@@ -239,7 +239,7 @@ def begin(
     """The same from arrays that fit. No two leaves share a buffer, with each other or
     with the arguments: a state may be donated to a compiled update."""
     origin = jax.tree.map(lambda x, like: x.astype(like.dtype), origin, mean)
-    nothing = recipe.structure.isotropic(mean, 0.0)
+    nothing = recipe.structure.empty(mean)
     information = priors.starting_information(nothing, precision)
     if recipe.marginal and type(information) is not type(nothing):
         raise ValueError(

@@ -101,7 +101,7 @@ def posterior(
             "ff.structures.diagonal()",
         )
     if isinstance(information, Structure):
-        information = information.isotropic(mean, 0.0)
+        information = information.empty(mean)
     information = _gathered(information)
     check_about(information, mean)
     temperature = jnp.asarray(temperature, trees.float_dtype(mean))

@@ -1,5 +1,6 @@
 """What a structure is: how pulled-back vectors become an information."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fisherflow_jax import information as ops
-from fisherflow_jax._ground import trees
+from fisherflow_jax._ground import capacity, trees
 from fisherflow_jax.layers import Layers
 
 
@@ -51,6 +52,33 @@ class Structure(NamedTuple):
         if capability not in self.supports:
             raise ValueError(
                 f"structure {self.name} does not go with {capability}: {why}"
+            )
+
+    def empty(self, params: Any) -> Any:
+        """`isotropic(params, 0)`: an information before any data.
+
+        Raises:
+          ValueError: where two of it, as an update holds, would not fit in memory.
+        """
+        self.check_fits(params)
+        return self.isotropic(params, 0.0)
+
+    def check_fits(self, params: Any) -> None:
+        """Raises where two informations would not fit in memory, from shapes alone."""
+        limit, size = capacity.num_bytes(), trees.size(params)
+        # no structure keeps more than a matrix and a few numbers more
+        if limit is None or 32 * size * (size + 1) < limit:
+            return
+        held = jax.eval_shape(lambda params: self.isotropic(params, 0.0), params)
+        leaves = jax.tree.leaves(held)
+        wanted = sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
+        if 2 * wanted > limit:
+            raise ValueError(
+                f"structure {self.name} of {size:,} parameters takes {wanted:,} bytes, "
+                f"and an update holds two of it; there are {limit:,} bytes. Take "
+                "structures.diagonal() (a number a parameter), "
+                "kronecker(ff.layers.find_layers(...)) (two factors a layer), or fewer "
+                "parameters, by ff.only(apply_fn, params, chosen)."
             )
 
     def restrict(self, information: Any, shown: Any, like: Any = None) -> Any:

@@ -352,3 +352,13 @@ def test_several_devices_compile_once():
     traced = len(TRACES)
     accumulate(counting, PARAMS, cut(4, 6, COUNT) * 2, mesh=mesh_of(4))
     assert len(TRACES) == traced
+
+
+@pytest.mark.parametrize("kind", [list, iter])
+def test_a_loader_of_dicts_is_read_through_to_batch(kind):
+    loader = cut(4, COUNT)
+    dicts = kind([{"x": x, "y": y} for x, y in loader])
+    result = accumulate(
+        EXACT, PARAMS, dicts, to_batch=lambda item: (item["x"], item["y"])
+    )
+    assert_equal(result, accumulate(EXACT, PARAMS, loader))

@@ -11,6 +11,7 @@ from estimator_cases import COUNT, MODELS, NAMED, STRUCTURES
 
 EXACT = {"rtol": 1e-10, "atol": 1e-12}
 FULL = ff.structures.full()
+W = jax.random.normal(jax.random.key(1), (2, 3, 3))
 
 
 def run(model, structure, **options):
@@ -118,3 +119,25 @@ def test_vmap_over_parameters_is_the_loop():
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x[1], y, **EXACT), batched, one
     )
+
+
+def test_an_operation_that_cannot_be_mapped_runs_one_by_one():
+    """Experts by `lax.ragged_dot`, against the same by look-up."""
+    x = np.asarray(jax.random.normal(jax.random.key(0), (4, 3)))
+    batch = x, np.array([0, 1, 2, 1])
+
+    def routed(experts, x):
+        of = (x[:, 0] > 0).astype(jnp.int32)
+        order, sizes = jnp.argsort(of), jnp.stack([jnp.sum(of == i) for i in (0, 1)])
+        outputs = jax.lax.ragged_dot(x[order], experts, sizes.astype(jnp.int32))
+        return outputs[jnp.argsort(order)]
+
+    def looked_up(experts, x):
+        return jnp.einsum("ni,nio->no", x, experts[(x[:, 0] > 0).astype(jnp.int32)])
+
+    def dense(apply_fn, **options):
+        likelihood = ff.likelihoods.categorical()
+        return ff.estimators.exact(apply_fn, likelihood, FULL, **options)(W, batch)
+
+    one_by_one, at_once = dense(routed, chunk_size=1), dense(looked_up)
+    np.testing.assert_allclose(one_by_one.rows, at_once.rows, rtol=1e-6, atol=1e-7)

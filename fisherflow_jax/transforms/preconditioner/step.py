@@ -62,7 +62,7 @@ def _start(recipe: Recipe, key: jax.Array | None, params: PyTree) -> State:
 def _nothing(recipe: Recipe, like: PyTree) -> tuple[Any, Any]:
     """An information of zeros, and the bases in which eigenvalues are corrected."""
     structure = recipe.estimator.structure
-    nothing = structure.isotropic(like, 0.0)
+    nothing = structure.empty(like)
     ops.check_like(nothing, like)
     if not recipe.corrected:
         return nothing, None
