@@ -148,7 +148,7 @@ class Screen:
         more = f", and something in {others} more" if others else ""
         raise ValueError(
             f"row {first[2][0]} of {where} has {self._told(*first)}{more}. "
-            f"{hint}{self._way_out}"
+            f"{self._way_out}{hint}"
         )
 
     def _told(self, name: str, values: Any, place: tuple) -> str:
@@ -174,18 +174,18 @@ class Screen:
             code = _CODES.get(tuple(labels.tolist()))
             if code is None or self.support is None or not self.support(code[0]).all():
                 return ""
-            return f"The targets are {least} and {most}: give {code[1]}. "
+            return f" The targets are {least} and {most}: give {code[1]}."
         if least == 1 and most == count:
             return (
-                f"The labels run from 1 to {count}, and classes are counted from 0: "
-                "give targets - 1. "
+                f" The labels run from 1 to {count}, and classes are counted from 0: "
+                "give targets - 1."
             )
         wrong = labels[(labels < 0) | (labels >= count)]
         shown = ", ".join(map(str, wrong[:5])) + ", ..." * (len(wrong) > 5)
         return (
-            f"Classes are 0 to {count - 1}; labels that are none of them: {shown}. "
+            f" Classes are 0 to {count - 1}; labels that are none of them: {shown}. "
             "Of a class more give the model an output more; what marks a target as "
-            "missing (-1, -100) has weight 0 instead. "
+            "missing (-1, -100) has weight 0 instead."
         )
 
     @property

@@ -105,14 +105,17 @@ def _of_examples(
     dtype = trees.float_dtype(params)
     find = layers_of.find_and_tap if taps else _no_layers
     # one example at a time is for operations that cannot be mapped
-    columns_at_once = 1 if pull.rule.chunk_size == 1 else None
+    at_once = 1 if pull.rule.chunk_size == 1 else None
 
     def one(example: tuple) -> tuple:
         parts, targets, (root, each), key = example
         inputs = rebuild([x[None] for x in parts])
         layers, outputs, entering, pull_back = find(pull.model.apply_fn, params, inputs)
         cotangents = pull.cotangents(outputs, targets, each, key)
-        vectors = _each(pull_back, cotangents, columns_at_once)
+        if at_once is None:
+            vectors = jax.vmap(pull_back)(cotangents)
+        else:
+            vectors = _each(pull_back, cotangents, at_once)
         # after widening: the root of a weight has no exact bfloat16
         weighted = jax.tree.map(lambda x: _weigh(x.astype(dtype), root), vectors)
         # zero times what is not finite in a blanked row would be NaN
