@@ -109,13 +109,25 @@ def posterior(
         raise ValueError(f"temperature is one number; got shape {temperature.shape}.")
     checks.positive(temperature, "temperature")
     precision = priors.as_precision(_gathered(prior_precision), mean)
-    total = ops.add(information, precision)
+    # of several numbers a structure may ask the values
+    one_number = trees.is_leaf(prior_precision) and jnp.ndim(prior_precision) == 0
+    run = _compiled if one_number else _tempered
+    total, precision = run(information, precision, temperature)
     return Posterior(
         mean=mean,
-        information=ops.scale(total, 1 / temperature),
+        information=total,
         temperature=temperature,
-        prior_precision=ops.scale(precision, 1 / temperature),
+        prior_precision=precision,
     )
+
+
+def _tempered(information: Any, precision: Any, temperature: jax.Array) -> tuple:
+    total = ops.add(information, precision)
+    return ops.scale(total, 1 / temperature), ops.scale(precision, 1 / temperature)
+
+
+# operation by operation, a first call would take seconds
+_compiled, _entries = jax.jit(_tempered), jax.jit(ops.diagonal)
 
 
 def _gathered(given: Any) -> Any:
@@ -125,7 +137,9 @@ def _gathered(given: Any) -> Any:
 
 def check_about(information: Any, mean: PyTree) -> None:
     """Raises unless the information is about parameters like the mean, and finite."""
-    entries = ops.diagonal(information, mean)
+    # anything else is refused by its own name, and not by a tracer's
+    read = _entries if ops.is_information(information) else ops.diagonal
+    entries = read(information, mean)
     check_like(entries, mean)
     for name, leaf in trees.named_leaves(entries):
         if not checks.holds(jnp.isfinite(leaf) & (leaf >= 0)):
