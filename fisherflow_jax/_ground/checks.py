@@ -44,16 +44,43 @@ def made(
     """
     if isinstance(value, kind):
         return
-    room = ".".join(kind.__module__.split(".")[:2])
+    told = _factory(value, ".".join(kind.__module__.split(".")[:2]))
+    if told is None:
+        told = f"{described(value)}."
+        if of_functions and inspect.isfunction(value):
+            told = f"{told} {of_functions}"
+    raise TypeError(f"{name} comes from a call such as {such_as}; got {told}")
+
+
+def function(value: Any, room: str, name: str, such_as: str) -> None:
+    """Raises unless a function was given, and not the factory of one.
+
+    Args:
+      value: what was given.
+      room: the module that shows factories of such functions.
+      name: of the argument, and what it is a function of.
+      such_as: a call that makes one.
+
+    Raises:
+      TypeError: for a factory of the room that was not called, for its name, and for
+        what cannot be called.
+    """
+    told = _factory(value, room)
+    if told is None and not callable(value):
+        told = f"{described(value)}."
+    if told is not None:
+        raise TypeError(f"{name}, such as {such_as}; got {told}")
+
+
+def _factory(value: Any, room: str) -> str | None:
+    """What to do about a factory of a room, or its name; None: it is none."""
     shown, own = f"ff.{room.rpartition('.')[2]}", vars(sys.modules[room])
     called = value if isinstance(value, str) else getattr(value, "__name__", None)
-    factory, hint, got = own.get(str(called)), "", described(value)
-    if factory is not None and (value is factory or value == called):
-        got = repr(value) if value == called else f"{shown}.{called} itself"
-        hint = f" Call it: {shown}.{_call(factory)}."
-    elif inspect.isfunction(value):
-        hint = of_functions and f" {of_functions}"
-    raise TypeError(f"{name} comes from a call such as {such_as}; got {got}.{hint}")
+    factory = own.get(str(called))
+    if factory is None or not (value is factory or value == called):
+        return None
+    got = repr(value) if value == called else f"{shown}.{called} itself"
+    return f"{got}. Call it: {shown}.{_call(factory)}."
 
 
 def _call(factory: Any) -> str:

@@ -31,9 +31,9 @@ from fisherflow_jax.structures import Structure
 
 PyTree = Any
 
-_ONE_BY_ONE = (
-    "chunk_size=1 takes one example after the other without it; whole batches are "
-    "taken with groups=1 and by structures.kronecker(find_layers(..., batched=True))"
+_WAY_OUT = (
+    "chunk_size=1 takes examples one by one, without it; monte_carlo takes whole "
+    "batches, with groups=1 or structures.kronecker(find_layers(..., batched=True))"
 )
 # folding in i gives the i-th key of a split, from which a rule may draw: far from those
 _SIGNS = 2**31 - 1
@@ -71,11 +71,13 @@ def _compute(pull: Pull, params: PyTree, batch: Batch, key: jax.Array | None) ->
         indices = jnp.arange(num_examples(batch), dtype=jnp.uint32)
         keys = jax.vmap(functools.partial(jax.random.fold_in, key))(indices)
     if pull.rows_of is not None:
-        return pull.structure.reduce(_of_rows(pull, params, batch, keys, pull.rows_of))
+        with calling.mapping(_WAY_OUT):
+            rows = _of_rows(pull, params, batch, keys, pull.rows_of)
+        return pull.structure.reduce(rows)
     if plan.group_length > 1:
         return _sum_groups(pull, plan, params, batch, keys)
     of_chunk = functools.partial(_of_examples, pull, params, plan.taps)
-    with calling.mapping(_ONE_BY_ONE):
+    with calling.mapping(_WAY_OUT):
         return sum_informations(
             pull.structure, of_chunk, params, batch, keys, plan.at_once
         )
