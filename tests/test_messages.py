@@ -62,6 +62,7 @@ class Net(nnx.Module):
         self.layer, self.drop = nnx.Linear(3, 3, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)
 
 
+PROBIT = ff.predictions.probit
 MODEL, CATEGORICAL = (linear, L.gaussian()), L.categorical()
 FLOW, DIAGONAL = ff.fisher_flow(*MODEL), ff.fisher_flow(*MODEL, structure=S.diagonal())
 FADING = ff.fisher_flow(*MODEL, memory=M.exponential(0.9))
@@ -131,6 +132,13 @@ CHOICES = {
             lambda: ff.fisher_flow(*MODEL, memory=M.exponential),
             lambda: ff.fisher_flow(*MODEL, memory="exponential"),
             lambda: ff.natural_gradient(0.1, EXACT, memory="exponential"),
+        ],
+    ),
+    "a link uncalled, or by its name": (
+        r"a link is a function .*got .*probit.*Call it: ff.predictions.probit\(\)",
+        [
+            lambda: ff.predict(OF_CLASSES, linear, CATEGORICAL, X, link=PROBIT),
+            lambda: ff.predict(OF_CLASSES, linear, CATEGORICAL, X, link="probit"),
         ],
     ),
     "an estimator by its name": (

@@ -68,6 +68,17 @@ def known(likelihood: Likelihood, belief: Gaussian) -> Likelihood:
     return likelihood.with_dispersion(belief.dispersion)
 
 
+def check_link(link: Any) -> None:
+    """Raises unless it is a link, or None."""
+    if link is not None:
+        checks.function(
+            link,
+            "fisherflow_jax.predictions",
+            "a link is a function of (Outputs, likelihood)",
+            "ff.predictions.probit()",
+        )
+
+
 def check_model(
     belief: Gaussian,
     apply_fn: Callable,

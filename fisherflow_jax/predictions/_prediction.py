@@ -14,6 +14,7 @@ from fisherflow_jax.posteriors import gaussians
 from fisherflow_jax.predictions._checks import (
     believed,
     check_inputs,
+    check_link,
     known,
 )
 from fisherflow_jax.predictions._links import Averaged
@@ -110,11 +111,7 @@ def predict(
     posteriors.check_level(level)
     check_choices(apply_fn, likelihood)
     check_inputs(state, inputs, chunk_size, robust)
-    if link is not None and not callable(link):
-        raise TypeError(
-            "a link is a function of (Outputs, likelihood), such as "
-            f"ff.predictions.probit(); got {link!r}."
-        )
+    check_link(link)
     covariance = getattr(link, "covariance", False) and likelihood.mixes_outputs
     wanted = Wanted(
         variance=link is not None,
