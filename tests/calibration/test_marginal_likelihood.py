@@ -18,7 +18,7 @@ from fisherflow_jax.calibration import (
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(30, 3))
 Y = X @ RNG.normal(size=(3, 2)) + RNG.normal(size=2) + 0.5 * RNG.normal(size=(30, 2))
-PARAMS = {"b": jnp.zeros(2), "w": jnp.zeros((3, 2))}
+PARAMS = {"b": np.zeros(2), "w": np.zeros((3, 2))}
 ONES = np.concatenate([np.ones((30, 1)), X], 1)
 # the rows of the design of all targets, in the order of ravel: b first
 DESIGN = np.einsum("ni,oj->noij", ONES, np.eye(2)).reshape(60, 8)
@@ -47,15 +47,27 @@ def information(name):
     )
 
 
+@functools.cache
+def dense(name):
+    to_dense = jax.jit(ff.information.to_dense)
+    return np.asarray(to_dense(information(name), PARAMS))
+
+
+def flat(tree):
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+
+
 def solved(prior, noise):
     """The posterior mean, and the closed-form log-evidence."""
     gram = DESIGN.T @ DESIGN / noise**2 + np.diag(prior)
     mean = np.linalg.solve(gram, DESIGN.T @ Y.ravel() / noise**2)
     covariance = noise**2 * np.eye(60) + DESIGN @ np.diag(1 / prior) @ DESIGN.T
     evidence = stats.multivariate_normal.logpdf(Y.ravel(), np.zeros(60), covariance)
-    return ravel_pytree(PARAMS)[1](jnp.asarray(mean)), evidence
+    params = {"b": mean[:2], "w": mean[2:].reshape(3, 2)}
+    return jax.tree.map(jnp.asarray, params), evidence
 
 
+@jax.jit
 def fit_of(mean, noise):
     outputs = DESIGN @ ravel_pytree(mean)[0]
     return jax.scipy.stats.norm.logpdf(Y.ravel(), outputs, noise).sum()
@@ -63,7 +75,7 @@ def fit_of(mean, noise):
 
 def entries(prior):
     whole = {k: np.broadcast_to(prior[k], PARAMS[k].shape) for k in PARAMS}
-    return ravel_pytree(whole)[0]
+    return flat(whole)
 
 
 @pytest.mark.parametrize("prior", [0.7, {"b": 0.4, "w": 3.0}], ids=["one", "two"])
@@ -72,19 +84,23 @@ def test_exact_for_linear_regression(name, prior):
     """Kronecker too: every example has the same output Fisher."""
     if name == "kronecker" and isinstance(prior, dict):
         prior = {"b": 0.4, "w": 0.4}
-    flat = entries(prior if isinstance(prior, dict) else {"b": prior, "w": prior})
-    mean, expected = solved(np.asarray(flat), 0.5)
-    scaled = ff.information.scale(information(name), 1 / 0.25)
-    found = log_marginal_likelihood(mean, scaled, fit_of(mean, 0.5), prior)
-    np.testing.assert_allclose(found, expected, rtol=1e-10)
+    each = entries(prior if isinstance(prior, dict) else {"b": prior, "w": prior})
+    mean, expected = solved(each, 0.5)
+
+    @jax.jit
+    def found(information, fit):
+        scaled = ff.information.scale(information, 1 / 0.25)
+        return log_marginal_likelihood(mean, scaled, fit, prior)
+
+    value = found(information(name), fit_of(mean, 0.5))
+    np.testing.assert_allclose(value, expected, rtol=1e-10)
 
 
 @pytest.mark.parametrize("name", ["scalar", "full", "kronecker"])
 def test_gradients(name):
     """With the dense matrix, and finite differences in it, for prior and noise."""
     mean, _ = solved(np.full(8, 0.7), 0.5)
-    kept = np.asarray(ff.information.to_dense(information(name), PARAMS))
-    theta = np.asarray(ravel_pytree(mean)[0])
+    kept, theta = dense(name), flat(mean)
 
     def reference(logs):
         prior = np.full(8, np.exp(logs[0]))
@@ -108,10 +124,9 @@ def test_gradients(name):
 
 def evidence(name, mean, logs, unknown):
     """Of the dense matrix, for the logarithms of (b, w, dispersion)."""
-    kept = np.asarray(ff.information.to_dense(information(name), PARAMS))
+    kept, theta = dense(name), flat(mean)
     prior = np.exp(np.repeat(logs[:2], [2, 6]))
     dispersion = np.exp(logs[2]) if unknown else 0.25
-    theta = np.asarray(ravel_pytree(mean)[0])
     logdet = np.linalg.slogdet(kept / dispersion + np.diag(prior))[1]
     fit = float(fit_of(mean, np.sqrt(dispersion)))
     return fit + 0.5 * (np.log(prior).sum() - logdet - prior @ theta**2)
@@ -169,8 +184,8 @@ def test_float32():
         *jax.tree.map(lambda x: x.astype(jnp.float32), (mean, data, fit)),
     )
     assert found.after.dtype == jnp.float32
-    values = np.linalg.eigvalsh(ff.information.to_dense(data))
-    norm = np.sum(np.square(ravel_pytree(mean)[0]))
+    values = np.linalg.eigvalsh(dense("full"))
+    norm = np.sum(np.square(flat(mean)))
     prior = float(found.prior_precision)
     np.testing.assert_allclose(
         prior, np.sum(values / (values + prior)) / norm, rtol=1e-2

@@ -1,16 +1,22 @@
 """What ff.calibrate refuses, and what it says."""
 
-import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import fisherflow_jax as ff
 from together import together
 
-X = jnp.arange(12.0).reshape(6, 2) / 10
+X = np.arange(12.0).reshape(6, 2) / 10
 STATE = ff.Posterior(
-    jnp.ones((2, 3)), ff.structures.Diagonal(jnp.ones((2, 3))), jnp.ones(())
+    np.ones((2, 3)), ff.structures.Diagonal(np.ones((2, 3))), np.ones(())
 )
-LABELS = jnp.array([0, 1, 2, 0, 1, 2])
+LABELS = np.array([0, 1, 2, 0, 1, 2])
+
+
+def changed(array, place, value):
+    array = array.copy()
+    array[place] = value
+    return array
 
 
 def apply_fn(params, x):
@@ -23,11 +29,11 @@ def apply_fn(params, x):
     [
         ((X[:0], LABELS[:0]), "must not be empty"),
         ([], "no batches"),
-        ((X, LABELS, jnp.zeros(6)), "the weight of every example is zero"),
-        ((X, LABELS.at[2].set(3)), "batch 0 holds targets that categorical cannot"),
-        ((X, LABELS.at[2].set(-1)), "targets that categorical cannot produce"),
-        ((X.at[1, 0].set(jnp.nan), LABELS), "NaN or an infinite value"),
-        ((X.at[1, 0].set(1e308) * 10, LABELS), "NaN or an infinite value"),
+        ((X, LABELS, np.zeros(6)), "the weight of every example is zero"),
+        ((X, changed(LABELS, 2, 3)), "batch 0 holds targets that categorical cannot"),
+        ((X, changed(LABELS, 2, -1)), "targets that categorical cannot produce"),
+        ((changed(X, (1, 0), np.nan), LABELS), "NaN or an infinite value"),
+        ((changed(X, (1, 0), np.inf), LABELS), "NaN or an infinite value"),
         ((X, None), "needs targets"),
         ((X, LABELS[:4]), "agree in their leading axis"),
         ((X, LABELS.astype(float)), "targets must be integer classes"),
@@ -40,7 +46,7 @@ def test_data(data, text):
 
 
 def test_outputs_that_are_not_finite():
-    singular = STATE._replace(information=ff.structures.Diagonal(jnp.zeros((2, 3))))
+    singular = STATE._replace(information=ff.structures.Diagonal(np.zeros((2, 3))))
     with pytest.raises(ValueError, match="not finite"):
         ff.calibrate(singular, apply_fn, ff.likelihoods.categorical(), (X, LABELS))
 
@@ -75,7 +81,7 @@ def test_a_batch_of_padding_alone():
         return apply_fn(params, x) / (x[:, :1] - 1)
 
     likelihood, rows = ff.likelihoods.categorical(), X / 2
-    padding = (rows, LABELS, jnp.zeros(6))
+    padding = (rows, LABELS, np.zeros(6))
     alone = ff.calibrate(STATE, singular, likelihood, (rows, LABELS))
     found = ff.calibrate(STATE, singular, likelihood, [(rows, LABELS), padding])
     assert abs(found.after - alone.after) < 1e-12

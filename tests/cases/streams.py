@@ -4,7 +4,6 @@ import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
@@ -54,16 +53,22 @@ def linear(params: Any, inputs: jax.Array) -> jax.Array:
 
 
 def tree(flat: Any) -> Any:
-    flat = jnp.asarray(flat)
-    return {"level": flat[0], "slope": flat[1:]}
+    if not isinstance(flat, jax.Array):
+        flat = np.asarray(flat)
+    return {"level": flat[0, ...], "slope": flat[1:]}
 
 
 def flat(params: Any) -> np.ndarray:
     return np.concatenate([np.ravel(params["level"]), np.ravel(params["slope"])])
 
 
+@jax.jit
+def _dense(information: Any) -> jax.Array:
+    return ff.information.to_dense(information, tree(ORIGIN))
+
+
 def dense(information: Any) -> np.ndarray:
-    return np.asarray(ff.information.to_dense(information, tree(ORIGIN)))
+    return np.asarray(_dense(information))
 
 
 @functools.cache

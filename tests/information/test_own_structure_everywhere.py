@@ -5,6 +5,7 @@ wherever a state or an information goes in, both must give the same.
 """
 
 import doctest
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +56,15 @@ def exact(structure=OWN, model=GAUSSIAN):
     return ff.estimators.exact(*model, structure)
 
 
-INFORMATION = jax.jit(exact())(PARAMS, BATCH)
-TWIN = ROOM["as_diagonal"](INFORMATION, PARAMS)
+@functools.cache
+def informations():
+    """Of the batch: in the own structure, and the same as a `Diagonal`."""
+    information = jax.jit(exact())(PARAMS, BATCH)
+    return information, jax.jit(ROOM["as_diagonal"])(information, PARAMS)
 
 
 def states():
-    for information in (INFORMATION, TWIN):
+    for information in informations():
         yield ff.posterior(PARAMS, information, prior_precision=0.5)
 
 
@@ -158,7 +162,7 @@ OF_AN_INFORMATION = {
 
 @pytest.mark.parametrize("name", OF_AN_INFORMATION)
 def test_of_an_information(name):
-    own, twin = map(OF_AN_INFORMATION[name], (INFORMATION, TWIN))
+    own, twin = map(OF_AN_INFORMATION[name], informations())
     check_finite(own)
     check_equal(own, twin)
 
@@ -228,7 +232,10 @@ def test_an_estimator(name):
 
 # ---- optimisers
 
-GRADIENT = jax.grad(ff.negative_log_likelihood(*GAUSSIAN))(PARAMS, BATCH)
+
+@functools.cache
+def gradient():
+    return jax.jit(jax.grad(ff.negative_log_likelihood(*GAUSSIAN)))(PARAMS, BATCH)
 
 
 def mean_of_a_row(x):
@@ -239,8 +246,10 @@ def mean_of_a_row(x):
 
 
 def preconditioned(power, damping=0.1):
-    means = jax.tree.map(lambda x: np.asarray(x) / len(X), TWIN.entries)
-    return jax.tree.map(lambda a, g: g * (a + damping) ** power, means, GRADIENT)
+    entries, slopes = jax.tree.map(np.asarray, (informations()[1].entries, gradient()))
+    return jax.tree.map(
+        lambda a, g: g * (a / len(X) + damping) ** power, entries, slopes
+    )
 
 
 @pytest.mark.parametrize("power", [-1, -0.5])
@@ -255,7 +264,7 @@ def test_a_preconditioner(power, inverse_period):
     )
     state = optimizer.init(PARAMS)
     for _ in range(2):
-        updates, state = optimizer.update(GRADIENT, state, PARAMS, batch=BATCH)
+        updates, state = optimizer.update(gradient(), state, PARAMS, batch=BATCH)
     check_equal(updates, preconditioned(power))
     found = ff.get_information(state, len(X))
     check_finite(ff.posterior(PARAMS, found, prior_precision=1.0))
@@ -271,12 +280,12 @@ def test_a_preconditioner_of_some_parameters(power):
     )
     state = optimizer.init(PARAMS)
     updates, state = optimizer.update(
-        GRADIENT, state, PARAMS, batch=BATCH, model_params=PARAMS
+        gradient(), state, PARAMS, batch=BATCH, model_params=PARAMS
     )
     check_finite(updates)
     expected = preconditioned(power)
     for name, chosen in HALF.items():
-        check_equal(updates[name], expected[name] if chosen else GRADIENT[name])
+        check_equal(updates[name], expected[name] if chosen else gradient()[name])
 
 
 def test_damping_relative_to_the_mean_eigenvalue():
@@ -287,8 +296,8 @@ def test_damping_relative_to_the_mean_eigenvalue():
         factorise=ff.transforms.relative_to_mean_eigenvalue,
     )
     state = optimizer.init(PARAMS)
-    updates, _ = optimizer.update(GRADIENT, state, PARAMS, batch=BATCH)
-    mean = float(ops.trace(TWIN)) / len(X) / 9
+    updates, _ = optimizer.update(gradient(), state, PARAMS, batch=BATCH)
+    mean = float(ops.trace(informations()[1])) / len(X) / 9
     check_equal(updates, preconditioned(-1, 0.1 * mean))
 
 
@@ -296,13 +305,15 @@ def test_recipes():
     optimizer = optax.chain(
         ff.natural_gradient(0.1, exact()), ff.clip_by_kl(*GAUSSIAN, max_kl=0.1)
     )
-    updates, _ = optimizer.update(GRADIENT, optimizer.init(PARAMS), PARAMS, batch=BATCH)
+    updates, _ = optimizer.update(
+        gradient(), optimizer.init(PARAMS), PARAMS, batch=BATCH
+    )
     check_finite(updates)
     adapted = ff.transforms.adapt_damping(
         ff.scale_by_fisher(exact(), memory=ff.memories.exponential(0.9), damping=0.1),
         ff.negative_log_likelihood(*GAUSSIAN),
     )
-    updates, _ = adapted.update(GRADIENT, adapted.init(PARAMS), PARAMS, batch=BATCH)
+    updates, _ = adapted.update(gradient(), adapted.init(PARAMS), PARAMS, batch=BATCH)
     check_finite(updates)
 
 

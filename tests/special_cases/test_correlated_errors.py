@@ -1,5 +1,7 @@
 """Two outputs whose errors go together: generalised least squares, in every room."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,12 +34,13 @@ CASES = {
     "fixed": (fixed, ff.likelihoods.gaussian(covariance=R), np.tile(R, (N, 1, 1))),
     "given": (given, ff.likelihoods.gaussian(covariance="given"), EACH),
 }
-START = jnp.zeros((D, K))
+START = np.zeros((D, K))
+to_dense = jax.jit(ff.information.to_dense)
 
 
 @pytest.fixture(params=CASES)
-def case(request):
-    return CASES[request.param]
+def name(request):
+    return request.param
 
 
 def least_squares(covariances):
@@ -55,7 +58,14 @@ def least_squares(covariances):
     return mean, posterior, marginal.logpdf(TARGETS.ravel())
 
 
-def state_of(case):
+def scores_of(*case):
+    model, likelihood, params, batch = case
+    return jax.jit(lambda p: ff.scores(model, likelihood, p, batch))(params)
+
+
+@functools.cache
+def state_of(name):
+    case = CASES[name]
     flow = ff.fisher_flow(*case[:2], prior_precision=PRECISION)
     state = flow.init(START)
     for rows in (slice(0, 6), slice(6, N)):
@@ -64,23 +74,23 @@ def state_of(case):
     return state
 
 
-def test_the_flow_is_generalised_least_squares(case):
-    state = state_of(case)
-    mean, information, evidence = least_squares(case[2])
+def test_the_flow_is_generalised_least_squares(name):
+    state = state_of(name)
+    mean, information, evidence = least_squares(CASES[name][2])
     np.testing.assert_allclose(state.mean.ravel(), mean, rtol=1e-9)
-    dense = ff.information.to_dense(state.information)
+    dense = to_dense(state.information)
     np.testing.assert_allclose(dense, information, rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(state.log_evidence, evidence, rtol=1e-9)
     assert state.count == N
 
 
-def test_estimators_and_losses(case):
-    model, likelihood, covariances = case
+def test_estimators_and_losses(name):
+    model, likelihood, covariances = CASES[name]
     expected = least_squares(covariances)[1] - PRECISION * np.eye(D * K)
     full, params = ff.structures.full(), jnp.asarray(rng.normal(size=(D, K)))
     for estimator in (ff.estimators.exact, ff.estimators.observed):
         found = estimator(model, likelihood, full)(params, BATCH)
-        dense = ff.information.to_dense(found)
+        dense = to_dense(found)
         np.testing.assert_allclose(dense, expected, rtol=1e-9, atol=1e-12)
     diagonal = ff.structures.diagonal()
     found = ff.estimators.exact(model, likelihood, diagonal)(params, BATCH)
@@ -88,10 +98,10 @@ def test_estimators_and_losses(case):
     means = INPUTS @ np.asarray(params)
     rows = zip(TARGETS, means, covariances, strict=True)
     total = sum(scipy.stats.multivariate_normal.logpdf(*row) for row in rows)
-    loss = ff.negative_log_likelihood(model, likelihood)(params, BATCH)
+    loss = jax.jit(ff.negative_log_likelihood(model, likelihood))(params, BATCH)
     np.testing.assert_allclose(loss, -total / N, rtol=1e-12)
     residuals = np.linalg.solve(covariances, (TARGETS - means)[..., None])[..., 0]
-    scores = ff.scores(model, likelihood, params, BATCH)
+    scores = scores_of(model, likelihood, params, BATCH)
     np.testing.assert_allclose(
         scores, INPUTS[:, :, None] * residuals[:, None], rtol=1e-9
     )
@@ -106,6 +116,7 @@ def test_a_linear_layer_is_one_kronecker_product():
         likelihood,
         structure=ff.structures.kronecker(layers),
         prior_precision=PRECISION,
+        num_steps=1,
     )
     state, _ = flow.update(flow.init(START), (INPUTS, TARGETS))
     mean, information, _ = least_squares(CASES["fixed"][2])
@@ -114,15 +125,15 @@ def test_a_linear_layer_is_one_kronecker_product():
     np.testing.assert_allclose(dense, information, rtol=1e-8, atol=1e-10)
 
 
-def test_predictions_know_the_noise_of_each_row(case):
-    model, likelihood, covariances = case
-    state = state_of(case)
+def test_predictions_know_the_noise_of_each_row(name):
+    model, likelihood, covariances = CASES[name]
+    state = state_of(name)
     mean, information, _ = least_squares(covariances)
     design = np.stack([np.kron(x, np.eye(K)) for x in INPUTS])
     spread = design @ np.linalg.solve(information, np.swapaxes(design, 1, 2))
     variances, noise = (np.diagonal(x, axis1=1, axis2=2) for x in (spread, covariances))
     means = INPUTS @ mean.reshape(D, K)
-    found = ff.predict(state, model, likelihood, BATCH[0])
+    found = jax.jit(lambda s: ff.predict(s, model, likelihood, BATCH[0]))(state)
     np.testing.assert_allclose(found.mean, means, rtol=1e-9)
     np.testing.assert_allclose(found.std, np.sqrt(variances), rtol=1e-9)
     total = np.sqrt(variances + noise)
@@ -134,14 +145,16 @@ def test_predictions_know_the_noise_of_each_row(case):
     if model is given:
         return
     link = ff.predictions.output_samples(0, num_samples=512)
-    averaged = ff.predict(state, model, likelihood, BATCH[0], link=link)
+    averaged = jax.jit(lambda s: ff.predict(s, model, likelihood, BATCH[0], link=link))(
+        state
+    )
     np.testing.assert_allclose(averaged.mean, means, atol=0.15)
     np.testing.assert_allclose(averaged.observation_std, total, rtol=0.1)
 
 
 def test_calibration_sees_the_density_of_all_targets():
-    case = model, likelihood, covariances = CASES["given"]
-    state = state_of(case)
+    model, likelihood, covariances = CASES["given"]
+    state = state_of("given")
     mean, information, _ = least_squares(covariances)
     design = np.stack([np.kron(x, np.eye(K)) for x in INPUTS])
     spread = design @ np.linalg.solve(information, np.swapaxes(design, 1, 2))
@@ -159,19 +172,19 @@ def test_a_scale_given_with_each_row_is_weighted_least_squares():
         return jnp.stack([inputs["row"] @ params, inputs["sd"]], -1)
 
     model = apply_fn, ff.likelihoods.gaussian(scale="given")
-    flow = ff.fisher_flow(*model, prior_precision=PRECISION)
+    flow = ff.fisher_flow(*model, prior_precision=PRECISION, num_steps=1)
     targets = TARGETS[:, 0]
     inputs = {"row": INPUTS, "sd": scales}
     state, _ = flow.update(flow.init(jnp.zeros(D)), (inputs, targets))
     posterior = INPUTS.T @ (INPUTS / scales[:, None] ** 2) + PRECISION * np.eye(D)
     mean = np.linalg.solve(posterior, INPUTS.T @ (targets / scales**2))
     np.testing.assert_allclose(state.mean, mean, rtol=1e-9)
-    dense = ff.information.to_dense(state.information)
+    dense = to_dense(state.information)
     np.testing.assert_allclose(dense, posterior, rtol=1e-9)
     marginal = INPUTS @ INPUTS.T / PRECISION + np.diag(scales**2)
     evidence = scipy.stats.multivariate_normal.logpdf(targets, np.zeros(N), marginal)
     np.testing.assert_allclose(state.log_evidence, evidence, rtol=1e-9)
-    found = ff.predict(state, *model, inputs)
+    found = jax.jit(lambda s: ff.predict(s, *model, inputs))(state)
     spread = np.einsum("ni,ij,nj->n", INPUTS, np.linalg.inv(posterior), INPUTS)
     total = np.sqrt(spread + scales**2)
     np.testing.assert_allclose(found.observation_std, total, rtol=1e-9)
@@ -181,9 +194,9 @@ THERE = rng.uniform(size=(N, K)) < 0.6
 THERE[:3] = [[True, False], [False, True], [False, False]]
 
 
-def marginal(case):
+def marginal(covariances):
     """Least squares of what is there: the other targets have errors without end."""
-    covariances = case[2].copy()
+    covariances = covariances.copy()
     covariances[~THERE] = 0.0
     np.swapaxes(covariances, 1, 2)[~THERE] = 0.0
     rows, places = np.nonzero(~THERE)
@@ -196,17 +209,17 @@ def marginal(case):
 
 @pytest.mark.parametrize(("name", "how"), [("fixed", "mask"), ("given", "weights")])
 def test_what_is_missing_leaves_the_marginal_of_what_is_there(name, how):
-    case = model, likelihood, covariances = CASES[name]
+    model, likelihood, covariances = CASES[name]
     given = np.where(THERE, TARGETS, 1e3)
     marks = {"mask": THERE} if how == "mask" else {"weights": THERE.astype(float)}
     batch = ff.Batch(BATCH[0], given, **marks)
-    information, shift = marginal(case)
-    flow = ff.fisher_flow(model, likelihood, prior_precision=PRECISION)
+    information, shift = marginal(covariances)
+    flow = ff.fisher_flow(model, likelihood, prior_precision=PRECISION, num_steps=1)
     state, info = flow.update(flow.init(START), batch)
     posterior = information + PRECISION * np.eye(D * K)
     mean = np.linalg.solve(posterior, shift)
     np.testing.assert_allclose(state.mean.ravel(), mean, rtol=1e-9)
-    dense = ff.information.to_dense(state.information)
+    dense = to_dense(state.information)
     np.testing.assert_allclose(dense, posterior, rtol=1e-9, atol=1e-12)
     seen = THERE.ravel()
     whole = np.stack([np.kron(x, np.eye(K)) for x in INPUTS]).reshape(-1, D * K)[seen]
@@ -221,9 +234,9 @@ def test_what_is_missing_leaves_the_marginal_of_what_is_there(name, how):
 
     for estimator in (ff.estimators.exact, ff.estimators.observed):
         found = estimator(model, likelihood, ff.structures.full())(state.mean, batch)
-        dense = ff.information.to_dense(found)
+        dense = to_dense(found)
         np.testing.assert_allclose(dense, information, rtol=1e-9, atol=1e-12)
-    scores = ff.scores(model, likelihood, state.mean, batch)
+    scores = scores_of(model, likelihood, state.mean, batch)
     total = shift - information @ mean
     np.testing.assert_allclose(np.sum(scores, 0).ravel(), total, rtol=1e-8, atol=1e-10)
 
@@ -234,7 +247,7 @@ def test_the_divergence_of_a_step_is_that_of_what_is_there():
     clip, step = ff.clip_by_kl(model, likelihood, 1e9), rng.normal(size=(D, K))
     state = clip.init(START)
     _, state = clip.update(jnp.asarray(step), state, START, batch=batch)
-    information, _ = marginal(CASES["fixed"])
+    information, _ = marginal(CASES["fixed"][2])
     rows = THERE.any(1).sum()  # one without any target is no observation
     expected = step.ravel() @ information @ step.ravel() / (2 * rows)
     np.testing.assert_allclose(state.kl, expected, rtol=1e-9)

@@ -26,6 +26,7 @@ from statsmodels.tsa.statespace.tests import results as filters
 import fisherflow_jax as ff
 
 L = ff.likelihoods
+standard_error = jax.jit(ff.standard_error)
 PRIOR_PRECISION = 1e-10
 WEIGHTS = np.array([1, 1, 1, 2, 2, 2, 3, 3, 3, 1, 1, 1, 2, 2, 2, 3, 3.0])
 
@@ -190,7 +191,7 @@ def test_generalised_linear_models(name):
     case = CASES[name]
     data = case.data()
     state = updated(flow_of(case.likelihood), data)
-    error = ff.standard_error(state)
+    error = standard_error(state)
     check(state.mean, error, case.published.params, case.published.bse, case.printed)
     (inputs, offset), targets, weights = filled(data)
     model = sm.GLM(
@@ -229,14 +230,14 @@ def test_quasi_dispersion(name):
     np.testing.assert_allclose(state.degrees_of_freedom, fit.df_resid, rtol=1e-6)
     # scoring of a link that is not canonical ends a little before the optimum
     near = 1e-5
-    check(state.mean, ff.standard_error(state), fit.params, fit.bse, near)
+    check(state.mean, standard_error(state), fit.params, fit.bse, near)
     if name == "committee":  # R's
         published = glm.Committee()
         np.testing.assert_allclose(state.dispersion, published.scale, rtol=1e-4)
-        error = ff.standard_error(state)
+        error = standard_error(state)
         check(state.mean, error, published.params, published.bse, 3e-4)
     known = updated(flow_of(likelihood(dispersion=float(state.dispersion))), data())
-    check(known.mean, ff.standard_error(known), fit.params, fit.bse, near)
+    check(known.mean, standard_error(known), fit.params, fit.bse, near)
 
 
 def test_quasi_binomial_shares_of_trials():
@@ -253,7 +254,7 @@ def test_quasi_binomial_shares_of_trials():
     fit = model.fit(tol=1e-14, scale="X2")
     np.testing.assert_allclose(state.dispersion, fit.scale, rtol=1e-5)
     np.testing.assert_allclose(state.degrees_of_freedom, fit.df_resid, rtol=1e-6)
-    check(state.mean, ff.standard_error(state), fit.params, fit.bse)
+    check(state.mean, standard_error(state), fit.params, fit.bse)
 
 
 def test_anes():
@@ -263,7 +264,7 @@ def test_anes():
     flow = flow_of(L.categorical(), classes)
     state = updated(flow, Data(inputs, targets), jnp.zeros((6, 6)))
     published = discrete.Anes.mnlogit_basezero
-    check(state.mean, ff.standard_error(state), published.params, published.bse)
+    check(state.mean, standard_error(state), published.params, published.bse)
 
 
 def test_longley():
@@ -307,7 +308,7 @@ def test_levels_with_holes():
 
     def step(state, batch):
         state, _ = flow.update(state, batch)
-        return state, (state.mean, ff.standard_error(state))
+        return state, (state.mean, standard_error(state))
 
     # an observation is a target: weights of zero are those that are missing
     batches = (np.zeros_like(levels), levels, np.isfinite(levels).astype(float))
