@@ -13,18 +13,30 @@ from fisherflow_jax._ground import batch as batches
 from fisherflow_jax._ground import calling, checks, screening, trees
 from fisherflow_jax._ground import sharding as meshes
 from fisherflow_jax._ground.batch import Batch
-from fisherflow_jax.layers import Layers, expecting, interaction
+from fisherflow_jax.layers import Layers, Undecided, expecting, interaction, one_row
 from fisherflow_jax.likelihoods import Likelihood
 
 PyTree = Any
 
 
+# What to do with a model whose examples interact, where each row stands for itself.
+_WAYS_OUT = (
+    "give a model that is evaluated row by row, such as batch normalisation with its "
+    "statistics in ff.Shared; or make the batch one example, as `lambda params, "
+    "inputs: apply_fn(params, inputs[0])[None]` does of inputs[None]"
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """The pair of apply_fn and likelihood, and what shapes alone tell of it."""
+    """The pair of apply_fn and likelihood, and what shapes alone tell of it.
+
+    `batched`: what was said of whether its examples interact; None: nothing.
+    """
 
     apply_fn: Callable
     likelihood: Likelihood
+    batched: bool | None = None
     known: dict[Any, Any] = dataclasses.field(
         default_factory=dict, compare=False, repr=False
     )
@@ -38,10 +50,7 @@ class Model:
 
     def told(self, what: str, given: PyTree, tell: Callable) -> Any:
         """`tell(*given)`, of which shapes decide: once for each."""
-        key = what, by_shapes(given)[0]
-        if key not in self.known:
-            self.known[key] = tell(*given)
-        return self.known[key]
+        return _told(self.known, what, given, tell)
 
     def outputs(self, params: PyTree, inputs: PyTree) -> Any:
         """The outputs' shapes."""
@@ -54,10 +63,37 @@ class Model:
             return self.told("outputs", (params, batches.unshare(inputs)), shapes)
 
     def interaction(self, params: PyTree, inputs: PyTree) -> str | None:
-        """What takes the examples of a batch together, if anything is seen to."""
+        """What takes the examples of a batch together, if anything does.
 
-        tell = functools.partial(interaction, self.apply_fn)
+        Raises:
+          Undecided: where neither the program nor values say it.
+        """
+        if self.batched is not None:
+            return "batched=True" if self.batched else None
+        own = plain(self.apply_fn)
+        tell = functools.partial(interaction, self.apply_fn, of=own)
+        if isinstance(self.apply_fn, Once):  # which several models may share
+            return self.apply_fn.told("interaction", (params, inputs), tell)
         return self.told("interaction", (params, inputs), tell)
+
+    def check_alone(self, params: PyTree, inputs: PyTree, why: str) -> None:
+        """Raises where rows cannot be evaluated one by one, as is needed (why)."""
+        together = self.interaction(params, inputs)
+        if together is not None:
+            raise ValueError(
+                f"the model's examples interact ({together}), {why}: {_WAYS_OUT}."
+            )
+        self.outputs_alone(params, inputs)
+
+    def outputs_alone(self, params: PyTree, inputs: PyTree) -> Any:
+        """The outputs' shapes of the first example, a row.
+
+        Raises:
+          ValueError: where the model fails on one example, or gives it no one row.
+        """
+        shapes = functools.partial(jax.eval_shape, lambda x: x[:1])
+        one = batches.map_inputs(shapes, inputs)
+        return one_row(lambda: self.outputs(params, one), one)
 
     def screen(
         self, params: PyTree, batch: Batch, *, left_out: bool = True
@@ -72,7 +108,10 @@ class Model:
             outputs, targets = model.outputs(params, batch.inputs), batch.targets
             screen = screening.Screen(likelihood.name, together=False)
             if left_out:
-                together = model.interaction(params, batch.inputs) is not None
+                try:
+                    together = model.interaction(params, batch.inputs) is not None
+                except Undecided:  # then it may be
+                    together = True
                 screen = dataclasses.replace(screen, together=together)
             if targets is None:
                 return screen
@@ -138,6 +177,13 @@ class Model:
         return -total / jnp.sum(batch.weights).astype(total.dtype)
 
 
+def _told(known: dict, what: str, given: PyTree, tell: Callable) -> Any:
+    key = what, by_shapes(given)[0]
+    if key not in known:
+        known[key] = tell(*given)
+    return known[key]
+
+
 def check_function(apply_fn: Any) -> None:
     """Raises unless it is one."""
     if not callable(apply_fn):
@@ -167,6 +213,11 @@ class Once:
     def __init__(self, function: Callable) -> None:
         self.function = function
         self.traced: dict[Any, tuple[Callable, Any]] = {}
+        self.known: dict[Any, Any] = {}
+
+    def told(self, what: str, given: PyTree, tell: Callable) -> Any:
+        """As `Model.told`, of what depends on the function alone."""
+        return _told(self.known, what, given, tell)
 
     def __call__(self, params: PyTree, inputs: PyTree) -> Any:
         key, arrays, rebuild = by_shapes((params, inputs))
@@ -413,13 +464,7 @@ def scores(
 def check_rows(model: Model, params: PyTree, batch: Batch) -> None:
     """Raises where rows have no scores of their own."""
     model.check(params, batch)
-    together = model.interaction(params, batch.inputs)
-    if together is not None:
-        raise ValueError(
-            f"the model's examples interact ({together}), so that no row has a score "
-            "of its own: give a model that is evaluated row by row, such as batch "
-            "normalisation with its statistics in ff.Shared."
-        )
+    model.check_alone(params, batch.inputs, "so that no row has a score of its own")
 
 
 def row_scores(model: Model, params: PyTree, batch: Batch) -> PyTree:

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -309,3 +310,22 @@ def shown_leaves(whole: PyTree, holed: PyTree) -> list[bool]:
     """Whether `holed` shows it, for each leaf of `whole`."""
     marked = jax.tree.broadcast(holed, whole, is_leaf=is_hole)
     return [not is_hole(node) for node in jax.tree.leaves(marked, is_leaf=is_hole)]
+
+
+def arrays_of(tree: PyTree) -> tuple[list, Callable[[Sequence], PyTree]]:
+    """A tree's arrays or shapes, and the tree around others of them.
+
+    What is no array (a flag) stays as it is.
+    """
+    leaves, treedef = jax.tree.flatten(tree)
+    places = [i for i, leaf in enumerate(leaves) if is_array(leaf)]
+
+    def rebuild(arrays: Sequence) -> PyTree:
+        filled = dict(enumerate(leaves)) | dict(zip(places, arrays, strict=True))
+        return jax.tree.unflatten(treedef, [filled[i] for i in range(len(leaves))])
+
+    return [leaves[i] for i in places], rebuild
+
+
+def is_array(leaf: Any) -> bool:
+    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")

@@ -18,6 +18,7 @@ from fisherflow_jax.accumulation._updating import (
     accumulator,
     advance,
     refuse_bad_rows,
+    taken_in,
 )
 from fisherflow_jax.estimators import Estimator
 
@@ -128,7 +129,10 @@ def accumulate(
             )
         stack = loading.stack_of_batches(batches, multiple)
         stack = loading.place(mesh, stack, axis=1)
-        after = _scan(estimator, mesh, decay, state, params, stack)
+        run = functools.partial(_scan, estimator, mesh, decay, state, params, stack)
+        after = estimator.deciding(
+            run, lambda: (params, next(loading.each_of(stack)).inputs)
+        )
         if bad_rows == "raise":
             for index, batch in enumerate(loading.each_of(stack)):
                 where = f"batch {index}"
@@ -146,7 +150,7 @@ def accumulate(
     for number, batch in numbered:
         ahead = state
         batch = loading.place(mesh, batch, axis=0)
-        state = advance(estimator, mesh, decay, state, params, batch)
+        state = taken_in(estimator, mesh, decay, state, params, batch)
         # the loader runs one batch ahead of the device: the bar tells the truth, and
         # memory holds no queue of batches
         if checks.is_concrete(ahead):

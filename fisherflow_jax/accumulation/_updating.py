@@ -131,12 +131,25 @@ def accumulator(
     def update(state: Accumulation, params: PyTree, batch: Any) -> Accumulation:
         given, own = batches.by_name(batch), sharding.automatic(mesh)
         batch = batches.as_batch(given, values=False)
-        after = advance(estimator, own, decay, state, params, batch)
+        after = taken_in(estimator, own, decay, state, params, batch)
         if bad_rows == "raise":
             refuse_bad_rows(estimator, params, (state, after), given)
         return after
 
     return Accumulator(init, update)
+
+
+def taken_in(
+    estimator: Estimator,
+    mesh: Mesh | None,
+    decay: float | None,
+    state: Accumulation,
+    params: PyTree,
+    batch: Any,
+) -> Accumulation:
+    """`advance`, for which values may have to tell whether examples interact."""
+    run = functools.partial(advance, estimator, mesh, decay, state, params, batch)
+    return estimator.deciding(run, lambda: (params, batch.inputs))
 
 
 # a function of the module, so that runs over the same estimator share what is compiled
@@ -218,6 +231,9 @@ def _sum_over_shards(
             f"a batch of {count} examples does not divide over the mesh's {mesh.size} "
             "devices: pad it with rows of weight zero."
         )
+    if mesh.size > 1 and estimator.model is not None:
+        why = f"so that {mesh.size} devices cannot each have a part of the batch"
+        estimator.model.check_alone(params, batch.inputs, why)
     axes = mesh.axis_names
     rows: Any = PartitionSpec(axes)
     whole = PartitionSpec()

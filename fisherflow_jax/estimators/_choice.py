@@ -17,7 +17,7 @@ from fisherflow_jax.structures import Structure
 # What an estimator is bound to.
 _MODEL = "apply_fn", "likelihood", "structure"
 # Options of a factory that are fields of its rule.
-_OF_RULES = {"groups", "chunk_size", "fast_squares", "root"}
+_OF_RULES = {"groups", "chunk_size", "fast_squares", "root", "batched"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -111,6 +111,7 @@ def rule(
     groups: int | None = None,
     chunk_size: int | None = None,
     fast_squares: bool = True,
+    batched: bool | None = None,
 ) -> Choice:
     r"""An estimator of one's own: the vectors that enter at the outputs of an example.
 
@@ -133,6 +134,7 @@ def rule(
       chunk_size: examples whose vectors are held at once; None: about 64 MiB.
       fast_squares: square linear layers from their inputs and output gradients, where
         the structure does.
+      batched: whether the model is run on whole batches, as in `exact`.
 
     Returns:
       A `Choice`, as `ff.estimators.exact()` is one: flows and optimisers take it, and
@@ -168,6 +170,7 @@ def rule(
         groups=groups,
         chunk_size=chunk_size,
         fast_squares=fast_squares,
+        batched=batched,
     )
     return Choice(_of_rule, (("cotangents", fields),))
 

@@ -20,7 +20,9 @@ PyTree = Any
 
 
 @choosable
-def observed(*, chunk_size: int | None = None) -> Callable[..., Estimator]:
+def observed(
+    *, chunk_size: int | None = None, batched: bool | None = None
+) -> Callable[..., Estimator]:
     r"""Minus the Hessian of the log-likelihood at the data's labels.
 
     .. math:: -\sum_i w_i \nabla_\theta^2 \log p(y_i | f(\theta, x_i))
@@ -34,6 +36,8 @@ def observed(*, chunk_size: int | None = None) -> Callable[..., Estimator]:
       likelihood: from `ff.likelihoods`.
       structure: scalar, diagonal, block or full.
       chunk_size: examples in one Hessian-vector product; None: the whole batch.
+      batched: whether the model is run on whole batches, as in `exact`; None or True
+        with `chunk_size`: refused where examples interact.
 
     Returns:
       An `Estimator`. Cost: d Hessian-vector products of the batch, 16 at a time, each
@@ -66,19 +70,23 @@ def observed(*, chunk_size: int | None = None) -> Callable[..., Estimator]:
         structure.require(
             OBSERVED, "a Hessian is not a sum of squares, which is all it can hold."
         )
-        model, from_matvec = Model(apply_fn, likelihood), structure.from_matvec
+        model = Model(apply_fn, likelihood, batched)
+        from_matvec = structure.from_matvec
         assert from_matvec is not None  # which `require` has asked
 
         def compute(params: PyTree, batch: Batch, key: jax.Array | None) -> Any:
             traced, wide = model.traced_once(), trees.widen(params)
             traced.check(params, batch)
+            size = chunk_size or num_examples(batch)
+            if size < num_examples(batch):
+                why = f"so that chunk_size={size} would cut the batch"
+                traced.check_alone(params, batch.inputs, why)
 
             def of_chunk(chunk: Batch, keys: None) -> Any:
                 gradient = jax.grad(lambda p: -traced.log_likelihood(p, chunk))
                 product = jax.linearize(gradient, wide)[1]
                 return from_matvec(lambda v: zero_if_missing(chunk, product(v)), wide)
 
-            size = chunk_size or num_examples(batch)
             return sum_informations(structure, of_chunk, params, batch, None, size)
 
         return Estimator(

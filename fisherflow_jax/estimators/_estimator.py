@@ -14,8 +14,8 @@ from fisherflow_jax._ground.checks import is_concrete
 from fisherflow_jax._ground.choices import compiled, hashable, shared
 from fisherflow_jax._ground.keys import typed_key
 from fisherflow_jax._ground.screening import Screen, count_at_hand
-from fisherflow_jax.layers import expecting
-from fisherflow_jax.model import Model
+from fisherflow_jax.layers import deciding, expecting
+from fisherflow_jax.model import Model, plain
 from fisherflow_jax.structures import Structure
 
 PyTree = Any
@@ -79,6 +79,15 @@ class Estimator(ByKey):
         """The model that it runs, where that is known."""
         return self.of if self.bound else None
 
+    def deciding(self, run: Callable[[], Any], given: Callable[[], tuple]) -> Any:
+        """`run()`, for which values may have to tell whether examples interact.
+
+        `given()` are parameters and inputs.
+        """
+        if self.model is None:
+            return run()
+        return deciding(run, plain(self.model.apply_fn), given)
+
     def screen(self, params: PyTree, batch: batches.Batch) -> Screen:
         """What tells bad rows; without a model they cost the batch."""
         if self.model is None:
@@ -110,9 +119,11 @@ class Estimator(ByKey):
         given = params, batch, typed
         # one that was built by hand may do in Python what no program does
         if not self.bound or meshes.has_explicit_axes() or not is_concrete(given):
-            return meshes.replicated(self.compute, params, batch, typed)
+            run = functools.partial(meshes.replicated, self.compute, *given)
+            return self.deciding(run, lambda: (params, batch.inputs))
         own = shared(self)
-        information = compiled(own, _compute)(params, batch, typed)
+        run = functools.partial(compiled(own, _compute), params, batch, typed)
+        information = own.deciding(run, lambda: (params, batch.inputs))
         if own.check is not None:  # values, which were not at hand in the program
             own.check(params, batch)
         if own.model is not None:

@@ -50,6 +50,7 @@ def hutchinson(
     root: Callable[[Likelihood], Likelihood] | None = None,
     chunk_size: int | None = None,
     fast_squares: bool = True,
+    batched: bool | None = None,
 ) -> Rule:
     r"""The Fisher information from one random backward pass: unbiased, no labels.
 
@@ -91,6 +92,8 @@ def hutchinson(
       fast_squares: with `groups=None` and the diagonal or scalar structure, square
         linear layers from their inputs and output gradients (`Estimator.paths` tells
         which).
+      batched: whether the model is run on whole batches, as in `exact`; `groups=1` is
+        one pass of the batch for every model.
 
     Returns:
       An `Estimator` that needs a key. Cost: one forward and m backward passes of the
@@ -141,6 +144,7 @@ def hutchinson_dg(
     probe: Probe = rademacher,
     chunk_size: int | None = None,
     fast_squares: bool = True,
+    batched: bool | None = None,
 ) -> Rule:
     r"""An upper bound of the Fisher information, from one random backward pass.
 
@@ -157,7 +161,8 @@ def hutchinson_dg(
       apply_fn: `(params, inputs) -> outputs`, leading axis = examples.
       likelihood: from `ff.likelihoods`.
       structure: from `ff.structures`.
-      num_probes, groups, probe, chunk_size, fast_squares: as in `hutchinson`.
+      num_probes, groups, probe, chunk_size, fast_squares, batched: as in
+        `hutchinson`.
 
     Returns:
       An `Estimator` that needs a key. Cost and variance as for `hutchinson`, with the
@@ -195,6 +200,7 @@ def hutchinson_rankk(
     probe: Probe = rademacher,
     chunk_size: int | None = None,
     fast_squares: bool = True,
+    batched: bool | None = None,
 ) -> Rule:
     r"""A lower bound of the Fisher information, from one random backward pass.
 
@@ -213,7 +219,8 @@ def hutchinson_rankk(
       structure: from `ff.structures`.
       k: the rank kept for each target, below the number of classes.
       num_iterations: None: the closed form; a whole number: subspace iteration.
-      num_probes, groups, probe, chunk_size, fast_squares: as in `hutchinson`.
+      num_probes, groups, probe, chunk_size, fast_squares, batched: as in
+        `hutchinson`.
 
     Returns:
       An `Estimator` that needs a key. Cost: that of `hutchinson`, and O(C k) a target

@@ -44,6 +44,8 @@ class Rule:
       groups: micro-batches whose sums are squared; None: every example for itself.
       chunk_size: examples held at once; None: as many as fit.
       fast_squares: whether layers are squared from what enters and leaves them.
+      batched: whether the model is run on whole batches; None: if its examples are
+        seen to interact.
     """
 
     cotangents: Cotangents
@@ -55,6 +57,7 @@ class Rule:
     groups: int | None = None
     chunk_size: int | None = None
     fast_squares: bool = True
+    batched: bool | None = None
 
     def __repr__(self) -> str:
         return self.name
@@ -69,6 +72,7 @@ class Rule:
 class Plan(NamedTuple):
     """Which way a batch of these shapes takes."""
 
+    together: bool  # whether examples' vectors come from a pass of the whole batch
     taps: bool  # whether layers are tapped; else gradients are whole
     group_length: int  # examples whose vectors are summed before they are squared
     at_once: int  # units (examples, or groups of them) held at once
@@ -84,18 +88,45 @@ class Pull:
     structure: Structure
 
     def __post_init__(self) -> None:
-        layers = self.structure.layers
-        if layers is None or not layers.batched:
-            return
-        allowed = {"groups": (None, 1), "chunk_size": (None,), "fast_squares": (True,)}
+        layers, asked = self.structure.layers, self.rule.batched
+        batched = layers is not None and layers.batched
+        if layers is not None and asked not in (None, batched):
+            mode = "whole batches" if batched else "single examples"
+            raise ValueError(
+                f"{self.structure.name} was given layers of a model that is run on "
+                f"{mode}, and estimators.{self.rule.name} batched={asked}: find the "
+                f"layers with batched={asked} too."
+            )
+        if batched or asked:
+            self.check_whole(layers.together if layers is not None else None)
+
+    def check_whole(self, together: str | None) -> None:
+        """Raises for options that cut batches of a model that is run on whole ones."""
+        layers, rule = self.structure.layers, self.rule
+        why = together or "batched=True"
+        if layers is not None and not layers.batched:
+            raise ValueError(
+                f"{self.structure.name} was given layers of single examples, and the "
+                f"model's examples interact ({why}): find the layers with "
+                "batched=True, from inputs of two or more examples."
+            )
+        allowed: dict[str, tuple] = {"groups": (None, 1)}
+        apart = ""
+        if layers is not None:
+            allowed |= {"chunk_size": (None,), "fast_squares": (True,)}
+            apart = ", and single examples have no vectors"
+        elif rule.groups is not None:
+            allowed["chunk_size"] = (None,)
+        of = f"estimators.{rule.name} of"
+        if layers is not None:
+            of = f"{self.structure.name} was given layers of"
         for name, values in allowed.items():
-            value = getattr(self.rule, name)
+            value = getattr(rule, name)
             if value not in values:
                 raise ValueError(
-                    f"{self.structure.name} was given layers of a model that is run on "
-                    f"whole batches ({layers.together or 'batched=True'}), where a "
-                    "part of a batch would be a batch of its own, and single examples "
-                    f"have no vectors: {name} must be {values[0]}; got {value!r}."
+                    f"{of} a model that is run on whole batches ({why}), where a part "
+                    f"of a batch would be a batch of its own{apart}: {name} must be "
+                    f"{' or '.join(map(repr, values))}; got {value!r}."
                 )
 
     @property
@@ -157,7 +188,7 @@ def plan_of(pull: Pull, params: PyTree, batch: Batch) -> Plan:
 def _plan(pull: Pull, params: PyTree, batch: Batch) -> Plan:
     rule, structure, count = pull.rule, pull.structure, num_examples(batch)
     if pull.rows_of is not None:
-        return Plan(True, count, 1, _words(pull.rows_of))
+        return Plan(True, True, count, 1, _words(pull.rows_of))
     if count % (rule.groups or 1):
         raise ValueError(
             f"groups = {rule.groups} must divide the number of examples n = {count}: "
@@ -165,7 +196,14 @@ def _plan(pull: Pull, params: PyTree, batch: Batch) -> Plan:
             "zero)."
         )
     length = 1 if rule.groups is None else count // rule.groups
+    is_whole = length == count and (rule.chunk_size or count) >= count
+    together = None if is_whole else pull.model.interaction(params, batch.inputs)
+    if together is not None:
+        pull.check_whole(together)
+        return _whole_plan(pull, params, batch)
     one = batches.map_examples(lambda x: jax.eval_shape(lambda x: x[:1], x), batch)
+    if length == 1:
+        pull.model.outputs_alone(params, batch.inputs)
     columns = _num_columns(pull, params, one)
     entries, bound, words = columns * trees.size(params), CHUNK_ENTRIES, None
     path, taps = "a gradient for each example", False
@@ -193,7 +231,20 @@ def _plan(pull: Pull, params: PyTree, batch: Batch) -> Plan:
         at_once = fitting(entries, bound)
     else:
         at_once = max(rule.chunk_size // length, 1)
-    return Plan(taps, length, at_once, words or (path,) * len(jax.tree.leaves(params)))
+    words = words or (path,) * len(jax.tree.leaves(params))
+    return Plan(False, taps, length, at_once, words)
+
+
+def _whole_plan(pull: Pull, params: PyTree, batch: Batch) -> Plan:
+    """For vectors of single examples, each from a pass back through the whole batch."""
+    columns = _num_columns(pull, params, batch)
+    outputs = pull.model.outputs(params, batch.inputs)
+    passing = trees.size((batches.split(batch.inputs)[0], outputs))
+    entries = columns * max(trees.size(params), passing)
+    at_once = pull.rule.chunk_size or fitting(entries, CHUNK_ENTRIES)
+    path = "a gradient of the whole batch for each example"
+    words = (path,) * len(jax.tree.leaves(params))
+    return Plan(True, False, 1, at_once, words)
 
 
 def fitting(entries: int, bound: int) -> int:
@@ -201,14 +252,18 @@ def fitting(entries: int, bound: int) -> int:
     return max(bound // max(entries, 1), 1)
 
 
-def _num_columns(pull: Pull, params: PyTree, one: Batch) -> int:
+def _num_columns(pull: Pull, params: PyTree, batch: Batch) -> int:
     """The cotangents of one example."""
-    if pull.rule.needs_targets and one.targets is None:  # of which a table is made
+    if pull.rule.needs_targets and batch.targets is None:  # of which a table is made
         return pull.rule.num_columns
     rule = functools.partial(pull.rule.cotangents, pull.model.likelihood)
-    outputs = pull.model.outputs(params, one.inputs)
+    outputs = pull.model.outputs(params, batch.inputs)
+    one = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype),
+        (outputs, batch.targets),
+    )
     key = jax.eval_shape(jax.random.key, 0) if pull.rule.random else None
-    return jax.eval_shape(rule, outputs, one.targets, key).shape[0]
+    return jax.eval_shape(rule, *one, key).shape[0]
 
 
 def products(layer: Layer, inputs: Any, gradients: Any, weights: Any) -> OuterProducts:

@@ -47,7 +47,10 @@ def pulled(
         likelihood = rule.root(likelihood)
     random = likelihood.random_root if rule.random is None else rule.random
     rule = dataclasses.replace(rule, random=random)
-    pull = Pull(rule, Model(apply_fn, likelihood), structure)
+    said, layers = rule.batched, structure.layers
+    if said is None and layers is not None and (layers.batched or layers.row_by_row):
+        said = layers.batched
+    pull = Pull(rule, Model(apply_fn, likelihood, said), structure)
     groups = rule.groups
     return Estimator(
         rule.name,
@@ -74,6 +77,9 @@ def _compute(pull: Pull, params: PyTree, batch: Batch, key: jax.Array | None) ->
         with calling.mapping(_WAY_OUT):
             rows = _of_rows(pull, params, batch, keys, pull.rows_of)
         return pull.structure.reduce(rows)
+    if plan.together:
+        with calling.mapping(_WAY_OUT):
+            return _of_whole(pull, plan, params, batch, keys)
     if plan.group_length > 1:
         return _sum_groups(pull, plan, params, batch, keys)
     of_chunk = functools.partial(_of_examples, pull, params, plan.taps)
@@ -106,18 +112,13 @@ def _of_examples(
     sliced, rebuild = batches.split(batch.inputs)
     dtype = trees.float_dtype(params)
     find = layers_of.find_and_tap if taps else _no_layers
-    # one example at a time is for operations that cannot be mapped
-    at_once = 1 if pull.rule.chunk_size == 1 else None
 
     def one(example: tuple) -> tuple:
         parts, targets, (root, each), key = example
         inputs = rebuild([x[None] for x in parts])
         layers, outputs, entering, pull_back = find(pull.model.apply_fn, params, inputs)
         cotangents = pull.cotangents(outputs, targets, each, key)
-        if at_once is None:
-            vectors = jax.vmap(pull_back)(cotangents)
-        else:
-            vectors = _each(pull_back, cotangents, at_once)
+        vectors = _columns(pull, pull_back, cotangents)
         # after widening: the root of a weight has no exact bfloat16
         weighted = jax.tree.map(lambda x: _weigh(x.astype(dtype), root), vectors)
         # zero times what is not finite in a blanked row would be NaN
@@ -131,6 +132,14 @@ def _of_examples(
     others = {i: _merge_axes(x) for i, x in others.items()}
     vectors = _tree(params, layers, entering, gradients, batch.weights, others)
     return pull.structure.reduce(vectors)
+
+
+def _columns(pull: Pull, pull_back: Callable, cotangents: jax.Array) -> PyTree:
+    """What all cotangents of an example bring back."""
+    # one example at a time is for operations that cannot be mapped
+    if pull.rule.chunk_size == 1:
+        return _each(pull_back, cotangents, 1)
+    return jax.vmap(pull_back)(cotangents)
 
 
 def _no_layers(apply_fn: Callable, params: PyTree, inputs: PyTree) -> tuple:
@@ -162,6 +171,43 @@ def _tree(
             leaves[layer.bias] = jax.vmap(layer.bias_layout.to_leaf)(summed)
     treedef: Any = jax.tree.structure(params)
     return treedef.unflatten([leaves[i] for i in range(len(leaves))])
+
+
+# ---- squares of each example's vectors, where examples interact
+
+
+def _of_whole(
+    pull: Pull,
+    plan: plans.Plan,
+    params: PyTree,
+    batch: Batch,
+    keys: jax.Array | None,
+) -> PyTree:
+    """The information of each example's vectors, each from a pass of the batch."""
+    inputs, dtype = batches.unshare(batch.inputs), trees.float_dtype(params)
+    outputs, vjp = jax.vjp(lambda p: pull.model.apply_fn(p, inputs), params)
+
+    def one(given: tuple) -> PyTree:
+        row, targets, (root, each), key = given
+        own = jax.lax.dynamic_index_in_dim(outputs, row)
+
+        def pull_back(cotangent: jax.Array) -> PyTree:
+            nothing = jnp.zeros_like(outputs)
+            of_batch = jax.lax.dynamic_update_index_in_dim(nothing, cotangent, row, 0)
+            return vjp(of_batch.astype(outputs.dtype))[0]
+
+        cotangents = pull.cotangents(own, targets, each, key)
+        vectors = _columns(pull, pull_back, cotangents)
+        return jax.tree.map(lambda x: _weigh(x.astype(dtype), root), vectors)
+
+    def of_rows(rows: Batch, keys: jax.Array | None) -> PyTree:
+        roots = batches.roots_of_weights(rows)
+        stack = _each(one, (rows.inputs, rows.targets, roots, keys))
+        return pull.structure.reduce(jax.tree.map(_merge_axes, stack))
+
+    numbers = jnp.arange(num_examples(batch), dtype=jnp.int32)
+    rows = batch._replace(inputs=numbers)
+    return sum_informations(pull.structure, of_rows, params, rows, keys, plan.at_once)
 
 
 # ---- squares of rows of a batch whose examples interact

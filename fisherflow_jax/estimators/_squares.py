@@ -19,6 +19,7 @@ def exact(
     root: Callable[[Likelihood], Likelihood] = cholesky_root,
     chunk_size: int | None = None,
     fast_squares: bool = True,
+    batched: bool | None = None,
 ) -> Rule:
     r"""The expected Fisher information, without noise.
 
@@ -45,6 +46,11 @@ def exact(
       fast_squares: with the diagonal or scalar structure, square linear layers from
         their inputs and output gradients (`Estimator.paths` tells which); no vector of
         theirs is then held.
+      batched: whether the model is run on whole batches, for its examples interact:
+        `J_i` is then the Jacobian of row i of the batch's outputs, at the cost of a
+        pass of the whole batch for each example (n times that of single ones). None: if
+        the program shows that they do (or values, where it does not tell); False: each
+        example for itself, whatever it shows.
 
     Returns:
       An `Estimator`: `estimator(params, batch) -> information`, a sum over the batch.
@@ -53,7 +59,9 @@ def exact(
       to the layers' outputs, and one product of squares for all R columns together.
 
     Raises:
-      ValueError: where outputs, targets and likelihood do not fit.
+      ValueError: where outputs, targets and likelihood do not fit; for a model of which
+        neither its program nor values tell whether examples interact, until `batched`
+        does.
 
     Example:
       >>> import jax.numpy as jnp
@@ -86,6 +94,7 @@ def empirical(
     groups: int | None = None,
     chunk_size: int | None = None,
     fast_squares: bool = True,
+    batched: bool | None = None,
 ) -> Rule:
     r"""The empirical Fisher: the sum of squared scores of the data's labels.
 
@@ -114,6 +123,7 @@ def empirical(
       chunk_size: examples whose scores are held at once; None: about 64 MiB.
       fast_squares: with the diagonal or scalar structure, square linear layers from
         their inputs and output gradients (`Estimator.paths` tells which).
+      batched: whether the model is run on whole batches, as in `exact`.
 
     Returns:
       An `Estimator`. Cost: one forward and one backward pass an example; with `groups`,
@@ -154,6 +164,7 @@ def monte_carlo(
     groups: int | None = None,
     chunk_size: int | None = None,
     fast_squares: bool = True,
+    batched: bool | None = None,
 ) -> Rule:
     r"""The Fisher information from labels drawn from the model: unbiased, noisy.
 
@@ -180,6 +191,7 @@ def monte_carlo(
         example draws from its own key, so neither chunks nor groups change a draw.
       fast_squares: with the diagonal or scalar structure, square linear layers from
         their inputs and output gradients (`Estimator.paths` tells which).
+      batched: whether the model is run on whole batches, as in `exact`.
 
     Returns:
       An `Estimator` that needs a key: `estimator(params, batch, key)`. Cost: one

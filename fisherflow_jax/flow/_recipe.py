@@ -57,7 +57,13 @@ class Recipe:
 
     @functools.cached_property
     def model(self) -> model.Model:
-        return model.Model(self.apply_fn, self.likelihood)
+        return model.Model(self.apply_fn, self.likelihood, self.batched)
+
+    @functools.cached_property
+    def batched(self) -> bool | None:
+        """Whether the model is run on whole batches, if its estimator was told."""
+        own = self.bound(self.estimator.value, self.apply_fn).model
+        return own.batched if own is not None else None
 
     def traced_once(self) -> "Recipe":
         """For one update, in which the model is traced once a shape."""
@@ -109,6 +115,13 @@ class Recipe:
             raise ValueError(
                 'weights_are="sampling" needs robust=True: no standard error but the '
                 "sandwich's knows what a sampling weight is."
+            )
+        layers = self.structure.layers
+        if self.robust and layers is not None and layers.batched:
+            raise ValueError(
+                f"robust=True keeps the square of every example's score, and "
+                f"{self.structure.name} with layers of whole batches squares sums of "
+                "them with random signs: give ff.structures.diagonal() without layers."
             )
         if self.num_clusters is None:
             return

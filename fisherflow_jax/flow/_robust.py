@@ -40,13 +40,14 @@ def with_scores(observed: Observed, site: Sum, params: PyTree) -> Sum:
     # unless a row is as many as its weight, its score is as large: its targets' sum
     if recipe.weights_are != "frequency" or batch.weights.ndim > 1:
         batch = batch._replace(weights=jnp.square(batch.weights))
-    scores = recipe.bound(estimators.empirical, observed.apply_fn)
+    scores = estimators.empirical(batched=recipe.batched)
+    scores = recipe.bound(scores, observed.apply_fn)
     return site._replace(quadratic=(scores.compute(params, batch, None),))
 
 
 def _by_cluster(observed: Observed, params: PyTree) -> Clusters:
     recipe, number = observed.recipe, observed.recipe.num_clusters
-    model = Model(observed.apply_fn, recipe.likelihood)
+    model = Model(observed.apply_fn, recipe.likelihood, recipe.batched)
     size = recipe.chunk_size or max(_HELD // max(trees.size(params), 1), 1)
 
     def of_chunk(params: PyTree, chunk: Batch) -> Clusters:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from fisherflow_jax import information as ops
+from fisherflow_jax import model
 from fisherflow_jax._ground import batch as batches
 from fisherflow_jax._ground import checks, choices, keys, trees
 from fisherflow_jax.flow import _belonging as belonging
@@ -19,6 +20,7 @@ from fisherflow_jax.flow._newton import Solution
 from fisherflow_jax.flow._objective import objective_of
 from fisherflow_jax.flow._recipe import Observed, Recipe, parameters
 from fisherflow_jax.flow._state import FlowInfo, FlowState, belief_of
+from fisherflow_jax.layers import deciding
 from fisherflow_jax.memories import Belief, Shift, Squares, Sum
 
 PyTree = Any
@@ -38,7 +40,11 @@ def update(
     # does not trace its searches anew at each batch
     steps = recipe.num_steps if num_steps is None else num_steps
     run = choices.compiled(recipe, advance, static_argnums=2)
-    after, info = run(state, batch, steps)
+    after, info = deciding(
+        lambda: run(state, batch, steps),
+        model.plain(recipe.apply_fn),
+        lambda: (state.mean, batch.inputs),
+    )
     check_taken_in(recipe, state, given, info)
     return after, info
 
@@ -252,7 +258,11 @@ def evaluate(
     batch = batches.as_batch(given, values=False)
     typed = None if key is None else keys.typed_key(key)
     run = choices.compiled(recipe, measure)
-    found, rows_skipped = run(params, batch, typed, nuisance)
+    found, rows_skipped = deciding(
+        lambda: run(params, batch, typed, nuisance),
+        model.plain(recipe.apply_fn),
+        lambda: (params, batch.inputs),
+    )
     told = recipe.bad_rows == "raise" and checks.is_concrete((rows_skipped, given))
     if told and (rows_skipped or not jnp.isfinite(found[0])):
         recipe.model.screen(params, batch).refuse(given)

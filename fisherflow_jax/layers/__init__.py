@@ -1,5 +1,11 @@
 """Linear layers, found in any `apply_fn`, and tapped: what enters, what returns."""
 
+from fisherflow_jax.layers._alone import OneAlone as OneAlone
+from fisherflow_jax.layers._alone import Undecided as Undecided
+from fisherflow_jax.layers._alone import compared as compared
+from fisherflow_jax.layers._alone import note as note
+from fisherflow_jax.layers._alone import one_row as one_row
+from fisherflow_jax.layers._finding import deciding as deciding
 from fisherflow_jax.layers._finding import find_layers as find_layers
 from fisherflow_jax.layers._finding import interaction as interaction
 from fisherflow_jax.layers._finding import layers_of as layers_of

@@ -91,6 +91,32 @@ class Stack(NamedTuple):
     axis: int
 
 
+class Same(NamedTuple):
+    """Axes of one length at one place are one axis, save those that are mixed."""
+
+    mixed: tuple[int, ...] = ()  # negative: from the end of each operand
+
+
+class Update(NamedTuple):
+    """An operand with a part written over by another, at offsets that follow them."""
+
+
+class Scatter(NamedTuple):
+    """Scatters into the first operand: indices, and what is written, are the others."""
+
+    window_dims: tuple[int, ...]  # of what is written
+    inserted_dims: tuple[int, ...]  # of the first operand, as are the next two
+    scattered_dims: tuple[int, ...]
+    batch_dims: tuple[int, ...]
+    index_batch_dims: tuple[int, ...]
+
+
+class Iota(NamedTuple):
+    """Numbers that count along an axis."""
+
+    axis: int
+
+
 class Random(NamedTuple):
     """Random numbers of a key."""
 
@@ -99,6 +125,13 @@ class Opaque(NamedTuple):
     """A body with a derivative of its own: it is evaluated as it is."""
 
     body: Any
+
+
+class Solve(NamedTuple):
+    """A linear system: these of the operands, in this order, go to its solver."""
+
+    body: Any
+    operands: tuple[int, ...]
 
 
 class StopGradient(NamedTuple):
@@ -110,6 +143,20 @@ class Call(NamedTuple):
 
     body: Any
     wrap: Callable[[Callable], Callable]
+
+
+class Cond(NamedTuple):
+    """`lax.cond` and `lax.switch`: operands are an index, then those of each branch."""
+
+    branches: tuple[Any, ...]
+
+
+class While(NamedTuple):
+    """`lax.while_loop`: operands are constants of both bodies, then carries."""
+
+    condition: Any
+    body: Any
+    num_constants: tuple[int, int]  # of the condition, of the body
 
 
 class Scan(NamedTuple):
@@ -193,12 +240,19 @@ _CALLS = [
 ]
 _CHECKPOINTS = ("remat2", "remat", "checkpoint")
 # entries along these axes meet; what comes out lacks the axes, or has them still
-_REDUCTIONS = {"axes": ("reduce_", "arg"), "axis": ("cum",), "dimension": ("sort",)}
+_REDUCTIONS = {
+    # collectives over an axis of `vmap`, which is then a number
+    "axes": ("reduce_", "arg", "psum", "pmax", "pmin"),
+    "axis": ("cum",),
+    "dimension": ("sort",),
+}
 
 
 def _operation(name: str, params: dict) -> Any:
     if name in _OPERATIONS:
         return _OPERATIONS[name](params)
+    if name.startswith("reduce_window"):
+        return _windows(params)
     bodies = (params.get("jaxpr"), params.get("call_jaxpr"))
     body = next((each for each in bodies if isinstance(each, _JAXPR)), None)
     if body is not None and name in (*_CALLS, "eval_jaxpr"):
@@ -211,8 +265,50 @@ def _operation(name: str, params: dict) -> Any:
         if field in params and name.startswith(beginnings):
             axes = params[field]
             axes = (axes,) if isinstance(axes, int) else axes
-            return Along(_ints(axes), keeps=field != "axes")
+            if all(hasattr(axis, "__index__") for axis in axes):  # not by name
+                return Along(_ints(axes), keeps=field != "axes")
     return None
+
+
+def _windows(params: dict) -> Same:
+    each = zip(
+        params["window_dimensions"],
+        params["window_strides"],
+        params["padding"],
+        strict=True,
+    )
+    still = (1, 1, (0, 0))
+    return Same(
+        tuple(i for i, (n, by, pad) in enumerate(each) if (n, by, pad) != still)
+    )
+
+
+def _padding(params: dict) -> Same:
+    each = enumerate(params["padding_config"])
+    return Same(tuple(i for i, added in each if any(added)))
+
+
+def _scatter(params: dict) -> Scatter:
+    dimensions = params["dimension_numbers"]
+    return Scatter(
+        _ints(dimensions.update_window_dims),
+        _ints(dimensions.inserted_window_dims),
+        _ints(dimensions.scatter_dims_to_operand_dims),
+        _ints(dimensions.operand_batching_dims),
+        _ints(dimensions.scatter_indices_batching_dims),
+    )
+
+
+def _solve(params: dict) -> Solve:
+    lengths, body = params["const_lengths"], params["jaxprs"].solve
+    start = lengths.matvec + lengths.vecmat
+    right = range(sum(lengths), sum(lengths) + len(body.in_avals) - lengths.solve)
+    return Solve(body, (*range(start, start + lengths.solve), *right))
+
+
+def _while(params: dict) -> While:
+    counts = params["cond_nconsts"], params["body_nconsts"]
+    return While(params["cond_jaxpr"], params["body_jaxpr"], counts)
 
 
 def _checkpoint(function: Callable, params: dict) -> Callable:
@@ -273,11 +369,36 @@ def _scan(params: dict) -> Scan:
 _TYPES = ("convert_element_type", "reduce_precision", "copy", "copy_p", "device_put")
 _SAME = (*_TYPES, "name", "sharding_constraint", "optimization_barrier")
 _ELEMENTWISE = ("mul", "sub", "div", "max", "min", "pow")
+# Functions of entries at one place, and of the keys there.
+_POINTWISE = """
+abs acos acosh and asin asinh atan atan2 atanh bessel_i0e bessel_i1e
+bitcast_convert_type cbrt ceil clamp clz complex conj cos cosh digamma eq eq_to erf
+erf_inv erfc exp exp2 expm1 floor ge gt igamma igamma_grad_a igammac imag integer_pow
+is_finite le le_to lgamma log log1p logistic lt lt_to mulhi ne neg nextafter not or
+polygamma population_count random_clone random_fold_in random_gamma_grad random_seed
+random_split random_unwrap random_wrap real regularized_incomplete_beta rem round
+rsqrt select_n shift_left shift_right_arithmetic shift_right_logical sign sin sinh
+sqrt square tan tanh threefry2x32 xor zeta
+"""
+# Of the last axes as matrices, one for each place of the others.
+_MATRICES = """
+cholesky eig eigh geqrf hessenberg householder_product lu qr schur svd
+triangular_solve tridiagonal
+"""
+_SCATTERS = (
+    "scatter",
+    "scatter-add",
+    "scatter-sub",
+    "scatter-mul",
+    "scatter-min",
+    "scatter-max",
+)
 _OPERATIONS: dict[str, Callable[[dict], Any]] = {
     "transpose": lambda p: Reorder(lambda view: view.transpose(p["permutation"])),
     "reshape": lambda p: Reorder(lambda view: view.reshape(p["new_sizes"])),
     "squeeze": lambda p: Reorder(lambda view: view.squeeze(p["dimensions"])),
     "expand_dims": lambda p: Reorder(lambda view: view.expand_dims(p["dimensions"])),
+    "tile": lambda p: Reorder(lambda view: view.tile(p["reps"])),
     "rev": lambda p: Reorder(lambda view: view.flip(p["dimensions"])),
     "broadcast_in_dim": lambda p: Reorder(
         lambda view: view.broadcast(p["shape"], p["broadcast_dimensions"])
@@ -286,7 +407,23 @@ _OPERATIONS: dict[str, Callable[[dict], Any]] = {
     **dict.fromkeys(("add", "add_any"), lambda p: Add()),
     **dict.fromkeys(_ELEMENTWISE, lambda p: Elementwise()),
     "stack": lambda p: Stack(p["axis"]),
-    "random_bits": lambda p: Random(),
+    **dict.fromkeys(("random_bits", "random_gamma"), lambda p: Random()),
+    **dict.fromkeys(_POINTWISE.split(), lambda p: Same()),
+    **dict.fromkeys(_MATRICES.split(), lambda p: Same((-2, -1))),
+    **dict.fromkeys(("slice", "dynamic_slice"), lambda p: Same()),
+    "lu_pivots_to_permutation": lambda p: Same((-1,)),
+    "fft": lambda p: Same(tuple(range(-len(p["fft_lengths"]), 0))),
+    "top_k": lambda p: Same((p.get("axis", -1),)),
+    "approx_top_k": lambda p: Same((p["reduction_dimension"],)),
+    "concatenate": lambda p: Same((p["dimension"],)),
+    "split": lambda p: Same((p["axis"],)),
+    "pad": _padding,
+    "dynamic_update_slice": lambda p: Update(),
+    "iota": lambda p: Iota(p["dimension"]),
+    **dict.fromkeys(_SCATTERS, _scatter),
+    "cond": lambda p: Cond(tuple(p["branches"])),
+    "while": _while,
+    "custom_linear_solve": _solve,
     "stop_gradient": lambda p: StopGradient(),
     "dot_general": _dot,
     "conv_general_dilated": _convolution,

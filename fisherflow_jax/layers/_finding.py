@@ -1,5 +1,6 @@
 """Finding the linear layers of any function of parameters and inputs."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -7,10 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from fisherflow_jax._ground import batch as batches
-from fisherflow_jax._ground import calling, checks
+from fisherflow_jax._ground import calling, checks, trees
+from fisherflow_jax.layers import _alone as alone
 from fisherflow_jax.layers._checkpoints import register
 from fisherflow_jax.layers._layer import Layers
-from fisherflow_jax.layers._tracing import Traced, is_array, trace
+from fisherflow_jax.layers._tracing import Traced, trace
 
 PyTree = Any
 
@@ -59,16 +61,20 @@ def find_layers(
         is traced; parts in `ff.Shared` are passed whole.
       batched: whether estimators run the model on whole batches. None: if inputs of two
         or more examples show that they interact: a reduction, a product or a sort takes
-        examples together, or random numbers are drawn for the batch. Interactions by
-        other operations (slices of the batch, loops over it) are not seen.
+        examples together, or random numbers are drawn for the batch. Where the program
+        loses sight of them (slices of the batch, look-ups over it), values decide, each
+        row against the same row alone; False: no, whatever is shown.
 
     Returns:
       `Layers`, static and hashable. Cost: one or two traces of the model, no
-      computation.
+      computation; where values decide, two passes of the batch and of each row.
 
     Raises:
-      ValueError: for parameters that are not real arrays, or inputs without an axis of
-        examples; for `batched=True` with a single example.
+      ValueError: for parameters that are not real arrays; inputs without an axis of
+        examples, or with several lengths of it; `batched=True` with a single example; a
+        model that fails on one example, or gives it more than a row; one of which the
+        program does not tell whether its examples interact, where values are not at
+        hand.
 
     Example:
       >>> import jax.numpy as jnp
@@ -95,12 +101,6 @@ def find_layers(
     """
     register()
     batches.check_inputs(inputs)
-    shapes = [getattr(leaf, "shape", ()) for leaf in batches.split(inputs)[0]]
-    if len({shape[:1] for shape in shapes}) > 1 and all(shapes):
-        raise ValueError(
-            "inputs must agree in their leading axis, the examples' (wrap what all "
-            f"examples share in ff.Shared); got shapes {shapes}."
-        )
     return layers_of(apply_fn, params, inputs, batched)
 
 
@@ -108,24 +108,38 @@ def layers_of(
     apply_fn: Callable, params: PyTree, inputs: PyTree, batched: bool | None = None
 ) -> Layers:
     """As `find_layers`, of layers that no checkpoint will hold."""
-
-    def shapes(take: Callable) -> PyTree:
-        return batches.map_inputs(
-            take, inputs, lambda node: batches.Shared(_shapes(node.tree))
-        )
-
-    one = shapes(_example)
-    counts = {leaf.shape[0] for leaf in batches.split(inputs)[0]}
-    if batched and (len(counts) != 1 or counts == {1}):
+    one = _map_shapes(_example, inputs)  # which says what has no axis of examples
+    count = _num_examples(inputs)
+    if batched and count == 1:
         raise ValueError(
             "batched=True needs inputs of two or more examples (shapes suffice), to "
-            f"tell their axis from others; got arrays of {sorted(counts)} examples."
+            "tell their axis from others; got arrays of [1] examples."
         )
-    if batched is not False and len(counts) == 1 and counts != {1}:
-        found = _layers(trace(apply_fn, params, shapes(_shapes), count=max(counts)))
+    traced: Any
+    row_by_row = None
+    if batched is not False and count > 1:
+        traced = trace(apply_fn, params, _map_shapes(_shape, inputs), count=count)
+        found = _layers(traced)
         if batched or found.together is not None:
             return found
-    return _layers(trace(apply_fn, params, one))
+        if traced.lost is not None:
+            why = alone.decide(apply_fn, params, inputs, traced.lost)
+            if why is not None:
+                return dataclasses.replace(found, together=why)
+            row_by_row = f"not followed through {traced.lost}, and by their values"
+    elif batched is False:
+        row_by_row = "as asked"
+
+    def outputs() -> list:
+        nonlocal traced
+        traced = trace(apply_fn, params, one)
+        return [jax.ShapeDtypeStruct(x.shape, bool) for x in traced.program.outputs]
+
+    if batched is None and count > 1:  # the batch as a whole has a row for each
+        alone.one_row(outputs, one)
+    else:
+        alone.check_rows(outputs())
+    return dataclasses.replace(_layers(traced), row_by_row=row_by_row)
 
 
 def _layers(traced: Traced) -> Layers:
@@ -139,22 +153,79 @@ def _layers(traced: Traced) -> Layers:
     return traced.layers
 
 
-def interaction(apply_fn: Callable, params: PyTree, inputs: PyTree) -> str | None:
-    """What takes the examples of a batch together, if anything is seen to."""
+def interaction(
+    apply_fn: Callable, params: PyTree, inputs: PyTree, of: Callable | None = None
+) -> str | None:
+    """What takes the examples of a batch together, if anything does.
+
+    Args:
+      apply_fn: `(params, inputs) -> outputs`.
+      params: pytree of arrays.
+      inputs: leading axis = examples; parts in `ff.Shared` are passed whole.
+      of: the function that is asked about, where `apply_fn` stands in for it.
+
+    Raises:
+      Undecided: where neither the program nor values say it.
+    """
     leaves = jax.tree.leaves(params)
-    if not all(is_array(x) and jnp.issubdtype(x.dtype, jnp.floating) for x in leaves):
+    if not all(
+        trees.is_array(x) and jnp.issubdtype(x.dtype, jnp.floating) for x in leaves
+    ):
         return "parameters that are not all arrays of floating point"
-    counts = {leaf.shape[0] for leaf in batches.split(inputs)[0]}
-    if len(counts) != 1 or counts == {1}:
+    count, of = _num_examples(inputs), of or apply_fn
+    if count == 1:
         return None
-    return trace(apply_fn, params, inputs, count=max(counts)).layers.together
+    traced = trace(apply_fn, params, _map_shapes(_shape, inputs), count=count)
+    if traced.layers.together is not None or traced.lost is None:
+        return traced.layers.together
+    try:
+        return alone.said(of, params, inputs)
+    except KeyError:
+        return alone.decide(of, params, inputs, traced.lost)
 
 
-def _shapes(tree: PyTree) -> PyTree:
-    """Arrays as shapes, all else as it is."""
-    return jax.tree.map(
-        lambda x: jax.eval_shape(lambda y: y, x) if is_array(x) else x, tree
+def deciding(
+    run: Callable[[], Any],
+    apply_fn: Callable,
+    given: Callable[[], tuple[PyTree, PyTree]],
+) -> Any:
+    """`run()`, which may trace; once more where values must first tell of examples.
+
+    `given()` are the parameters and inputs, whose values may be at hand.
+    """
+    try:
+        return run()
+    except alone.Undecided as undecided:
+        params, inputs = given()
+        alone.decide(apply_fn, params, inputs, undecided.lost)
+        return run()
+
+
+def _num_examples(inputs: PyTree) -> int:
+    shapes = {leaf.shape for leaf in batches.split(inputs)[0]}
+    counts = {shape[0] for shape in shapes} or {1}
+    if len(counts) == 1:
+        return counts.pop()
+    raise ValueError(
+        "inputs must agree in their leading axis, the examples' (wrap what all "
+        "examples share, such as a mask or statistics, in ff.Shared); got shapes "
+        f"{sorted(shapes)}."
     )
+
+
+def _map_shapes(take: Callable, inputs: PyTree) -> PyTree:
+    """Of what has an example axis; parts in `Shared` are whole."""
+
+    def whole(node: batches.Shared) -> batches.Shared:
+        return batches.Shared(
+            jax.tree.map(lambda x: _shape(x) if trees.is_array(x) else x, node.tree)
+        )
+
+    return batches.map_inputs(take, inputs, whole)
+
+
+def _shape(leaf: Any) -> Any:
+    return jax.eval_shape(lambda x: x, leaf)
 
 
 def _example(leaf: Any) -> jax.ShapeDtypeStruct:

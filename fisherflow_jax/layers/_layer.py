@@ -54,6 +54,8 @@ class Layers:
     tree: Any  # the parameters' jax.tree.structure
     batched: bool = False  # the model is run on whole batches
     together: str | None = None  # what takes examples together, as far as was looked
+    # what says that examples are run one by one, where the program does not show it
+    row_by_row: str | None = None
     summed: tuple[int, ...] = ()  # leaves squared once for a whole batch
     # Of one example. Models that differ only in it have the same informations.
     input_shapes: Shapes = dataclasses.field(default=(), compare=False)
@@ -73,9 +75,11 @@ class Layers:
         for leaf, name in enumerate(self.names):
             lines.append((name, self.shapes[leaf], *rows[leaf]))
         table = tables.aligned(lines, text=True)
-        if not self.batched:
-            return table
-        return f"{table}\nexamples: run together ({self.together or 'as asked'})"
+        if self.batched:
+            return f"{table}\nexamples: run together ({self.together or 'as asked'})"
+        if self.row_by_row is not None:
+            return f"{table}\nexamples: run one by one ({self.row_by_row})"
+        return table
 
     def descriptions(self) -> list[str]:
         """For each leaf a text that tells it from other treatments."""

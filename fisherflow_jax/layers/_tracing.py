@@ -8,11 +8,12 @@ import jax
 from fisherflow_jax._ground import batch as batches
 from fisherflow_jax._ground import calling, trees
 from fisherflow_jax.layers import _compat
-from fisherflow_jax.layers import _examples as following
+from fisherflow_jax.layers import _values as following
 from fisherflow_jax.layers import _views as views
 from fisherflow_jax.layers._compat import Path
-from fisherflow_jax.layers._examples import Examples
+from fisherflow_jax.layers._examples import follow
 from fisherflow_jax.layers._layer import Layer, Layers, shapes_of_one
+from fisherflow_jax.layers._values import Examples
 from fisherflow_jax.layers._walk import Broadcast, Use, Walk, walk
 
 PyTree = Any
@@ -25,6 +26,7 @@ class Traced(NamedTuple):
     arguments: list  # of the program: leaves of the parameters, then of the inputs
     output_tree: Any
     layers: Layers
+    lost: str | None  # what the examples of a whole batch were not followed through
     uses: tuple[tuple[Use, ...], ...]  # of each layer
     # of a whole batch:
     examples: dict[Path, Examples]  # where its examples are
@@ -46,34 +48,24 @@ def trace(
     for name, leaf in named:
         trees.check_real(name, leaf, "params", params)
     received = params, batches.unshare(inputs)
-    leaves: list = jax.tree.leaves(received)
-    treedef: Any = jax.tree.structure(received)
     # what is no array (a flag among shared inputs) is part of the program
-    arrays = [i for i, leaf in enumerate(leaves) if is_array(leaf)]
+    arguments, rebuild = trees.arrays_of(received)
 
-    def flat_apply(*values: Any) -> PyTree:
-        filled = dict(enumerate(leaves)) | dict(zip(arrays, values, strict=True))
-        return apply_fn(*treedef.unflatten([filled[i] for i in range(len(leaves))]))
+    def flat_apply(*arrays: Any) -> PyTree:
+        return apply_fn(*rebuild(arrays))
 
-    arguments = [leaves[i] for i in arrays]
     with calling.telling(apply_fn, params, inputs):
         jaxpr, outputs = _compat.trace(flat_apply, *arguments)
     program = _compat.read(jaxpr)
     shapes = tuple(tuple(leaf.shape) for _, leaf in named)
-    found, together = walk(program, list(shapes)), None
+    found, together, lost = walk(program, list(shapes)), None, None
     rows: dict[Path, Examples] = {}
     if count is not None:
-        sliced = [False] * len(named) + jax.tree.leaves(
-            batches.map_inputs(
-                lambda _: True,
-                inputs,
-                lambda node: jax.tree.map(lambda _: False, node.tree),
-            )
-        )
-        enter = [following.no_example, following.every_example]
-        entering = [enter[sliced[i]](count, leaves[i].shape) for i in arrays]
-        results, rows = following.follow(program, entering, count)
+        entering = _entering(params, inputs, count)
+        results, rows = follow(program, entering, count)
         together = next((value.together for value in results if value.together), None)
+        unordered = (following.out_of_order(value, count) for value in results)
+        lost = next((reason for reason in unordered if reason), None)
         found = _of_rows(found, rows, count)
     uses = _settle(found)
     fallback = _fallback(found, uses, len(named))
@@ -96,10 +88,25 @@ def trace(
         arguments=arguments,
         output_tree=jax.tree.structure(outputs),
         layers=layers,
+        lost=lost,
         uses=uses,
         examples=rows,
         broadcasts=broadcasts,
     )
+
+
+def _entering(params: PyTree, inputs: PyTree, count: int) -> list[following.Value]:
+    """The examples in the program's arguments."""
+    sliced = batches.map_inputs(
+        lambda _: following.every_example,
+        inputs,
+        lambda node: jax.tree.map(lambda _: following.no_example, node.tree),
+    )
+    shared = jax.tree.map(lambda _: following.no_example, params)
+    enter = jax.tree.leaves((shared, sliced))
+    leaves = jax.tree.leaves((params, batches.unshare(inputs)))
+    pairs = zip(enter, leaves, strict=True)
+    return [of(count, x.shape) for of, x in pairs if trees.is_array(x)]
 
 
 def _of_rows(found: Walk, rows: dict[Path, Examples], count: int) -> Walk:
@@ -205,7 +212,3 @@ def _layer(uses: tuple[Use, ...]) -> Layer:
         bias_layout=first.bias and first.bias.view,
         uses=tuple(use.path for use in uses),
     )
-
-
-def is_array(leaf: Any) -> bool:
-    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")

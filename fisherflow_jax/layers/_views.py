@@ -61,7 +61,7 @@ class View:
         axes, rest = [], list(self.pieces)
         for size in reversed(shape):
             cut = [(size, 1)] if size != 1 else []
-            axes.append([(n, stride) for n, stride, _ in _common_pieces(rest, cut)])
+            axes.append([(n, stride) for n, stride, _ in common_pieces(rest, cut)])
             if cut:
                 raise NotStrided
         return self.with_axes(reversed(axes))
@@ -76,6 +76,10 @@ class View:
         return self.with_axes(
             () if i in dimensions else next(rest) for i in range(count)
         )
+
+    def tile(self, repeats: Sequence[int]) -> "View":
+        every = zip(repeats, self.axes, strict=True)
+        return self.with_axes(((count, 0), *axis) for count, axis in every)
 
     def flip(self, dimensions: Sequence[int]) -> "View":
         axes, offset = list(self.axes), self.offset
@@ -178,7 +182,7 @@ def reordered(values: View, positions: View) -> View:
     """
     pieces, offset = [], values.offset
     for one, other in zip(values.axes, positions.axes, strict=True):
-        for size, stride, position in _common_pieces(list(one), list(other)):
+        for size, stride, position in common_pieces(list(one), list(other)):
             if position < 0:  # read the piece from its other end
                 offset += (size - 1) * stride
                 stride, position = -stride, -position
@@ -188,7 +192,7 @@ def reordered(values: View, positions: View) -> View:
     return View(values.leaf_shape, (axis,), offset).reshape(positions.leaf_shape)
 
 
-def _common_pieces(one: list, other: list) -> list[tuple[int, int, int]]:
+def common_pieces(one: list, other: list) -> list[tuple[int, int, int]]:
     """Pieces `(size, stride of one, stride of other)` that both describe.
 
     Taken off their ends, until one is empty: the last `size` entries of a piece

@@ -6,9 +6,11 @@ from typing import Any
 import jax
 
 from fisherflow_jax import information as ops
+from fisherflow_jax import layers
 from fisherflow_jax._ground import batch as batches
 from fisherflow_jax._ground import calling, checks, trees
-from fisherflow_jax.likelihoods import Likelihood
+from fisherflow_jax.likelihoods import Likelihood, gaussian
+from fisherflow_jax.model import Model, plain
 from fisherflow_jax.posteriors import Gaussian, check_like, gaussians, warn_of_refused
 
 PyTree = Any
@@ -107,9 +109,26 @@ def check_model(
             "apply_fn(params, inputs) must return one array of outputs whose leading "
             f"axis is the examples' (n = {count}); got {outputs}.{several}"
         )
+    found: Any = ops.facts(belief.information).layers
+    said = False if found is not None and found.row_by_row else None
+    # any likelihood will do: it is no matter of theirs
+    model = Model(apply_fn, likelihood or gaussian(), said)
+    model.check_alone(mean, inputs, "and a row is predicted as it is alone")
     if likelihood is not None:
         # of one example, whose last axis is not that of the examples
         likelihood.check(jax.ShapeDtypeStruct(shape[1:], outputs.dtype), None)
+
+
+def deciding(
+    run: Callable, state: Any, apply_fn: Callable, inputs: PyTree, *rest: Any
+) -> Any:
+    """`run(state, apply_fn, inputs, *rest)`, for which values may have to tell whether
+    examples interact."""
+    return layers.deciding(
+        lambda: run(state, apply_fn, inputs, *rest),
+        plain(apply_fn),
+        lambda: (gaussians(state)[1][0].mean, inputs),
+    )
 
 
 def _described(value: Any) -> str:

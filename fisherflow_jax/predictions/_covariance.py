@@ -197,7 +197,7 @@ def layer_covariances(
     known = ops.facts(information)
     if not known.elementwise and (robust or known.layers is None):
         return None
-    layers = layers_of.find_layers(apply_fn, mean, inputs)
+    layers = layers_of.find_layers(apply_fn, mean, inputs, batched=False)
     sides: dict = {}
     if known.elementwise:
         if robust:

@@ -19,7 +19,12 @@ from fisherflow_jax._ground import chunks, keys, linalg, trees
 from fisherflow_jax.model import check_function, once
 from fisherflow_jax.posteriors import Gaussian
 from fisherflow_jax.predictions import _covariance as covariances
-from fisherflow_jax.predictions._checks import check_inputs, check_model, one_belief
+from fisherflow_jax.predictions._checks import (
+    check_inputs,
+    check_model,
+    deciding,
+    one_belief,
+)
 from fisherflow_jax.predictions._covariance import LayerCovariance, Pulled
 from fisherflow_jax.predictions._streaming import dispersed, one_by_one
 
@@ -90,7 +95,7 @@ def joint(
     check_function(apply_fn)
     check_inputs(state, inputs, chunk_size, robust)
     belief = one_belief(state, "the joint distribution of a bank is a mixture", robust)
-    return _compiled(belief, apply_fn, inputs, robust, chunk_size)
+    return deciding(_compiled, belief, apply_fn, inputs, robust, chunk_size)
 
 
 def _joint(

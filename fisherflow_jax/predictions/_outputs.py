@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from fisherflow_jax.model import check_function, once
 from fisherflow_jax.posteriors import mixture
-from fisherflow_jax.predictions._checks import believed, check_inputs
+from fisherflow_jax.predictions._checks import believed, check_inputs, deciding
 from fisherflow_jax.predictions._streaming import Outputs, Wanted, moments, raw
 
 PyTree = Any
@@ -78,7 +78,7 @@ def linearized_outputs(
     wanted = Wanted(
         variance=True, covariance=covariance, robust=robust, chunk_size=chunk_size
     )
-    return _compiled(state, apply_fn, inputs, wanted)
+    return deciding(_compiled, state, apply_fn, inputs, wanted)
 
 
 def _mixture(state: Any, apply_fn: Callable, inputs: PyTree, wanted: Wanted) -> Outputs:

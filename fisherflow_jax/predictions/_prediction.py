@@ -15,6 +15,7 @@ from fisherflow_jax.predictions._checks import (
     believed,
     check_inputs,
     check_link,
+    deciding,
     known,
 )
 from fisherflow_jax.predictions._links import Averaged
@@ -121,7 +122,7 @@ def predict(
         chunk_size=chunk_size,
     )
     weights, members = gaussians(state)
-    each = _compiled(state, apply_fn, inputs, wanted)
+    each = deciding(_compiled, state, apply_fn, inputs, wanted)
     found = [own for own, _ in each]
     if link is not None:
         found = [

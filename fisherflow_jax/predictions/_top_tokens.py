@@ -96,7 +96,9 @@ def top_tokens(
     belief = checks.one_belief(state, "top_tokens takes one state", robust)
     whole(k, "k", of="classes")
     wanted = Wanted(line_of=likelihood, robust=robust, chunk_size=chunk_size)
-    ids, line, variance = _compiled(belief, apply_fn, inputs, k, wanted)
+    ids, line, variance = checks.deciding(
+        _compiled, belief, apply_fn, inputs, k, wanted
+    )
     dtype = trees.wide_dtype(line.dtype, variance.dtype)
     line, std = line.astype(dtype), jnp.sqrt(variance.astype(dtype))
     reach = two_sided(level, None, dtype) * std

@@ -7,7 +7,7 @@ import pytest
 from jax import lax
 
 import fisherflow_jax as ff
-from fisherflow_jax.layers import _examples as examples
+from fisherflow_jax.layers import _values as examples
 from fisherflow_jax.layers import find_layers, tap, tap_batch
 from layer_cases import FOUND, STEPS, Model, X, draw, model, treatments
 from layer_gradients import kernel_gradient

@@ -128,7 +128,10 @@ def update(
         if given.batch is None:  # compiled, Adam's last bits would not be Optax's
             return _advance(recipe, state, given, extra)
         given = given._replace(batch=batches.as_batch(given.batch, values=False))
-        return choices.run(recipe, _advance, state, given, extra)
+        return recipe.estimator.deciding(
+            lambda: choices.run(recipe, _advance, state, given, extra),
+            lambda: (given.model, given.batch.inputs),
+        )
 
     result, after = sharding.in_auto_mode(run, (updates, state), state, given)
     if recipe.bad_rows == "raise" and given.batch is not None:
