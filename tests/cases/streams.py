@@ -4,6 +4,7 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
@@ -55,7 +56,7 @@ def linear(params: Any, inputs: jax.Array) -> jax.Array:
 def tree(flat: Any) -> Any:
     if not isinstance(flat, jax.Array):
         flat = np.asarray(flat)
-    return {"level": flat[0, ...], "slope": flat[1:]}
+    return {"level": jnp.array(flat[0]), "slope": jnp.array(flat[1:])}
 
 
 def flat(params: Any) -> np.ndarray:
