@@ -1,5 +1,7 @@
 """The implicit update: damped Newton steps on a batch and a Gaussian before it."""
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -26,10 +28,16 @@ _CHORD_TOLERANCE = 1e-14
 _CONTRACTION = 0.01
 # Steps of a first update, which sets out from a guess and not from a belief.
 FIRST_STEPS = 50
-# Under a vague prior a direction may be longer than the model bears by a factor of
-# thousands (a count of five where the rate was tiny); where no step is short enough the
-# batch's score is lost.
-_SMALLEST_STEP = 2.0**-20
+# Under a vague prior a direction may be too long by a factor of 1e18 (an outcome that
+# contradicts a near certain prediction), or too short by one of ten (along a tail that
+# falls by e for each unit): another size is then sought between ones that are too short
+# and too long. Where none is found, the batch's score is lost.
+_MOST_SIZES = 64
+# The slope where a full step may end, as a share of that of its start: below zero it
+# went too far. A size that was sought ends more level, so that few steps are left.
+_LEVEL, _LEVEL_OF_SOUGHT = (-0.5, 0.25), (-1e-3, 1e-3)
+# Sizes too short and too long, closer than this, are one.
+_CLOSE = 1.001
 # The share of the decrease promised by its slope that a step must bring. Any decrease
 # would not do: from far below the mean of a gamma model, Fisher scoring leaps onto the
 # plateau above it, a little lower than where it was, and needs dozens of steps back.
@@ -74,11 +82,39 @@ class _Search(NamedTuple):
     mean: PyTree
     objective: jax.Array
     gradient: PyTree
+    start: PyTree
     step_size: jax.Array  # () of the last step that was taken; 0: none yet
-    trial: jax.Array  # () the size to try next
+    sizes: "_Sizes"
     decrement: jax.Array
+    last: jax.Array  # () bool, no further step is needed
     steps: jax.Array
     helped: jax.Array
+
+
+class _Sizes(NamedTuple):
+    """Sizes of the step from a point, each `()`."""
+
+    trial: jax.Array  # the one to try next
+    short: jax.Array  # the longest found too short; 0: none
+    long: jax.Array  # the shortest found too long; infinity: none
+    tried: jax.Array  # int32, sizes that were refused
+
+    @classmethod
+    def full(cls, like: jax.Array) -> "_Sizes":
+        one, zero = jnp.ones_like(like), jnp.zeros_like(like)
+        return cls(one, zero, one * jnp.inf, jnp.zeros((), jnp.int32))
+
+    def next(self, too_short: jax.Array) -> "_Sizes":
+        """After a trial that was too short, or else too long."""
+        short = jnp.where(too_short, self.trial, self.short)
+        long = jnp.where(too_short, self.long, self.trial)
+        # between them by orders of magnitude, as long as there are any
+        middle = jnp.sqrt(short) * jnp.sqrt(long)
+        middle = jnp.where(long > 4 * short, middle, (short + long) / 2)
+        square = jnp.square(self.trial)
+        less = jnp.where(short > 0, middle, jnp.minimum(self.trial / 2, square))
+        more = jnp.where(long < jnp.inf, middle, jnp.maximum(self.trial * 2, square))
+        return _Sizes(jnp.where(too_short, more, less), short, long, self.tried + 1)
 
 
 def damped_newton(
@@ -87,10 +123,16 @@ def damped_newton(
     """The least of the objective.
 
     Each direction is `(I + F(x))^-1` times the exact gradient, with F in its own
-    structure: a descent direction for every structure. Steps are halved until they
-    decrease the objective enough (Armijo's rule); the search ends early once a step is
-    shorter than 1e-4 posterior standard deviations. The first step is followed by
-    others by its own factors while they shrink tenfold, which saves informations.
+    structure: a descent direction for every structure. A step must decrease the
+    objective enough (Armijo's rule) and end where the slope is level; where the full
+    one does not, its size is sought by bisection. The search ends early once a step is
+    shorter than 1e-4 posterior standard deviations, or than rounding in float32. The
+    first step is followed by others by its own factors while they shrink tenfold, which
+    saves informations.
+
+    References:
+      Hager, Zhang, "A new conjugate gradient method with guaranteed descent and an
+      efficient line search", 2005: slopes in place of values that rounding hides.
     """
     live, objective = objective, objective.held()
     value, gradient = objective.evaluate(start)
@@ -98,30 +140,33 @@ def damped_newton(
         mean=start,
         objective=value,
         gradient=gradient,
+        start=start,
         step_size=jnp.zeros_like(value),
-        trial=jnp.ones_like(value),
+        sizes=_Sizes.full(value),
         decrement=jnp.full_like(value, jnp.inf),
+        last=jnp.zeros((), bool),
         steps=jnp.zeros((), jnp.int32),
         helped=jnp.zeros((), jnp.int32),
     )
     # the first step stands outside the loop: most updates need no other, and a loop's
     # turn costs as much as a small model's gradient
-    search = _step(search, objective, further=True)
-
     tolerance = _TOLERANCE_64 if value.dtype == jnp.float64 else _TOLERANCE
+    search = _step(search, objective, tolerance, further=True)
 
     def unfinished(search: _Search) -> jax.Array:
         return (
             (search.steps < num_steps)
             & (search.decrement > tolerance)
-            & (search.trial > _SMALLEST_STEP)
+            & (search.sizes.tried < _MOST_SIZES)
+            & ~search.last
         )
 
-    search = jax.lax.while_loop(unfinished, lambda s: _step(s, objective), search)
+    step = functools.partial(_step, objective=objective, tolerance=tolerance)
+    search = jax.lax.while_loop(unfinished, step, search)
     own, factors = objective.factorised(search.mean)
     # what is believed after is a function of the solution, however it was found
     mean, own, logdet = differentiable(live, search.mean, own, factors.logdet)
-    stuck = search.trial <= _SMALLEST_STEP
+    stuck = search.sizes.tried >= _MOST_SIZES
     return Solution(
         mean=mean,
         at=mean,
@@ -129,44 +174,102 @@ def damped_newton(
         logdet=logdet,
         step_size=trees.where(stuck, jnp.zeros_like(value), search.step_size),
         decrement=search.decrement,
-        unfinished=(search.decrement > _TOLERANCE).astype(jnp.int32),
+        unfinished=(~search.last & (search.decrement > _TOLERANCE)).astype(jnp.int32),
         helped=search.helped + factors.helped,
     )
 
 
-def _step(search: _Search, objective: Objective, further: bool = False) -> _Search:
-    """A step along the Newton direction, or half the size to try from the same point.
+def _step(
+    search: _Search, objective: Objective, tolerance: float, further: bool = False
+) -> _Search:
+    """A step along the Newton direction, or another size to try from the same point.
 
     `further`: and more by the same factors, while they contract.
     """
-    _, factors = objective.factorised(search.mean)
-    direction = factors.divide(search.gradient)
+    own, factors = objective.factorised(search.mean)
+    direction, sizes = factors.divide(search.gradient), search.sizes
     decrement = trees.dot(search.gradient, direction)
-    reached = optax.tree.add_scale(search.mean, -search.trial, direction)
+    reached = optax.tree.add_scale(search.mean, -sizes.trial, direction)
     value, gradient = objective.evaluate(reached)
-    # sums of rounded terms: a step may seem to grow the objective by this much
-    slack = 4 * jnp.finfo(value.dtype).eps * jnp.abs(search.objective)
-    enough = _SUFFICIENT_DECREASE * search.trial * decrement
-    taken = value <= search.objective - enough + slack  # NaN is not
-    chord = _chord(reached, value, gradient, decrement, factors)
+    noise = _rounding(objective, own, search.start, reached)
+    change = value - search.objective, trees.dot(gradient, direction)
+    within = noise(direction), jnp.sqrt(jnp.finfo(value.dtype).eps) * jnp.abs(value)
+    taken, too_short = _judge(sizes, decrement, change, within, tolerance)
+    length = jnp.square(sizes.trial) * decrement
+    chord = _chord(reached, value, gradient, length, factors)
     if further:
         chord = _further(chord, objective, factors, taken)
     # the step from there by the same factors: if short enough, it is the last
-    short = chord.is_short()
-    last = optax.tree.sub(chord.mean, chord.rest)
+    last = chord.is_short() | (jnp.abs(chord.remaining) < noise(chord.rest))
     after = search._replace(
-        mean=trees.where(short, last, chord.mean),
+        mean=trees.where(last, optax.tree.sub(chord.mean, chord.rest), chord.mean),
         objective=chord.objective,
         gradient=chord.gradient,
-        step_size=search.trial,
-        trial=jnp.ones_like(search.trial),
-        decrement=jnp.where(short, chord.remaining, chord.before),
+        step_size=sizes.trial,
+        sizes=_Sizes.full(value),
+        decrement=chord.before if further else decrement,
+        last=last,
         steps=search.steps + 1,
     )
-    found = trees.where(
-        taken, after, search._replace(decrement=decrement, trial=search.trial / 2)
-    )
+    again = search._replace(decrement=decrement, sizes=sizes.next(too_short))
+    found = trees.where(taken, after, again)
     return found._replace(helped=search.helped + factors.helped)
+
+
+def _judge(
+    sizes: _Sizes,
+    decrement: jax.Array,
+    change: tuple[jax.Array, jax.Array],
+    within: tuple[jax.Array, jax.Array],
+    tolerance: float,
+) -> tuple[jax.Array, jax.Array]:
+    """Whether a size is taken, and whether it is too short.
+
+    `change`: of the objective, and how steeply it falls on where the step ends;
+    `within`: the rounding of the slopes, and of values.
+    """
+    grown, slope = change
+    slack, hidden = within
+    share = jnp.minimum(sizes.trial, 1) * decrement
+    # where rounding hides what a step brings, its slopes tell
+    lower = jnp.where(
+        share <= hidden + slack,
+        slope + slack >= (2 * _SUFFICIENT_DECREASE - 1) * share,
+        grown <= -_SUFFICIENT_DECREASE * share,  # NaN is not
+    )
+    full, of_sought = sizes.tried == 0, _LEVEL_OF_SOUGHT
+    least, most = (jnp.where(full, _LEVEL[k], of_sought[k]) * share for k in (0, 1))
+    too_short = lower & (slope - slack > most)
+    level = ~too_short & (slope + slack >= least)
+    done = (decrement <= tolerance) | (sizes.long <= _CLOSE * sizes.short)
+    return lower & (level | done), too_short
+
+
+def _rounding(
+    objective: Objective, own: Any, start: PyTree, x: PyTree
+) -> Callable[[PyTree], jax.Array]:
+    r"""How large a slope along a direction at x may be from rounding alone, in float32.
+
+    .. math:: \epsilon \sum_j \sqrt{(I + F)_{jj}} |v_j|
+       \sum_k \big(\sqrt{I_{kk}} |x_k - s_k| + \sqrt{F_{kk}} |x_k|\big)
+
+    The pull of the belief is a product of I with the way from the start s, the score
+    one of F's root with the rounding of the outputs.
+    """
+    dtype = trees.float_dtype(x)
+    if dtype != jnp.float32:
+        return lambda vector: jnp.zeros((), dtype)
+    roots = [
+        jnp.sqrt(trees.ravel(ops.diagonal(each, x)))
+        for each in (objective.information, own)
+    ]
+
+    def sizes(*vectors: PyTree) -> jax.Array:
+        pairs = zip(roots, map(trees.ravel, vectors), strict=True)
+        return sum(jnp.sum(root * jnp.abs(v)) for root, v in pairs)
+
+    lost = sizes(optax.tree.sub(x, start), x) * jnp.finfo(dtype).eps
+    return lambda vector: lost * sizes(vector, vector)
 
 
 class _Chord(NamedTuple):
@@ -180,7 +283,8 @@ class _Chord(NamedTuple):
     before: jax.Array  # () that of the step that led here
 
     def is_short(self) -> jax.Array:
-        return jnp.square(self.remaining) <= _CHORD_TOLERANCE * self.before
+        near = jnp.square(self.remaining) <= _CHORD_TOLERANCE * self.before
+        return near & (jnp.abs(self.remaining) <= _CONTRACTION * self.before)
 
 
 def _chord(
