@@ -3,13 +3,31 @@
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.lax import Precision
 from jax.scipy.linalg import solve_triangular
 
 product = functools.partial(jnp.einsum, precision=Precision.HIGHEST)
+
+
+def two_sum(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The rounded sum and its exact rounding error (Knuth)."""
+    total = x + y
+    part = total - x
+    return total, (x - (total - part)) + (y - part)
+
+
+def moved(mean: Any, rest: Any, step: Any) -> tuple[Any, Any]:
+    """`mean + rest + step`, trees: rounded, and what that lost; rest None: not kept."""
+    if rest is None:
+        return optax.tree.add(mean, step), None
+    pairs = jax.tree.map(lambda x, r, s: two_sum(x, r + s), mean, rest, step)
+    ends = jax.tree.structure((0, 0))
+    return jax.tree.transpose(jax.tree.structure(mean), ends, pairs)
 
 
 def diagonal(matrices: jax.Array) -> jax.Array:

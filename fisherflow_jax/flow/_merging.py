@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from fisherflow_jax import information as ops
-from fisherflow_jax._ground import checks, trees
+from fisherflow_jax._ground import checks, linalg, trees
 from fisherflow_jax.flow import _belonging as belonging
 from fisherflow_jax.flow import _evidence as evidence
 from fisherflow_jax.flow import _nuisance as nuisances
@@ -98,7 +98,8 @@ def merge(states: Sequence[FlowState], start: FlowState) -> FlowState:
 
     information = ops.fuse(sums.curvature, [s.information for s in states])
     # of the beliefs: a worker without an update may still hold the search's start
-    moves = [optax.tree.sub(belief_of(s).mean, aged.mean) for s in states]
+    beliefs = [belief_of(state) for state in states]
+    moves = [aged.to(one.mean, one.rest) for one in beliefs]
     pulls = [
         ops.matvec(s.information, move) for s, move in zip(states, moves, strict=True)
     ]
@@ -108,13 +109,13 @@ def merge(states: Sequence[FlowState], start: FlowState) -> FlowState:
     squares = [trees.dot(m, p) for m, p in zip(moves, pulls, strict=True)]
     distance = sum(squares[1:], start=squares[0]) - trees.dot(step, shift)
 
-    moved = optax.tree.add(aged.mean, step)
+    moved, rest = linalg.moved(aged.mean, aged.rest, step)
     residual = own_residual = None
     if start.residual is not None:
         residual = _fused(sums.linear.penalised, [s.residual for s in states])
         residual = residual + distance
-        own = [belief_of(s).own_squares(moved) for s in states]
-        own_residual = _fused(aged.own_squares(moved), own)
+        own = [one.own_squares(moved, rest) for one in beliefs]
+        own_residual = _fused(aged.own_squares(moved, rest), own)
     meat = None
     if start.meat is not None:
         meat = ops.fuse(sums.quadratic[0], [s.meat for s in states])
@@ -130,6 +131,7 @@ def merge(states: Sequence[FlowState], start: FlowState) -> FlowState:
     mean = trees.where(start.step + steps_taken > 0, moved, start.mean)
     fused = start._replace(
         mean=mean,
+        rest=rest,
         information=ops.conform(start.information, information),
         count=_fused(sums.weight, [s.count for s in states]),
         meat=meat,

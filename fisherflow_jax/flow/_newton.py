@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from fisherflow_jax import information as ops
-from fisherflow_jax._ground import trees
+from fisherflow_jax._ground import linalg, trees
 from fisherflow_jax.flow._objective import Objective, differentiable
 
 PyTree = Any
@@ -48,6 +48,7 @@ class Solution(NamedTuple):
     """Where the steps ended."""
 
     mean: PyTree
+    rest: PyTree  # what rounding took from it; None: not kept
     at: PyTree  # where the information of the batch was taken
     information: Any  # of the batch
     logdet: jax.Array  # () of that and the information before
@@ -57,7 +58,7 @@ class Solution(NamedTuple):
     helped: jax.Array  # () int32, factorisations that rounding would have stopped
 
 
-def single_step(objective: Objective, start: PyTree) -> Solution:
+def single_step(objective: Objective, start: PyTree, rest: PyTree = None) -> Solution:
     """One full step, the batch's information at the start: an extended Kalman filter.
 
     The step minimises the quadratic model at `start`.
@@ -66,8 +67,13 @@ def single_step(objective: Objective, start: PyTree) -> Solution:
     own, factors = objective.factorised(start)
     direction = factors.divide(gradient)
     decrement = trees.dot(gradient, direction)
+    back = optax.tree.scale(-1, direction)
+    # the gradient is that of the start without its rest
+    rest = None if rest is None else optax.tree.zeros_like(rest)
+    mean, rest = linalg.moved(start, rest, back)
     return Solution(
-        mean=optax.tree.sub(start, direction),
+        mean=mean,
+        rest=rest,
         at=start,
         information=own,
         logdet=factors.logdet,
@@ -80,9 +86,9 @@ def single_step(objective: Objective, start: PyTree) -> Solution:
 
 class _Search(NamedTuple):
     mean: PyTree
+    rest: PyTree  # what rounding took from it; None: not kept
     objective: jax.Array
     gradient: PyTree
-    start: PyTree
     step_size: jax.Array  # () of the last step that was taken; 0: none yet
     sizes: "_Sizes"
     decrement: jax.Array
@@ -106,19 +112,23 @@ class _Sizes(NamedTuple):
 
     def next(self, too_short: jax.Array) -> "_Sizes":
         """After a trial that was too short, or else too long."""
-        short = jnp.where(too_short, self.trial, self.short)
-        long = jnp.where(too_short, self.long, self.trial)
+        trial, select = self.trial, jax.lax.select
+        short = select(too_short, trial, self.short)
+        long = select(too_short, self.long, trial)
         # between them by orders of magnitude, as long as there are any
-        middle = jnp.sqrt(short) * jnp.sqrt(long)
-        middle = jnp.where(long > 4 * short, middle, (short + long) / 2)
-        square = jnp.square(self.trial)
-        less = jnp.where(short > 0, middle, jnp.minimum(self.trial / 2, square))
-        more = jnp.where(long < jnp.inf, middle, jnp.maximum(self.trial * 2, square))
-        return _Sizes(jnp.where(too_short, more, less), short, long, self.tried + 1)
+        middle = select(
+            long > 4 * short, jnp.sqrt(short) * jnp.sqrt(long), (short + long) / 2
+        )
+        less = select(short > 0, middle, jax.lax.min(trial / 2, trial * trial))
+        more = select(long < jnp.inf, middle, jax.lax.max(trial * 2, trial * trial))
+        return _Sizes(select(too_short, more, less), short, long, self.tried + 1)
 
 
 def damped_newton(
-    objective: Objective, start: PyTree, num_steps: jax.typing.ArrayLike
+    objective: Objective,
+    start: PyTree,
+    num_steps: jax.typing.ArrayLike,
+    rest: PyTree = None,
 ) -> Solution:
     """The least of the objective.
 
@@ -138,9 +148,9 @@ def damped_newton(
     value, gradient = objective.evaluate(start)
     search = _Search(
         mean=start,
+        rest=None if rest is None else optax.tree.zeros_like(rest),
         objective=value,
         gradient=gradient,
-        start=start,
         step_size=jnp.zeros_like(value),
         sizes=_Sizes.full(value),
         decrement=jnp.full_like(value, jnp.inf),
@@ -151,7 +161,10 @@ def damped_newton(
     # the first step stands outside the loop: most updates need no other, and a loop's
     # turn costs as much as a small model's gradient
     tolerance = _TOLERANCE_64 if value.dtype == jnp.float64 else _TOLERANCE
-    search = _step(search, objective, tolerance, further=True)
+    step = functools.partial(
+        _step, objective=objective, start=start, tolerance=tolerance
+    )
+    search = step(search, further=True)
 
     def unfinished(search: _Search) -> jax.Array:
         return (
@@ -161,7 +174,6 @@ def damped_newton(
             & ~search.last
         )
 
-    step = functools.partial(_step, objective=objective, tolerance=tolerance)
     search = jax.lax.while_loop(unfinished, step, search)
     own, factors = objective.factorised(search.mean)
     # what is believed after is a function of the solution, however it was found
@@ -169,6 +181,7 @@ def damped_newton(
     stuck = search.sizes.tried >= _MOST_SIZES
     return Solution(
         mean=mean,
+        rest=search.rest,
         at=mean,
         information=own,
         logdet=logdet,
@@ -180,7 +193,11 @@ def damped_newton(
 
 
 def _step(
-    search: _Search, objective: Objective, tolerance: float, further: bool = False
+    search: _Search,
+    objective: Objective,
+    start: PyTree,
+    tolerance: float,
+    further: bool = False,
 ) -> _Search:
     """A step along the Newton direction, or another size to try from the same point.
 
@@ -191,7 +208,7 @@ def _step(
     decrement = trees.dot(search.gradient, direction)
     reached = optax.tree.add_scale(search.mean, -sizes.trial, direction)
     value, gradient = objective.evaluate(reached)
-    noise = _rounding(objective, own, search.start, reached)
+    noise = _rounding(objective, own, start, reached)
     change = value - search.objective, trees.dot(gradient, direction)
     within = noise(direction), jnp.sqrt(jnp.finfo(value.dtype).eps) * jnp.abs(value)
     taken, too_short = _judge(sizes, decrement, change, within, tolerance)
@@ -201,8 +218,15 @@ def _step(
         chord = _further(chord, objective, factors, taken)
     # the step from there by the same factors: if short enough, it is the last
     last = chord.is_short() | (jnp.abs(chord.remaining) < noise(chord.rest))
+    none = None if search.rest is None else optax.tree.zeros_like(search.rest)
+    there = linalg.moved(chord.mean, none, optax.tree.scale(-1, chord.rest))
+    if none is not None:
+        # what is lost to the mean's rounding cannot be found from another point
+        last = last | (2 * noise(there[1]) > noise(chord.rest))
+    mean, rest = trees.where(last, there, (chord.mean, none))
     after = search._replace(
-        mean=trees.where(last, optax.tree.sub(chord.mean, chord.rest), chord.mean),
+        mean=mean,
+        rest=rest,
         objective=chord.objective,
         gradient=chord.gradient,
         step_size=sizes.trial,
@@ -230,17 +254,19 @@ def _judge(
     """
     grown, slope = change
     slack, hidden = within
-    share = jnp.minimum(sizes.trial, 1) * decrement
+    share = jax.lax.min(sizes.trial, jnp.ones_like(slope)) * decrement
     # where rounding hides what a step brings, its slopes tell
-    lower = jnp.where(
+    lower = jax.lax.select(
         share <= hidden + slack,
         slope + slack >= (2 * _SUFFICIENT_DECREASE - 1) * share,
         grown <= -_SUFFICIENT_DECREASE * share,  # NaN is not
     )
-    full, of_sought = sizes.tried == 0, _LEVEL_OF_SOUGHT
-    least, most = (jnp.where(full, _LEVEL[k], of_sought[k]) * share for k in (0, 1))
-    too_short = lower & (slope - slack > most)
-    level = ~too_short & (slope + slack >= least)
+    bounds = [
+        jax.lax.select(sizes.tried == 0, full * share, sought * share)
+        for full, sought in zip(_LEVEL, _LEVEL_OF_SOUGHT, strict=True)
+    ]
+    too_short = lower & (slope - slack > bounds[1])
+    level = ~too_short & (slope + slack >= bounds[0])
     done = (decrement <= tolerance) | (sizes.long <= _CLOSE * sizes.short)
     return lower & (level | done), too_short
 

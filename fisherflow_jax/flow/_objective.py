@@ -51,12 +51,18 @@ def objective_of(
     curvature: Callable[[PyTree], Any],
     center: PyTree,
     information: Any,
+    rest: PyTree = None,
 ) -> Objective:
-    """The objective, its Python run once however often it is written out."""
+    """The objective, its Python run once however often it is written out.
+
+    `rest`: what rounding took from the center.
+    """
 
     def evaluate(x: PyTree) -> tuple[jax.Array, PyTree]:
         value, score = jax.value_and_grad(log_likelihood)(x)
         offset = optax.tree.sub(x, center)
+        if rest is not None:
+            offset = optax.tree.sub(offset, rest)
         pull = ops.matvec(information, offset)
         half = 0.5 * trees.dot(offset, pull)
         # in the parameters' type, whatever that of the data

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from fisherflow_jax import information as ops
-from fisherflow_jax._ground import checks, keys, trees
+from fisherflow_jax._ground import checks, keys, linalg, trees
 from fisherflow_jax._ground.batch import Batch
 from fisherflow_jax._ground.choices import compiled
 from fisherflow_jax.accumulation import converted
@@ -181,7 +181,9 @@ def refine(
             ops.logdet(prior.precision, offset),
             logdet,
         ).astype(log_evidence.dtype)
-    mean, sums = optax.tree.add(state.mean, step), Sum(information, count)
+    none = None if state.rest is None else optax.tree.zeros_like(state.rest)
+    mean, rest = linalg.moved(state.mean, none, step)
+    sums = Sum(information, count)
     squares = nuisance = None
     if state.residual is not None:
         squares = _squares(prior, mean, measured, score, own[0], step)
@@ -200,6 +202,7 @@ def refine(
         logdet = ops.logdet(sums.curvature, offset)
     refined = state._replace(
         mean=mean,
+        rest=rest,
         information=ops.conform(state.information, sums.curvature),
         log_determinant=logdet.astype(state.log_determinant.dtype),
         count=count,

@@ -45,6 +45,8 @@ class FlowState(NamedTuple):
 
     Attributes:
       mean: like the parameters.
+      rest: what rounding took from the mean, so that the sum of both has twice the
+        digits; None: not kept, as in float64 and without compensated sums.
       information: prior included.
       log_determinant: `()`, of the information, which the next update starts from.
       count: `()`, effective observations: examples; where the dispersion is estimated,
@@ -66,6 +68,7 @@ class FlowState(NamedTuple):
     """
 
     mean: PyTree
+    rest: PyTree
     information: Any
     log_determinant: jax.Array
     count: jax.Array  # type: ignore[assignment]
@@ -197,7 +200,7 @@ def belief_of(state: FlowState) -> Belief:
         scores=state.clusters or (),
     )
     mean = optax.tree.where(state.step > 0, state.mean, state.prior.origin)
-    return Belief(mean, sums, state.prior)
+    return Belief(mean, sums, state.prior, state.rest)
 
 
 def init(
@@ -279,6 +282,7 @@ def begin(
     keep = compensate if compensated else (lambda x: x)
     state = FlowState(
         mean=mean,
+        rest=optax.tree.zeros_like(mean) if compensated else None,
         information=keep(information),
         log_determinant=ops.logdet(information, mean),
         count=zero,

@@ -9,7 +9,7 @@ import optax
 from fisherflow_jax import information as ops
 from fisherflow_jax import model
 from fisherflow_jax._ground import batch as batches
-from fisherflow_jax._ground import checks, choices, keys, trees
+from fisherflow_jax._ground import checks, choices, keys, linalg, trees
 from fisherflow_jax.flow import _belonging as belonging
 from fisherflow_jax.flow import _evidence as evidence
 from fisherflow_jax.flow import _marginal as marginal
@@ -144,13 +144,15 @@ def fit(
         observed.information,
         predicted.mean,
         ops.plain(predicted.sums.curvature),
+        predicted.rest,
     )
     if num_steps == 1:
-        return newton.single_step(objective, start)
+        return newton.single_step(objective, start, predicted.rest)
     # a first search sets out from a guess: it goes on until it is done
     first = max(num_steps, newton.FIRST_STEPS)
     start = jax.lax.stop_gradient(start)
-    return newton.damped_newton(objective, start, jnp.where(started, num_steps, first))
+    steps = jnp.where(started, num_steps, first)
+    return newton.damped_newton(objective, start, steps, predicted.rest)
 
 
 def absorb(
@@ -162,6 +164,7 @@ def absorb(
     """
     recipe, sums = observed.recipe, predicted.sums
     before, mean = ops.plain(sums.curvature), solution.mean
+    rest = solution.rest
     weight = observed.num_observations.astype(sums.weight.dtype)
     site = Sum(curvature=solution.information, weight=weight)
     if recipe.robust:
@@ -173,17 +176,18 @@ def absorb(
         site, own = marginal.project(recipe.structure, site, score, solution.at)
         pull = ops.matvec(site.curvature, optax.tree.sub(own, predicted.mean))
         total = ops.add(site.curvature, before)
-        mean = optax.tree.add(predicted.mean, ops.solve(total, pull))
-    move = optax.tree.sub(mean, predicted.mean)
+        step = ops.solve(total, pull)
+        mean, rest = linalg.moved(predicted.mean, predicted.rest, step)
+    move = predicted.to(mean, rest)
     moved = ops.matvec(before, move)
     distance = trees.dot(move, moved)
     squares = growth = None
     if recipe.likelihood.pearson is not None:
         squares = observed.total(recipe.likelihood.pearson, mean)
-        own = squares + predicted.own_squares(mean) - sums.linear.own
+        own = squares + predicted.own_squares(mean, rest) - sums.linear.own
         growth = Squares(squares + distance, own)
     site = site._replace(linear=growth)
-    belief = predicted._replace(mean=mean, sums=sums.plus(site))
+    belief = predicted._replace(mean=mean, rest=rest, sums=sums.plus(site))
     # by difference, so that I theta = I^- theta^- + F theta + shift holds for every
     # structure and any number of steps
     return site._replace(linear=Shift(moved, squares)), belief, distance
@@ -228,6 +232,7 @@ def settle(
     )
     after = state._replace(
         mean=belief.mean,
+        rest=belief.rest,
         information=belief.sums.curvature,
         log_determinant=logdet,
         count=belief.sums.weight,

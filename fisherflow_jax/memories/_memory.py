@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from fisherflow_jax import information as ops
-from fisherflow_jax._ground import trees
+from fisherflow_jax._ground import linalg, trees
 
 PyTree = Any
 
@@ -96,17 +96,28 @@ class Belief(NamedTuple):
       sums: the curvature with the prior included; linear: `Squares`, where they are
         kept; quadratic: the sum of squared scores, where it is kept, without the prior.
       prior: what is left of it.
+      rest: what rounding took from the mean; None: not kept.
     """
 
     mean: PyTree
     sums: Sum
     prior: Prior
+    rest: PyTree = None
 
-    def own_squares(self, mean: PyTree) -> jax.Array:
+    def to(self, mean: PyTree, rest: PyTree = None) -> PyTree:
+        """The way from the mean to another, and what rounding took from that."""
+        move = optax.tree.sub(mean, self.mean)
+        if self.rest is None:
+            return move
+        if rest is None:
+            return optax.tree.sub(move, self.rest)
+        return optax.tree.add(move, optax.tree.sub(rest, self.rest))
+
+    def own_squares(self, mean: PyTree, rest: PyTree = None) -> jax.Array:
         """The data's own sum of squares at another mean, `()`."""
         own, (origin, precision) = self.sums.linear.own, self.prior
         information = ops.plain(self.sums.curvature)
-        move = optax.tree.sub(mean, self.mean)
+        move = self.to(mean, rest)
         # half the slope of the data's sum is the prior's pull
         slope = ops.matvec(precision, optax.tree.sub(self.mean, origin))
         # one difference of vectors: under a prior alone it is zero, however far the
@@ -136,23 +147,23 @@ class Belief(NamedTuple):
         rest = ops.scale(precision, 1 - factor)
         information = ops.add(faded.sums.curvature, rest)
         # the mean moves by an increment: I theta is never carried, it loses digits
-        offset = optax.tree.sub(self.mean, origin)
+        offset = optax.tree.scale(-1, self.to(origin))
         solver = ops.regularised(information, offset).divide
         step = solver(ops.matvec(rest, offset))
-        mean = optax.tree.sub(self.mean, step)
+        mean, lost = linalg.moved(self.mean, self.rest, optax.tree.scale(-1, step))
         squares = faded.sums.linear
         if squares is not None:
             offset = optax.tree.sub(mean, origin)
             grown = ops.quadratic_form(faded.sums.curvature, step)
             grown = grown + ops.quadratic_form(rest, offset)
-            squares = Squares(squares.penalised + grown, faded.own_squares(mean))
+            squares = Squares(squares.penalised + grown, faded.own_squares(mean, lost))
         sums = faded.sums._replace(curvature=information, linear=squares)
-        return Belief(mean, sums, self.prior)
+        return Belief(mean, sums, self.prior, lost)
 
     def referred(self, site: Sum, reference: PyTree) -> Sum:
         """The site that is in this belief, its shift relative to `reference`."""
         vector, squares = site.linear
-        offset = optax.tree.sub(self.mean, reference)
+        offset = optax.tree.scale(-1, self.to(reference))
         pull = ops.matvec(site.curvature, offset)
         if squares is not None:
             squares = squares + 2 * trees.dot(offset, vector) + trees.dot(offset, pull)
@@ -169,7 +180,8 @@ class Belief(NamedTuple):
         pull = ops.matvec(precision, optax.tree.sub(origin, reference))
         solver = ops.regularised(information, reference).divide
         step = solver(optax.tree.add(shift.vector, pull))
-        mean = optax.tree.add(reference, step)
+        lost = None if self.rest is None else optax.tree.zeros_like(step)
+        mean, lost = linalg.moved(reference, lost, step)
         squares = None
         if self.sums.linear is not None:
             own = shift.squares - 2 * trees.dot(step, shift.vector)
@@ -186,16 +198,19 @@ class Belief(NamedTuple):
             quadratic=tuple(map(ops.conform, self.sums.quadratic, quadratic)),
             scores=sites.scores,
         )
-        return self._replace(mean=mean, sums=sums)
+        return self._replace(mean=mean, sums=sums, rest=lost)
 
     def moved(self, noise: Any, transition: Any) -> "Belief":
         """After a step `theta -> A theta + N(0, Q)`; A is None for the identity."""
-        mean = self.mean
+        mean, rest = self.mean, self.rest
+        if transition is not None and rest is not None:
+            rest = optax.tree.zeros_like(rest)
         if hasattr(transition, "ndim"):
             mean = trees.unravel(transition @ trees.ravel(mean), mean)
         elif transition is not None:
             mean = ops.matvec(transition, mean)
-        return self._replace(mean=mean, sums=self.sums.moved(noise, transition))
+        sums = self.sums.moved(noise, transition)
+        return self._replace(mean=mean, sums=sums, rest=rest)
 
 
 class MovingAverage(NamedTuple):

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from fisherflow_jax import information as ops
+from fisherflow_jax._ground import linalg
 
 
 class Compensated(NamedTuple):
@@ -29,13 +30,6 @@ def compensate(information: Any) -> Compensated:
     return Compensated(information, jax.tree.map(jnp.zeros_like, information))
 
 
-def _two_sum(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The rounded sum and its exact rounding error (Knuth)."""
-    total = x + y
-    part = total - x
-    return total, (x - (total - part)) + (y - part)
-
-
 @ops.add_to.register
 def _(left: Compensated, right: Any) -> Compensated:
     if not isinstance(right, Compensated):
@@ -47,8 +41,8 @@ def _(left: Compensated, right: Any) -> Compensated:
             return NotImplemented
 
     def leaf(high: jax.Array, low: jax.Array, other: jax.Array, other_low: jax.Array):
-        total, error = _two_sum(high, other)
-        return _two_sum(total, low + other_low + error)
+        total, error = linalg.two_sum(high, other)
+        return linalg.two_sum(total, low + other_low + error)
 
     pairs = jax.tree.map(leaf, left.high, left.low, right.high, right.low)
     return Compensated(

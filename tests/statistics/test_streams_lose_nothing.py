@@ -7,6 +7,7 @@ largest of `c^T d / sqrt(c^T H^+ c)` is `sqrt(d^T H d)`.
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -118,6 +119,58 @@ def test_no_stream_ends_in_float32(simulation, name, size):
         assert state.events.solves_regularised > 50
     else:
         np.testing.assert_allclose(ff.standard_error(state), error, rtol=0.01)
+
+
+def contradicted(name, seed):
+    """Rows of which the first ones are nearly separated, far beyond 1 and -1."""
+    rng = np.random.default_rng(seed)
+    one, noise = np.ones(ROWS), rng.logistic(size=ROWS)
+    if name == "amounts":
+        amount = 1e5 * rng.normal(size=ROWS)
+        inputs, level = np.column_stack([one, amount]), 0.3 + 1e-5 * amount
+        return Line(inputs, (noise < level).astype(float), 1e-10, True)
+    year = rng.integers(2000, 2025, ROWS).astype(float)
+    level, inputs = 0.05 * (year - 2012), np.column_stack([one, year])
+    return Line(inputs, (noise < level).astype(float), 1e-8, True)
+
+
+@pytest.mark.parametrize("name", ["amounts", "years"])
+def test_an_outcome_that_contradicts_a_certainty_is_learned(simulation, name):
+    """Single rows under a vague prior, in six orders, within one standard error.
+
+    After a few rows the outcomes are all but certain; Newton's step from there is too
+    long by a factor of up to 1e18. In float32 the information of the first rows has no
+    room beside that of one certain row, and what follows depends on them.
+    """
+    prior = contradicted(name, 0).prior_precision
+    flow = ff.fisher_flow(simulation.linear, L.bernoulli(), prior_precision=prior)
+    scan = jax.jit(lambda rows: simulation.stream(flow, *rows, 1))
+    gaps = []
+    for seed in range(6):
+        line = contradicted(name, seed)
+        solution, weights = line.solution()
+        states = [
+            scan((jnp.asarray(line.inputs, t), jnp.asarray(line.targets, t)))
+            for t in (jnp.float32, jnp.float64)
+        ]
+        for state in states:
+            assert off(state.mean, solution, line.inputs, weights) < 1
+            assert state.events.searches_unfinished <= 0.01 * ROWS
+        means = [np.asarray(state.mean, float) for state in states]
+        gaps.append(off(means[0], means[1], line.inputs, weights))
+    assert np.median(gaps) < 0.05 and max(gaps) < 0.2
+
+
+def test_rounding_ends_a_search_in_float32(simulation):
+    """At a target of a million no step is shorter than rounding: none is counted."""
+    rng = np.random.default_rng(0)
+    inputs = np.column_stack([np.ones(ROWS), rng.normal(size=(ROWS, 2))])
+    targets = 1e6 + inputs @ np.array([1.0, 2.0, -1.0]) + rng.normal(size=ROWS)
+    flow = ff.fisher_flow(simulation.linear, L.gaussian(), prior_precision=1e-6)
+    state = run(simulation, flow, inputs, targets, 20, jnp.float32)
+    assert (state.count, state.num_skipped) == (ROWS, 0)
+    assert state.events.searches_unfinished == 0
+    assert off(state.mean, np.linalg.lstsq(inputs, targets)[0], inputs) < 2
 
 
 @pytest.mark.parametrize("name", ["dummy trap", "years, prior 1e-8"])
