@@ -291,8 +291,11 @@ def _rounding(
     ]
 
     def sizes(*vectors: PyTree) -> jax.Array:
-        pairs = zip(roots, map(trees.ravel, vectors), strict=True)
-        return sum(jnp.sum(root * jnp.abs(v)) for root, v in pairs)
+        one, other = (
+            jnp.sum(root * jnp.abs(trees.ravel(vector)))
+            for root, vector in zip(roots, vectors, strict=True)
+        )
+        return one + other
 
     lost = sizes(optax.tree.sub(x, start), x) * jnp.finfo(dtype).eps
     return lambda vector: lost * sizes(vector, vector)
