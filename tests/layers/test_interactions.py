@@ -249,17 +249,20 @@ def test_interacting_models_are_found_or_refused():
     models = {name: (f, params) for name, (f, params, _) in MODELS.items()}
     models |= {name: (collected(take), H) for name, take in COLLECTIVES.items()}
     models |= {name: (changed(change), H) for name, change in MOVED.items()}
+    seen = {name for name, model in MODELS.items() if model.seen}
+    seen |= {"psum", "pmean", "pmax", "pmin", "psum_scatter"}
     inputs, wrong = draw(6, 4), {}
     for name, (apply_fn, params) in models.items():
         layers = find_layers(apply_fn, params, inputs)
-        if not (layers.batched and layers.together):
+        reason = layers.together or ""
+        shown = not reason.startswith("not followed through")
+        if not (layers.batched and reason) or shown != (name in seen):
             wrong[name] = str(layers)
-        elif layers.together.startswith("not followed through"):
-            with pytest.raises(ValueError, match=r"cannot be followed.*batched=True"):
-                find_layers(apply_fn, params, jax.ShapeDtypeStruct((6, 4), float))
-            assert find_layers(apply_fn, params, inputs, batched=True).batched
-        elif MODELS.get(name, (0, 0, True))[2] is False:
-            wrong[name] = layers.together
+        if shown:
+            continue
+        with pytest.raises(ValueError, match=r"cannot be followed.*batched=True"):
+            find_layers(apply_fn, params, jax.ShapeDtypeStruct((6, 4), float))
+        assert find_layers(apply_fn, params, inputs, batched=True).batched
     assert wrong == {}
 
 
