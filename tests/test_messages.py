@@ -333,6 +333,10 @@ MODELS = {
             lambda: ff.layers.find_layers(linear, {"q": jnp.arange(3)}, X),
         ],
     ),
+    "no parameters": (
+        r"params must be a pytree with at least one array; got (None|\{\})",
+        [lambda: FLOW.init(None), lambda: FLOW.init({})],
+    ),
     "complex parameters": (
         r"theta has dtype complex64: give its real and its imaginary part",
         [lambda: FLOW.init(jnp.zeros(3, jnp.complex64))],

@@ -213,4 +213,9 @@ def rows_counted(batch: batches.Batch) -> batches.Batch:
 
 def parameters(tree: PyTree, name: str) -> PyTree:
     """The parameters as real arrays of float32 or wider, all of one type."""
+    if not jax.tree.leaves(tree):
+        raise ValueError(
+            f"{name} must be a pytree with at least one array; got "
+            f"{checks.described(tree)}."
+        )
     return trees.widen(trees.real_arrays(tree, name))
