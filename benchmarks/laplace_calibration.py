@@ -51,7 +51,8 @@ class Fitted(NamedTuple):
 
     def calibrate(self, validation: tuple, likelihood: Any) -> ff.Calibration:
         held = self.part.inputs(validation[0]), validation[1]
-        return ff.calibrate(self.state, self.part.apply, likelihood, held)
+        link = ff.predictions.probit() if likelihood.is_classes else None
+        return ff.calibrate(self.state, self.part.apply, likelihood, held, link=link)
 
     def outputs(self, state: ff.Posterior, inputs: Any) -> ff.predictions.Outputs:
         rows = self.part.inputs(inputs)

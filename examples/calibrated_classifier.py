@@ -102,7 +102,6 @@ def main() -> None:
         *found[:3],
         test[0],
         level=0.9,
-        link=ff.predictions.probit(),
     )
 
     report("before", before, test[1])

@@ -111,6 +111,30 @@ def inverse_factor(matrices: jax.Array) -> jax.Array:
     return jax.lax.fori_loop(0, k, eliminate, pair)[..., k:]
 
 
+def semidefinite_root(matrices: jax.Array) -> jax.Array:
+    """`L` lower triangular with `L L^T` the positive semi-definite matrices.
+
+    A column whose pivot is rounding alone is zero, so that singular matrices have one.
+    Of many small matrices at once: elementwise operations alone, k times.
+    """
+    k, dtype = matrices.shape[-1], matrices.dtype
+    rows = jnp.arange(k, dtype=jnp.int32)
+    least = 10 * k * float(jnp.finfo(dtype).eps) * diagonal(matrices)
+
+    def eliminate(rest: jax.Array, j: jax.Array) -> tuple[jax.Array, jax.Array]:
+        entry = functools.partial(jax.lax.dynamic_index_in_dim, keepdims=False)
+        column = entry(rest, j, rest.ndim - 1)
+        pivot = entry(column, j, column.ndim - 1)
+        none = pivot <= entry(least, j, least.ndim - 1)  # a NaN is some
+        root = jnp.sqrt(jnp.where(none, jnp.ones_like(pivot), pivot))[..., None]
+        used = jnp.broadcast_to(rows >= j, column.shape) & ~none[..., None]
+        column = jnp.where(used, column / root, jnp.zeros_like(column))
+        return rest - column[..., :, None] * column[..., None, :], column
+
+    columns = jax.lax.scan(eliminate, matrices, rows)[1]
+    return jnp.moveaxis(columns, 0, -1)
+
+
 def eigh(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Eigenvalues `(..., k)`, ascending, and columns `(..., k, k)`."""
     values, columns = _each(lambda m: tuple(jnp.linalg.eigh(m)), matrices)

@@ -16,11 +16,21 @@ import jax.numpy as jnp
 from fisherflow_jax._ground import arrays, search
 from fisherflow_jax._ground.quadrature import NUM_NODES, REACH, log_average
 from fisherflow_jax.likelihoods import SOFTMAX, Likelihood
-from fisherflow_jax.predictions import Outputs
+from fisherflow_jax.predictions import Outputs, quadrature
 
 _POWER = 3
 # The peak of a target this many standard deviations away is still found.
 _FARTHEST = 40.0
+
+
+def default(likelihood: Likelihood, link: Callable | None) -> Callable | None:
+    """Several classes are averaged as `ff.predict` averages them.
+
+    So is one logit, where the likelihood knows the logarithms.
+    """
+    if link not in (None, quadrature()):
+        return link
+    return quadrature() if likelihood.scale == SOFTMAX else None
 
 
 def needs_covariance(
@@ -28,7 +38,9 @@ def needs_covariance(
 ) -> bool:
     """Whether the covariances of a target's outputs count beside their variances."""
     if link is not None:
-        return likelihood.scale == SOFTMAX and getattr(link, "covariance", False)
+        most = getattr(link, "covariance", False)
+        few = most is True or outputs.shape[-1] <= most
+        return likelihood.scale == SOFTMAX and few
     if likelihood.expected_log_prob is not None:
         return likelihood.needs_covariance
     return outputs.shape != targets.shape
@@ -53,7 +65,7 @@ def log_density(
         share = arrays.like(targets, log_p)
         return share * log_p + (1 - share) * rest
     if likelihood.expected_log_prob is not None:
-        return likelihood.expected_log_prob(*outputs, targets)
+        return likelihood.expected_log_prob(*outputs[:3], targets)
     by_shape = _quadrature if outputs.mean.shape == targets.shape else _cubature
     return by_shape(likelihood, outputs, targets)
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import checks, trees
 from fisherflow_jax.accumulation import converted
+from fisherflow_jax.calibration import _densities as densities
 from fisherflow_jax.calibration import _scale_search as scale_search
 from fisherflow_jax.likelihoods import Likelihood
 from fisherflow_jax.model import check_choices
@@ -52,10 +53,12 @@ def calibrate(
     `ff.likelihoods.gamma(shape=None)`. The outputs' variances are proportional to s, so
     that the model is passed over once.
 
-    Classes are averaged by the probit approximation, or a link; the mean and log-scale
-    of `gaussian_location_scale` exactly but for a quadrature in the log-scale; other
-    likelihoods by quadrature over each output, or, where a target has several outputs,
-    by cubature at twice as many points as outputs.
+    Classes are averaged as `ff.predict` averages them, by
+    `ff.predictions.quadrature()` or the link that both are given: `after` is then the
+    negative log-likelihood of its predictions. The mean and log-scale of
+    `gaussian_location_scale` are averaged exactly but for a quadrature in the
+    log-scale; other likelihoods by quadrature over each output, or, where a target has
+    several outputs, by cubature at twice as many points as outputs.
 
     Args:
       state: anything with `.mean` and `.information`, such as `ff.posterior(...)` or a
@@ -65,7 +68,7 @@ def calibrate(
       validation: a batch `(inputs, targets)` or `(inputs, targets, weights)` that the
         state was not made of, a list or loader of batches, or `ff.Stacked`. About a
         hundred examples suffice.
-      link: `ff.predictions.probit()` (None) or another of the links there, for classes.
+      link: None, that of `ff.predict`; or another of `ff.predictions`, for classes.
       search_noise: False keeps a known noise of `ff.likelihoods.gaussian(scale)`.
       chunk_size: examples at a time in the linearised pass; None: its own choice.
       to_batch: makes a batch of what a loader gives, if it is none: of dicts, `lambda
@@ -76,8 +79,10 @@ def calibrate(
       boundary)`. `after` is never larger than `before`. Where the mean alone predicts
       best, the scale is the smallest that was tried and `boundary` is -1; where no
       uncertainty is too large, the largest and 1. Cost: one linearised pass, and about
-      120 evaluations on its outputs. Memory: the outputs' means and variances (with
-      some links and likelihoods, covariances) of all the validation data.
+      140 evaluations on its outputs; of several classes each is 1,024 softmaxes a
+      target, a second in all for 360 targets of ten classes. Memory: the outputs' means
+      and variances (of up to 64 classes, with some links and with some likelihoods
+      covariances) of all the validation data.
 
     Raises:
       ValueError: for empty validation data, and, where the values are at hand, for
@@ -115,6 +120,7 @@ def calibrate(
             "a link makes probabilities of classes, which likelihood "
             f"{likelihood.name} does not have; leave it out."
         )
+    link = densities.default(likelihood, link)
     held = scale_search.held_out(
         state, apply_fn, likelihood, validation, link=link, chunk_size=chunk_size
     )

@@ -63,7 +63,12 @@ def held_out(
         _check(likelihood, batch, number)
         covariance = densities.needs_covariance(likelihood, link, shown, batch.targets)
         outputs = linearized_outputs(
-            state, apply_fn, batch.inputs, covariance=covariance, chunk_size=chunk_size
+            state,
+            apply_fn,
+            batch.inputs,
+            covariance=covariance,
+            line_of=None if link is None else likelihood,
+            chunk_size=chunk_size,
         )
         _check(likelihood, batch, number, outputs)
         parts.append(HeldOut(outputs, batch.targets, batch.weights))

@@ -1,7 +1,5 @@
 """Likelihoods of classes: categorical (one of C) and bernoulli (yes or no)."""
 
-import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,6 +8,7 @@ from jax.scipy.special import xlogy
 from jax.typing import ArrayLike
 
 from fisherflow_jax._ground.arrays import like, widen
+from fisherflow_jax._ground.quadrature import sigmoid_moments
 from fisherflow_jax.likelihoods import _categorical_roots as categorical_roots
 from fisherflow_jax.likelihoods import _likelihood as shared
 from fisherflow_jax.likelihoods import _quasi as quasi
@@ -23,18 +22,6 @@ from fisherflow_jax.likelihoods._likelihood import (
 
 def _variance(log_odds: jax.Array) -> jax.Array:
     return jax.nn.sigmoid(log_odds) * jax.nn.sigmoid(-log_odds)
-
-
-def _probit(log_prob: Callable) -> Callable:
-    """By the probit approximation, in logarithms that cannot underflow."""
-
-    def expected_log_prob(
-        mean: jax.Array, variance: jax.Array, covariance: Any, targets: ArrayLike
-    ) -> jax.Array:
-        shrink = jax.lax.rsqrt(1 + math.pi / 8 * variance)
-        return log_prob(shrink * widen(mean), targets)
-
-    return expected_log_prob
 
 
 @shared.family
@@ -150,7 +137,6 @@ def categorical() -> Likelihood:
         cholesky=categorical_roots.CHOLESKY,
         diagonal_bound=categorical_roots.DIAGONAL_BOUND,
         low_rank=categorical_roots.low_rank,
-        expected_log_prob=_probit(log_prob),
     )
 
 
@@ -223,7 +209,17 @@ def bernoulli(dispersion: ArrayLike | None = 1.0) -> Likelihood:
         return jnp.exp(-0.5 * distance) / (1 + jnp.exp(-distance))
 
     built = one_output("bernoulli", LOGIT, support, log_prob, _variance, sample, root)
-    return built._replace(expected_log_prob=_probit(built.log_prob))
+
+    def expected_log_prob(
+        mean: jax.Array, variance: jax.Array, covariance: Any, targets: ArrayLike
+    ) -> jax.Array:
+        # of a share the cross-entropy to the averaged probability
+        found = sigmoid_moments(widen(mean), variance)
+        share = like(targets, found.log_mean)
+        value = share * found.log_mean + (1 - share) * found.log_rest
+        return shared.nan_outside(support(targets), value)
+
+    return built._replace(expected_log_prob=expected_log_prob)
 
 
 def _quasi_binomial(family: Likelihood, dispersion: ArrayLike | None) -> Likelihood:

@@ -7,6 +7,7 @@ from fisherflow_jax.predictions._links import Link as Link
 from fisherflow_jax.predictions._links import laplace_bridge as laplace_bridge
 from fisherflow_jax.predictions._links import log_normal as log_normal
 from fisherflow_jax.predictions._links import output_samples as output_samples
+from fisherflow_jax.predictions._links import plug_in as plug_in
 from fisherflow_jax.predictions._links import probit as probit
 from fisherflow_jax.predictions._outputs import linearized_outputs as linearized_outputs
 from fisherflow_jax.predictions._prediction import Prediction as Prediction
@@ -14,6 +15,7 @@ from fisherflow_jax.predictions._prediction import (
     observation_interval as observation_interval,
 )
 from fisherflow_jax.predictions._prediction import predict as predict
+from fisherflow_jax.predictions._quadrature import quadrature as quadrature
 from fisherflow_jax.predictions._streaming import Outputs as Outputs
 from fisherflow_jax.predictions._top_tokens import TopTokens as TopTokens
 from fisherflow_jax.predictions._top_tokens import top_tokens as top_tokens

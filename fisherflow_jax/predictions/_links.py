@@ -36,13 +36,15 @@ class Link:
 
     name: str
     average: Callable[[Outputs, Likelihood], Averaged]
-    covariance: bool = False  # whether outputs of several classes need theirs
+    # whether outputs of several classes need theirs; a number: up to so many classes
+    covariance: bool | int = False
+    streamed: bool = False  # whether `ff.predict` compiles it, a chunk at a time
 
     def __call__(self, outputs: Outputs, likelihood: Likelihood) -> Averaged:
         return self.average(outputs, likelihood)
 
 
-def _is_categorical(likelihood: Likelihood, link: str) -> bool:
+def is_categorical(likelihood: Likelihood, link: str) -> bool:
     """Of several classes, or of yes and no.
 
     Raises:
@@ -55,6 +57,34 @@ def _is_categorical(likelihood: Likelihood, link: str) -> bool:
         f"{likelihood.name}. For a gaussian the mean needs no link, for a log mean "
         "there is log_normal(), and output_samples serves any likelihood."
     )
+
+
+def plug_in() -> Link:
+    r"""The network's own: the expected target at the mean of the parameters.
+
+    .. math:: \mathrm{E}\,\mu(z) \approx \mu(m), \qquad
+       \mathrm{std}(\mu) \approx \Big|\frac{d\mu}{d\eta}\Big| \, \mathrm{std}(\eta)
+
+    The default of rates and locations, as in software for generalised linear models;
+    of classes by name alone, since what a posterior's scale says of probabilities is
+    then lost.
+
+    Returns:
+      A `Link`. Cost: none beside the variances.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> outputs = ff.predictions.Outputs(jnp.array([2.0]), jnp.array([8.0]))
+      >>> link = ff.predictions.plug_in()
+      >>> print(link(outputs, ff.likelihoods.bernoulli()).mean.round(3))
+      [0.881]
+    """
+    return Link("plug_in", _plug_in)
+
+
+def _plug_in(outputs: Outputs, likelihood: Likelihood) -> Averaged:
+    return Averaged(likelihood.mean(outputs.mean))
 
 
 def probit() -> Link:
@@ -92,7 +122,7 @@ def probit() -> Link:
 
 
 def _probit(outputs: Outputs, likelihood: Likelihood) -> Averaged:
-    several = _is_categorical(likelihood, "probit()")
+    several = is_categorical(likelihood, "probit()")
     shrunk = outputs.mean / jnp.sqrt(1 + math.pi / 8 * outputs.variance)
     return Averaged(jax.nn.softmax(shrunk) if several else jax.nn.sigmoid(shrunk))
 
@@ -228,7 +258,7 @@ def laplace_bridge(normalized: bool = False) -> Link:
     """
 
     def average(outputs: Outputs, likelihood: Likelihood) -> Averaged:
-        if _is_categorical(likelihood, "laplace_bridge()"):
+        if is_categorical(likelihood, "laplace_bridge()"):
             mean, whole = outputs.mean, _covariance(outputs, "laplace_bridge")
             return _dirichlet(*_sum_to_zero(mean, whole), normalized)
         mean = jnp.stack([outputs.mean, -outputs.mean], -1) / 2

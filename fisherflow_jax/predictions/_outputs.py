@@ -1,14 +1,21 @@
 """The linearised model: its outputs at the mean, and how unsure they are."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from fisherflow_jax.likelihoods import Likelihood
 from fisherflow_jax.model import check_function, once
 from fisherflow_jax.posteriors import mixture
-from fisherflow_jax.predictions._checks import believed, check_inputs, deciding
+from fisherflow_jax.predictions._checks import (
+    believed,
+    check_inputs,
+    deciding,
+    known,
+)
 from fisherflow_jax.predictions._streaming import Outputs, Wanted, moments, raw
 
 PyTree = Any
@@ -20,6 +27,7 @@ def linearized_outputs(
     inputs: PyTree,
     *,
     covariance: bool = False,
+    line_of: Likelihood | None = None,
     robust: bool | str = False,
     chunk_size: int | None = None,
 ) -> Outputs:
@@ -43,6 +51,8 @@ def linearized_outputs(
       inputs: leading axis n; parts in `ff.Shared` are passed whole.
       covariance: also that of the outputs on the last axis, position by position. It
         is `(n, 1, 1)` for outputs `(n,)`.
+      line_of: also the variance of this likelihood's line, the scale of the intervals
+        of `ff.predict`: for classes each one's log-odds against all others.
       robust: with the sandwich variance, as in `ff.standard_error`.
       chunk_size: examples at a time; None: as many as keep 16 MiB.
 
@@ -76,26 +86,36 @@ def linearized_outputs(
     check_function(apply_fn)
     check_inputs(state, inputs, chunk_size, robust)
     wanted = Wanted(
-        variance=True, covariance=covariance, robust=robust, chunk_size=chunk_size
+        variance=True,
+        covariance=math.inf if covariance else 0,
+        line_of=line_of,
+        robust=robust,
+        chunk_size=chunk_size,
     )
     return deciding(_compiled, state, apply_fn, inputs, wanted)
 
 
 def _mixture(state: Any, apply_fn: Callable, inputs: PyTree, wanted: Wanted) -> Outputs:
     weights, members = believed(state, wanted.robust)
-    model = once(apply_fn)
-    found = [raw(moments(one, model, inputs, wanted)[0]) for one in members]
+    model, line_of = once(apply_fn), wanted.line_of
+    found = [raw(moments(one, model, inputs, wanted)) for one in members]
     if len(found) == 1:
         return found[0]
     weights = weights.astype(found[0].variance.dtype)
     means = [one.mean for one in found]
     mean, variance = mixture(weights, means, [one.variance for one in found])
-    if not wanted.covariance:
-        return Outputs(mean, variance)
-    within = jnp.stack([jnp.asarray(one.covariance) for one in found])
-    away = (jnp.stack(means) - mean[None]).reshape(within.shape[:-1])
-    between = away[..., :, None] * away[..., None, :]
-    return Outputs(mean, variance, jnp.tensordot(weights, within + between, 1))
+    covariance = line_variance = None
+    if line_of is not None:
+        pairs = zip(members, means, strict=True)
+        lines = [known(line_of, belief).line(outputs) for belief, outputs in pairs]
+        spread = [one.line_variance for one in found]
+        line_variance = mixture(weights, lines, spread)[1]
+    if wanted.covariance:
+        within = jnp.stack([jnp.asarray(one.covariance) for one in found])
+        away = (jnp.stack(means) - mean[None]).reshape(within.shape[:-1])
+        between = away[..., :, None] * away[..., None, :]
+        covariance = jnp.tensordot(weights, within + between, 1)
+    return Outputs(mean, variance, covariance, line_variance)
 
 
 # compiled once a model and shape, so that a second call compiles nothing

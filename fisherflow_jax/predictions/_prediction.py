@@ -1,14 +1,18 @@
 """Predictions with their uncertainty, by linearisation."""
 
+import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fisherflow_jax import posteriors
-from fisherflow_jax._ground import arrays, trees
-from fisherflow_jax.likelihoods import Likelihood
+from fisherflow_jax._ground import arrays, checks, trees
+from fisherflow_jax._ground.warning import warn_once
+from fisherflow_jax.likelihoods import LOG, Likelihood
 from fisherflow_jax.model import check_choices, once
 from fisherflow_jax.posteriors import gaussians
 from fisherflow_jax.predictions._checks import (
@@ -18,7 +22,8 @@ from fisherflow_jax.predictions._checks import (
     deciding,
     known,
 )
-from fisherflow_jax.predictions._links import Averaged
+from fisherflow_jax.predictions._links import Averaged, Link, plug_in
+from fisherflow_jax.predictions._quadrature import quadrature
 from fisherflow_jax.predictions._streaming import Outputs, Wanted, moments, raw
 
 PyTree = Any
@@ -54,11 +59,16 @@ def predict(
        \mathrm{std}(\mu) = g'(\eta) \, \mathrm{std}(\eta), \quad
        [g(\eta - q \, \mathrm{std}(\eta)),\; g(\eta + q \, \mathrm{std}(\eta))],
 
-    so that probabilities stay within 0 and 1 and rates above 0. Without a link the mean
-    is that of the model at the mean parameters; a link averages it over them. The
-    interval is of the expected target, with or without a link. For a bank, mean and std
-    are those of the mixture, and the interval is that of its moments on the scale of
-    `eta`.
+    so that probabilities stay within 0 and 1 and rates above 0. A link says what the
+    mean is. **Class probabilities are averaged over the parameters**, and std is that
+    of the probability under them (`ff.predictions.quadrature()`); the network's own are
+    had by `link=ff.predictions.plug_in()`. Rates and locations are the model's at the
+    mean parameters, as in software for generalised linear models. Of a rate that is the
+    median under the parameters, and `log_normal()` the mean; where values are at hand
+    and these are far apart, :math:`\mathrm{Var}(\eta) > 1`, an `ff.DataWarning` says
+    so. The interval is of the expected target, whatever the link. For a bank, mean and
+    std are those of the mixture, and the interval is that of its moments on the scale
+    of `eta`.
 
     Args:
       state: anything with `.mean` and `.information`, or a bank's state.
@@ -68,16 +78,18 @@ def predict(
       level: of the interval of the mean, in (0, 1).
       robust: with the sandwich variance, as in `ff.standard_error`.
       chunk_size: examples at a time; None: as many as keep 16 MiB.
-      link: None; or how to average over the outputs' normal: `ff.predictions.probit()`,
-        `output_samples(key)`, `laplace_bridge()` for classes, `log_normal()` for rates,
-        or your own function of `(Outputs, likelihood)`. For a gaussian nothing changes.
+      link: None, `ff.predictions.quadrature()` for classes, and else `plug_in()`; or
+        another way to average over the outputs' normal: `probit()`, `laplace_bridge()`
+        for classes, `log_normal()` for rates, `output_samples(key)`, or your own
+        function of `(Outputs, likelihood)`. For a gaussian none changes the mean.
 
     Returns:
       A `Prediction` of arrays `(n, ...)`; categorical: `(n, ..., classes)`. Cost: one
       factorisation, and a backward pass and a solve for each predicted number; with
       scalar, diagonal and Kronecker structures products with what enters and returns to
       each layer in place of the solve, and no backward pass where the parameters are
-      those of the last layer alone. Memory: that of a chunk.
+      those of the last layer alone. Of up to 64 classes the average is 1,024 softmaxes
+      an example, and a root of its k^2 covariances. Memory: that of a chunk.
 
     Raises:
       ValueError: for a level outside (0, 1), a likelihood without a mean or with an
@@ -100,35 +112,36 @@ def predict(
       ... )
       >>> state = flow.init(jnp.array(0.0))
       >>> prediction = ff.predict(state, apply_fn, likelihood, jnp.array([1.0]))
-      >>> print(prediction.mean, prediction.std)  # std(eta) = 1 / 2, slope 1 / 4
-      [0.5] [0.125]
+      >>> print(prediction.mean, prediction.std.round(3))
+      [0.5] [0.118]
       >>> print(prediction.lower.round(3), prediction.upper.round(3))
       [0.273] [0.727]
+      >>> plain = {"link": ff.predictions.plug_in()}
+      >>> prediction = ff.predict(
+      ...     state, apply_fn, likelihood, jnp.array([1.0]), **plain
+      ... )
+      >>> print(prediction.mean, prediction.std)  # std(eta) = 1 / 2, slope 1 / 4
+      [0.5] [0.125]
 
     References:
       Immer, Korzepa, Bauer, "Improving predictions of Bayesian neural nets via local
       linearization", 2021.
+      McCullagh and Nelder, "Generalized Linear Models", 1989: rates at the mean.
     """
     posteriors.check_level(level)
     check_choices(apply_fn, likelihood)
     check_inputs(state, inputs, chunk_size, robust)
     check_link(link)
-    covariance = getattr(link, "covariance", False) and likelihood.mixes_outputs
-    wanted = Wanted(
-        variance=link is not None,
-        covariance=covariance,
-        line_of=likelihood,
-        robust=robust,
-        chunk_size=chunk_size,
+    found = _found(
+        state,
+        apply_fn,
+        inputs,
+        Wanted(line_of=likelihood, robust=robust, chunk_size=chunk_size),
+        _default(likelihood) if link is None else link,
     )
-    weights, members = gaussians(state)
-    each = deciding(_compiled, state, apply_fn, inputs, wanted)
-    found = [own for own, _ in each]
-    if link is not None:
-        found = [
-            _averaged(link, outputs, known(likelihood, belief), own)
-            for belief, (own, outputs) in zip(members, each, strict=True)
-        ]
+    if link is None:
+        _warn_of_rates(state, likelihood, found)
+    weights = gaussians(state)[0]
     dtype = trees.wide_dtype(*(x.dtype for x in jax.tree.leaves(found)))
     found = jax.tree.map(lambda x: x.astype(dtype), found)
     # eta for the interval; the mean on its own scale, where probabilities sum to one
@@ -159,35 +172,72 @@ class Moments(NamedTuple):
     noise: jax.Array  # the target's own variance
 
 
+def _default(likelihood: Likelihood) -> Link:
+    """Probabilities are averaged, all else is predicted at the mean."""
+    return quadrature() if likelihood.is_classes else plug_in()
+
+
+def _found(
+    state: Any, apply_fn: Callable, inputs: PyTree, wanted: Wanted, link: Callable
+) -> list[Moments]:
+    """By the link, of each Gaussian of the state."""
+    likelihood = wanted.line_of
+    most = getattr(link, "covariance", False) if likelihood.mixes_outputs else 0
+    wanted = wanted._replace(covariance=math.inf if most is True else most)
+    if link == plug_in():
+        wanted, within = wanted._replace(covariance=0), None
+    elif getattr(link, "streamed", False):
+        within = link
+    else:
+        wanted, within = wanted._replace(variance=True), None
+    each = deciding(_compiled, state, apply_fn, inputs, wanted, within)
+    if not wanted.variance:
+        return [own for own, _ in each]
+    families = [known(likelihood, belief) for belief in gaussians(state)[1]]
+    return [
+        _averaged(link(outputs, family), family, own)
+        for family, (own, outputs) in zip(families, each, strict=True)
+    ]
+
+
 def _each(
-    state: Any, apply_fn: Callable, inputs: PyTree, wanted: Wanted
+    state: Any,
+    apply_fn: Callable,
+    inputs: PyTree,
+    wanted: Wanted,
+    link: Link | None,
 ) -> list[tuple[Moments, Outputs | None]]:
-    """Of each Gaussian of the state; outputs where a link asks for them."""
+    """Of each Gaussian of the state, by the link; outputs where one is to follow."""
     model, each = once(apply_fn), []
     for belief in believed(state, wanted.robust)[1]:
-        likelihood = known(wanted.line_of, belief)
-        found, spread = moments(belief, model, inputs, wanted)
-        eta = likelihood.line(found.mean)
-        mean, slope = jax.jvp(likelihood.scale.inverse, (eta,), (jnp.ones_like(eta),))
-        own = Moments(
-            line=eta,
-            line_variance=spread,
-            mean=mean,
-            mean_variance=jnp.square(slope) * spread,
-            noise=likelihood.variance(found.mean),
-        )
-        each.append((own, raw(found) if wanted.variance else None))
+        of = functools.partial(_moments, known(wanted.line_of, belief), wanted, link)
+        each.append(moments(belief, model, inputs, wanted, of))
     return each
 
 
+def _moments(
+    likelihood: Likelihood, wanted: Wanted, link: Link | None, found: Outputs
+) -> tuple[Moments, Outputs | None]:
+    eta, spread = likelihood.line(found.mean), found.line_variance
+    mean, slope = jax.jvp(likelihood.scale.inverse, (eta,), (jnp.ones_like(eta),))
+    own = Moments(
+        line=eta,
+        line_variance=spread,
+        mean=mean,
+        mean_variance=jnp.square(slope) * spread,
+        noise=likelihood.variance(found.mean),
+    )
+    if link is not None:
+        return _averaged(link(raw(found), likelihood), likelihood, own), None
+    return own, raw(found) if wanted.variance else None
+
+
 # compiled once a model and shape, so that a second call compiles nothing
-_compiled = jax.jit(_each, static_argnums=(1, 3))
+_compiled = jax.jit(_each, static_argnums=(1, 3, 4))
 
 
-def _averaged(
-    link: Callable, outputs: Outputs, likelihood: Likelihood, own: Moments
-) -> Moments:
-    averaged = link(outputs, likelihood)
+def _averaged(averaged: Any, likelihood: Likelihood, own: Moments) -> Moments:
+    """The moments with those that a link returned in the place of the model's own."""
     if not isinstance(averaged, Averaged):
         raise TypeError(
             "a link returns ff.predictions.Averaged(mean, std, noise); got "
@@ -209,6 +259,24 @@ def _averaged(
     elif noise is None:
         noise = own.noise
     return own._replace(mean=mean, mean_variance=variance, noise=noise)
+
+
+def _warn_of_rates(state: Any, likelihood: Likelihood, found: list[Moments]) -> None:
+    """Where a rate at the mean is far from its mean, and values are at hand."""
+    spread = [one.line_variance for one in found]
+    if likelihood.scale != LOG or not checks.is_concrete(spread):
+        return
+    wide = np.concatenate([np.ravel(x)[np.ravel(x) > 1] for x in spread])
+    if wide.size:
+        warn_once(
+            state,
+            f"the logarithms of {wide.size} predicted rates have a variance above 1, "
+            f"up to {np.max(wide):.3g}: what is predicted, the rate at the mean "
+            "parameters, is their median and far below their mean. "
+            "link=ff.predictions.log_normal() predicts the mean, "
+            "link=ff.predictions.plug_in() the same without this warning.",
+            topic="rates",
+        )
 
 
 def observation_interval(

@@ -30,7 +30,7 @@ class Wanted(NamedTuple):
     """What is asked for; static."""
 
     variance: bool = False  # of each raw output; with the covariance always
-    covariance: bool = False  # of the raw outputs on the last axis
+    covariance: float = 0  # of the outputs on the last axis, where no more than these
     line_of: Any = None  # the likelihood whose line's variance is asked
     robust: bool | str = False  # with the sandwich variance
     chunk_size: int | None = None
@@ -42,6 +42,8 @@ class Outputs(NamedTuple):
     mean: jax.Array  # (n, ..., k), the model's outputs at the mean parameters
     variance: jax.Array  # (n, ..., k), of each output
     covariance: jax.Array | None = None  # (n, ..., k, k), of the k on the last axis
+    # of the likelihood's line, in the shape of the expected target
+    line_variance: jax.Array | None = None
 
 
 def one_by_one(inputs: PyTree) -> tuple[list[jax.Array], Callable[[list], PyTree]]:
@@ -110,9 +112,13 @@ def sizes(examples: Examples, chunk_size: int | None, closed: bool) -> tuple[int
 
 
 def moments(
-    belief: Gaussian, apply_fn: Callable, inputs: PyTree, wanted: Wanted
-) -> tuple[Outputs, Any]:
-    """The outputs, and the variance of their line; None where it was not asked for.
+    belief: Gaussian,
+    apply_fn: Callable,
+    inputs: PyTree,
+    wanted: Wanted,
+    of: Callable[[Outputs], Any] = lambda outputs: outputs,
+) -> Any:
+    """`of(outputs)`, a chunk of examples at a time, side by side.
 
     The mean is as the model returns it; the dispersion is included.
     """
@@ -121,20 +127,23 @@ def moments(
     with calling.mapping(_WHOLE):
         size, at_once = sizes(examples, wanted.chunk_size, True)
 
-    def one(parts: list) -> tuple[Outputs, Any]:
+    def one(parts: list) -> Outputs:
         if last is not None:
             return _closed(last(parts), wanted, at_once)
         return _pulled(*examples.pull(parts), wanted, at_once)
 
-    with calling.mapping(_WHOLE):
-        (outputs, *spread), line = map_chunks(jax.vmap(one), examples.parts, size)
-    spread, line = dispersed((spread, line), belief, wanted.robust)
-    return Outputs(outputs, *spread), line
+    def chunk(parts: list) -> Any:
+        with calling.mapping(_WHOLE):
+            mean, *spread = jax.vmap(one)(parts)
+        return of(Outputs(mean, *dispersed(spread, belief, wanted.robust)))
+
+    return map_chunks(chunk, examples.parts, size)
 
 
 def raw(found: Outputs) -> Outputs:
     """In the type of their variance."""
-    return found._replace(mean=found.mean.astype(found.variance.dtype))
+    dtype = jax.tree.leaves(found[1:])[0].dtype
+    return found._replace(mean=found.mean.astype(dtype))
 
 
 def dispersed(variances: Any, belief: Gaussian, robust: bool | str) -> Any:
@@ -144,29 +153,32 @@ def dispersed(variances: Any, belief: Gaussian, robust: bool | str) -> Any:
     return jax.tree.map(lambda x: x * belief.dispersion, variances)
 
 
-def _closed(last: LastLayer, wanted: Wanted, at_once: int) -> tuple[Outputs, Any]:
+def _closed(last: LastLayer, wanted: Wanted, at_once: int) -> Outputs:
     """Of one example, from the closed form of a last layer."""
     found, likelihood = _of_rows(last.outputs, last, wanted), wanted.line_of
     if likelihood is None:
-        return found, None
+        return found
     if not likelihood.mixes_outputs:
-        return found, last.variance()
+        return found._replace(line_variance=last.variance())
     if likelihood.scale == SOFTMAX:
-        return found, last.log_odds_variance()
+        return found._replace(line_variance=last.log_odds_variance())
     outputs = last.outputs[None]
-    return found, variance_of(likelihood.line, outputs, last.pull, at_once)
+    line_variance = variance_of(likelihood.line, outputs, last.pull, at_once)
+    return found._replace(line_variance=line_variance)
 
 
 def _pulled(
     outputs: jax.Array, pull: Callable, wanted: Wanted, at_once: int
-) -> tuple[Outputs, Any]:
+) -> Outputs:
     """Of one example, by pulling back `at_once` cotangents at a time."""
     shape, count, line_of = outputs.shape[1:], outputs.size, wanted.line_of
     k = shape[-1] if shape else 1
     if count == k <= min(at_once, _TOGETHER):
         rows = pull(covariances.units(outputs))
         found = _of_rows(outputs[0], rows, wanted)
-        return found, None if line_of is None else _mixed(line_of, outputs, rows)
+        if line_of is None:
+            return found
+        return found._replace(line_variance=_mixed(line_of, outputs, rows))
     places, within = (jnp.arange(number, dtype=jnp.int32) for number in (count, k))
 
     def rows_at(places: jax.Array) -> Pulled:
@@ -174,26 +186,39 @@ def _pulled(
 
     variance: Any = None
     covariance = line_variance = None
-    if wanted.covariance:
-        covariance = map_chunks(
-            jax.vmap(lambda position: rows_at(position * k + within).covariance()),
-            places[: count // k],
-            max(at_once // k, 1),
-        ).reshape((*shape, k))
+    if k <= wanted.covariance:
+        # of classes the line of a position is that of its outputs alone
+        of_classes = line_of is not None and line_of.is_classes
+
+        def at_position(position: jax.Array) -> tuple[jax.Array, Any]:
+            rows = rows_at(position * k + within)
+            its = outputs.reshape((-1, k))[position][None]
+            line = _mixed(line_of, its, rows) if of_classes else None
+            return rows.covariance(), line
+
+        covariance, line_variance = map_chunks(
+            jax.vmap(at_position), places[: count // k], max(at_once // k, 1)
+        )
+        covariance = covariance.reshape((*shape, k))
         variance = jnp.diagonal(covariance, axis1=-2, axis2=-1)
     elif wanted.variance:
         variance = map_chunks(lambda p: rows_at(p).variance(), places, at_once)
         variance = variance.reshape(shape)
-    if line_of is not None:
+    if line_variance is not None:
+        line_variance = line_variance.reshape(shape)
+    elif line_of is not None:
         line_variance = variance_of(line_of.line, outputs, pull, at_once)
-    return Outputs(outputs[0], variance, covariance), line_variance
+    return Outputs(outputs[0], variance, covariance, line_variance)
 
 
 def _of_rows(outputs: jax.Array, rows: LastLayer | Pulled, wanted: Wanted) -> Outputs:
     variance: Any = None
+    covariance = None
     if wanted.variance:
         variance = rows.variance().reshape(outputs.shape)
-    return Outputs(outputs, variance, rows.covariance() if wanted.covariance else None)
+    if (outputs.shape[-1] if outputs.ndim else 1) <= wanted.covariance:
+        covariance = rows.covariance()
+    return Outputs(outputs, variance, covariance)
 
 
 def _mixed(likelihood: Likelihood, outputs: jax.Array, rows: Pulled) -> jax.Array:

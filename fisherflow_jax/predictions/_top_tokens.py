@@ -22,7 +22,7 @@ class TopTokens(NamedTuple):
     """The k most probable classes, each `(n, ..., k)`, the most probable first."""
 
     ids: jax.Array
-    probabilities: jax.Array  # of the model at the mean
+    probabilities: jax.Array  # of the model at the mean: not averaged
     std: jax.Array  # of the probability
     lower: jax.Array  # of the probability
     upper: jax.Array
@@ -48,6 +48,9 @@ def top_tokens(
 
     are linearised for those k of V classes alone: k backward passes a position, not V.
     The interval is symmetric in the log-odds, within 0 and 1 in probability.
+    Probabilities and their standard deviations are those of
+    `ff.predict(..., link=ff.predictions.plug_in())`: to average over the parameters
+    takes the uncertainty of all V classes.
 
     Args:
       state: anything with `.mean` and `.information`.

@@ -43,8 +43,8 @@ def weight_samples(
     from the mean, where most draws of many parameters fall, the network is another
     function. On the digits data (a network 64-50-10, full structure, the prior of the
     training) accuracy falls from .978 with linearised outputs to .17 with sampled
-    parameters. It equals `ff.predict` for a model that is linear in its parameters; for
-    others compare the two before using it, or take `output_samples` as a link.
+    parameters. It equals `ff.predict` for a model that is linear in its parameters, but
+    for the error of its draws; for others compare the two before using it.
 
     Args:
       state: anything with `.mean` and `.information`, or a bank's state.

@@ -94,9 +94,10 @@ def calibrated(seed: int, labels: jax.Array) -> tuple[ff.Calibration, jax.Array]
     """By validation examples with these labels, and the test probabilities then."""
     params, data = trained(seed)
     inputs = [features(params, images) for images, _ in data]
-    found = ff.calibrate(posterior(seed), last_layer, CATEGORICAL, (inputs[1], labels))
+    link, model = ff.predictions.probit(), (last_layer, CATEGORICAL)
+    found = ff.calibrate(posterior(seed), *model, (inputs[1], labels), link=link)
     outputs = ff.predictions.linearized_outputs(found.posterior, last_layer, inputs[2])
-    return found, ff.predictions.probit()(outputs, CATEGORICAL).mean
+    return found, link(outputs, CATEGORICAL).mean
 
 
 @functools.cache

@@ -62,11 +62,15 @@ def probit_loss(mean, variance, labels, scale):
     return -special.log_softmax(logits, -1)[np.arange(len(labels)), labels].mean()
 
 
+PROBIT = ff.predictions.probit()
+
+
 @pytest.fixture(scope="module")
 def calibrated():
     with jax.numpy_dtype_promotion("strict"):
         state, x, y = classes()
-        return ff.calibrate(state, classifier, ff.likelihoods.categorical(), (x, y))
+        likelihood = ff.likelihoods.categorical()
+        return ff.calibrate(state, classifier, likelihood, (x, y), link=PROBIT)
 
 
 def test_classes(calibrated):
@@ -91,8 +95,9 @@ def test_the_posterior_is_the_same_but_for_its_scale(calibrated):
     expected = calibrated.scale * variance
     np.testing.assert_allclose(outputs.variance, expected, rtol=1e-8)
     np.testing.assert_allclose(calibrated.posterior.temperature, calibrated.scale)
+    likelihood = ff.likelihoods.categorical()
     again = ff.calibrate(
-        calibrated.posterior, classifier, ff.likelihoods.categorical(), (x, y)
+        calibrated.posterior, classifier, likelihood, (x, y), link=PROBIT
     )
     np.testing.assert_allclose(again.scale, 1.0, rtol=1e-5)
     np.testing.assert_allclose(again.before, calibrated.after, rtol=1e-12)
@@ -111,14 +116,15 @@ def test_batches_padding_and_multiplicities(calibrated):
     )
     loader = ((x[i : i + 20], y[i : i + 20]) for i in (0, 20))
     for data in (loader, stacked):
-        found = ff.calibrate(state, classifier, likelihood, data)
+        found = ff.calibrate(state, classifier, likelihood, data, link=PROBIT)
         np.testing.assert_allclose(found.scale, calibrated.scale, rtol=1e-6)
         np.testing.assert_allclose(found.after, calibrated.after, rtol=1e-12)
     # some twice, some once, some not at all
     weights = jnp.repeat(jnp.array([2.0, 1.0, 0.0]), jnp.array([8, 24, 8]))
     rows = np.r_[0:8, 0:8, 8:32]
-    found = ff.calibrate(state, classifier, likelihood, (x, y, weights))
-    expected = ff.calibrate(state, classifier, likelihood, (x[rows], y[rows]))
+    model = classifier, likelihood
+    found = ff.calibrate(state, *model, (x, y, weights), link=PROBIT)
+    expected = ff.calibrate(state, *model, (x[rows], y[rows]), link=PROBIT)
     np.testing.assert_allclose(found.scale, expected.scale, rtol=1e-6)
     np.testing.assert_allclose(found.after, expected.after, rtol=1e-12)
 
@@ -132,7 +138,9 @@ def test_jit_and_float32(calibrated):
             (state, x, y),
         )
         found = jax.jit(
-            lambda state, x, y: ff.calibrate(state, classifier, likelihood, (x, y))[2:]
+            lambda state, x, y: ff.calibrate(
+                state, classifier, likelihood, (x, y), link=PROBIT
+            )[2:]
         )(state, x, y)
         scale, _, _, after, _, _ = found
         assert scale.dtype == after.dtype == jnp.float32
@@ -143,11 +151,6 @@ def test_jit_and_float32(calibrated):
 def test_links(calibrated):
     state, x, y = classes()
     likelihood = ff.likelihoods.categorical()
-    probit = ff.calibrate(
-        state, classifier, likelihood, (x, y), link=ff.predictions.probit()
-    )
-    np.testing.assert_allclose(probit.scale, calibrated.scale, rtol=1e-5)
-    np.testing.assert_allclose(probit.after, calibrated.after, rtol=1e-10)
     link = ff.predictions.output_samples(jax.random.key(0), 50)
     sampled = ff.calibrate(state, classifier, likelihood, (x, y), link=link)
     assert 0.3 < sampled.scale / calibrated.scale < 3
@@ -155,6 +158,47 @@ def test_links(calibrated):
     with pytest.raises(ValueError, match="link makes probabilities of classes"):
         gaussian = ff.likelihoods.gaussian()
         ff.calibrate(state, one_logit, gaussian, (x, x[:, 0]), link=link)
+
+
+@functools.cache
+def many_classes():
+    """The last layer of more classes than the points of the average serve."""
+    rng = np.random.default_rng(8)
+    mean, entries = 3 * rng.normal(size=(3, 65)), 10 ** rng.uniform(-1, 1, (3, 65))
+    x = rng.normal(size=(40, 3))
+    y = np.argmax(x @ mean / 3 + rng.gumbel(size=(40, 65)), -1)
+    information = ff.structures.Diagonal(jnp.asarray(entries))
+    state = ff.posterior(jnp.asarray(mean), information, prior_precision=0.1)
+    return state, jnp.asarray(x), jnp.asarray(y)
+
+
+@pytest.mark.parametrize("case", ["several", "one logit", "very many"])
+def test_it_reports_what_predict_predicts(case):
+    state, x, y = many_classes() if case == "very many" else classes()
+    apply_fn = {"several": classifier, "one logit": one_logit}.get(case, linear)
+    likelihood = ff.likelihoods.categorical()
+    if case == "one logit":
+        likelihood, y = ff.likelihoods.bernoulli(), y == 0
+    found = ff.calibrate(state, apply_fn, likelihood, (x, y))
+
+    @jax.jit
+    def loss(state):
+        share = ff.predict(state, apply_fn, likelihood, x).mean
+        if share.ndim > 1:
+            share = jnp.take_along_axis(share, y[:, None], 1)[:, 0]
+        else:
+            share = jnp.where(y, share, 1 - share)
+        return -jnp.mean(jnp.log(share))
+
+    np.testing.assert_allclose(loss(state), found.before, rtol=1e-9)
+    np.testing.assert_allclose(loss(found.posterior), found.after, rtol=1e-9)
+    assert found.after < min(found.before, found.mean_only) - 1e-3
+    # a better scale is not to be had
+    for factor in (0.8, 1.25):
+        other = found.posterior._replace(
+            information=ff.information.scale(found.posterior.information, factor)
+        )
+        assert loss(other) > found.after
 
 
 def test_the_mean_alone_is_best():
@@ -193,7 +237,8 @@ def test_never_worse_than_what_was_given_nor_than_the_mean_alone():
     @jax.vmap
     def run(mean, entries, x, y):
         state = ff.Posterior(mean, ff.structures.Diagonal(entries), jnp.ones(()))
-        found = ff.calibrate(state, linear, ff.likelihoods.categorical(), (x, y))
+        likelihood = ff.likelihoods.categorical()
+        found = ff.calibrate(state, linear, likelihood, (x, y), link=PROBIT)
         return found._replace(posterior=None, likelihood=None)
 
     found = run(*many_problems())

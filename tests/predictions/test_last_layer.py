@@ -72,7 +72,9 @@ def test_many_classes_in_closed_form(structure):
     def found(posterior):
         return (
             ff.predictions.linearized_outputs(posterior, apply_fn, x, covariance=True),
-            ff.predict(posterior, apply_fn, CATEGORICAL, x),
+            ff.predict(
+                posterior, apply_fn, CATEGORICAL, x, link=ff.predictions.plug_in()
+            ),
         )
 
     outputs, prediction = found(posterior)

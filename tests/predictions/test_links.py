@@ -144,7 +144,7 @@ def test_log_normal():
 
 
 LINKS = [
-    ff.predictions.probit(),
+    ff.predictions.quadrature(),
     ff.predictions.output_samples(1, 16),
     lambda given, _: ff.predictions.Averaged(jax.nn.softmax(given.mean / 2)),
 ]
@@ -172,6 +172,8 @@ def averages(state):
 def test_predict_with_links():
     posterior = cases.state("mlp", "diagonal")
     plain, *all_found = predictions(posterior)
+    for value, wanted in zip(plain, all_found[0], strict=True):
+        np.testing.assert_array_equal(value, wanted)  # the default of classes
     for wanted, found in zip(averages(posterior), all_found, strict=True):
         np.testing.assert_allclose(found.mean, wanted.mean, rtol=1e-9)
         np.testing.assert_allclose(np.sum(found.mean, -1), 1, rtol=1e-9)

@@ -167,6 +167,8 @@ ROBUST = [c for c in STRUCTURES if c.name in ("block-names", "full")]
 
 @functools.partial(jax.jit, static_argnames=("case", "robust", "chunk_size"))
 def predict(state, inputs, *, case=MULTI, **options):
+    """At the mean of the parameters, whatever the likelihood."""
+    options["link"] = ff.predictions.plug_in()
     return ff.predict(state, case.apply_fn, case.likelihood, inputs, **options)
 
 

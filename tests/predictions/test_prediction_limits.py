@@ -143,14 +143,20 @@ def test_saturated_logits_in_float32(belief, name):
             return logit
         return jnp.stack([logit, jnp.zeros_like(logit), -logit], 1)
 
-    result = jax.jit(
-        lambda state, x: ff.predict(state, apply_fn, getattr(ff.likelihoods, name)(), x)
+    likelihood = getattr(ff.likelihoods, name)()
+    results = jax.jit(
+        lambda state, x: [
+            ff.predict(state, apply_fn, likelihood, x, link=link)
+            for link in (None, ff.predictions.plug_in())
+        ]
     )(state, scales)
-    for field in result:
-        assert field.dtype == jnp.float32
-        assert np.all(np.isfinite(field)) and np.all((field >= 0) & (field <= 1))
+    for result in results:
+        for field in result:
+            assert field.dtype == jnp.float32
+            assert np.all(np.isfinite(field)) and np.all((field >= 0) & (field <= 1))
+        assert np.all(result.std <= result.observation_std)
+    # the last: an average counts the tails that an interval leaves out
     assert np.all((result.lower <= result.mean) & (result.mean <= result.upper))
-    assert np.all(result.std <= result.observation_std)
     # std(logit) = 10 at logit 20: the interval still says how unsure that is
     lower = result.lower[2] if name == "bernoulli" else result.lower[2, 0]
     expected = special.expit(20.0 - 1.959964 * 10.0)
@@ -167,7 +173,8 @@ def test_half_precision_models_predict_in_float32(belief, dtype):
         return (x * params).astype(dtype)
 
     x = jnp.array([0.5, -1.0], jnp.float32)
-    result = ff.predict(state, apply_fn, ff.likelihoods.bernoulli(), x)
+    model = apply_fn, ff.likelihoods.bernoulli()
+    result = ff.predict(state, *model, x, link=ff.predictions.plug_in())
     assert {field.dtype for field in result} == {jnp.dtype("float32")}
     p = special.expit(np.asarray(x))
     np.testing.assert_allclose(result.std, p * (1 - p) * np.abs(x) / 2, rtol=1e-2)
