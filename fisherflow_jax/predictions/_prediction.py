@@ -218,7 +218,7 @@ def _each(
 def _moments(
     likelihood: Likelihood, wanted: Wanted, link: Link | None, found: Outputs
 ) -> tuple[Moments, Outputs | None]:
-    eta, spread = likelihood.line(found.mean), found.line_variance
+    eta, spread = likelihood.line(found.mean), jnp.asarray(found.line_variance)
     mean, slope = jax.jvp(likelihood.scale.inverse, (eta,), (jnp.ones_like(eta),))
     own = Moments(
         line=eta,
