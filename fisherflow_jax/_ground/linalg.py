@@ -1,4 +1,8 @@
-"""Linear algebra of stacks of matrices `(..., k, k)`."""
+"""Linear algebra of stacks of matrices `(..., k, k)`.
+
+What is built of many small operations is a compiled function: traced once a shape,
+whoever asks for it, and one program where it is called by itself.
+"""
 
 import functools
 import math
@@ -38,6 +42,7 @@ def diagonal(matrices: jax.Array) -> jax.Array:
     return matrices.reshape((*matrices.shape[:-2], size * size))[..., :: size + 1]
 
 
+@jax.jit
 def equilibrated(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
     """`D^-1/2 M D^-1/2` with a unit diagonal, and `D^1/2 (..., k)`."""
     entries = diagonal(matrices)
@@ -52,13 +57,18 @@ def cholesky(matrices: jax.Array) -> jax.Array:
     ).reshape(matrices.shape)
 
 
-@jax.custom_jvp
+@jax.jit
 def steady_cholesky(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Factors of symmetric matrices of unit diagonal, and what was added to that.
 
     The least of 0, eps, 2 eps, 4 eps, ... by which a factor exists, `(...)`, up to the
     root of eps: NaN where a matrix is further from positive definite than by rounding.
     """
+    return _steady_cholesky(matrices)
+
+
+@jax.custom_jvp
+def _steady_cholesky(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
     eps = float(jnp.finfo(matrices.dtype).eps)
     identity = jnp.eye(matrices.shape[-1], dtype=matrices.dtype)
     identity = jnp.broadcast_to(identity, matrices.shape)
@@ -79,15 +89,16 @@ def steady_cholesky(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jax.lax.while_loop(lambda s: jnp.any(fails(s)), more, (start, jitter))
 
 
-@steady_cholesky.defjvp
+@_steady_cholesky.defjvp
 def _(primals: tuple, tangents: tuple) -> tuple[tuple, tuple]:
-    factors, jitter = steady_cholesky(*primals)
+    factors, jitter = _steady_cholesky(*primals)
     divide = functools.partial(solve_triangular, factors, lower=True)
     inner = divide(jnp.swapaxes(divide(tangents[0]), -1, -2))
     half = jnp.tril(inner) - jnp.triu(jnp.tril(inner)) / 2
     return (factors, jitter), (product("...ij,...jk->...ik", factors, half), 0 * jitter)
 
 
+@jax.jit
 def inverse_factor(matrices: jax.Array) -> jax.Array:
     """`L^-1`, L the lower Cholesky factor; NaN where a matrix is not definite.
 

@@ -41,17 +41,19 @@ def layout(information: Any) -> Layout:
     raise TypeError(f"{type(information).__name__} is not made of dense blocks.")
 
 
-def _together(kept: Layout, leaves: list, batch_dims: int) -> list[jax.Array]:
+def _together(
+    kept: Layout, leaves: list, batch_dims: int, ravel: Callable = trees.ravel
+) -> list[Any]:
     """Leaves `(*batch, *leaf.shape)` as one array `(units, *batch, k)` a group."""
     arrays = []
     shapes = [x.shape[1:] for x in jax.tree.leaves(kept.tree)]
     for group in kept.groups.values():
-        flat = trees.ravel([leaves[i] for i in group], batch_dims)
+        flat = ravel([leaves[i] for i in group], batch_dims)
         if kept.of_units:
             units = shapes[group[0]][-1] if shapes[group[0]] else 1
             size = sum(math.prod(shapes[i][:-1]) for i in group)
             flat = flat.reshape((*flat.shape[:-1], size, units))
-            flat = jnp.moveaxis(flat, -1, 0)
+            flat = flat.transpose((flat.ndim - 1, *range(flat.ndim - 1)))
         arrays.append(flat)
     return arrays
 
@@ -203,6 +205,7 @@ def factorise(matrix: jax.Array, damping: Any = 0.0) -> tuple[jax.Array, jax.Arr
     return linalg.cholesky(equilibrated), scales
 
 
+@jax.jit
 def _vector_solve(
     factorised: tuple[jax.Array, jax.Array], vector: jax.Array
 ) -> jax.Array:
@@ -342,6 +345,7 @@ def _regularised(information: Any, like: PyTree | None = None) -> ops.Regularise
     return ops.Regularised(divide, logdet, helped.astype(jnp.int32))
 
 
+@jax.jit
 def _log_volume(factor: jax.Array, scales: jax.Array) -> jax.Array:
     """The log-determinant of what `factorise` factorised."""
     return 2 * jnp.sum(jnp.log(linalg.diagonal(factor)) + jnp.log(scales))
@@ -361,15 +365,20 @@ def _inverse_diagonal(information: Any, like: PyTree | None = None) -> PyTree:
 
 def places(information: Any) -> list[np.ndarray]:
     """For each block, the ravelled indices `(..., k)` of its parameters."""
-    # numpy, so that the indices stay constants of the compiled program
-    template = jax.eval_shape(
-        lambda i: unpack(i, [m[..., 0] for m in matrices(i)]), information
-    )
-    count = trees.size(template)
-    with jax.ensure_compile_time_eval():
-        numbers = trees.unravel(jnp.arange(count, dtype=jnp.int32), template)
-        packed = pack(information, numbers)
-    return [np.asarray(p).astype(np.int32) for p in packed]
+    # numpy, so that the indices stay constants and nothing is compiled for them
+    kept = layout(information)
+    shapes = [x.shape[1:] for x in jax.tree.leaves(kept.tree)]
+    ends = np.cumsum([math.prod(shape) for shape in shapes], dtype=np.int32)
+    numbers = [
+        np.arange(end - math.prod(shape), end, dtype=np.int32).reshape(shape)
+        for shape, end in zip(shapes, ends, strict=True)
+    ]
+    nothing = np.zeros(0, np.int32)
+
+    def ravel(leaves: list[np.ndarray], batch_dims: int) -> np.ndarray:
+        return np.concatenate([nothing, *(x.ravel() for x in leaves)])
+
+    return _together(kept, numbers, 0, ravel)
 
 
 def _to_dense(information: Any, like: PyTree | None = None) -> jax.Array:
