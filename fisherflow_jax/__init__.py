@@ -86,6 +86,7 @@ if _typing.TYPE_CHECKING:
     from fisherflow_jax import calibration as calibration
     from fisherflow_jax import comparison as comparison
     from fisherflow_jax import diagnostics as diagnostics
+    from fisherflow_jax import flax as flax
     from fisherflow_jax import metrics as metrics
     from fisherflow_jax import plots as plots
     from fisherflow_jax import testing as testing
@@ -97,7 +98,15 @@ if _typing.TYPE_CHECKING:
 __version__ = "0.1.0"
 
 # What a first import does not need: loaded on first use.
-_LAZY = {"calibration", "comparison", "diagnostics", "metrics", "plots", "testing"}
+_LAZY = {
+    "calibration",
+    "comparison",
+    "diagnostics",
+    "flax",
+    "metrics",
+    "plots",
+    "testing",
+}
 _LAZY_NAMES = {
     "Calibration": "calibration",
     "Laplace": "_laplace",

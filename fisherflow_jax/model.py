@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from fisherflow_jax._ground import batch as batches
@@ -14,6 +15,7 @@ from fisherflow_jax._ground import calling, checks, screening, trees
 from fisherflow_jax._ground import sharding as meshes
 from fisherflow_jax._ground.batch import Batch
 from fisherflow_jax.layers import Layers, Undecided, expecting, interaction, one_row
+from fisherflow_jax.layers._compat import has_tangents
 from fisherflow_jax.likelihoods import Likelihood
 
 PyTree = Any
@@ -212,7 +214,7 @@ class Once:
 
     def __init__(self, function: Callable) -> None:
         self.function = function
-        self.traced: dict[Any, tuple[Callable, Any]] = {}
+        self.traced: dict[Any, tuple[Callable, Any, bool]] = {}
         self.known: dict[Any, Any] = {}
 
     def told(self, what: str, given: PyTree, tell: Callable) -> Any:
@@ -220,6 +222,14 @@ class Once:
         return _told(self.known, what, given, tell)
 
     def __call__(self, params: PyTree, inputs: PyTree) -> Any:
+        run, output_tree, arrays, _ = self._traced(params, inputs)
+        return output_tree.unflatten(run(*arrays))
+
+    def has_tangents(self, params: PyTree, inputs: PyTree) -> bool:
+        """Whether it can be differentiated forwards: no `jax.custom_vjp` is in it."""
+        return self._traced(params, inputs)[3]
+
+    def _traced(self, params: PyTree, inputs: PyTree) -> tuple:
         key, arrays, rebuild = by_shapes((params, inputs))
         key = key, jax.sharding.get_abstract_mesh()
         if key not in self.traced:
@@ -227,9 +237,10 @@ class Once:
                 jaxpr, outputs = jax.make_jaxpr(
                     lambda *arrays: self.function(*rebuild(arrays)), return_shape=True
                 )(*arrays)
-            self.traced[key] = jaxpr_as_fun(jaxpr), jax.tree.structure(outputs)
-        run, output_tree = self.traced[key]
-        return output_tree.unflatten(run(*arrays))
+            structure = jax.tree.structure(outputs)
+            self.traced[key] = jaxpr_as_fun(jaxpr), structure, has_tangents(jaxpr)
+        run, output_tree, tangents = self.traced[key]
+        return run, output_tree, arrays, tangents
 
 
 class Traced(NamedTuple):
@@ -255,7 +266,7 @@ class Traced(NamedTuple):
         return self.run(self.arrays, argument)
 
 
-def once(apply_fn: Callable) -> Callable:
+def once(apply_fn: Callable) -> Once:
     """`apply_fn`, whose Python runs once a shape; its equations are those of each call.
 
     For one update, whose search, scores and curvature call the model again and again.
@@ -268,6 +279,34 @@ def once(apply_fn: Callable) -> Callable:
 def plain(apply_fn: Any) -> Any:
     """The function that was given to `once`, or what never was."""
     return apply_fn.function if isinstance(apply_fn, Once) else apply_fn
+
+
+def derivative(
+    apply_fn: Once, params: PyTree, inputs: PyTree, direction: PyTree
+) -> tuple[jax.Array, jax.Array]:
+    r"""The outputs, and their derivative J u along a direction of the parameters.
+
+    One tangent pass; of a model with a `jax.custom_vjp`, which has none, the difference
+    of two forward passes, `(f(\theta + h u) - f(\theta)) / h`. There h is the root of
+    the precision, on the scale of the parameters, and at most one: the relative error
+    is about that root too.
+    """
+
+    def run(params: PyTree) -> jax.Array:
+        return apply_fn(params, inputs)
+
+    if apply_fn.has_tangents(params, inputs):
+        return jax.jvp(run, (params,), (direction,))
+    outputs = run(params)
+    wide = trees.wide_dtype(outputs.dtype)
+    coarsest = max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(params))
+    size, length = (optax.tree.norm(trees.widen(tree)) for tree in (params, direction))
+    share = coarsest**0.5 * jnp.where(size > 0, size, 1.0) / length
+    share = jnp.minimum(share, 1.0).astype(wide)
+    moved = jax.tree.map(
+        lambda x, d: x + (share.astype(wide) * d).astype(x.dtype), params, direction
+    )
+    return outputs, (run(moved).astype(wide) - outputs.astype(wide)) / share
 
 
 def by_shapes(tree: PyTree) -> tuple[Any, list, Callable[[Sequence], PyTree]]:

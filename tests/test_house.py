@@ -27,6 +27,7 @@ FLOORS = [
     "posteriors",
     "predictions",
     "transforms",
+    "flax",
     "metrics",
     "calibration",
     "_laplace",

@@ -9,10 +9,13 @@ only the scalar structure, which stores no shape, needs it.
 """
 
 from fisherflow_jax.information._basis import Columns as Columns
+from fisherflow_jax.information._basis import Floored as Floored
 from fisherflow_jax.information._basis import Parameters as Parameters
 from fisherflow_jax.information._basis import Parts as Parts
 from fisherflow_jax.information._basis import Spectral as Spectral
+from fisherflow_jax.information._basis import floored as floored
 from fisherflow_jax.information._basis import nothing_to_spread as nothing_to_spread
+from fisherflow_jax.information._basis import raised_along as raised_along
 from fisherflow_jax.information._derived import Unfactorised as Unfactorised
 from fisherflow_jax.information._derived import Whitener as Whitener
 from fisherflow_jax.information._derived import check_like as check_like

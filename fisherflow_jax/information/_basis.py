@@ -79,6 +79,41 @@ def _beside(values: PyTree, coordinates: PyTree) -> PyTree:
     return values
 
 
+class Floored(NamedTuple):
+    """A spectrum of which no value is less than rounding knows, to be divided by."""
+
+    spectrum: Spectral
+    raised: dict[Any, jax.Array]  # of each part, (): whether a value was
+
+    def divide(self, vector: PyTree) -> PyTree:
+        """As that of the spectrum."""
+        return self.spectrum.divide(vector)
+
+    def map(self, function: Callable) -> "Floored":
+        return self._replace(spectrum=self.spectrum.map(function))
+
+
+def floored(spectrum: Spectral) -> Spectral | Floored:
+    r"""Values raised to :math:`\epsilon \max_j \lambda_j` of the matrix they belong to.
+
+    An eigenvalue is known to that, the precision times the largest; coordinates of a
+    vector below it are rounding, which a smaller divisor would blow up. Bases that
+    turn nothing have exact values, and are left as they are.
+    """
+    raise_ = getattr(spectrum.basis, "raised", None)
+    if raise_ is None:
+        return spectrum
+    values, raised = raise_(spectrum.values)
+    return Floored(Spectral(values, spectrum.basis), raised)
+
+
+def raised_along(values: jax.Array, *axes: int) -> tuple[jax.Array, jax.Array]:
+    """Values of matrices that lie along these axes, and whether any was raised."""
+    eps = float(jnp.finfo(values.dtype).eps)
+    least = eps * jnp.max(values, axes, keepdims=True)
+    return jnp.maximum(values, least), jnp.any(values < least)
+
+
 class Parameters(NamedTuple):
     """The basis of the parameters themselves: nothing is turned."""
 
@@ -114,6 +149,10 @@ class Columns(NamedTuple):
 
     def parts(self, values: PyTree) -> "Parts":
         raise nothing_to_spread("one matrix")
+
+    def raised(self, values: jax.Array) -> tuple[jax.Array, dict]:
+        values, raised = raised_along(values, -1)
+        return values, {"": raised}
 
     def laid_out(self, vector: PyTree) -> jax.Array:
         return trees.ravel(vector).astype(self.columns.dtype)

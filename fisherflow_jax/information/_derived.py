@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from fisherflow_jax._ground import trees
 from fisherflow_jax.information import _operations as ops
 from fisherflow_jax.information._basis import (
+    Floored,
     Parts,
     Spectral,
     nothing_to_spread,
@@ -303,6 +304,11 @@ def parts(factors: Any) -> Parts:
 @parts.register
 def _(factors: Spectral) -> Parts:
     return factors.basis.parts(factors.values)
+
+
+@parts.register
+def _(factors: Floored) -> Parts:
+    return [*parts(factors.spectrum), *((name, 0) for name in sorted(factors.raised))]
 
 
 @functools.singledispatch

@@ -206,6 +206,26 @@ def read(jaxpr: Any) -> Program:
     )
 
 
+def has_tangents(jaxpr: Any) -> bool:
+    """Whether a program can be differentiated forwards: no `custom_vjp` is in it.
+
+    Derivatives of other rules (`custom_jvp`) are taken by their own.
+    """
+    for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        name = eqn.primitive.name
+        if name.startswith("custom_vjp"):
+            return False
+        if name.startswith("custom_jvp"):
+            continue
+        held = jax.tree.leaves(
+            tuple(eqn.params.values()), is_leaf=lambda x: isinstance(x, _JAXPR)
+        )
+        bodies = [each for each in held if isinstance(each, _JAXPR)]
+        if not all(map(has_tangents, bodies)):
+            return False
+    return True
+
+
 def _atom(atom: Any) -> Atom:
     shape = tuple(getattr(atom.aval, "shape", ()))
     dtype = getattr(atom.aval, "dtype", None)

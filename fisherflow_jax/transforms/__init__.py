@@ -8,8 +8,8 @@ from fisherflow_jax.transforms._adapt_damping import (
 from fisherflow_jax.transforms._adapt_damping import adapt_damping as adapt_damping
 from fisherflow_jax.transforms._clip_by_kl import ClipByKLState as ClipByKLState
 from fisherflow_jax.transforms._clip_by_kl import clip_by_kl as clip_by_kl
-from fisherflow_jax.transforms._descent import kfac as kfac
 from fisherflow_jax.transforms._descent import natural_gradient as natural_gradient
+from fisherflow_jax.transforms._kfac import kfac as kfac
 from fisherflow_jax.transforms._scale_by_fisher import adam as adam
 from fisherflow_jax.transforms._scale_by_fisher import (
     scale_by_fisher as scale_by_fisher,

@@ -11,8 +11,8 @@ import optax
 
 from fisherflow_jax._ground import batch as batches
 from fisherflow_jax._ground import checks, choices, keys, sharding, trees
-from fisherflow_jax.likelihoods import Likelihood, cholesky_root
-from fisherflow_jax.model import Model, once
+from fisherflow_jax.likelihoods import Likelihood
+from fisherflow_jax.model import Model, check_choices, derivative, once
 from fisherflow_jax.transforms.preconditioner import checks as rules
 
 PyTree = Any
@@ -48,8 +48,9 @@ def clip_by_kl(
       key=None, model_params=None, **extra)`; `model_params` as in `ff.scale_by_fisher`,
       the key only for a likelihood whose root is sampled. An update whose divergence is
       not finite becomes zero and is counted; bad rows of the batch have weight 0. Cost:
-      one forward and one tangent pass of
-      the batch.
+      one forward and one tangent pass of the batch; where the model has a
+      `jax.custom_vjp`, which has no tangent pass, two forward passes, whose difference
+      is J u to the root of the precision.
 
     Raises:
       ValueError: for a bound that is not positive; at update, for a missing batch,
@@ -72,28 +73,45 @@ def clip_by_kl(
       Schulman, Levine, Abbeel, Jordan, Moritz, "Trust region policy optimization",
       2015.
     """
-    known = checks.is_concrete(max_kl)
-    if jnp.shape(max_kl) != () or (known and not float(max_kl) > 0):
-        raise ValueError(f"max_kl is one positive number; got {max_kl}.")
-    recipe = choices.shared(_Region(choices.hashable(apply_fn), likelihood, max_kl))
+    recipe = choices.shared(region(apply_fn, likelihood, max_kl))
     update = functools.partial(_update, recipe)
-    return optax.GradientTransformationExtraArgs(_init, update)
+    return optax.GradientTransformationExtraArgs(begin, update)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Region:
+class Region:
+    """What is kept of a trust region's choices."""
+
     apply_fn: Callable
     likelihood: Likelihood
     max_kl: float | jax.Array
+    screens: bool = True  # a batch may have bad rows
+
+    @property
+    def random(self) -> bool:
+        """Whether measuring draws from a key."""
+        return self.likelihood.random_root
 
 
-def _init(params: PyTree) -> ClipByKLState:
+def region(
+    apply_fn: Callable, likelihood: Likelihood, max_kl: float | jax.Array
+) -> Region:
+    """The choices, checked."""
+    check_choices(apply_fn, likelihood)
+    known = checks.is_concrete(max_kl)
+    if jnp.shape(max_kl) != () or (known and not float(max_kl) > 0):
+        raise ValueError(f"max_kl is one positive number; got {max_kl}.")
+    return Region(choices.hashable(apply_fn), likelihood, max_kl)
+
+
+def begin(params: PyTree) -> ClipByKLState:
+    """Nothing measured yet."""
     dtype = trees.float_dtype(params)
     return ClipByKLState(jnp.zeros((), dtype), jnp.zeros((), jnp.int32))
 
 
 def _update(
-    region: _Region,
+    region: Region,
     updates: PyTree,
     state: ClipByKLState,
     params: PyTree | None = None,
@@ -112,54 +130,78 @@ def _update(
             "batch=(inputs, targets))."
         )
     rules.check_no_holes("clip_by_kl", model)
-    drawn = cholesky_root(region.likelihood).random_root
-    if drawn and key is None:
+    if region.random and key is None:
         raise ValueError(
             f"{region.likelihood.name} samples its root: give each update a key."
         )
+    key = keys.typed_key(key) if region.random else None
+    (clipped, _), state = shorten(region, updates, (), state, model, batch, key)
+    return clipped, state
 
-    def run(updates, state, model, batch, key):
+
+def shorten(
+    region: Region,
+    updates: PyTree,
+    alike: PyTree,
+    state: ClipByKLState,
+    model: PyTree,
+    batch: Any,
+    key: jax.Array | None,
+) -> tuple[tuple[PyTree, PyTree], ClipByKLState]:
+    """Updates within the region, and what is to be shortened by the same factor."""
+
+    def run(updates, alike, state, model, batch, key):
         batch = batches.as_batch(batch, values=False)
-        return choices.run(region, _clip, updates, state, model, batch, key)
+        return choices.run(region, _clip, updates, alike, state, model, batch, key)
 
-    arguments = updates, state, model, batch, keys.typed_key(key) if drawn else None
-    return sharding.in_auto_mode(run, (updates, state), *arguments)
+    like = (updates, alike), state
+    arguments = updates, alike, state, model, batch, key
+    return sharding.in_auto_mode(run, like, *arguments)
 
 
 def _clip(
-    region: _Region,
+    region: Region,
     updates: PyTree,
+    alike: PyTree,
     state: ClipByKLState,
     model: PyTree,
     batch: batches.Batch,
     key: jax.Array | None,
-) -> tuple[PyTree, ClipByKLState]:
-    """The step within the region, by the mean divergence of an example's distribution.
+) -> tuple[tuple[PyTree, PyTree], ClipByKLState]:
+    kl = _divergence(region, updates, model, batch, key).astype(state.kl.dtype)
+    finite = jnp.isfinite(kl)
+    factor = jnp.sqrt(region.max_kl / jnp.maximum(kl, region.max_kl)).astype(kl.dtype)
+    both = updates, alike
+    scaled = jax.tree.map(lambda x: (x * factor).astype(x.dtype), both)
+    clipped = trees.where(finite, scaled, optax.tree.zeros_like(both))
+    count = state.num_unmeasured + (~finite).astype(jnp.int32)
+    return clipped, ClipByKLState(jnp.where(finite, kl, state.kl), count)
 
-    To second order.
-    """
-    apply_fn, rooted = once(region.apply_fn), cholesky_root(region.likelihood)
-    batch, _ = Model(apply_fn, region.likelihood).screen(model, batch)(batch)
+
+def _divergence(
+    region: Region,
+    updates: PyTree,
+    model: PyTree,
+    batch: batches.Batch,
+    key: jax.Array | None,
+) -> jax.Array:
+    """Of an example's distribution after the updates, to second order, in the mean."""
+    apply_fn, likelihood = once(region.apply_fn), region.likelihood
+    if region.screens:
+        batch, _ = Model(apply_fn, likelihood).screen(model, batch)(batch)
     inputs, total = batches.unshare(batch.inputs), jnp.sum(batch.weights)
-    if rooted.observing is not None:
+    if likelihood.observing is not None:
         batch, there = batches.observed(batch)
-        rooted = rooted if there is None else rooted.observing(there)
+        likelihood = likelihood if there is None else likelihood.observing(there)
     direction = optax.tree.cast_like(trees.fill_with_zeros(updates, model), model)
-    outputs, change = jax.jvp(lambda p: apply_fn(p, inputs), (model,), (direction,))
+    outputs, change = derivative(apply_fn, model, inputs, direction)
     region.likelihood.check(outputs, None)
     dtype = trees.wide_dtype(outputs.dtype)
     outputs, change = outputs.astype(dtype), change.astype(dtype)
-    probes = jnp.zeros(rooted.probe_shape(outputs.shape), dtype)
+    probes = jnp.zeros(likelihood.probe_shape(outputs.shape), dtype)
     # the root is linear in its probes: its transpose turns the change into L^T dz
-    _, transpose = jax.vjp(lambda x: rooted.root(outputs, x, key), probes)
+    _, transpose = jax.vjp(lambda x: likelihood.root(outputs, x, key), probes)
     (turned,) = transpose(change)
     each = region.likelihood.shape_of_targets(outputs)
     squares = jnp.sum(jnp.square(turned), axis=tuple(range(len(each), turned.ndim)))
-    kl = batches.weighted_total(batch, squares) / (2 * total.astype(dtype))
-    kl = kl.astype(state.kl.dtype)
-    finite = jnp.isfinite(kl)
-    factor = jnp.sqrt(region.max_kl / jnp.maximum(kl, region.max_kl)).astype(kl.dtype)
-    scaled = jax.tree.map(lambda x: (x * factor).astype(x.dtype), updates)
-    clipped = trees.where(finite, scaled, optax.tree.zeros_like(updates))
-    count = state.num_unmeasured + (~finite).astype(jnp.int32)
-    return clipped, ClipByKLState(jnp.where(finite, kl, state.kl), count)
+    return batches.weighted_total(batch, squares) / (2 * total.astype(dtype))

@@ -13,7 +13,7 @@ from fisherflow_jax.transforms.preconditioner import factorise as exact
 from fisherflow_jax.transforms.preconditioner import step
 from fisherflow_jax.transforms.preconditioner.state import Damping, Recipe
 
-_IDENTITY = optax.identity()
+IDENTITY = optax.identity()
 _average = choices.choice(optax.ema)
 
 
@@ -63,7 +63,7 @@ def scale_by_fisher(
       factorise: `(information, damping, power, root_damping) -> factorisation`, such
         as `ff.transforms.relative_to_mean_eigenvalue`; None: `ff.transforms.factorise`.
       key: an int or a key, from which an estimator that draws takes one at each step;
-        None: it is given to each update.
+        an update's own key takes its place. Others take none.
       bad_rows: of a row with a value that is not finite, or a target that cannot be:
         "raise", an error outside jit that names it; or "drop", weight 0, counted in
         `rows_skipped`, as under jit.
@@ -132,16 +132,22 @@ def scale_by_fisher(
         inverse_period=inverse_period,
         staggered=spread_inverses,
         corrected=eigenvalue_correction,
-        momentum=momentum or _IDENTITY,
+        momentum=momentum or IDENTITY,
         power=power,
         root_damping=root_damping,
         factorise=factorise or exact.factorise,
         bad_rows=bad_rows,
     )
-    rules.check_recipe(recipe)
-    recipe = choices.shared(recipe)
+    made = transformation(recipe, key)
     if key is not None and not estimator.random:
         raise ValueError(f"estimators.{estimator.name} draws nothing; it takes no key.")
+    return made
+
+
+def transformation(recipe: Recipe, key: Any) -> optax.GradientTransformationExtraArgs:
+    """That of a recipe, which is checked."""
+    rules.check_recipe(recipe)
+    recipe = choices.shared(recipe)
     init = functools.partial(step.init, recipe, keys.key_data(key))
     update = functools.partial(step.update, recipe)
     return optax.GradientTransformationExtraArgs(init, update)

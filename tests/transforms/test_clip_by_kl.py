@@ -8,6 +8,7 @@ import pytest
 
 import fisherflow_jax as ff
 import transform_cases as cases
+from fisherflow_jax.layers._compat import has_tangents
 from fisherflow_jax.transforms import clip_by_kl, scale_by_fisher
 
 X = cases.draw(5, 2, seed=3)
@@ -113,6 +114,62 @@ def test_after_a_natural_gradient_the_divergence_is_that_of_the_information():
 
     state, expected = run()
     np.testing.assert_allclose(state[1].kl, expected, rtol=1e-9)
+
+
+@jax.custom_vjp
+def act(x):
+    return jnp.tanh(x)
+
+
+act.defvjp(lambda x: (act(x), act(x)), lambda y, g: (g * (1 - y * y),))
+# where a rule may stand: by itself, and within other programs
+PLACES = {
+    "itself": lambda f: f,
+    "jit": jax.jit,
+    "checkpoint": jax.checkpoint,
+    "scan": lambda f: lambda x: jax.lax.scan(lambda c, _: (f(c), None), x, length=1)[0],
+    "cond": lambda f: lambda x: jax.lax.cond(x[0, 0] > 9, lambda x: x, f, x),
+    "vmap": jax.vmap,
+}
+
+
+def test_a_model_without_a_tangent_is_measured_by_two_forward_passes():
+    likelihood = ff.likelihoods.categorical()
+    batch = X, np.array([0, 1, 2, 0, 1]), WEIGHTS
+    long = jax.tree.map(lambda x: 40 * x, STEP)  # no difference of outputs so far apart
+
+    def measured(function, dtype):
+        params, *steps = jax.tree.map(
+            lambda x: jnp.asarray(x, dtype), (PARAMS, STEP, long)
+        )
+        clip = clip_by_kl(lambda p, x: function(x @ p["w"]), likelihood, 1e-3)
+        state = clip.init(params)
+        given = jnp.asarray(X, dtype), *batch[1:]
+        found = [clip.update(step, state, params, batch=given) for step in steps]
+        return found, clip.update(
+            jax.tree.map(jnp.zeros_like, params), state, params, batch=given
+        )
+
+    exact = jax.jit(lambda: measured(jnp.tanh, "float64"))()
+    wrong = []
+    for place, put in PLACES.items():
+        for dtype, rtol in (("float64", 1e-6), ("float32", 1e-2)):
+            if dtype == "float32" and place != "itself":
+                continue
+            found = jax.jit(lambda put=put, dtype=dtype: measured(put(act), dtype))()
+            pairs = zip(*map(jax.tree.leaves, (found, exact)), strict=True)
+            if not all(np.allclose(x, y, rtol=rtol, atol=1e-12) for x, y in pairs):
+                wrong.append((place, dtype))
+    assert wrong == []
+
+
+def test_rules_that_have_tangents_are_no_reason_for_differences():
+    def tangents(function):
+        return has_tangents(jax.make_jaxpr(function)(X))
+
+    assert all(tangents(put(jnp.tanh)) for put in PLACES.values())
+    assert tangents(jax.nn.relu) and tangents(jax.nn.gelu)  # of custom_jvp
+    assert not any(tangents(put(act)) for put in PLACES.values())
 
 
 @pytest.mark.parametrize("bound", [0.0, -1.0, float("nan"), np.ones(2)])

@@ -24,15 +24,6 @@ def kfac(apply_fn, params, **options):
     return ff.kfac(0.05, apply_fn, LIKELIHOOD, layers, **options)
 
 
-class TrainState(train_state.TrainState):
-    def apply_gradients(self, *, grads, batch):
-        updates, opt_state = self.tx.update(
-            grads, self.opt_state, self.params, batch=batch
-        )
-        params = optax.apply_updates(self.params, updates)
-        return self.replace(step=self.step + 1, params=params, opt_state=opt_state)
-
-
 class Network(nn.Module):
     @nn.compact
     def __call__(self, x):
@@ -59,7 +50,7 @@ def linen():
     params = variables["params"]
     # everything that K-FAC may keep: factors, second moments and eigenbases
     tx = kfac(apply_fn, params, eigenvalue_correction=True)
-    state = TrainState.create(apply_fn=apply_fn, params=params, tx=tx)
+    state = ff.flax.TrainState.create(apply_fn=apply_fn, params=params, tx=tx)
     losses = []
     for _ in range(3):
         state, value = step(state, (X, Y))
@@ -68,7 +59,7 @@ def linen():
     return state, step
 
 
-def test_linen_train_state_with_six_more_lines(linen):
+def test_a_training_state_that_passes_the_batch_on(linen):
     state, _ = linen
     information = get_information(state.opt_state, 12)
     entries = jax.eval_shape(ff.information.diagonal, information, state.params)
@@ -83,6 +74,33 @@ def test_the_plain_train_state_drops_the_batch(linen):
     )
     with pytest.raises(ValueError, match=r"TrainState\.apply_gradients is one"):
         plain.apply_gradients(grads=state.params, batch=(X, Y))
+
+
+def test_the_training_state_is_that_of_flax_otherwise(linen):
+    class Counting(ff.flax.TrainState):
+        seen: int = 0
+
+    state, _ = linen
+    grads = optax.tree.ones_like(state.params)
+    kinds = [train_state.TrainState, Counting]
+    adam = {"apply_fn": None, "params": state.params, "tx": optax.adam(0.1)}
+    theirs, ours = (kind.create(**adam) for kind in kinds)
+    theirs = theirs.apply_gradients(grads=grads)
+    ours = ours.apply_gradients(grads=grads, batch=(X, Y), seen=12)
+    jax.tree.map(np.testing.assert_array_equal, theirs.params, ours.params)
+    assert type(ours) is Counting and (ours.step, ours.seen) == (1, 12)
+    assert ours.tx is adam["tx"]
+    # the loss and a key reach the update, too
+    told = []
+
+    def update(updates, state, params=None, **extra):
+        told.append(extra)
+        return updates, state
+
+    tx = optax.GradientTransformationExtraArgs(lambda params: (), update)
+    ours = ff.flax.TrainState.create(**(adam | {"tx": tx}))
+    ours.apply_gradients(grads=grads, batch=(X, Y), value=0.5, key=3)
+    assert told == [{"batch": (X, Y), "value": 0.5, "key": 3}]
 
 
 def test_orbax_restores_and_continues_bit_for_bit(linen, tmp_path):
@@ -100,7 +118,7 @@ def test_orbax_restores_and_continues_bit_for_bit(linen, tmp_path):
 def test_flax_serialization_continues_bit_for_bit(linen):
     state, step = linen
     written = serialization.to_bytes(state)
-    blank = TrainState.create(
+    blank = ff.flax.TrainState.create(
         apply_fn=state.apply_fn,
         params=optax.tree.zeros_like(state.params),
         tx=state.tx,

@@ -97,6 +97,7 @@ def test_a_step_is_the_gradient_times_the_inverses():
         estimator=ff.estimators.exact,
         damping=DAMPING,
         momentum=None,
+        max_kl=None,
     )
 
     @cases.compiled

@@ -283,6 +283,12 @@ class BlockColumns(NamedTuple):
         found = block_parts(self.columns)
         return [*((name, 0) for name, _ in found), *found]
 
+    def raised(self, values: PyTree) -> tuple[PyTree, dict]:
+        pairs = [ops.raised_along(x, -1) for x in pack(self.columns, values)]
+        flags = zip(layout(self.columns).groups, pairs, strict=True)
+        values = unpack(self.columns, [values for values, _ in pairs])
+        return values, {name: pair[1] for name, pair in flags}
+
 
 def _spectral(information: Any, like: PyTree | None = None) -> ops.Spectral:
     pairs = [linalg.eigh(block) for block in matrices(information)]

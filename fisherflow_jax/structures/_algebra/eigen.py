@@ -81,6 +81,12 @@ class KernelBases(NamedTuple):
     def parts(self, values: PyTree) -> list[tuple[str, int]]:
         return parts_by_layer((values, self.sides))
 
+    def raised(self, values: dict[str, jax.Array]) -> tuple[dict, dict]:
+        turned = [name for name, sides in self.sides.items() if jax.tree.leaves(sides)]
+        pairs = {n: ops.raised_along(values[n], -2, -1) for n in turned}
+        values = values | {name: pair[0] for name, pair in pairs.items()}
+        return values, {name: pair[1] for name, pair in pairs.items()}
+
 
 def parts_by_layer(factors: Any) -> list[tuple[str, int]]:
     """The layer of each leaf in dicts of layers, and d^3 of matrices."""

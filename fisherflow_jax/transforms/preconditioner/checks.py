@@ -26,11 +26,7 @@ _STATIC = (
 def check_recipe(recipe: Recipe) -> None:
     """Raises where the choices of a preconditioner are out of range, or do not fit."""
     estimator, memory = recipe.estimator, recipe.memory
-    if not isinstance(estimator, Estimator):
-        raise ValueError(
-            "estimator is what a factory of ff.estimators returns, with its model and "
-            f"structure; got {estimator!r}."
-        )
+    check_estimator(estimator)
     made(memory, Memory, "memory", "ff.memories.exponential(0.95)")
     if ADAPTIVE in memory.needs:
         raise ValueError(
@@ -55,6 +51,15 @@ def check_recipe(recipe: Recipe) -> None:
         _check_number(recipe.damping, "damping")
     _check_renewals(recipe)
     check_option(recipe.bad_rows)
+
+
+def check_estimator(estimator: Any) -> None:
+    """Raises for what is no estimator, or has no model yet."""
+    if not isinstance(estimator, Estimator):
+        raise ValueError(
+            "estimator is what a factory of ff.estimators returns, with its model and "
+            f"structure; got {estimator!r}."
+        )
 
 
 def _check_renewals(recipe: Recipe) -> None:
@@ -109,6 +114,16 @@ def _check_number(value: Any, name: str) -> None:
     if jnp.shape(value) != ():
         raise ValueError(f"{name} is one number; got shape {jnp.shape(value)}.")
     not_negative(value, name)
+
+
+def check_key(name: str, random: bool, key: Any) -> None:
+    """Raises for what draws and has no key to draw with."""
+    if random and key is None:
+        raise ValueError(
+            f"{name} draws at random: build the optimiser with a key, as in "
+            "ff.kfac(..., key=0) or ff.scale_by_fisher(..., key=0). The key of an "
+            "update takes its place in that one."
+        )
 
 
 def check_real(params: PyTree) -> None:
@@ -168,9 +183,4 @@ def needs_of_model(
         )
     if not estimator.random:
         return model, None
-    if key is None and own_key is None:
-        raise ValueError(
-            f"{name} draws at random: build scale_by_fisher with key=, or give each "
-            "update a key."
-        )
     return model, own_key if key is None else keys.key_data(key)

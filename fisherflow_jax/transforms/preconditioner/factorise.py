@@ -34,6 +34,9 @@ def factorise(
       root_damping: `epsilon`, added after the root, as Adam's eps.
       like: a tree with the parameters' shapes, for a structure that stores none.
 
+    In an eigenbasis no damped value of a layer (or block) is less than the precision
+    times its largest: what a gradient has there is rounding.
+
     Returns:
       A pytree of arrays. Scalar and diagonal: the divisors; kronecker: its eigenbasis;
       full and blocks: a Cholesky factor for the power -1, an eigendecomposition for
@@ -48,17 +51,26 @@ def factorise(
     if power == -1 and (ops.facts(information).dense or not own):
         return ops.factorise(information, damping + root_damping)
 
-    def divisor(values: jax.Array) -> jax.Array:
-        damped = values + damping.astype(values.dtype)
+    def rooted(damped: jax.Array) -> jax.Array:
         if power == -0.5:
             return jnp.sqrt(damped) + root_damping  # of a power the last bit is another
         return (damped if power == -1 else damped ** (-power)) + root_damping
 
     # layers by name: all of them, also those that a wrapper hides
     try:
-        return ops.spectral(information, None if own else like).map(divisor)
+        spectrum = ops.spectral(information, None if own else like)
     except ValueError as error:
         raise ValueError(f"power must be -1, got {power}: {error}") from error
+    damped = ops.floored(spectrum.map(lambda x: x + damping.astype(x.dtype)))
+    return damped.map(rooted)
+
+
+def was_floored(factorisation: Any) -> jax.Array | None:
+    """Whether an eigenvalue was raised to what rounding knows; None: none can be."""
+    if not isinstance(factorisation, ops.Floored):
+        return None
+    flags = factorisation.raised.values()
+    return functools.reduce(jnp.logical_or, flags, jnp.array(False))
 
 
 def relative_to_mean_eigenvalue(

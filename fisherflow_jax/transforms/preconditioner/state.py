@@ -61,6 +61,8 @@ class ScaleByFisherState(NamedTuple):
       momentum: state of the inner transformation.
       num_skipped: `()` int32, updates refused for a non-finite value.
       rows_skipped: `()` int32, bad rows of batches, left out.
+      num_floored: `()` int32, updates that were not skipped whose damping was less than
+        what rounding knows of a layer's eigenvalues, which was taken in its place.
       key: key data; None if nothing is drawn from it.
     """
 
@@ -74,6 +76,7 @@ class ScaleByFisherState(NamedTuple):
     momentum: Any
     num_skipped: jax.Array
     rows_skipped: jax.Array
+    num_floored: jax.Array
     key: jax.Array | None
 
 
@@ -92,6 +95,7 @@ class Given(NamedTuple):
     batch: Any  # None where no pass of a model is made
     key: jax.Array | None  # key data
     step: jax.Array
+    screened: jax.Array | None  # bad rows that the batch had, where they are left out
 
 
 class Curvature(NamedTuple):

@@ -27,6 +27,8 @@ State = states.ScaleByFisherState
 
 def init(recipe: Recipe, key: jax.Array | None, params: PyTree) -> State:
     """The state before the first batch; `params` may be shapes."""
+    estimator = recipe.estimator
+    checks.check_key(f"estimators.{estimator.name}", estimator.random, key)
     checks.check_real(params)
     return choices.run(recipe, _start, key, params)
 
@@ -54,6 +56,7 @@ def _start(recipe: Recipe, key: jax.Array | None, params: PyTree) -> State:
         momentum=recipe.momentum.init(params),
         num_skipped=count,
         rows_skipped=count,
+        num_floored=count,
         key=key,
     )
     return states.settled(state)
@@ -99,9 +102,13 @@ def update(
     batch: Any = None,
     key: Any = None,
     model_params: PyTree | None = None,
+    screened: jax.Array | None = None,
     **extra: Any,
 ) -> tuple[PyTree, State]:
-    """What is given is checked, and the step made."""
+    """What is given is checked, and the step made.
+
+    `screened`: of a batch without its bad rows, how many there were.
+    """
     estimator, model = recipe.estimator, None
     if params is not None:
         checks.check_same(updates, params, "updates and params must be one tree")
@@ -122,6 +129,7 @@ def update(
         batch=batch,
         key=key,
         step=state.step,
+        screened=screened,
     )
 
     def run(state: State, given: Given) -> Any:
@@ -134,17 +142,20 @@ def update(
         )
 
     result, after = sharding.in_auto_mode(run, (updates, state), state, given)
-    if recipe.bad_rows == "raise" and given.batch is not None:
-        _refuse_bad_rows(recipe, (state, after), given)
+    refuse_bad_rows(recipe, (state, after), given.model, given.batch)
     return result, after
 
 
-def _refuse_bad_rows(recipe: Recipe, states: tuple[State, State], given: Given) -> None:
+def refuse_bad_rows(
+    recipe: Recipe, states: tuple[State, State], model: PyTree, given: Any
+) -> None:
     """Raises for what an update left out, or was refused for, if it is at hand."""
+    if recipe.bad_rows != "raise" or given is None:
+        return
     counts = [(state.rows_skipped, state.num_skipped) for state in states]
-    if is_concrete((counts, given.batch)) and counts[0] != counts[1]:
-        batch = batches.as_batch(given.batch, values=False)
-        recipe.estimator.screen(given.model, batch).refuse(given.batch)
+    if is_concrete((counts, given)) and counts[0] != counts[1]:
+        batch = batches.as_batch(given, values=False)
+        recipe.estimator.screen(model, batch).refuse(given)
 
 
 def _advance(
@@ -152,10 +163,13 @@ def _advance(
 ) -> tuple[PyTree, State]:
     rows_skipped = state.rows_skipped
     if given.batch is not None:
-        estimator = _traced_once(recipe.estimator)
-        recipe = dataclasses.replace(recipe, estimator=estimator)
-        batch, count = estimator.screen(given.model, given.batch)(given.batch)
-        given, rows_skipped = given._replace(batch=batch), rows_skipped + count
+        recipe = traced_once(recipe)
+        count = given.screened
+        if count is None:
+            screen = recipe.estimator.screen(given.model, given.batch)
+            batch, count = screen(given.batch)
+            given = given._replace(batch=batch)
+        rows_skipped = rows_skipped + count
     updates, damping = given.updates, states.damping_at_present(recipe, state)
     sound = trees.all_finite(updates) & (damping >= 0)
     before = states.curvature_of(recipe, state)
@@ -191,6 +205,10 @@ def _advance(
         num_skipped=state.num_skipped + (~sound).astype(jnp.int32),
         rows_skipped=rows_skipped,
     )
+    floored = factorise.was_floored(factorisation)
+    if floored is not None:
+        count = state.num_floored + (floored & sound).astype(jnp.int32)
+        after = after._replace(num_floored=count)
     return result, after
 
 
@@ -232,12 +250,18 @@ def _take_batch(recipe: Recipe, before: Curvature, given: Given) -> Curvature:
     return _take_in(recipe.memory, before, moments, given)
 
 
-def _traced_once(estimator: estimators.Estimator) -> estimators.Estimator:
-    """The estimator of a model that is traced once a shape, however often it is run."""
-    if estimator.bound is None:  # built by hand
-        return estimator
-    choice, apply_fn, likelihood, structure = estimator.bound
-    return choice.bind(apply_fn and once(apply_fn), likelihood, structure)
+def traced_once(recipe: Recipe, apply_fn: Any = None) -> Recipe:
+    """The recipe of a model that is traced once a shape, however often it is run.
+
+    `apply_fn` is that of the model where it is `once(...)` already, and shared.
+    """
+    bound = recipe.estimator.bound
+    if bound is None:  # built by hand
+        return recipe
+    choice, own, likelihood, structure = bound
+    own = apply_fn or (own and once(own))
+    estimator = choice.bind(own, likelihood, structure)
+    return dataclasses.replace(recipe, estimator=estimator)
 
 
 def _measure(estimator: estimators.Estimator, given: Given) -> Any:
