@@ -58,19 +58,6 @@ def transformer_problem():
     )
 
 
-def residual(params, x):
-    for left, right in params[:-1]:
-        x = x + jnp.tanh(x @ left) @ right
-    return x @ params[-1]
-
-
-def residual_problem():
-    pairs = [tuple(draws(s, (6, 6), (6, 6))) for s in range(4)]
-    params = [*pairs, *draws(5, (6, 3))]
-    x = jax.random.normal(jax.random.key(6), (64, 6), jnp.float32)
-    return residual, ff.likelihoods.categorical(), params, (x, jnp.argmax(x[:, :3], 1))
-
-
 def linear(params, x):
     return x @ params["w"]
 
@@ -85,7 +72,6 @@ def regression_problem():
 
 PROBLEMS = {
     "transformer": transformer_problem,
-    "residual network": residual_problem,
     "regression": regression_problem,
 }
 
