@@ -105,7 +105,8 @@ def kfac(
 
     Example:
       >>> import jax
-      >>>       >>> import optax
+      >>> import jax.numpy as jnp
+      >>> import optax
       >>> import fisherflow_jax as ff
       >>> def apply_fn(params, x):
       ...     return jnp.tanh(x @ params["w"]) @ params["v"]
@@ -241,6 +242,7 @@ def _step(
     before, *stages, measured = state
     apply_fn = once(recipe.region.apply_fn)
     fisher = steps.traced_once(recipe.descent.fisher, apply_fn)
+    steps.check_trees(fisher, updates, before, params)
     batch, count = fisher.estimator.screen(model, batch)(batch)
     given = {"batch": batch, "key": key, "model_params": model, "screened": count}
     scaled, after = steps.update(fisher, updates, before, params, **given)

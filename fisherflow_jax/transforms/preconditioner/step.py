@@ -110,13 +110,7 @@ def update(
     `screened`: of a batch without its bad rows, how many there were.
     """
     estimator, model = recipe.estimator, None
-    if params is not None:
-        checks.check_same(updates, params, "updates and params must be one tree")
-    expected = jax.eval_shape(lambda: _nothing(recipe, updates)[0])
-    kept = states.curvature_of(recipe, state).information
-    checks.check_same(
-        expected, kept, "the state was initialised with another tree than params"
-    )
+    check_trees(recipe, updates, state, params)
     if estimator.from_gradient is None:
         model = params if model_params is None else model_params
         model, key = checks.needs_of_model(estimator, model, batch, key, state.key)
@@ -144,6 +138,19 @@ def update(
     result, after = sharding.in_auto_mode(run, (updates, state), state, given)
     refuse_bad_rows(recipe, (state, after), given.model, given.batch)
     return result, after
+
+
+def check_trees(
+    recipe: Recipe, updates: PyTree, state: State, params: PyTree | None
+) -> None:
+    """Raises for updates, parameters and a state that are not of one tree."""
+    if params is not None:
+        checks.check_same(updates, params, "updates and params must be one tree")
+    expected = jax.eval_shape(lambda: _nothing(recipe, updates)[0])
+    kept = states.curvature_of(recipe, state).information
+    checks.check_same(
+        expected, kept, "the state was initialised with another tree than params"
+    )
 
 
 def refuse_bad_rows(
