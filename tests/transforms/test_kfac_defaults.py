@@ -205,6 +205,32 @@ def test_the_table_is_in_the_state_and_goes_through_wrappers_and_checkpoints():
     chex.assert_trees_all_equal(once, expected)
 
 
+def test_layers_are_found_of_examples_that_interact_and_beside_shared_inputs():
+    def apply_fn(params, inputs):
+        h = inputs["x"] @ params["w"]
+        return inputs["scale"] * (h - h.mean(0))
+
+    inputs = {"x": BATCH[0], "scale": ff.Shared(np.float32(2))}
+    params = {"w": jnp.ones((2, 3))}
+    layers = ff.layers.find_layers(apply_fn, params, inputs)
+    assert layers.batched
+    tx = ff.kfac(0.1, apply_fn, ff.likelihoods.gaussian(), inputs=inputs, key=0)
+    state = jax.eval_shape(tx.init, params)
+    assert state[0].information.layers == layers
+
+
+def test_numbers_may_be_injected():
+    names = ("apply_fn", "likelihood", "inputs", "estimator", "decay", "key")
+    injected = optax.inject_hyperparams(ff.kfac, static_args=names)(
+        learning_rate=0.1,
+        apply_fn=MODEL[0],
+        likelihood=MODEL[1],
+        inputs=BATCH[0],
+        key=0,
+    )
+    assert "max_kl" in jax.eval_shape(injected.init, PARAMS).hyperparams
+
+
 def test_what_init_cannot_find_layers_in():
     with pytest.raises(ValueError, match=r"inputs=, of which shapes .*; got neither"):
         ff.kfac(0.1, *MODEL, key=0)
