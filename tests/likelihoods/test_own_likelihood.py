@@ -115,7 +115,13 @@ USES = {
     "kfac": lambda own: descend(ff.kfac(0.1, apply_fn, own, LAYERS, key=KEY), own),
     "natural_gradient": lambda own: descend(
         ff.natural_gradient(
-            0.1, ff.estimators.exact, apply_fn, own, structure=DIAGONAL, memory=KEPT
+            0.1,
+            ff.estimators.exact,
+            apply_fn,
+            own,
+            structure=DIAGONAL,
+            memory=KEPT,
+            key=KEY,
         ),
         own,
     ),
