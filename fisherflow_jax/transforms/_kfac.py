@@ -10,7 +10,7 @@ import optax
 
 from fisherflow_jax import estimators, likelihoods, memories, structures
 from fisherflow_jax._ground import batch as batches
-from fisherflow_jax._ground import choices, keys, trees
+from fisherflow_jax._ground import choices, keys, sharding, trees
 from fisherflow_jax.layers import Layers, find_layers
 from fisherflow_jax.model import once
 from fisherflow_jax.transforms import _clip_by_kl as trust
@@ -243,12 +243,15 @@ def _step(
     apply_fn = once(recipe.region.apply_fn)
     fisher = steps.traced_once(recipe.descent.fisher, apply_fn)
     steps.check_trees(fisher, updates, before, params)
-    batch, count = fisher.estimator.screen(model, batch)(batch)
+    # among explicit axes the model runs, if only for shapes, within each part alone
+    apart, count = sharding.has_explicit_axes(), None
+    if not apart:
+        batch, count = fisher.estimator.screen(model, batch)(batch)
     given = {"batch": batch, "key": key, "model_params": model, "screened": count}
     scaled, after = steps.update(fisher, updates, before, params, **given)
     follow = optax.chain(*recipe.descent.stages()).update
     moved, stages = follow(scaled, tuple(stages), params)
-    region = dataclasses.replace(recipe.region, apply_fn=apply_fn, screens=False)
+    region = dataclasses.replace(recipe.region, apply_fn=apply_fn, screens=apart)
     root_key = None
     if region.random:
         root_key = keys.typed_key(before.key if key is None else key)
