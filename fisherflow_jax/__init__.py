@@ -10,7 +10,8 @@ likelihood of targets given outputs. Where to begin:
   likelihood, params, batches)`, and `ff.predict`. It is made of `ff.accumulate`,
   `ff.posterior` and `ff.calibrate`.
 - To train: `ff.kfac`, `ff.natural_gradient`, `ff.adam` are Optax optimisers, and
-  `ff.scale_by_fisher` is the transformation that they are made of.
+  `ff.scale_by_fisher` is the transformation that they are made of. `ff.soap` and
+  `ff.shampoo` need no model: they stand wherever `optax.adamw` does.
 
 Choices are called factories: which information (`ff.estimators`), what is kept of it
 (`ff.structures`), how long (`ff.memories`), of which targets (`ff.likelihoods`).
@@ -81,6 +82,8 @@ from fisherflow_jax.transforms import get_information as get_information
 from fisherflow_jax.transforms import kfac as kfac
 from fisherflow_jax.transforms import natural_gradient as natural_gradient
 from fisherflow_jax.transforms import scale_by_fisher as scale_by_fisher
+from fisherflow_jax.transforms import shampoo as shampoo
+from fisherflow_jax.transforms import soap as soap
 
 if _typing.TYPE_CHECKING:
     from fisherflow_jax import calibration as calibration

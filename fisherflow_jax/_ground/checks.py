@@ -130,6 +130,12 @@ def fraction(value: Any, name: str) -> None:
     _require(value, name, "in (0, 1)", lambda x: (x > 0) & (x < 1))
 
 
+def decay(value: Any, name: str, *, one: bool = True) -> None:
+    """Raises unless a number is in [0, 1], or [0, 1) without `one`, if at hand."""
+    rule, below = ("in [0, 1]", np.less_equal) if one else ("in [0, 1)", np.less)
+    _require(value, name, rule, lambda x: (x >= 0) & below(x, 1))
+
+
 def _require(value: Any, name: str, rule: str, satisfies: Any) -> None:
     # in numpy, so that a check compiles nothing
     if is_concrete(value) and not np.all(satisfies(np.asarray(value))):

@@ -152,6 +152,12 @@ def eigh(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
     return values.reshape(matrices.shape[:-1]), columns.reshape(matrices.shape)
 
 
+def orthonormal(matrices: jax.Array) -> jax.Array:
+    """The orthonormal columns Q `(..., k, k)` of `Q R`, for any rank."""
+    columns = _each(lambda m: jnp.linalg.qr(m)[0], matrices)
+    return columns.reshape(matrices.shape)
+
+
 def _each(function: Callable, matrices: jax.Array):
     """`function` of one matrix, or of a stack of them flattened to `(number, k, k)`."""
     size = matrices.shape[-2:]

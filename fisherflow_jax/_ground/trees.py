@@ -182,6 +182,33 @@ def where(condition: jax.Array, yes: PyTree, no: PyTree) -> PyTree:
     return jax.tree.map(lambda x, y: jax.lax.select(condition, x, y), yes, no)
 
 
+def zipped(kind: Any, *trees: PyTree) -> PyTree:
+    """One tree of `kind(*leaves)`; None where all leaves are.
+
+    The inverse of `unzipped`. What is kept between steps is unzipped: under `nnx.jit`
+    flax keeps arrays and None in the place of a parameter, and no node of ours.
+    """
+
+    def leaf(*parts: Any) -> Any:
+        return None if all(part is None for part in parts) else kind(*parts)
+
+    return jax.tree.map(leaf, *trees, is_leaf=lambda x: x is None)
+
+
+def unzipped(kind: Any, tree: PyTree) -> list[PyTree]:
+    """A tree for each field of `kind`, None beside leaves that are none of it."""
+
+    def is_kind(node: Any) -> bool:
+        return isinstance(node, kind)
+
+    def field(index: int) -> PyTree:
+        return jax.tree.map(
+            lambda x: x[index] if is_kind(x) else None, tree, is_leaf=is_kind
+        )
+
+    return [field(index) for index in range(len(kind._fields))]
+
+
 def all_finite(tree: PyTree) -> jax.Array:
     """Whether every entry of every leaf is finite, `()` bool."""
     floating = [

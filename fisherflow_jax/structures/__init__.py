@@ -2,6 +2,7 @@
 
 from fisherflow_jax.structures import capabilities as capabilities
 from fisherflow_jax.structures import sharing as sharing
+from fisherflow_jax.structures._algebra.eigen import Sides as Sides
 from fisherflow_jax.structures._algebra.outer_products import (
     OuterProducts as OuterProducts,
 )
@@ -27,4 +28,8 @@ from fisherflow_jax.structures._prior import as_precision as as_precision
 from fisherflow_jax.structures._scalar import Scalar as Scalar
 from fisherflow_jax.structures._scalar import scalar as scalar
 from fisherflow_jax.structures._structure import Structure as Structure
+from fisherflow_jax.structures._two_sided import SideFactors as SideFactors
+from fisherflow_jax.structures._two_sided import SideRoots as SideRoots
+from fisherflow_jax.structures._two_sided import TwoSided as TwoSided
+from fisherflow_jax.structures._two_sided import two_sided as two_sided
 from fisherflow_jax.structures.capabilities import ADAPTIVE as ADAPTIVE

@@ -84,7 +84,7 @@ class LayerBases(NamedTuple):
 
         def move(old: dict[str, Any]) -> dict[str, Any]:
             left, right = factors.input_factors, factors.output_factors
-            return {n: _move_layer(left[n], right[n], *old[n]) for n in old}
+            return {n: move_layer(left[n], right[n], *old[n]) for n in old}
 
         for due, names in groups:
             old = {name: layers[name] for name in names}
@@ -129,7 +129,7 @@ def _is_moving(node: Any) -> bool:
 linear.register(MovingKronecker)
 
 
-def _move_layer(
+def move_layer(
     input_factor: jax.Array,
     output_factor: jax.Array,
     old_inputs: jax.Array | None,

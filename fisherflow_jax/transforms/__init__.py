@@ -14,6 +14,9 @@ from fisherflow_jax.transforms._scale_by_fisher import adam as adam
 from fisherflow_jax.transforms._scale_by_fisher import (
     scale_by_fisher as scale_by_fisher,
 )
+from fisherflow_jax.transforms._soap import shampoo as shampoo
+from fisherflow_jax.transforms._soap import soap as soap
+from fisherflow_jax.transforms._two_sided import TwoSidedState as TwoSidedState
 from fisherflow_jax.transforms.preconditioner.factorise import apply as apply
 from fisherflow_jax.transforms.preconditioner.factorise import (
     factored_damping as factored_damping,

@@ -156,6 +156,9 @@ def fisher_state(opt_state: Any) -> ScaleByFisherState:
     paths = jax.tree_util.tree_leaves_with_path(opt_state, is_leaf=is_fisher_state)
     found = [(path, node) for path, node in paths if is_fisher_state(node)]
     if not found:
+        nodes = jax.tree.leaves(opt_state, is_leaf=_is_second_moment)
+        if any(map(_is_second_moment, nodes)):
+            raise _no_fisher()
         raise ValueError(
             "there is no state of ff.scale_by_fisher in this optimiser's state, a "
             f"{type(opt_state).__name__}."
@@ -167,12 +170,20 @@ def fisher_state(opt_state: Any) -> ScaleByFisherState:
             f"state; pass the one that is meant: {', '.join(names)}."
         )
     state = found[0][1]
-    if isinstance(state.information, SecondMoment):
-        raise ValueError(
-            "this optimiser keeps squares of mean gradients, which are no Fisher "
-            "information; give ff.scale_by_fisher another estimator."
-        )
+    if _is_second_moment(state.information):
+        raise _no_fisher()
     return state
+
+
+def _is_second_moment(node: Any) -> bool:
+    return isinstance(node, SecondMoment)
+
+
+def _no_fisher() -> ValueError:
+    return ValueError(
+        "this optimiser keeps squares of mean gradients, which are no Fisher "
+        "information; give ff.scale_by_fisher another estimator."
+    )
 
 
 def believed(state: ScaleByFisherState) -> Any:
