@@ -283,6 +283,8 @@ def _bound(
     outputs = Model(apply_fn, likelihood).outputs(params, first.inputs)
     count = trees.size(outputs) // num_examples(first)
     why = "the model's examples interact, and each has a sign of its own"
+    if likelihood.random_root:
+        why = f"the information of {likelihood!r} is estimated from sampled scores"
     if count > _EXACT_OUTPUTS:
         estimator = estimators.monte_carlo(*model)
         why = f"an example has {count:,} outputs, so that labels are sampled"

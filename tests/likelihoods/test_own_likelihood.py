@@ -132,6 +132,9 @@ USES = {
     ),
     "observation_interval": observed_with_normal_errors,
     "calibrate": lambda own: ff.calibrate(STATE, apply_fn, own, BATCH)[2:],
+    "laplace": lambda own: (
+        ff.laplace(apply_fn, own, PARAMS, [BATCH], key=KEY).state.information
+    ),
     "maximize_marginal_likelihood": lambda own: (
         ff.calibration.maximize_marginal_likelihood(
             own, PARAMS, ff.structures.Scalar(jnp.asarray(20.0)), 0.0
@@ -157,17 +160,16 @@ USES = {
     "diagonal_root": lambda own: likelihoods.diagonal_root(own).probe_shape((4,)),
     "rank_root": lambda own: likelihoods.rank_root(own, 1).probe_shape((4,)),
 } | {name: functools.partial(estimate, factory) for name, factory in ESTIMATORS.items()}
-if hasattr(ff, "scores"):
-    USES["scores"] = lambda own: ff.scores(apply_fn, own, PARAMS, BATCH)
 OF_CLASSES = {"top_tokens", "temperature_scaling"}
-RECORDS = {"Problem", "Calibration", "bind"}
+RECORDS = {"Problem", "Calibration", "Laplace", "bind"}
 
 
 def test_every_function_that_takes_a_likelihood_is_here():
     rooms = ff, likelihoods, ff.estimators, ff.predictions, ff.calibration
     taking = set()
     for room in (*rooms, ff.diagnostics, ff.comparison, ff.transforms):
-        for name, value in vars(room).items():
+        for name in dir(room):  # those loaded on first use too
+            value = getattr(room, name)
             if name.startswith("_") or not callable(value):
                 continue
             try:
