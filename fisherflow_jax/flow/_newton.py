@@ -231,7 +231,9 @@ def _step(
         gradient=chord.gradient,
         step_size=sizes.trial,
         sizes=_Sizes.full(value),
-        decrement=chord.before if further else decrement,
+        decrement=jnp.where(
+            last, chord.remaining, chord.before if further else decrement
+        ),
         last=last,
         steps=search.steps + 1,
     )
