@@ -216,8 +216,10 @@ def _step(
     chord = _chord(reached, value, gradient, length, factors)
     if further:
         chord = _further(chord, objective, factors, taken)
-    # the step from there by the same factors: if short enough, it is the last
-    last = chord.is_short() | (jnp.abs(chord.remaining) < noise(chord.rest))
+    # the step from there by the same factors: if short enough, it is the last. Where a
+    # size had to be sought, the factors' own measure of length is another one there
+    short = chord.is_short() & (sizes.trial == 1)
+    last = short | (jnp.abs(chord.remaining) < noise(chord.rest))
     none = None if search.rest is None else optax.tree.zeros_like(search.rest)
     there = linalg.moved(chord.mean, none, optax.tree.scale(-1, chord.rest))
     if none is not None:
