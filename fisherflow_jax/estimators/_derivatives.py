@@ -123,8 +123,9 @@ def squared_gradient() -> Callable[..., Estimator]:
       extra pass. Called with a batch: one gradient.
 
     Raises:
-      ValueError: without a structure; when called with a batch but built without
-        `apply_fn` and `likelihood`.
+      TypeError: without a structure.
+      ValueError: when called with a batch but built without `apply_fn` and
+        `likelihood`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -140,8 +141,6 @@ def squared_gradient() -> Callable[..., Estimator]:
 
 
 def _squared_gradient(apply_fn: Any, likelihood: Any, structure: Any) -> Estimator:
-    if structure is None:
-        raise ValueError("squared_gradient needs structure=, from ff.structures.")
     model = None
     if apply_fn is not None and likelihood is not None:
         model = Model(apply_fn, likelihood)
