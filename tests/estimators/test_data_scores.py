@@ -122,7 +122,7 @@ def test_a_ready_gradient_needs_no_model():
 
 def test_squared_gradient_says_what_it_was_built_without():
     model = NAMED["labels"]
-    with pytest.raises(TypeError, match="structure comes from a call such as .* None"):
+    with pytest.raises(TypeError, match=r"structure comes from a call such as .* None"):
         ff.estimators.squared_gradient(model.apply_fn, model.likelihood)
     estimator = ff.estimators.squared_gradient(structure=STRUCTURES["units"])
     with pytest.raises(ValueError, match="built without apply_fn and likelihood"):
