@@ -216,9 +216,12 @@ def _step(
     chord = _chord(reached, value, gradient, length, factors)
     if further:
         chord = _further(chord, objective, factors, taken)
-    # the step from there by the same factors: if short enough, it is the last. Where a
-    # size had to be sought, the factors' own measure of length is another one there
-    short = chord.is_short() & (sizes.trial == 1)
+    # the step from there by the same factors: if short enough, it is the last
+    short = chord.is_short()
+    if value.dtype == jnp.float64:
+        # after a step longer than the factors' the information has fallen, and what is
+        # short by them may be long by it; in float32 rounding is longer than that
+        short = short & (sizes.trial <= 1)
     last = short | (jnp.abs(chord.remaining) < noise(chord.rest))
     none = None if search.rest is None else optax.tree.zeros_like(search.rest)
     there = linalg.moved(chord.mean, none, optax.tree.scale(-1, chord.rest))
