@@ -160,6 +160,7 @@ def test_predictions(fit, name, robust):
         lambda params, inputs: inputs @ params,
         case.likelihood,
         x,
+        link=ff.predictions.plug_in(),  # as the reference predicts
         robust=robust,
         level=0.9,
     )
