@@ -33,9 +33,10 @@ FIRST_STEPS = 50
 # falls by e for each unit): another size is then sought between ones that are too short
 # and too long. Where none is found, the batch's score is lost.
 _MOST_SIZES = 64
-# The slope where a full step may end, as a share of that of its start: below zero it
-# went too far. A size that was sought ends more level, so that few steps are left.
-_LEVEL, _LEVEL_OF_SOUGHT = (-0.5, 0.25), (-1e-3, 1e-3)
+# The slope where a full step may end, as a share of that of its start (Wolfe's rule):
+# below zero it went too far. A size that was sought ends more level. Bounds closer than
+# these save steps along tails, and cost an evaluation and a factorisation a trial.
+_LEVEL, _LEVEL_OF_SOUGHT = (-0.9, 0.9), (-0.5, 0.5)
 # Sizes too short and too long, closer than this, are one.
 _CLOSE = 1.001
 # The share of the decrease promised by its slope that a step must bring. Any decrease
