@@ -1,11 +1,8 @@
 """Laplace's approximation of a trained model: from its data to a state, in one call."""
 
 import itertools
-import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
-
-import jax
 
 from fisherflow_jax import estimators, structures
 from fisherflow_jax._ground import trees
@@ -230,7 +227,7 @@ def laplace(
     report = Report(
         structure=structure,
         reason=reason,
-        num_bytes=_num_bytes(structure, params),
+        num_bytes=structure.num_bytes(params),
         estimator=estimator,
         accumulation=gathered,
         calibration=calibration,
@@ -248,7 +245,7 @@ def _first(batches: Any) -> tuple[Batch, Any]:
 
 def _chosen_structure(params: PyTree, layers: Layers) -> tuple[Structure, str]:
     """By the table of docs/uncertainty.md, and why."""
-    whole = _num_bytes(structures.full(), params)
+    whole = structures.full().num_bytes(params)
     kronecker = structures.kronecker(layers, widest=_WIDEST)
     if layers.batched:
         together = f"examples interact ({layers.together}) and are squared by layers"
@@ -261,12 +258,6 @@ def _chosen_structure(params: PyTree, layers: Layers) -> tuple[Structure, str]:
     if layers.layers:
         return kronecker, f"{too_large}, and linear layers were found"
     return structures.diagonal(), f"{too_large}, and no linear layer was found"
-
-
-def _num_bytes(structure: Structure, params: PyTree) -> int:
-    """Of an information, from shapes alone."""
-    held = jax.eval_shape(lambda params: structure.isotropic(params, 0.0), params)
-    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(held))
 
 
 def _bound(

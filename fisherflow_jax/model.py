@@ -315,8 +315,8 @@ def by_shapes(tree: PyTree) -> tuple[Any, list, Callable[[Sequence], PyTree]]:
     What is no array (a flag among shared inputs) is known by its identity.
     """
     leaves, treedef = jax.tree.flatten(tree)
-    held = [None if _is_array(x) else _Held(x) for x in leaves]
-    arrays = [x for x in leaves if _is_array(x)]
+    held = [None if trees.is_array(x) else _Held(x) for x in leaves]
+    arrays = [x for x in leaves if trees.is_array(x)]
 
     def rebuild(arrays: Sequence) -> PyTree:
         rest = iter(arrays)
@@ -324,10 +324,6 @@ def by_shapes(tree: PyTree) -> tuple[Any, list, Callable[[Sequence], PyTree]]:
         return jax.tree.unflatten(treedef, filled)
 
     return (treedef, *held, *map(_type, arrays)), arrays, rebuild
-
-
-def _is_array(leaf: Any) -> bool:
-    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
 
 
 def _type(array: Any) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from fisherflow_jax._ground import trees
 from fisherflow_jax._ground.batch import unshare
 
 PyTree = Any
@@ -82,7 +83,7 @@ def _hint(apply_fn: Callable, params: PyTree, inputs: PyTree, message: str) -> s
 
 
 def _shape(leaf: Any) -> Any:
-    if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
+    if trees.is_array(leaf):
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
     return leaf
 

@@ -63,15 +63,19 @@ class Structure(NamedTuple):
         self.check_fits(params)
         return self.isotropic(params, 0.0)
 
+    def num_bytes(self, params: Any) -> int:
+        """What an information takes, from shapes alone."""
+        held = jax.eval_shape(lambda params: self.isotropic(params, 0.0), params)
+        leaves = jax.tree.leaves(held)
+        return sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
+
     def check_fits(self, params: Any) -> None:
         """Raises where two informations would not fit in memory, from shapes alone."""
         limit, size = capacity.num_bytes(), trees.size(params)
         # no structure keeps more than a matrix and a few numbers more
         if limit is None or 32 * size * (size + 1) < limit:
             return
-        held = jax.eval_shape(lambda params: self.isotropic(params, 0.0), params)
-        leaves = jax.tree.leaves(held)
-        wanted = sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
+        wanted = self.num_bytes(params)
         if 2 * wanted > limit:
             raise ValueError(
                 f"structure {self.name} of {size:,} parameters takes {wanted:,} bytes, "

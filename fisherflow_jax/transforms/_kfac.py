@@ -309,5 +309,4 @@ def _is_table(node: Any) -> bool:
 
 def _shape(leaf: Any) -> Any:
     """Of an array; what is none is part of the program."""
-    is_array = hasattr(leaf, "shape") and hasattr(leaf, "dtype")
-    return jax.eval_shape(lambda x: x, leaf) if is_array else leaf
+    return jax.eval_shape(lambda x: x, leaf) if trees.is_array(leaf) else leaf
