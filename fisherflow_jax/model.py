@@ -14,7 +14,14 @@ from fisherflow_jax._ground import batch as batches
 from fisherflow_jax._ground import calling, checks, screening, trees
 from fisherflow_jax._ground import sharding as meshes
 from fisherflow_jax._ground.batch import Batch
-from fisherflow_jax.layers import Layers, Undecided, expecting, interaction, one_row
+from fisherflow_jax.layers import (
+    Layers,
+    Undecided,
+    expecting,
+    interaction,
+    moves,
+    one_row,
+)
 from fisherflow_jax.layers._compat import has_tangents
 from fisherflow_jax.likelihoods import Likelihood
 
@@ -160,6 +167,7 @@ class Model:
                 f"{calling.several(outputs)}"
             )
         self.likelihood.check(outputs, batch.targets)
+        self._check_known(params, batch.inputs)
         _check_observed(self.likelihood, batch)
         if batch.weights.ndim > 1:
             shape = self.likelihood.shape_of_targets(outputs)
@@ -168,6 +176,24 @@ class Model:
                     f"weights have shape {batch.weights.shape}: give one an example, "
                     f"({count},), or one a target, {shape}."
                 )
+
+    def _check_known(self, params: PyTree, inputs: PyTree) -> None:
+        """Raises where parameters move what the likelihood takes as known."""
+        known = self.likelihood.known
+        if known is None:
+            return
+
+        def tell(params: PyTree, inputs: PyTree) -> bool:
+            return moves(lambda *at: known(self.apply_fn(*at)), params, inputs)
+
+        if self.told("known", (params, batches.unshare(inputs)), tell):
+            raise ValueError(
+                f"{self.likelihood}: the outputs behind the mean are noise that is "
+                "known, and here the parameters move them: their information would "
+                "lack what the noise tells of them. Noise that is to be learned has "
+                "ff.likelihoods.gaussian_location_scale(); jax.lax.stop_gradient(noise)"
+                " takes it as known at the present estimate."
+            )
 
     def log_likelihood(self, params: PyTree, batch: Batch) -> jax.Array:
         """The weighted sum of the examples' log-likelihoods, a number."""

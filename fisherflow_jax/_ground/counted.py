@@ -15,7 +15,7 @@ import numpy as np
 from fisherflow_jax._ground import checks, trees
 from fisherflow_jax._ground.arrays import widen
 
-Mask = jax.Array | None  # True counts; None: all
+Weights = jax.Array | None  # numbers at least 0, or booleans; None: all count
 
 # How far probabilities may be from summing to one, in float32 and wider.
 _SUM_TOLERANCE = 1e-3
@@ -26,7 +26,7 @@ class Classified(NamedTuple):
 
     probabilities: jax.Array  # (m, C), float32 or wider
     labels: jax.Array  # (m,) int32
-    weights: jax.Array  # (m,) 1 counted, 0 padding, NaN impossible (under jit)
+    weights: jax.Array  # (m,) 0: padding; NaN: impossible (under jit)
     one_probability: bool  # given as the probability of label 1 alone
 
 
@@ -39,54 +39,53 @@ class Measured(NamedTuple):
 
 @jax.jit
 def mean(values: jax.Array, weights: jax.Array) -> jax.Array:
-    """The mean of the counted rows, `()`."""
+    """The weighted mean of the rows, `()`."""
     return jnp.sum(values * weights) / jnp.sum(weights)
 
 
-def used_rows(mask: Any, shape: tuple[int, ...]) -> jax.Array:
-    """The mask in full `(*shape)`, bool.
+def weights_in_full(weights: Any, shape: tuple[int, ...]) -> jax.Array:
+    """The weights `(*shape)`, of their own type; booleans if none are given.
 
     Raises:
-      ValueError: if it is not boolean, does not fit, or counts nothing.
+      ValueError: if they do not fit, count nothing, or one is no weight.
     """
     if math.prod(shape) == 0:
         raise ValueError(
             f"there is nothing to measure: the targets have shape {shape}."
         )
-    if mask is None:
+    if weights is None:
         return jnp.ones(shape, bool)
-    mask = jnp.asarray(mask)
-    if mask.dtype != bool:
+    weights = jnp.asarray(weights)
+    if jnp.issubdtype(weights.dtype, jnp.complexfloating):
+        raise ValueError(f"weights must be real; got dtype {weights.dtype}.")
+    if weights.shape not in (shape, shape[:1]):
         raise ValueError(
-            f"mask must be boolean (True counts); got dtype {mask.dtype}: of weights, "
-            "say weights > 0."
+            f"weights must have the targets' shape {shape}, or {shape[:1]} for whole "
+            f"examples; got {weights.shape}."
         )
-    if mask.shape not in (shape, shape[:1]):
-        raise ValueError(
-            f"mask must have the targets' shape {shape}, or {shape[:1]} for whole "
-            f"examples; got {mask.shape}."
-        )
-    some = jnp.any(mask)
+    flat = weights.reshape(-1)
+    refuse(True, _possible(flat), flat, "weights must be finite and at least 0")
+    some = jnp.any(used(weights))
     if checks.is_concrete(some) and not bool(some):
-        raise ValueError("there is nothing to measure: the mask is False everywhere.")
-    mask = mask.reshape(mask.shape + (1,) * (len(shape) - mask.ndim))
-    return jnp.broadcast_to(mask, shape)
+        raise ValueError("there is nothing to measure: the weights are 0 everywhere.")
+    weights = weights.reshape(weights.shape + (1,) * (len(shape) - weights.ndim))
+    return jnp.broadcast_to(weights, shape)
 
 
-def classified(probabilities: Any, labels: Any, mask: Any = None) -> Classified:
+def classified(probabilities: Any, labels: Any, weights: Any = None) -> Classified:
     """Class probabilities with their labels, checked.
 
     Args:
       probabilities: `(n, ..., C)`; or like the labels, the probability of label 1.
       labels: `(n, ...)`, whole numbers from 0 to C - 1.
-      mask: `(n, ...)` or `(n,)`, True counts.
+      weights: `(n, ...)` or `(n,)`, at least 0, or booleans.
     """
     probabilities, labels = jnp.asarray(probabilities), jnp.asarray(labels)
     one_probability = _is_one_probability(probabilities.shape, labels.shape)
-    used = used_rows(mask, labels.shape).reshape(-1)
-    table, possible = _distributions(probabilities, used, one_probability)
-    labels, right = classes(labels, used, table.shape[-1])
-    weights = weights_of(used, possible & right, table.dtype)
+    given = weights_in_full(weights, labels.shape).reshape(-1)
+    table, possible = _distributions(probabilities, used(given), one_probability)
+    labels, right = classes(labels, used(given), table.shape[-1])
+    weights = weights_of(given, possible & right, table.dtype)
     return Classified(table, labels, weights, one_probability)
 
 
@@ -109,25 +108,25 @@ def distributions(probabilities: Any) -> jax.Array:
             "probabilities must be (n, ..., C) with at least two classes; got shape "
             f"{probabilities.shape}."
         )
-    used = used_rows(None, probabilities.shape[:-1]).reshape(-1)
-    table, possible = _distributions(probabilities, used, False)
-    weights = weights_of(used, possible, table.dtype)
+    every = weights_in_full(None, probabilities.shape[:-1]).reshape(-1)
+    table, possible = _distributions(probabilities, every, False)
+    weights = weights_of(every, possible, table.dtype)
     return (table * weights[:, None]).reshape(probabilities.shape)
 
 
 def measured(
     shape: tuple[int, ...],
-    mask: Any,
+    weights: Any,
     *,
     infinite: bool = False,
     stacked: str | None = None,
     **arrays: Any,
 ) -> Measured:
     """Arrays of numbers, named by their keywords: `shape`, `(k, *shape)` if stacked."""
-    used = used_rows(mask, shape).reshape(-1)
+    given = weights_in_full(weights, shape).reshape(-1)
     parts = {name: widen(array) for name, array in arrays.items()}
     dtype = trees.wide_dtype(*(x.dtype for x in parts.values()))
-    columns, possible = [], jnp.ones_like(used)
+    columns, possible = [], jnp.ones_like(given, bool)
     for name, array in parts.items():
         leading = int(name == stacked)
         if array.shape[leading:] != shape:
@@ -135,31 +134,31 @@ def measured(
                 f"{name} must have the targets' shape {shape}; got {array.shape}."
             )
         flat = array.astype(dtype).reshape((*array.shape[:leading], -1))
-        blanked, sound = _blanked_numbers(flat, used, infinite)
+        blanked, sound = _blanked_numbers(flat, used(given), infinite)
         rule = "a number, not NaN" if infinite else "finite"
-        refuse(used, sound, jnp.moveaxis(flat, -1, 0), f"{name} must be {rule}")
+        refuse(used(given), sound, jnp.moveaxis(flat, -1, 0), f"{name} must be {rule}")
         possible = possible & sound
         columns.append(blanked)
-    return Measured(tuple(columns), weights_of(used, possible, dtype))
+    return Measured(tuple(columns), weights_of(given, possible, dtype))
 
 
-def gaussian(mean: Any, std: Any, targets: Any, mask: Any = None) -> Measured:
+def gaussian(mean: Any, std: Any, targets: Any, weights: Any = None) -> Measured:
     """Normal predictions `(mean, std, targets)`, each `(n, ...)`, checked."""
-    (mean, std, targets), weights = measured(
-        jnp.shape(targets), mask, mean=mean, std=std, targets=targets
+    (mean, std, targets), known = measured(
+        jnp.shape(targets), weights, mean=mean, std=std, targets=targets
     )
     positive = std > 0
     refuse(True, positive, std, "std must be positive")
-    weights = jnp.where(positive, weights, jnp.nan)
+    known = jnp.where(positive, known, jnp.nan)
     std = jnp.where(positive, std, jnp.ones_like(std))
-    return Measured((mean, std, targets), weights)
+    return Measured((mean, std, targets), known)
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def weights_of(used: jax.Array, possible: jax.Array, dtype: Any) -> jax.Array:
-    """1 for a counted row, 0 for padding, NaN for a counted row that cannot be."""
-    one = jnp.where(possible, jnp.ones((), dtype), jnp.nan)
-    return jnp.where(used, one, jnp.zeros((), dtype))
+def weights_of(given: jax.Array, possible: jax.Array, dtype: Any) -> jax.Array:
+    """As given in this type, NaN where a row that counts, or its weight, cannot be."""
+    weights = jnp.where(possible & _possible(given), given.astype(dtype), jnp.nan)
+    return jnp.where(used(given), weights, jnp.zeros((), dtype))
 
 
 def refuse(used: Any, possible: jax.Array, values: jax.Array, rule: str) -> None:
@@ -210,6 +209,26 @@ def _distributions(
     blanked, possible = _blanked_table(given, used, tolerance)
     refuse(used, possible, given, rule)
     return blanked, possible
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def weight_below(values: jax.Array, weights: jax.Array, side: str) -> jax.Array:
+    """Of the values below each one: that of weight (side="right": and equal to it)."""
+    order = jnp.argsort(values)
+    zero = jnp.zeros((1,), weights.dtype)
+    running = jnp.concatenate([zero, jnp.cumsum(weights[order])])
+    return running[jnp.searchsorted(values[order], values, side=side)]
+
+
+def used(weights: jax.Array) -> jax.Array:
+    """Which are not padding."""
+    return weights.astype(bool)  # NaN is True: it is to be found
+
+
+def _possible(weights: jax.Array) -> jax.Array:
+    if weights.dtype == bool:
+        return jnp.ones_like(weights)
+    return (weights >= 0) & jnp.isfinite(weights)
 
 
 # ---- compiled, so that an eager metric does not pay for every operation

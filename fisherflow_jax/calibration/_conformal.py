@@ -86,9 +86,9 @@ def conformal_sets(score: Score | None = None) -> Conformal:
         *,
         level: float,
         key: Any = None,
-        mask: counted.Mask = None,
+        mask: counted.Weights = None,
     ) -> jax.Array:
-        _check_one_target(labels)
+        _check_exchangeable(labels, mask)
         if jnp.ndim(probabilities) != 2:
             raise ValueError(
                 "probabilities must be (n, C), those of two classes too; got shape "
@@ -153,9 +153,9 @@ def conformal_intervals() -> Conformal:
         targets: jax.Array,
         *,
         level: float,
-        mask: counted.Mask = None,
+        mask: counted.Weights = None,
     ) -> jax.Array:
-        _check_one_target(targets)
+        _check_exchangeable(targets, mask)
         (mean, std, targets), weights = counted.gaussian(mean, std, targets, mask)
         return _quantile(jnp.abs(targets - mean) / std, weights, level)
 
@@ -248,12 +248,18 @@ def adaptive(
     return jax.lax.sort((order, scores), num_keys=1)[1]  # back in the classes' order
 
 
-def _check_one_target(targets: Any) -> None:
+def _check_exchangeable(targets: Any, mask: Any) -> None:
     if jnp.ndim(targets) != 1:
         raise ValueError(
             "conformal prediction needs exchangeable targets: one an example, shape "
             f"(n,); got shape {jnp.shape(targets)}. If those of one example are "
             "exchangeable too, flatten them."
+        )
+    if mask is not None and jnp.asarray(mask).dtype != bool:
+        raise ValueError(
+            "conformal prediction ranks exchangeable examples, which have no weights: "
+            "mask must be boolean, True where one counts; got dtype "
+            f"{jnp.asarray(mask).dtype}."
         )
 
 

@@ -27,11 +27,12 @@ def temperature_scaling(
     labels: jax.Array,
     *,
     likelihood: Likelihood | None = None,
-    mask: counted.Mask = None,
+    weights: counted.Weights = None,
 ) -> TemperatureScaling:
     r"""The temperature at which logits predict held-out labels best.
 
-    .. math:: T^* = \arg\min_{T > 0} -\frac 1 n \sum_i \log p(y_i \mid z_i / T)
+    .. math:: T^* = \arg\min_{T > 0} -\frac{1}{\sum_i w_i}
+       \sum_i w_i \log p(y_i \mid z_i / T)
 
     Convex in `1 / T`, so that there is one minimum at most; found by Newton's method in
     `log T`, by bisection where that leaves the bracket. The most probable class, so the
@@ -42,7 +43,8 @@ def temperature_scaling(
         (bernoulli: `(n, ...)`).
       labels: `(n, ...)`.
       likelihood: `ff.likelihoods.categorical()` (None) or `ff.likelihoods.bernoulli()`.
-      mask: `(n, ...)`, or `(n,)` for whole examples; False is padding and is not read.
+      weights: `(n, ...)`, or `(n,)` for whole examples: at least 0, or booleans; what
+        has weight 0, or False, is padding and is not read. None: all count once.
 
     Returns:
       A `TemperatureScaling(temperature, before, after)`. Cost: about ten passes over
@@ -72,7 +74,8 @@ def temperature_scaling(
     likelihood = likelihoods.categorical() if likelihood is None else likelihood
     outputs, labels = arrays.widen(logits), jnp.asarray(labels)
     likelihood.check(outputs, labels)
-    used = counted.used_rows(mask, labels.shape)
+    given = counted.weights_in_full(weights, labels.shape)
+    used = counted.used(given)
     rest = (1,) * (outputs.ndim - used.ndim)
     outputs = jnp.where(used.reshape(used.shape + rest), outputs, 0.0)
     if rest:  # without what all logits of a target share
@@ -80,7 +83,7 @@ def temperature_scaling(
     labels = jnp.where(used, labels, jnp.zeros_like(labels))
     if not checks.holds(jnp.isfinite(outputs)):
         raise ValueError("logits must be finite; got a NaN or an infinite one.")
-    result, slopes = _search(outputs, labels, used, likelihood)
+    result, slopes = _search(outputs, labels, given, likelihood)
     if not checks.holds(jnp.isfinite(result.before)):
         raise ValueError(
             f"labels must be ones that {likelihood.name} can produce; their mean "
@@ -103,10 +106,10 @@ def temperature_scaling(
 
 @functools.partial(jax.jit, static_argnums=3)
 def _search(
-    outputs: jax.Array, labels: jax.Array, used: jax.Array, likelihood: Likelihood
+    outputs: jax.Array, labels: jax.Array, given: jax.Array, likelihood: Likelihood
 ) -> tuple[TemperatureScaling, jax.Array]:
     """The result, and the loss's slopes at the cold and the hot end."""
-    weights = counted.weights_of(used, jnp.ones_like(used), outputs.dtype)
+    weights = counted.weights_of(given, jnp.ones_like(given, bool), outputs.dtype)
 
     def loss(log_temperature: jax.Array) -> jax.Array:
         values = likelihood.log_prob(outputs * jnp.exp(-log_temperature), labels)

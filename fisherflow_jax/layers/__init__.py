@@ -3,6 +3,7 @@
 from fisherflow_jax.layers._alone import OneAlone as OneAlone
 from fisherflow_jax.layers._alone import Undecided as Undecided
 from fisherflow_jax.layers._alone import compared as compared
+from fisherflow_jax.layers._alone import moves as moves
 from fisherflow_jax.layers._alone import note as note
 from fisherflow_jax.layers._alone import one_row as one_row
 from fisherflow_jax.layers._finding import deciding as deciding

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import jaxpr_as_fun
 
 from fisherflow_jax._ground import batch as batches
 from fisherflow_jax._ground import checks, trees
@@ -173,6 +174,31 @@ def _both(apply_fn: Callable, params: PyTree, inputs: PyTree) -> Callable:
         return whole, jax.lax.map(alone, parts)
 
     return lambda *at: run(trees.arrays_of(at)[0])
+
+
+def moves(function: Callable, params: PyTree, inputs: PyTree) -> bool:
+    """Whether parameters move any entry, at made-up values of these shapes."""
+    generator = np.random.default_rng(0)
+
+    def made_up(x: Any) -> Any:
+        if not trees.is_array(x) or jnp.issubdtype(x.dtype, jax.dtypes.extended):
+            return x
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            return np.zeros(x.shape, x.dtype)
+        return generator.uniform(0.5, 1.5, x.shape).astype(x.dtype)
+
+    def weighed(params: PyTree, inputs: PyTree) -> jax.Array:
+        entries = function(params, inputs)
+        weights = generator.normal(size=entries.shape)
+        return jnp.vdot(entries, jnp.asarray(weights, entries.dtype))
+
+    arrays, rebuild = trees.arrays_of(jax.tree.map(made_up, (params, inputs)))
+    slopes = jax.make_jaxpr(lambda *x: jax.grad(weighed)(*rebuild(x)))(*arrays)
+    if not checks.is_concrete((slopes.consts, arrays)):  # what a trace closes over
+        return False
+    with jax.ensure_compile_time_eval():
+        found = map(np.asarray, jax.jit(jaxpr_as_fun(slopes))(*arrays))
+    return any(np.any(np.isfinite(x) & (x != 0)) for x in found)
 
 
 def _moved(tree: PyTree, generator: np.random.Generator) -> PyTree:

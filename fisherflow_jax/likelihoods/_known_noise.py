@@ -77,6 +77,7 @@ def with_given_scale() -> Likelihood:
         check=check,
         expected_log_prob=expected_log_prob,
         normal_errors=True,
+        known=lambda outputs: both(outputs)[1],
     )
 
 
@@ -132,6 +133,7 @@ def of_vectors(
         expected_log_prob=errors.expected_log_prob,
         normal_errors=True,
         observing=lambda used: of_vectors(covariance, used),
+        known=None if covariance is not None else lambda z: errors.split(z)[1],
     )
 
 

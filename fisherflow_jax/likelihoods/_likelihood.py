@@ -90,6 +90,8 @@ class Likelihood(NamedTuple):
       observing: `which targets there are (n, ..., k), 1 or 0 -> Likelihood` of these
         alone, where those on the last axis have one log-probability together; None:
         each has its own.
+      known: `outputs ->` those of them that say what is known, such as the noise of
+        each row, and that no parameter may move; None: there are none.
       nuisance: the `Nuisance` parameters that are unknown; None: none are.
       call: how it was made, for printing.
     """
@@ -117,6 +119,7 @@ class Likelihood(NamedTuple):
     normal_errors: bool = False
     with_noise: Callable | None = None
     observing: Callable | None = None
+    known: Callable | None = None
     nuisance: Any = None
     call: str = ""
 

@@ -41,6 +41,9 @@ def gaussian(
 
         lambda params, x: jnp.stack([x["row"] @ params, x["sd"]], -1)
 
+    Parameters must not move this noise, of which they would then be told by what the
+    information does not hold: a model where they do is refused, at the first use.
+
     Args:
       scale: the standard deviation s of a target, in the targets' unit, a number. None:
         unknown. The likelihood is then that of unit dispersion, and

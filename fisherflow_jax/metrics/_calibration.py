@@ -14,8 +14,8 @@ class Binning(NamedTuple):
     """A rule that sorts numbers in [0, 1] into bins.
 
     Attributes:
-      assign: `(values (m,), used (m,) bool)` -> bins `(m,)`, int32 from 0 to num_bins
-        - 1.
+      assign: `(values (m,), weights (m,))` -> bins `(m,)`, int32 from 0 to num_bins
+        - 1; those of weight 0 are padding.
     """
 
     num_bins: int
@@ -48,7 +48,7 @@ def equal_width(num_bins: int = 15) -> Binning:
     # edges are compared, not multiplied with: 0.28 * 25 rounds to above 7
     edges = np.arange(1, num_bins) / num_bins
 
-    def assign(values: jax.Array, used: jax.Array) -> jax.Array:
+    def assign(values: jax.Array, weights: jax.Array) -> jax.Array:
         above = values[:, None] > jnp.asarray(edges, values.dtype)[None, :]
         return jnp.sum(above, -1, dtype=jnp.int32)
 
@@ -58,10 +58,10 @@ def equal_width(num_bins: int = 15) -> Binning:
 def equal_mass(num_bins: int = 15) -> Binning:
     r"""Bins of equally many examples, so that none is left to a few of them.
 
-    The value of rank r (how many are below it) of n goes to bin
-    :math:`\lfloor B r / n \rfloor`. Sizes differ by at most one where all values do;
-    equal values share a bin, so that the order of the examples does not matter, and
-    bins may then be empty.
+    The value of rank r (the weight of those below it) of n (of all) goes to bin
+    :math:`\lfloor B r / n \rfloor`. Without weights, sizes differ by at most
+    one where all values do; equal values share a bin, so that the order of the examples
+    does not matter, and bins may then be empty.
 
     Args:
       num_bins: B, at least 1.
@@ -85,11 +85,11 @@ def equal_mass(num_bins: int = 15) -> Binning:
     """
     checks.whole(num_bins, "num_bins")
 
-    def assign(values: jax.Array, used: jax.Array) -> jax.Array:
-        ordered = jnp.sort(jnp.where(used, values, jnp.inf))
-        rank = jnp.searchsorted(ordered, values).astype(jnp.int32)
-        count = jnp.maximum(jnp.sum(used, dtype=jnp.int32), 1)
-        return jnp.minimum(num_bins * rank // count, num_bins - 1)
+    def assign(values: jax.Array, weights: jax.Array) -> jax.Array:
+        weights = weights.astype(values.dtype)
+        rank = counted.weight_below(values, weights, "left")
+        bins = jnp.floor(num_bins * rank / jnp.sum(weights))
+        return jnp.clip(bins.astype(jnp.int32), 0, num_bins - 1)
 
     return Binning(num_bins, assign)
 
@@ -99,7 +99,7 @@ class ReliabilityCurve(NamedTuple):
 
     confidence: jax.Array  # mean predicted probability; NaN where the bin is empty
     accuracy: jax.Array  # share in which the event came true; NaN where it is empty
-    num_examples: jax.Array  # that fell into the bin
+    num_examples: jax.Array  # that fell into the bin: their weights' sum
 
 
 def reliability_curve(
@@ -107,7 +107,7 @@ def reliability_curve(
     labels: jax.Array,
     *,
     binning: Binning | None = None,
-    mask: counted.Mask = None,
+    weights: counted.Weights = None,
 ) -> ReliabilityCurve:
     r"""Predicted probability against observed frequency, bin by bin.
 
@@ -120,7 +120,8 @@ def reliability_curve(
       labels: `(n, ...)`, whole numbers from 0 to C - 1.
       binning: `equal_width(num_bins)` or `equal_mass(num_bins)`, or a `Binning` of your
         own; None: 15 of equal width.
-      mask: `(n, ...)`, or `(n,)` for whole examples; False is padding and is not read.
+      weights: `(n, ...)`, or `(n,)` for whole examples: at least 0, or booleans; what
+        has weight 0, or False, is padding and is not read. None: all count once.
 
     Returns:
       A `ReliabilityCurve(confidence, accuracy, num_examples)` of arrays `(num_bins,)`.
@@ -141,7 +142,7 @@ def reliability_curve(
       Niculescu-Mizil, Caruana, "Predicting good probabilities with supervised
       learning", 2005.
     """
-    confidence, correct, _, number = _sums(probabilities, labels, binning, mask)
+    confidence, correct, _, number = _sums(probabilities, labels, binning, weights)
     return ReliabilityCurve(confidence / number, correct / number, number)
 
 
@@ -150,7 +151,7 @@ def expected_calibration_error(
     labels: jax.Array,
     *,
     binning: Binning | None = None,
-    mask: counted.Mask = None,
+    weights: counted.Weights = None,
 ) -> jax.Array:
     r"""The mean distance between confidence and accuracy (ECE).
 
@@ -165,7 +166,8 @@ def expected_calibration_error(
       labels: `(n, ...)`, whole numbers from 0 to C - 1.
       binning: `equal_width(num_bins)` or `equal_mass(num_bins)`, or a `Binning` of your
         own; None: 15 of equal width.
-      mask: `(n, ...)`, or `(n,)` for whole examples; False is padding and is not read.
+      weights: `(n, ...)`, or `(n,)` for whole examples: at least 0, or booleans; what
+        has weight 0, or False, is padding and is not read. None: all count once.
 
     Returns:
       A number from 0 to 1. Cost: one pass over the probabilities, and a sort for bins
@@ -187,7 +189,7 @@ def expected_calibration_error(
       Bayesian binning", 2015.
       Kumar, Liang, Ma, "Verified uncertainty calibration", 2019.
     """
-    *_, gap, number = _sums(probabilities, labels, binning, mask)
+    *_, gap, number = _sums(probabilities, labels, binning, weights)
     return jnp.sum(jnp.abs(gap)) / jnp.sum(number)
 
 
@@ -196,7 +198,7 @@ def maximum_calibration_error(
     labels: jax.Array,
     *,
     binning: Binning | None = None,
-    mask: counted.Mask = None,
+    weights: counted.Weights = None,
 ) -> jax.Array:
     r"""The largest distance between confidence and accuracy of any bin (MCE).
 
@@ -210,7 +212,8 @@ def maximum_calibration_error(
       labels: `(n, ...)`, whole numbers from 0 to C - 1.
       binning: `equal_width(num_bins)` or `equal_mass(num_bins)`, or a `Binning` of your
         own; None: 15 of equal width.
-      mask: `(n, ...)`, or `(n,)` for whole examples; False is padding and is not read.
+      weights: `(n, ...)`, or `(n,)` for whole examples: at least 0, or booleans; what
+        has weight 0, or False, is padding and is not read. None: all count once.
 
     Returns:
       A number from 0 to 1. Cost: that of `expected_calibration_error`.
@@ -230,24 +233,24 @@ def maximum_calibration_error(
       Naeini, Cooper, Hauskrecht, "Obtaining well calibrated probabilities using
       Bayesian binning", 2015.
     """
-    *_, gap, number = _sums(probabilities, labels, binning, mask)
+    *_, gap, number = _sums(probabilities, labels, binning, weights)
     gaps = jnp.abs(gap) / number
     return jnp.max(jnp.where(number == 0, jnp.zeros_like(gaps), gaps))
 
 
-def _sums(probabilities, labels, binning: Binning | None, mask) -> jax.Array:
+def _sums(probabilities, labels, binning: Binning | None, weights) -> jax.Array:
     """Over each bin, summed: confidence, correct, gap and number, `(4, num_bins)`."""
     binning = equal_width() if binning is None else binning
-    table, labels, weights, single = counted.classified(probabilities, labels, mask)
+    table, labels, known, single = counted.classified(probabilities, labels, weights)
     if single:
         confidence, correct = table[:, 1], labels == 1
     else:
         confidence = jnp.max(table, -1)
         correct = jnp.argmax(table, -1).astype(labels.dtype) == labels
     correct = correct.astype(table.dtype)
-    bins = binning.assign(confidence, weights != 0)
+    bins = binning.assign(confidence, known)
     # the gap is summed as it is: the difference of two long sums would lose digits
     columns = jnp.stack(
         [confidence, correct, confidence - correct, jnp.ones_like(correct)], -1
     )
-    return jax.ops.segment_sum(columns * weights[:, None], bins, binning.num_bins).T
+    return jax.ops.segment_sum(columns * known[:, None], bins, binning.num_bins).T

@@ -4,15 +4,15 @@ import jax
 import jax.numpy as jnp
 
 from fisherflow_jax._ground import checks, counted
-from fisherflow_jax._ground.counted import Mask
+from fisherflow_jax._ground.counted import Weights
 
 
 def accuracy(
-    probabilities: jax.Array, labels: jax.Array, *, mask: Mask = None
+    probabilities: jax.Array, labels: jax.Array, *, weights: Weights = None
 ) -> jax.Array:
     r"""The share of labels that are the most probable class.
 
-    .. math:: \frac 1 n \sum_i 1\{\arg\max_c p_{ic} = y_i\}
+    .. math:: \frac{1}{\sum_i w_i} \sum_i w_i 1\{\arg\max_c p_{ic} = y_i\}
 
     Of equally probable classes the first is taken.
 
@@ -20,7 +20,8 @@ def accuracy(
       probabilities: `(n, ..., C)`; or `(n, ...)`, the probability of label 1, which is
         then predicted where it is above one half.
       labels: `(n, ...)`, whole numbers from 0 to C - 1.
-      mask: `(n, ...)`, or `(n,)` for whole examples; False is padding and is not read.
+      weights: `(n, ...)`, or `(n,)` for whole examples: at least 0, or booleans; what
+        has weight 0, or False, is padding and is not read. None: all count once.
 
     Returns:
       A number. Cost: one pass over the probabilities.
@@ -37,17 +38,17 @@ def accuracy(
       >>> print(metrics.accuracy(p, jnp.array([0, 1, 1])).round(3))
       0.667
     """
-    table, labels, weights, _ = counted.classified(probabilities, labels, mask)
+    table, labels, known, _ = counted.classified(probabilities, labels, weights)
     correct = jnp.argmax(table, -1).astype(labels.dtype) == labels
-    return counted.mean(correct.astype(table.dtype), weights)
+    return counted.mean(correct.astype(table.dtype), known)
 
 
 def negative_log_likelihood(
-    probabilities: jax.Array, labels: jax.Array, *, mask: Mask = None
+    probabilities: jax.Array, labels: jax.Array, *, weights: Weights = None
 ) -> jax.Array:
     r"""The mean negative log-probability of the labels, in nats.
 
-    .. math:: -\frac 1 n \sum_i \log p_{i y_i}
+    .. math:: -\frac{1}{\sum_i w_i} \sum_i w_i \log p_{i y_i}
 
     Infinite where a label had probability zero. That also happens where a probability
     underflowed: of logits, take `ff.negative_log_likelihood(apply_fn, likelihood)`.
@@ -55,7 +56,8 @@ def negative_log_likelihood(
     Args:
       probabilities: `(n, ..., C)`; or `(n, ...)`, the probability of label 1.
       labels: `(n, ...)`, whole numbers from 0 to C - 1.
-      mask: `(n, ...)`, or `(n,)` for whole examples; False is padding and is not read.
+      weights: `(n, ...)`, or `(n,)` for whole examples: at least 0, or booleans; what
+        has weight 0, or False, is padding and is not read. None: all count once.
 
     Returns:
       A number. Cost: one pass over the probabilities.
@@ -73,17 +75,17 @@ def negative_log_likelihood(
     References:
       Good, "Rational decisions", 1952.
     """
-    table, labels, weights, _ = counted.classified(probabilities, labels, mask)
+    table, labels, known, _ = counted.classified(probabilities, labels, weights)
     chosen = jnp.take_along_axis(table, labels[:, None], -1)[:, 0]
-    return counted.mean(-jnp.log(chosen), weights)
+    return counted.mean(-jnp.log(chosen), known)
 
 
 def brier(
-    probabilities: jax.Array, labels: jax.Array, *, mask: Mask = None
+    probabilities: jax.Array, labels: jax.Array, *, weights: Weights = None
 ) -> jax.Array:
     r"""The mean squared error of the probabilities.
 
-    .. math:: \frac 1 n \sum_i \sum_c (p_{ic} - 1\{y_i = c\})^2
+    .. math:: \frac{1}{\sum_i w_i} \sum_i w_i \sum_c (p_{ic} - 1\{y_i = c\})^2
 
     from 0 to 2. Of probabilities of label 1 alone it is the mean of `(p - y)^2`, from 0
     to 1: half of what the same two classes written out give.
@@ -91,7 +93,8 @@ def brier(
     Args:
       probabilities: `(n, ..., C)`; or `(n, ...)`, the probability of label 1.
       labels: `(n, ...)`, whole numbers from 0 to C - 1.
-      mask: `(n, ...)`, or `(n,)` for whole examples; False is padding and is not read.
+      weights: `(n, ...)`, or `(n,)` for whole examples: at least 0, or booleans; what
+        has weight 0, or False, is padding and is not read. None: all count once.
 
     Returns:
       A number. Cost: one pass over the probabilities.
@@ -112,10 +115,10 @@ def brier(
     References:
       Brier, "Verification of forecasts expressed in terms of probability", 1950.
     """
-    table, labels, weights, single = counted.classified(probabilities, labels, mask)
+    table, labels, known, single = counted.classified(probabilities, labels, weights)
     target = jax.nn.one_hot(labels, table.shape[-1], dtype=table.dtype)
     squares = jnp.square(table - target)
-    return counted.mean(squares[:, 1] if single else jnp.sum(squares, -1), weights)
+    return counted.mean(squares[:, 1] if single else jnp.sum(squares, -1), known)
 
 
 def entropy(probabilities: jax.Array) -> jax.Array:
@@ -170,19 +173,23 @@ def confidence(probabilities: jax.Array) -> jax.Array:
     return jnp.max(counted.distributions(probabilities), -1)
 
 
-def auroc(scores: jax.Array, positive: jax.Array, *, mask: Mask = None) -> jax.Array:
+def auroc(
+    scores: jax.Array, positive: jax.Array, *, weights: Weights = None
+) -> jax.Array:
     r"""The area under the receiver operating characteristic.
 
     .. math:: P(s_+ > s_-) + \tfrac 12 P(s_+ = s_-)
 
-    over pairs of a positive and a negative example: the Mann-Whitney statistic with
-    midranks for ties. To detect what is out of distribution, score by `entropy` (or
-    minus `confidence`) and call positive what is out of it.
+    over pairs of a positive and a negative example, each of the weight of one times
+    that of the other: the Mann-Whitney statistic with midranks for ties. To detect what
+    is out of distribution, score by `entropy` (or minus `confidence`) and call positive
+    what is out of it.
 
     Args:
       scores: `(n, ...)`, higher for what is thought positive; may be infinite.
       positive: `(n, ...)` bool.
-      mask: `(n, ...)`, or `(n,)` for whole examples; False is padding and is not read.
+      weights: `(n, ...)`, or `(n,)` for whole examples: at least 0, or booleans; what
+        has weight 0, or False, is padding and is not read. None: all count once.
 
     Returns:
       A number from 0 to 1, one half for a score that knows nothing. Cost: a sort.
@@ -211,25 +218,19 @@ def auroc(scores: jax.Array, positive: jax.Array, *, mask: Mask = None) -> jax.A
             f"positive must be boolean and have the scores' shape {jnp.shape(scores)}; "
             f"got {positive.dtype} of shape {positive.shape}."
         )
-    (scores,), weights = counted.measured(
-        positive.shape, mask, infinite=True, scores=scores
+    (scores,), known = counted.measured(
+        positive.shape, weights, infinite=True, scores=scores
     )
-    used, positive = weights != 0, positive.reshape(-1)
-    above, below = used & positive, used & ~positive
-    num_above, num_below = (jnp.sum(x, dtype=jnp.int32) for x in (above, below))
-    if checks.is_concrete((num_above, num_below)) and 0 in (num_above, num_below):
+    positive, nothing = positive.reshape(-1), jnp.zeros_like(known)
+    above, below = (jnp.where(x, known, nothing) for x in (positive, ~positive))
+    kinds = [jnp.sum(x != 0, dtype=jnp.int32) for x in (above, below)]
+    if checks.is_concrete(kinds) and 0 in map(int, kinds):
         raise ValueError(
             "auroc compares positive with negative examples; got "
-            f"{int(num_above)} positive and {int(num_below)} negative."
+            f"{int(kinds[0])} positive and {int(kinds[1])} negative."
         )
-    order = jnp.argsort(scores)
-    ordered = scores[order]
-    # whole numbers: float32 cannot count beyond 2^24
-    running = jnp.cumsum(below[order], dtype=jnp.int32)
-    running = jnp.concatenate([jnp.zeros((1,), jnp.int32), running])
-    lower = running[jnp.searchsorted(ordered, scores, side="left")]
-    upto = running[jnp.searchsorted(ordered, scores, side="right")]
-    beaten = (lower.astype(scores.dtype) + upto.astype(scores.dtype)) / 2
-    share = beaten / num_below.astype(scores.dtype)
-    # a NaN among the negatives is in no weight of the mean over the positives
-    return counted.mean(share, above.astype(share.dtype)) + 0 * jnp.sum(weights)
+    lower, upto = (
+        counted.weight_below(scores, below, side) for side in ("left", "right")
+    )
+    # a NaN among the negatives is in every sum of them
+    return counted.mean((lower + upto) / (2 * jnp.sum(below)), above)

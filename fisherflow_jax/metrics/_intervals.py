@@ -4,21 +4,22 @@ import jax
 import jax.numpy as jnp
 
 from fisherflow_jax._ground import checks, counted
-from fisherflow_jax._ground.counted import Mask
+from fisherflow_jax._ground.counted import Weights
 
 
 def interval_coverage(
-    lower: jax.Array, upper: jax.Array, targets: jax.Array, *, mask: Mask = None
+    lower: jax.Array, upper: jax.Array, targets: jax.Array, *, weights: Weights = None
 ) -> jax.Array:
     r"""The share of targets within their interval, ends included.
 
-    .. math:: \frac 1 n \sum_i 1\{l_i \le y_i \le u_i\}
+    .. math:: \frac{1}{\sum_i w_i} \sum_i w_i 1\{l_i \le y_i \le u_i\}
 
     Args:
       lower: `(n, ...)`, may be infinite.
       upper: `(n, ...)`, may be infinite, not below `lower`.
       targets: `(n, ...)`.
-      mask: `(n, ...)`, or `(n,)` for whole examples; False is padding and is not read.
+      weights: `(n, ...)`, or `(n,)` for whole examples: at least 0, or booleans; what
+        has weight 0, or False, is padding and is not read. None: all count once.
 
     Returns:
       A number from 0 to 1. Cost: one pass over the arrays.
@@ -34,22 +35,23 @@ def interval_coverage(
       >>> print(metrics.interval_coverage(0 * y - 1, 0 * y + 1, y))
       0.5
     """
-    (lower, upper, targets), weights = _ends(lower, upper, mask, targets=targets)
+    (lower, upper, targets), known = _ends(lower, upper, weights, targets=targets)
     inside = (lower <= targets) & (targets <= upper)
-    return counted.mean(inside.astype(lower.dtype), weights)
+    return counted.mean(inside.astype(lower.dtype), known)
 
 
 def interval_width(
-    lower: jax.Array, upper: jax.Array, *, mask: Mask = None
+    lower: jax.Array, upper: jax.Array, *, weights: Weights = None
 ) -> jax.Array:
     r"""The mean width of intervals, in the targets' unit.
 
-    .. math:: \frac 1 n \sum_i (u_i - l_i)
+    .. math:: \frac{1}{\sum_i w_i} \sum_i w_i (u_i - l_i)
 
     Args:
       lower: `(n, ...)`.
       upper: `(n, ...)`, not below `lower`.
-      mask: `(n, ...)`, or `(n,)` for whole examples; False is padding and is not read.
+      weights: `(n, ...)`, or `(n,)` for whole examples: at least 0, or booleans; what
+        has weight 0, or False, is padding and is not read. None: all count once.
 
     Returns:
       A number, infinite where an interval is. Cost: one pass over the arrays.
@@ -63,9 +65,9 @@ def interval_width(
       >>> print(metrics.interval_width(jnp.zeros(2), jnp.array([1.0, 3.0])))
       2.0
     """
-    (lower, upper), weights = _ends(lower, upper, mask)
+    (lower, upper), known = _ends(lower, upper, weights)
     # both ends infinite, of one sign: an empty interval
-    return counted.mean(jnp.where(upper == lower, 0.0, upper - lower), weights)
+    return counted.mean(jnp.where(upper == lower, 0.0, upper - lower), known)
 
 
 def interval_score(
@@ -74,7 +76,7 @@ def interval_score(
     targets: jax.Array,
     *,
     level: float,
-    mask: Mask = None,
+    weights: Weights = None,
 ) -> jax.Array:
     r"""The mean width, and a penalty for each target left out: a proper score.
 
@@ -88,7 +90,8 @@ def interval_score(
       upper: `(n, ...)`, not below `lower`.
       targets: `(n, ...)`.
       level: the probability of covering that the intervals claim, in (0, 1).
-      mask: `(n, ...)`, or `(n,)` for whole examples; False is padding and is not read.
+      weights: `(n, ...)`, or `(n,)` for whole examples: at least 0, or booleans; what
+        has weight 0, or False, is padding and is not read. None: all count once.
 
     Returns:
       A number, at least 0. Cost: one pass over the arrays.
@@ -108,18 +111,21 @@ def interval_score(
       2007.
     """
     checks.fraction(level, "level")
-    (lower, upper, targets), weights = _ends(lower, upper, mask, targets=targets)
+    (lower, upper, targets), known = _ends(lower, upper, weights, targets=targets)
     outside = jnp.maximum(lower - targets, 0.0) + jnp.maximum(targets - upper, 0.0)
-    return counted.mean(upper - lower + outside * (2 / (1 - level)), weights)
+    return counted.mean(upper - lower + outside * (2 / (1 - level)), known)
 
 
-def set_coverage(sets: jax.Array, labels: jax.Array, *, mask: Mask = None) -> jax.Array:
+def set_coverage(
+    sets: jax.Array, labels: jax.Array, *, weights: Weights = None
+) -> jax.Array:
     """The share of labels that are in their set of classes.
 
     Args:
       sets: `(n, ..., C)` bool, True where the class is in the set.
       labels: `(n, ...)`, whole numbers from 0 to C - 1.
-      mask: `(n, ...)`, or `(n,)` for whole examples; False is padding and is not read.
+      weights: `(n, ...)`, or `(n,)` for whole examples: at least 0, or booleans; what
+        has weight 0, or False, is padding and is not read. None: all count once.
 
     Returns:
       A number from 0 to 1. Cost: one pass over the sets.
@@ -142,20 +148,21 @@ def set_coverage(sets: jax.Array, labels: jax.Array, *, mask: Mask = None) -> ja
             f"sets of shape {sets.shape} and labels of shape {labels.shape} do not go "
             "together: sets are (n, ..., C) for labels (n, ...)."
         )
-    used = counted.used_rows(mask, labels.shape).reshape(-1)
+    given = counted.weights_in_full(weights, labels.shape).reshape(-1)
     count = sets.shape[-1]
-    places, right = counted.classes(labels, used, count)
+    places, right = counted.classes(labels, counted.used(given), count)
     held = jnp.take_along_axis(sets.reshape((-1, count)), places[:, None], -1)[:, 0]
     dtype = jnp.result_type(float)
-    return counted.mean(held.astype(dtype), counted.weights_of(used, right, dtype))
+    return counted.mean(held.astype(dtype), counted.weights_of(given, right, dtype))
 
 
-def set_size(sets: jax.Array, *, mask: Mask = None) -> jax.Array:
+def set_size(sets: jax.Array, *, weights: Weights = None) -> jax.Array:
     """The mean number of classes in a set.
 
     Args:
       sets: `(n, ..., C)` bool, True where the class is in the set.
-      mask: `(n, ...)`, or `(n,)` for whole examples; False is padding and is not read.
+      weights: `(n, ...)`, or `(n,)` for whole examples: at least 0, or booleans; what
+        has weight 0, or False, is padding and is not read. None: all count once.
 
     Returns:
       A number from 0 to C. Cost: one pass over the sets.
@@ -171,8 +178,10 @@ def set_size(sets: jax.Array, *, mask: Mask = None) -> jax.Array:
       1.5
     """
     sets = _sets(sets)
-    used = counted.used_rows(mask, sets.shape[:-1]).astype(jnp.result_type(float))
-    return counted.mean(jnp.sum(sets, -1).astype(used.dtype), used)
+    given = counted.weights_in_full(weights, sets.shape[:-1])
+    dtype = jnp.result_type(float)
+    known = counted.weights_of(given, jnp.ones_like(given, bool), dtype)
+    return counted.mean(jnp.sum(sets, -1).astype(dtype), known)
 
 
 def _sets(sets: jax.Array) -> jax.Array:
@@ -185,12 +194,12 @@ def _sets(sets: jax.Array) -> jax.Array:
     return sets
 
 
-def _ends(lower, upper, mask, **targets) -> counted.Measured:
+def _ends(lower, upper, weights, **targets) -> counted.Measured:
     shape = jnp.shape(next(iter(targets.values()), lower))
-    columns, weights = counted.measured(
-        shape, mask, infinite=True, lower=lower, upper=upper, **targets
+    columns, known = counted.measured(
+        shape, weights, infinite=True, lower=lower, upper=upper, **targets
     )
     ordered = columns[0] <= columns[1]
     pairs = jnp.stack(columns[:2], -1)
     counted.refuse(True, ordered, pairs, "lower must not be above upper")
-    return counted.Measured(columns, jnp.where(ordered, weights, jnp.nan))
+    return counted.Measured(columns, jnp.where(ordered, known, jnp.nan))

@@ -7,22 +7,24 @@ import jax.numpy as jnp
 from jax.scipy.special import ndtr
 
 from fisherflow_jax._ground import counted
-from fisherflow_jax._ground.counted import Mask
+from fisherflow_jax._ground.counted import Weights
 
 
 def gaussian_negative_log_likelihood(
-    mean: jax.Array, std: jax.Array, targets: jax.Array, *, mask: Mask = None
+    mean: jax.Array, std: jax.Array, targets: jax.Array, *, weights: Weights = None
 ) -> jax.Array:
     r"""The mean negative log-density of the targets, in nats.
 
-    .. math:: \frac 1 n \sum_i \tfrac 12 \left(\frac{y_i - \mu_i}{\sigma_i}\right)^2
-       + \log \sigma_i + \tfrac 12 \log 2\pi
+    .. math:: \frac{1}{\sum_i w_i} \sum_i w_i \left[
+       \tfrac 12 \left(\frac{y_i - \mu_i}{\sigma_i}\right)^2
+       + \log \sigma_i + \tfrac 12 \log 2\pi \right]
 
     Args:
       mean: `(n, ...)`.
       std: `(n, ...)`, of a new target (`Prediction.observation_std`), positive.
       targets: `(n, ...)`.
-      mask: `(n, ...)`, or `(n,)` for whole examples; False is padding and is not read.
+      weights: `(n, ...)`, or `(n,)` for whole examples: at least 0, or booleans; what
+        has weight 0, or False, is padding and is not read. None: all count once.
 
     Returns:
       A number. Cost: one pass over the arrays.
@@ -43,14 +45,14 @@ def gaussian_negative_log_likelihood(
     References:
       Good, "Rational decisions", 1952.
     """
-    (mean, std, targets), weights = counted.gaussian(mean, std, targets, mask)
+    (mean, std, targets), known = counted.gaussian(mean, std, targets, weights)
     z = (targets - mean) / std
     half_log_two_pi = 0.5 * math.log(2 * math.pi)
-    return counted.mean(0.5 * z * z + jnp.log(std) + half_log_two_pi, weights)
+    return counted.mean(0.5 * z * z + jnp.log(std) + half_log_two_pi, known)
 
 
 def gaussian_crps(
-    mean: jax.Array, std: jax.Array, targets: jax.Array, *, mask: Mask = None
+    mean: jax.Array, std: jax.Array, targets: jax.Array, *, weights: Weights = None
 ) -> jax.Array:
     r"""The mean continuous ranked probability score of normal predictions.
 
@@ -64,7 +66,8 @@ def gaussian_crps(
       mean: `(n, ...)`.
       std: `(n, ...)`, of a new target (`Prediction.observation_std`), positive.
       targets: `(n, ...)`.
-      mask: `(n, ...)`, or `(n,)` for whole examples; False is padding and is not read.
+      weights: `(n, ...)`, or `(n,)` for whole examples: at least 0, or booleans; what
+        has weight 0, or False, is padding and is not read. None: all count once.
 
     Returns:
       A number, at least 0. Cost: one pass over the arrays.
@@ -83,16 +86,20 @@ def gaussian_crps(
       Gneiting, Raftery, "Strictly proper scoring rules, prediction, and estimation",
       2007.
     """
-    (mean, std, targets), weights = counted.gaussian(mean, std, targets, mask)
+    (mean, std, targets), known = counted.gaussian(mean, std, targets, weights)
     z = jnp.abs(targets - mean) / std
     density = jnp.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
     # 1 - 2 Phi(-z) keeps the digits that 2 Phi(z) - 1 would lose in the tail
     score = z * (1 - 2 * ndtr(-z)) + 2 * density - 1 / math.sqrt(math.pi)
-    return counted.mean(std * score, weights)
+    return counted.mean(std * score, known)
 
 
 def sample_crps(
-    samples: jax.Array, targets: jax.Array, *, fair: bool = True, mask: Mask = None
+    samples: jax.Array,
+    targets: jax.Array,
+    *,
+    fair: bool = True,
+    weights: Weights = None,
 ) -> jax.Array:
     r"""The mean continuous ranked probability score of predictions given by samples.
 
@@ -107,7 +114,8 @@ def sample_crps(
       targets: `(n, ...)`.
       fair: True: over the k (k - 1) pairs of different samples; False: over all k^2,
         the score of the samples' own distribution function (an ensemble's).
-      mask: `(n, ...)`, or `(n,)` for whole examples; False is padding and is not read.
+      weights: `(n, ...)`, or `(n,)` for whole examples: at least 0, or booleans; what
+        has weight 0, or False, is padding and is not read. None: all count once.
 
     Returns:
       A number. Cost: a sort of the samples.
@@ -140,12 +148,12 @@ def sample_crps(
             f"samples must be (k, *targets' shape {targets.shape}) with k at least "
             f"{least}; got shape {samples.shape}."
         )
-    (samples, targets), weights = counted.measured(
-        targets.shape, mask, stacked="samples", samples=samples, targets=targets
+    (samples, targets), known = counted.measured(
+        targets.shape, weights, stacked="samples", samples=samples, targets=targets
     )
     # about the target, where float32 has its digits
     errors = jnp.sort(samples - targets[None], axis=0)
     ranks = jnp.arange(1 - count, count, 2).astype(errors.dtype)
     pairs = count * (count - 1) if fair else count * count
     spread = jnp.sum(ranks[:, None] * errors, 0) / pairs
-    return counted.mean(jnp.mean(jnp.abs(errors), 0) - spread, weights)
+    return counted.mean(jnp.mean(jnp.abs(errors), 0) - spread, known)

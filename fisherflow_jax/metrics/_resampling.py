@@ -25,7 +25,7 @@ def bootstrap(
     key: Any,
     level: float = 0.9,
     num_resamples: int = 200,
-    mask: counted.Mask = None,
+    weights: counted.Weights = None,
     batch_size: int = 25,
 ) -> Bootstrap:
     r"""A metric with a band for the examples it happened to be measured on.
@@ -46,14 +46,14 @@ def bootstrap(
     only 43 % and 47 % where it was calibrated and the truth zero (percentiles: none).
 
     Args:
-      metric: `(*arrays, mask=mask)` -> a number or an array; `functools.partial` for
-        options.
+      metric: `(*arrays, weights=weights)` -> a number or an array;
+        `functools.partial` for options.
       arrays: what the metric takes, each with the leading axis n.
       key: an int, a key, or key data.
       level: of the band, in (0, 1).
       num_resamples: at least 2; the ends are quantiles of as many values.
-      mask: as the metric takes it, `(n, ...)` or `(n,)`; examples of which nothing
-        counts are never drawn.
+      weights: as the metric takes them, `(n, ...)` or `(n,)`, numbers or booleans; an
+        example is drawn with its own, and never one of which nothing counts.
       batch_size: resamples at a time. Memory: batch_size times the arrays.
 
     Returns:
@@ -86,18 +86,19 @@ def bootstrap(
             f"least 1; got shapes {[x.shape for x in arrays]}."
         )
     count = counts.pop()
-    value = metric(*arrays, mask=mask)
-    shape = (count,) if mask is None else (count, *jnp.shape(mask)[1:])
-    used = counted.used_rows(mask, shape)
-    examples = jnp.any(used.reshape((count, -1)), -1)
+    value = metric(*arrays, weights=weights)
+    shape = (count,) if weights is None else (count, *jnp.shape(weights)[1:])
+    given = counted.weights_in_full(weights, shape)
+    examples = jnp.any(counted.used(given).reshape((count, -1)), -1)
     first = jnp.argsort(~examples)  # stable: the examples that count, then the padding
     number = jnp.sum(examples, dtype=jnp.int32)
     places = jnp.arange(count, dtype=jnp.int32)
 
     def resample(key: jax.Array) -> jax.Array:
         index = first[jax.random.randint(key, (count,), 0, number, dtype=jnp.int32)]
-        kept = (places < number).reshape((-1,) + (1,) * (used.ndim - 1))
-        return metric(*(x[index] for x in arrays), mask=used[index] & kept)
+        kept = (places < number).reshape((-1,) + (1,) * (given.ndim - 1))
+        drawn = jnp.where(kept, given[index], jnp.zeros_like(given))
+        return metric(*(x[index] for x in arrays), weights=drawn)
 
     keys = jax.random.split(typed_key(key), num_resamples)
     values = jax.lax.map(resample, keys, batch_size=batch_size)

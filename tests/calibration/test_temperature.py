@@ -20,7 +20,7 @@ def held_out():
 
 @pytest.fixture(scope="module")
 def fit():
-    return jax.jit(lambda z, y, m: calibration.temperature_scaling(z, y, mask=m))
+    return jax.jit(lambda z, y, m: calibration.temperature_scaling(z, y, weights=m))
 
 
 def mean_loss(logits, labels, temperature=1.0):
@@ -122,6 +122,6 @@ def test_shapes():
         calibration.temperature_scaling(Z, np.array([0, 1]))
     with pytest.raises(ValueError, match="nothing to measure"):
         calibration.temperature_scaling(Z[:0], np.zeros(0, int))
-    with pytest.raises(ValueError, match="mask is False everywhere"):
+    with pytest.raises(ValueError, match="weights are 0 everywhere"):
         labels, mask = np.zeros(3, int), np.zeros(3, bool)
-        calibration.temperature_scaling(Z, labels, mask=mask)
+        calibration.temperature_scaling(Z, labels, weights=mask)

@@ -53,19 +53,17 @@ def test_shapes():
 def test_nothing_to_count():
     with pytest.raises(ValueError, match=r"nothing to measure: .*\(0,\)"):
         metrics.accuracy(P[:0], Y[:0])
-    with pytest.raises(ValueError, match="the mask is False everywhere"):
-        metrics.brier(P, Y, mask=np.zeros(3, bool))
+    with pytest.raises(ValueError, match="the weights are 0 everywhere"):
+        metrics.brier(P, Y, weights=np.zeros(3, bool))
     with pytest.raises(ValueError, match="nothing to measure"):
         metrics.entropy(P[:0])
-    value = jax.jit(lambda m: metrics.brier(P, Y, mask=m))(np.zeros(3, bool))
+    value = jax.jit(lambda m: metrics.brier(P, Y, weights=m))(np.zeros(3, bool))
     assert np.isnan(value)
 
 
-def test_masks():
-    with pytest.raises(ValueError, match=r"mask must be boolean .* got dtype float64"):
-        metrics.accuracy(P, Y, mask=np.ones(3))
-    with pytest.raises(ValueError, match=r"mask must have .* \(3,\).*; got \(2,\)"):
-        metrics.accuracy(P, Y, mask=np.ones(2, bool))
+def test_weights_of_another_shape():
+    with pytest.raises(ValueError, match=r"weights must have .* \(3,\).*; got \(2,\)"):
+        metrics.accuracy(P, Y, weights=np.ones(2))
 
 
 def test_numbers():

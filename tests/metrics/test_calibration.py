@@ -42,7 +42,7 @@ def mass_bins(confidence, count):
 @functools.cache
 def measure(binning):
     def all_three(probabilities, labels, mask):
-        options = {"binning": binning, "mask": mask}
+        options = {"binning": binning, "weights": mask}
         return (
             metrics.expected_calibration_error(probabilities, labels, **options),
             metrics.maximum_calibration_error(probabilities, labels, **options),

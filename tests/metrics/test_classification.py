@@ -37,9 +37,9 @@ CASES = pytest.mark.parametrize(
 @CASES
 def test_scikit_learn(metric, reference, predicted, padded, compiled):
     probabilities, labels, mask = predicted
-    value = compiled(metric, probabilities, labels, mask=None)
+    value = compiled(metric, probabilities, labels, weights=None)
     np.testing.assert_allclose(value, reference(probabilities, labels), rtol=1e-12)
-    value = compiled(metric, padded[0], padded[1], mask=mask)
+    value = compiled(metric, padded[0], padded[1], weights=mask)
     expected = reference(probabilities[mask], labels[mask])
     np.testing.assert_allclose(value, expected, rtol=1e-12)
 
@@ -47,11 +47,11 @@ def test_scikit_learn(metric, reference, predicted, padded, compiled):
 @CASES
 def test_further_axes_are_targets_of_their_own(metric, reference, predicted, compiled):
     probabilities, labels, mask = (x.reshape(20, 3, *x.shape[1:]) for x in predicted)
-    value = compiled(metric, probabilities, labels, mask=mask)
+    value = compiled(metric, probabilities, labels, weights=mask)
     expected = reference(probabilities[mask], labels[mask])
     np.testing.assert_allclose(value, expected, rtol=1e-12)
     whole = mask[:, 0]
-    value = compiled(metric, probabilities, labels, mask=whole)
+    value = compiled(metric, probabilities, labels, weights=whole)
     rows = probabilities[whole].reshape(-1, 4), labels[whole].reshape(-1)
     np.testing.assert_allclose(value, reference(*rows), rtol=1e-12)
 
@@ -87,7 +87,7 @@ def test_one_probability(metric, reference, predicted, compiled):
 
 def test_vmap(predicted):
     probabilities, labels, mask = (x.reshape(3, 20, *x.shape[1:]) for x in predicted)
-    values = jax.jit(jax.vmap(lambda p, y, m: metrics.brier(p, y, mask=m)))(
+    values = jax.jit(jax.vmap(lambda p, y, m: metrics.brier(p, y, weights=m)))(
         probabilities, labels, mask
     )
     for i in range(3):
@@ -99,7 +99,7 @@ def test_gradients_are_finite_beside_padding(padded):
     probabilities, labels, mask = padded
 
     def loss(p):
-        return metrics.negative_log_likelihood(p, labels, mask=mask)
+        return metrics.negative_log_likelihood(p, labels, weights=mask)
 
     gradient = np.asarray(jax.jit(jax.grad(loss))(probabilities))
     assert np.all(gradient[~mask] == 0)

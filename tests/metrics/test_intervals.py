@@ -14,21 +14,21 @@ MASK = np.array([True, True, True, True, False])
 
 
 def test_coverage(compiled):
-    value = compiled(metrics.interval_coverage, LOWER, UPPER, TARGETS, mask=MASK)
+    value = compiled(metrics.interval_coverage, LOWER, UPPER, TARGETS, weights=MASK)
     np.testing.assert_allclose(value, 2 / 4)  # ends belong to the interval
 
 
 def test_width(compiled):
     finite = MASK & np.isfinite(LOWER)
-    value = compiled(metrics.interval_width, LOWER, UPPER, mask=finite)
+    value = compiled(metrics.interval_width, LOWER, UPPER, weights=finite)
     np.testing.assert_allclose(value, 5 / 3)
-    assert compiled(metrics.interval_width, LOWER, UPPER, mask=MASK) == np.inf
+    assert compiled(metrics.interval_width, LOWER, UPPER, weights=MASK) == np.inf
 
 
 def test_score(compiled):
     finite = MASK & np.isfinite(LOWER)
     value = compiled(
-        metrics.interval_score, LOWER, UPPER, TARGETS, level=0.8, mask=finite
+        metrics.interval_score, LOWER, UPPER, TARGETS, level=0.8, weights=finite
     )
     np.testing.assert_allclose(value, (1 + (2 + 0.5 * 10) + (2 + 0.5 * 10)) / 3)
 
@@ -47,9 +47,9 @@ def test_the_true_interval_has_the_best_score(compiled):
 def test_sets(compiled):
     sets = np.array([[1, 1, 0], [0, 0, 0], [0, 1, 1], [1, 1, 1]], bool)
     labels, mask = np.array([1, 0, 2, -5]), np.array([True, True, True, False])
-    value = compiled(metrics.set_coverage, sets, labels, mask=mask)
+    value = compiled(metrics.set_coverage, sets, labels, weights=mask)
     np.testing.assert_allclose(value, 2 / 3)
-    np.testing.assert_allclose(compiled(metrics.set_size, sets, mask=mask), 4 / 3)
+    np.testing.assert_allclose(compiled(metrics.set_size, sets, weights=mask), 4 / 3)
 
 
 def test_vmap_and_float32():

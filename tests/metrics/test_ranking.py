@@ -20,10 +20,10 @@ def scored():
 def test_scikit_learn(scored, digits, compiled):
     scores, positive, mask = scored
     scores = np.round(scores, digits)
-    value = compiled(metrics.auroc, scores, positive, mask=np.ones(80, bool))
+    value = compiled(metrics.auroc, scores, positive, weights=np.ones(80, bool))
     np.testing.assert_allclose(value, roc_auc_score(positive, scores), rtol=1e-12)
     padded = np.where(mask, scores, np.nan)
-    value = compiled(metrics.auroc, padded, positive, mask=mask)
+    value = compiled(metrics.auroc, padded, positive, weights=mask)
     expected = roc_auc_score(positive[mask], scores[mask])
     np.testing.assert_allclose(value, expected, rtol=1e-12)
 
@@ -57,7 +57,7 @@ def test_half_precision_ranks_exactly(scored, compiled):
 
 def test_vmap(scored):
     scores, positive, mask = (x.reshape(2, 40) for x in scored)
-    values = jax.jit(jax.vmap(lambda s, p, m: metrics.auroc(s, p, mask=m)))(
+    values = jax.jit(jax.vmap(lambda s, p, m: metrics.auroc(s, p, weights=m)))(
         scores, positive, mask
     )
     for i in range(2):

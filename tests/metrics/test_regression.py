@@ -40,7 +40,7 @@ def test_gaussian_crps_is_the_integral(gaussian, compiled):
         crps_integral(stats.norm(m, s), y)
         for m, s, y in zip(mean, std, targets, strict=True)
     ]
-    value = compiled(metrics.gaussian_crps, *padded, mask=mask)
+    value = compiled(metrics.gaussian_crps, *padded, weights=mask)
     np.testing.assert_allclose(value, np.mean(np.array(expected)[mask]), rtol=1e-8)
     far = compiled(metrics.gaussian_crps, *(np.array([x]) for x in (0.0, 1e-3, 5.0)))
     # far from the mean the absolute error, less what the spread forgives
@@ -50,7 +50,7 @@ def test_gaussian_crps_is_the_integral(gaussian, compiled):
 def test_gaussian_negative_log_likelihood(gaussian, compiled):
     mean, std, targets, mask, padded = gaussian
     expected = -stats.norm(mean, std).logpdf(targets)[mask].mean()
-    value = compiled(metrics.gaussian_negative_log_likelihood, *padded, mask=mask)
+    value = compiled(metrics.gaussian_negative_log_likelihood, *padded, weights=mask)
     np.testing.assert_allclose(value, expected, rtol=1e-12)
 
 
@@ -71,7 +71,7 @@ def test_sample_crps_is_over_all_pairs(fair):
                 for i in np.argwhere(mask)]  # fmt: skip
     samples = np.where(mask, samples, np.nan)
     run = jax.jit(functools.partial(metrics.sample_crps, fair=fair))
-    value = run(samples, targets, mask=mask)
+    value = run(samples, targets, weights=mask)
     np.testing.assert_allclose(value, np.mean(expected), rtol=1e-12)
 
 

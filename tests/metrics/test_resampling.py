@@ -9,8 +9,8 @@ from scipy import stats
 from fisherflow_jax import metrics
 
 
-def mean(values, *, mask=None):
-    mask = jnp.ones(values.shape, bool) if mask is None else mask
+def mean(values, *, weights=None):
+    mask = jnp.ones(values.shape, bool) if weights is None else weights
     return jnp.sum(jnp.where(mask, values, 0.0)) / jnp.sum(mask).astype(values.dtype)
 
 
@@ -29,13 +29,13 @@ def band(examples):
     """Of the mean, and of how many targets it was taken."""
     _, tokens, mask = examples
 
-    def measure(values, *, mask):
-        count = jnp.sum(mask).astype(values.dtype)
-        return jnp.stack([mean(values, mask=mask), count])
+    def measure(values, *, weights):
+        count = jnp.sum(weights).astype(values.dtype)
+        return jnp.stack([mean(values, weights=weights), count])
 
     def run(values, mask):
         options = {"num_resamples": 3000, "batch_size": 3000, "level": 0.9}
-        return metrics.bootstrap(measure, values, mask=mask, key=0, **options)
+        return metrics.bootstrap(measure, values, weights=mask, key=0, **options)
 
     return jax.jit(run)(tokens, mask)
 
@@ -66,9 +66,10 @@ def test_the_band_of_an_ece_takes_off_its_bias():
     p = rng.random(300)
     y = rng.random(300) < p
 
-    def ece(p, y, *, mask=None):
+    def ece(p, y, *, weights=None):
         binning = metrics.equal_mass(10)
-        return metrics.expected_calibration_error(p, y, binning=binning, mask=mask)
+        options = {"binning": binning, "weights": weights}
+        return metrics.expected_calibration_error(p, y, **options)
 
     run = jax.jit(lambda *a: metrics.bootstrap(ece, *a, key=3, batch_size=200))
     result = run(p, y)

@@ -190,6 +190,42 @@ def test_a_scale_given_with_each_row_is_weighted_least_squares():
     np.testing.assert_allclose(found.observation_std, total, rtol=1e-9)
 
 
+def test_noise_that_the_parameters_move_is_refused_by_name():
+    def scaled(params, x, hold=lambda noise: noise):
+        noise = hold(jnp.exp(x @ params["noise"]))
+        return jnp.stack([x @ params["mean"], noise], -1)
+
+    def together(params, x):
+        noise = jnp.exp(params["noise"][0]) * jnp.ones((len(x), 1))
+        return jnp.concatenate([x @ params["mean"][:, None], noise], -1)
+
+    def held(params, x):
+        return scaled(params, x, jax.lax.stop_gradient)
+
+    params = {"mean": jnp.zeros(D), "noise": jnp.zeros(D)}
+    batch = INPUTS, TARGETS[:, 0]
+    scale, whole = (
+        ff.likelihoods.gaussian("given"),
+        ff.likelihoods.gaussian(covariance="given"),
+    )
+    text = r"gaussian\(.*{}\): .*parameters move them.*gaussian_location_scale"
+    flow = ff.fisher_flow(scaled, scale)
+    for update in (flow.update, jax.jit(flow.update)):  # by shapes, at made-up values
+        with pytest.raises(ValueError, match=text.format("scale='given'")):
+            update(flow.init(params), batch)
+    with pytest.raises(ValueError, match=text.format("scale='given'")):
+        ff.negative_log_likelihood(scaled, scale)(params, batch)
+    matrix = ff.estimators.exact(together, whole, ff.structures.diagonal())
+    with pytest.raises(ValueError, match=text.format("covariance='given'")):
+        matrix(params, (INPUTS, TARGETS[:, :1]))
+    # what is taken as known at the estimate, is
+    exact = ff.estimators.exact(held, scale, ff.structures.diagonal())
+    information = exact(params, batch)
+    found = ff.information.diagonal(information, params)
+    np.testing.assert_allclose(found["mean"], np.sum(INPUTS**2, 0), rtol=1e-9)
+    assert not np.any(found["noise"])
+
+
 THERE = rng.uniform(size=(N, K)) < 0.6
 THERE[:3] = [[True, False], [False, True], [False, False]]
 
