@@ -51,16 +51,15 @@ class Fitted(NamedTuple):
 
     def calibrate(self, validation: tuple, likelihood: Any) -> ff.Calibration:
         held = self.part.inputs(validation[0]), validation[1]
-        link = ff.predictions.probit() if likelihood.is_classes else None
-        return ff.calibrate(self.state, self.part.apply, likelihood, held, link=link)
+        return ff.calibrate(self.state, self.part.apply, likelihood, held)
 
     def outputs(self, state: ff.Posterior, inputs: Any) -> ff.predictions.Outputs:
         rows = self.part.inputs(inputs)
         return ff.predictions.linearized_outputs(state, self.part.apply, rows)
 
     def probabilities(self, state: ff.Posterior, inputs: Any) -> jax.Array:
-        link = ff.predictions.probit()
-        return link(self.outputs(state, inputs), CATEGORICAL).mean
+        rows = self.part.inputs(inputs)
+        return ff.predict(state, self.part.apply, CATEGORICAL, rows).mean
 
 
 def fitted(

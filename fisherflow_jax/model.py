@@ -32,7 +32,8 @@ PyTree = Any
 _WAYS_OUT = (
     "give a model that is evaluated row by row, such as batch normalisation with its "
     "statistics in ff.Shared; or make the batch one example, as `lambda params, "
-    "inputs: apply_fn(params, inputs[0])[None]` does of inputs[None]"
+    "inputs: apply_fn(params, inputs[0])[None]` does of inputs[None]. batched=True, of "
+    "ff.layers.find_layers and of estimators, is for informations of whole batches"
 )
 
 

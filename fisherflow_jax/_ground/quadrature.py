@@ -54,6 +54,8 @@ class SigmoidMoments(NamedTuple):
 # Half steps over the normal where it is narrow, whole ones over the logistic elsewhere.
 _NARROW = 2.0
 _LOGISTIC_REACH = 24
+# Below, the normal distribution function is too small, and its series good enough.
+_DEEP = -10.0
 
 
 def sigmoid_moments(mean: jax.Array, variance: jax.Array) -> SigmoidMoments:
@@ -79,32 +81,37 @@ def sigmoid_moments(mean: jax.Array, variance: jax.Array) -> SigmoidMoments:
 
     def some_wide() -> tuple[jax.Array, jax.Array]:
         pair = _over_logistic(small, jnp.where(wide, std, _NARROW)), all_narrow()
-        log_mean, share = (jnp.where(wide, *x) for x in zip(*pair, strict=True))
-        return log_mean, share
+        log_mean, variance = (jnp.where(wide, *x) for x in zip(*pair, strict=True))
+        return log_mean, variance
 
-    log_small, share = jax.lax.cond(jnp.any(wide), some_wide, all_narrow)
+    log_small, variance = jax.lax.cond(jnp.any(wide), some_wide, all_narrow)
     log_large = jnp.log1p(-jnp.exp(log_small))
     return SigmoidMoments(
         jnp.where(below, log_small, log_large),
         jnp.where(below, log_large, log_small),
-        share * jnp.square(jnp.exp(log_small)),
+        variance,
     )
 
 
 def _over_normal(mean: jax.Array, std: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The logarithm of the mean, and the variance over the squared mean."""
+    """The logarithm of the mean, and the variance."""
     # far enough for the square's peak, 2 s away where the sigmoid is an exponential
-    nodes = np.arange(-16, 17) / 2
+    nodes = np.arange(17) / 2
     weights = np.exp(-np.square(nodes) / 2)
-    center = jax.nn.log_sigmoid(mean)
+    weights /= 2 * weights.sum() - 1
+    odds = jnp.exp(mean)
 
-    def away(node: jax.Array) -> tuple[jax.Array, jax.Array]:
-        relative = jnp.expm1(jax.nn.log_sigmoid(mean + std * node) - center)
-        return relative, jnp.square(relative)
+    def both_sides(node: jax.Array) -> tuple[jax.Array, jax.Array]:
+        # with g = e^d - 1: sigma(m + d) / sigma(m) - 1 = g / (1 + e^m (1 + g))
+        growth = jnp.expm1(std * node)
+        up = growth / (1 + odds * (1 + growth))
+        down = -growth / (1 + odds + growth)
+        return up + down, jnp.square(up) + jnp.square(down)
 
-    first, second = _weighted(away, nodes, weights / weights.sum(), mean)
+    first, second = _weighted(both_sides, nodes[1:], weights[1:], mean)
     variance = jnp.maximum(second - jnp.square(first), 0)
-    return center + jnp.log1p(first), variance / jnp.square(1 + first)
+    variance = variance * jnp.square(jax.nn.sigmoid(mean))
+    return jax.nn.log_sigmoid(mean) + jnp.log1p(first), variance
 
 
 def _over_logistic(mean: jax.Array, std: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -112,25 +119,35 @@ def _over_logistic(mean: jax.Array, std: jax.Array) -> tuple[jax.Array, jax.Arra
     # the peak of what is integrated, where far below zero
     center = jnp.minimum(mean + jnp.square(std), 0)
     nodes = np.arange(-_LOGISTIC_REACH, _LOGISTIC_REACH + 1.0)
+    middle = (mean - center) / std  # -s or above
+    deep = middle < _DEEP
+    at_middle = jax.scipy.special.log_ndtr(middle)
 
-    def log_below(point: jax.Array) -> jax.Array:
-        return jax.scipy.special.log_ndtr((mean - point) / std)
+    def tail(x: jax.Array) -> jax.Array:
+        """The normal distribution function over its density, by the series."""
+        x = jnp.where(deep, x, _DEEP)
+        inverse = 1 / jnp.square(x)
+        return -(1 + inverse * (-1 + inverse * (3 - 15 * inverse))) / x
 
-    at_center = log_below(center)
+    unit = 1 / jnp.where(deep, tail(middle), 2 * jnp.exp(at_middle))
 
     def parts(node: jax.Array) -> tuple[jax.Array, jax.Array]:
-        point = center + node
+        point, away = center + node, node / std
+        argument = middle - away
         # over exp(center): the logistic density is e / (1 + e)^2
         size = jnp.abs(point)
         inverse = 1 / (1 + jnp.exp(-size))
-        log_part = log_below(point) - at_center - size - center
-        part = jnp.exp(log_part) * jnp.square(inverse)
+        rise = jnp.where(deep, away * (middle - away / 2), 0)
+        below = jax.lax.erfc(argument * -(0.5**0.5))
+        below = jnp.where(deep, tail(argument), below)
+        part = unit * below * jnp.exp(rise - size - center) * jnp.square(inverse)
         return part, part * jnp.where(point < 0, 1 - inverse, inverse)
 
     first, second = _weighted(parts, nodes, np.ones_like(nodes), mean)
-    log_unit = at_center + center
-    square = 2 * second / jnp.square(first) * jnp.exp(-log_unit)
-    return log_unit + jnp.log(first), jnp.maximum(square - 1, 0)
+    log_unit = at_middle + center
+    log_mean = log_unit + jnp.log(first)
+    square = 2 * second * jnp.exp(log_unit)
+    return log_mean, jnp.maximum(square - jnp.exp(2 * log_mean), 0)
 
 
 def _weighted(

@@ -32,16 +32,19 @@ def minimise(
     elsewhere: jax.Array,
     *,
     num_points: int = 81,
-    num_halvings: int = 27,
+    num_halvings: int | None = None,
 ) -> Minimum:
     """The best point of a grid, moved by half a step to the better side, and so on.
 
     The grid finds the valley where there are several, or a plateau; values that are NaN
     lose against all others. Never worse than the grid and its two ends. The objective
     is also evaluated at `elsewhere` `(k,)`, which costs no further copy of it in the
-    compiled program: there are two, however many evaluations.
+    compiled program: there are two, however many evaluations. Halves (None) to the
+    precision in which values tell points apart: half of the digits.
     """
     dtype = low.dtype
+    if num_halvings is None:
+        num_halvings = jnp.finfo(dtype).nmant // 2 + 1
 
     def evaluate(points: jax.Array) -> jax.Array:
         values = jax.lax.map(objective, points)

@@ -6,6 +6,7 @@ Any such function will do; one that reads `outputs.covariance` says so by an att
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -162,22 +163,30 @@ def output_samples(key: Any, num_samples: int = 256) -> Link:
 
     def average(outputs: Outputs, likelihood: Likelihood) -> Averaged:
         spread = _root(outputs, likelihood)
-        keys = jax.random.split(typed_key(data), num_samples)
-        mean = outputs.mean
-
-        def one(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-            draw = jax.random.normal(key, mean.shape[1:], mean.dtype)
-            draw = jnp.broadcast_to(draw, mean.shape)
-            if spread.ndim > mean.ndim:
-                drawn = mean + jnp.einsum("...ij,...j->...i", spread, draw)
-            else:
-                drawn = mean + spread * draw
-            return likelihood.mean(drawn), likelihood.variance(drawn)
-
-        center, variance, noise = drawn_moments(one, keys, likelihood.mean(mean))
-        return Averaged(center, safe_sqrt(variance), noise)
+        return _over_draws(outputs.mean, spread, data, likelihood, num_samples)
 
     return Link("output_samples", average, covariance=True)
+
+
+# compiled once a likelihood and shape, whatever the key
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def _over_draws(
+    mean: jax.Array, spread: jax.Array, key: Any, likelihood: Likelihood, number: int
+) -> Averaged:
+    """Over draws from the normal of a root, or of standard deviations."""
+
+    def one(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        draw = jax.random.normal(key, mean.shape[1:], mean.dtype)
+        draw = jnp.broadcast_to(draw, mean.shape)
+        if spread.ndim > mean.ndim:
+            drawn = mean + jnp.einsum("...ij,...j->...i", spread, draw)
+        else:
+            drawn = mean + spread * draw
+        return likelihood.mean(drawn), likelihood.variance(drawn)
+
+    keys = jax.random.split(typed_key(key), number)
+    center, variance, noise = drawn_moments(one, keys, likelihood.mean(mean))
+    return Averaged(center, safe_sqrt(variance), noise)
 
 
 def drawn_moments(

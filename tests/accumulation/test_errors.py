@@ -117,6 +117,31 @@ def test_meshes():
         gather.update(gather.init(PARAMS), PARAMS, (X, Y))
 
 
+def test_a_mesh_refuses_examples_that_interact():
+    """Told by the program, or said: no device could run its rows alone."""
+
+    def centered(params, x):
+        return (x - x.mean(0)) @ params["w"]
+
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("data",))
+    told = r"examples interact \((%s).*2 devices cannot each have a part.*ff.Shared"
+    cases = {
+        "reduce_sum over the examples": (centered, None),
+        "batched=True": (lambda params, x: x @ params["w"], True),
+    }
+    for reason, (apply_fn, batched) in cases.items():
+        drawn = ff.estimators.hutchinson(
+            apply_fn,
+            ff.likelihoods.gaussian(),
+            ff.structures.diagonal(),
+            groups=1,
+            batched=batched,
+        )
+        accumulate(drawn, PARAMS, [(X, Y)], key=0)
+        with pytest.raises(ValueError, match=told % reason):
+            accumulate(drawn, PARAMS, [(X, Y)], key=0, mesh=mesh)
+
+
 def test_negative_weights_under_jit_are_counted():
     gather = accumulator(EXACT)
     state = jax.jit(gather.update)(gather.init(PARAMS), PARAMS, (X, Y, Y - 1))

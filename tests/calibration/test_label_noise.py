@@ -94,10 +94,9 @@ def calibrated(seed: int, labels: jax.Array) -> tuple[ff.Calibration, jax.Array]
     """By validation examples with these labels, and the test probabilities then."""
     params, data = trained(seed)
     inputs = [features(params, images) for images, _ in data]
-    link, model = ff.predictions.probit(), (last_layer, CATEGORICAL)
-    found = ff.calibrate(posterior(seed), *model, (inputs[1], labels), link=link)
-    outputs = ff.predictions.linearized_outputs(found.posterior, last_layer, inputs[2])
-    return found, link(outputs, CATEGORICAL).mean
+    model = last_layer, CATEGORICAL
+    found = ff.calibrate(posterior(seed), *model, (inputs[1], labels))
+    return found, ff.predict(found.posterior, *model, inputs[2]).mean
 
 
 @functools.cache

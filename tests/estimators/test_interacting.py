@@ -112,7 +112,9 @@ def test_what_cuts_a_batch_is_refused_by_name():
         "chunk_size=2 would cut": lambda: ff.estimators.observed(
             equinox, LIKELIHOOD, ff.structures.full(), chunk_size=2
         )(PARAMS, batch),
-        "no row has a score": lambda: ff.scores(equinox, LIKELIHOOD, PARAMS, batch),
+        "no row has a score.*batched=True, of ff.layers.find_layers and of est": (
+            lambda: ff.scores(equinox, LIKELIHOOD, PARAMS, batch)
+        ),
     }
     state = ff.posterior(
         PARAMS, ff.structures.Scalar(jnp.ones(())), prior_precision=1.0

@@ -95,6 +95,24 @@ def test_the_average_of_a_sigmoid(dtype):
         np.testing.assert_allclose(found.variance[i], exact, rtol=rtol)
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_sigmoids_that_are_nearly_zero(dtype):
+    """Where neither the mean nor what it is divided by is a number above zero."""
+    mean, std = map(np.ravel, np.meshgrid([-100.0, -300, -1e4], [3.0, 12.0, 200.0]))
+    given = jnp.asarray(mean, dtype), jnp.asarray(std, dtype) ** 2
+    found = jax.jit(quadrature.sigmoid_moments)(*given)
+    np.testing.assert_array_equal(found.variance[mean / std < -50], 0)
+    assert np.all(np.isfinite(found.log_mean) & np.isfinite(found.variance))
+    grid = np.linspace(-8, 8, 40_001)
+    for m, s, log_mean in zip(mean, std, found.log_mean, strict=True):
+        # over the exponential where it is one, else over the normal's own tail
+        z = np.unique(np.concatenate([m + s**2 + s * grid, s * grid, 9 * grid]))
+        log_weights = -np.square((z - m) / s) / 2 + np.log(np.gradient(z))
+        log_all = np.log(s * np.sqrt(2 * np.pi))
+        exact = special.logsumexp(log_weights + special.log_expit(z)) - log_all
+        np.testing.assert_allclose(log_mean, exact, rtol=1e-3)
+
+
 def test_a_root_of_singular_and_of_broken_matrices():
     rows = RNG.normal(size=(3, 5, 2))
     singular = rows @ np.swapaxes(rows, 1, 2)
