@@ -137,20 +137,25 @@ class Model:
 
         return self.told(f"screen, {left_out}", (params, batch), tell)
 
-    def admitted(self, params: PyTree, given: Any, bad_rows: str) -> Batch:
-        """A batch without its bad rows; where they are at hand they raise, or not."""
+    def admitted(
+        self, params: PyTree, given: Any, bad_rows: str, where: str = "the batch"
+    ) -> tuple[Batch, jax.Array]:
+        """A batch without its bad rows, and how many these are, `()` int32.
+
+        Where they are at hand they raise, or not.
+        """
         batch = batches.as_batch(given, values=False)
         screen = self.screen(params, batch)
         told = screen.together or bad_rows == "raise"
         if not checks.is_concrete(given):
-            return screen(batch)[0]
+            return screen(batch)
         clean, skipped = screening.at_hand(screen, batch)
         if told and not checks.is_concrete(skipped):  # what a trace closes over
             with jax.ensure_compile_time_eval():
-                screen.refuse(given)
+                screen.refuse(given, where)
         elif told and not screening.nothing_bad(clean, skipped):
-            screen.refuse(given)
-        return clean
+            screen.refuse(given, where)
+        return clean, skipped
 
     def check(self, params: PyTree, batch: Batch, layers: Layers | None = None) -> None:
         """Raises where the outputs do not fit the batch or the likelihood.
@@ -462,7 +467,7 @@ def negative_log_likelihood(
     def loss(params: PyTree, batch: Any) -> jax.Array:
         traced = not checks.is_concrete(params)
         one = model.traced_once() if traced else model
-        return one.loss(params, one.admitted(params, batch, bad_rows))
+        return one.loss(params, one.admitted(params, batch, bad_rows)[0])
 
     return loss
 
@@ -514,7 +519,7 @@ def scores(
     params, given = trees.real_arrays(params, "params"), batches.by_name(batch)
     if given.targets is None:
         raise ValueError("scores need targets; the batch's are None.")
-    batch = model.admitted(params, given, bad_rows)
+    batch, _ = model.admitted(params, given, bad_rows)
 
     def scored(params: PyTree, batch: Batch) -> PyTree:
         check_rows(model, params, batch)

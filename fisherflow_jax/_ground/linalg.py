@@ -50,11 +50,49 @@ def equilibrated(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
     return matrices / (scales[..., :, None] * scales[..., None, :]), scales
 
 
+def _alone(function: Callable) -> Callable:
+    """`function` of one matrix, that a vmap or a stack evaluates one by one on CPU.
+
+    jaxlib 0.10 hands the matrices of a stack to the pool of threads that waits for
+    them: as many stacks at once as threads, and none ever ends.
+    """
+    one = jax.custom_batching.custom_vmap(function)
+
+    @one.def_vmap
+    def _(size: int, batched: list, stack: jax.Array) -> tuple[Any, Any]:
+        found = jax.lax.platform_dependent(
+            stack,
+            cpu=functools.partial(jax.lax.map, one),
+            default=jax.vmap(function),
+        )
+        return found, jax.tree.map(lambda _: True, found)
+
+    return one
+
+
+_cholesky = _alone(lambda m: jnp.linalg.cholesky(m, symmetrize_input=False))
+_eigh = _alone(lambda m: tuple(jnp.linalg.eigh(m)))
+_orthonormal = _alone(lambda m: jnp.linalg.qr(m)[0])
+
+
+@jax.custom_jvp
 def cholesky(matrices: jax.Array) -> jax.Array:
     """Lower Cholesky factors of symmetric matrices; NaN where one is not definite."""
-    return _each(
-        lambda m: jnp.linalg.cholesky(m, symmetrize_input=False), matrices
-    ).reshape(matrices.shape)
+    return _each(_cholesky, matrices).reshape(matrices.shape)
+
+
+@cholesky.defjvp
+def _(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    factors = cholesky(*primals)
+    return factors, _factors_moved(factors, tangents[0])
+
+
+def _factors_moved(factors: jax.Array, tangents: jax.Array) -> jax.Array:
+    """The derivative of Cholesky factors along one of their matrices."""
+    divide = functools.partial(solve_triangular, factors, lower=True)
+    inner = divide(jnp.swapaxes(divide(tangents), -1, -2))
+    half = jnp.tril(inner) - jnp.triu(jnp.tril(inner)) / 2
+    return product("...ij,...jk->...ik", factors, half)
 
 
 @jax.jit
@@ -92,10 +130,7 @@ def _steady_cholesky(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
 @_steady_cholesky.defjvp
 def _(primals: tuple, tangents: tuple) -> tuple[tuple, tuple]:
     factors, jitter = _steady_cholesky(*primals)
-    divide = functools.partial(solve_triangular, factors, lower=True)
-    inner = divide(jnp.swapaxes(divide(tangents[0]), -1, -2))
-    half = jnp.tril(inner) - jnp.triu(jnp.tril(inner)) / 2
-    return (factors, jitter), (product("...ij,...jk->...ik", factors, half), 0 * jitter)
+    return (factors, jitter), (_factors_moved(factors, tangents[0]), 0 * jitter)
 
 
 @jax.jit
@@ -146,16 +181,31 @@ def semidefinite_root(matrices: jax.Array) -> jax.Array:
     return jnp.moveaxis(columns, 0, -1)
 
 
+@jax.custom_jvp
 def eigh(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Eigenvalues `(..., k)`, ascending, and columns `(..., k, k)`."""
-    values, columns = _each(lambda m: tuple(jnp.linalg.eigh(m)), matrices)
+    """Eigenvalues `(..., k)`, ascending, and columns `(..., k, k)`.
+
+    Columns of equal eigenvalues have no derivative: NaN.
+    """
+    values, columns = _each(_eigh, matrices)
     return values.reshape(matrices.shape[:-1]), columns.reshape(matrices.shape)
+
+
+@eigh.defjvp
+def _(primals: tuple, tangents: tuple) -> tuple[tuple, tuple]:
+    values, columns = eigh(*primals)
+    moved = (tangents[0] + jnp.swapaxes(tangents[0], -1, -2)) / 2
+    inner = product("...ji,...jk,...kl->...il", columns, moved, columns)
+    identity = jnp.broadcast_to(jnp.eye(values.shape[-1], dtype=bool), inner.shape)
+    gaps = values[..., None, :] - values[..., :, None]
+    turn = jnp.where(identity, 0, inner / jnp.where(identity, 1, gaps))
+    turned = product("...ij,...jk->...ik", columns, turn)
+    return (values, columns), (diagonal(inner), turned)
 
 
 def orthonormal(matrices: jax.Array) -> jax.Array:
     """The orthonormal columns Q `(..., k, k)` of `Q R`, for any rank."""
-    columns = _each(lambda m: jnp.linalg.qr(m)[0], matrices)
-    return columns.reshape(matrices.shape)
+    return _each(_orthonormal, matrices).reshape(matrices.shape)
 
 
 def _each(function: Callable, matrices: jax.Array):
@@ -163,10 +213,4 @@ def _each(function: Callable, matrices: jax.Array):
     size = matrices.shape[-2:]
     if math.prod(matrices.shape[:-2]) == 1:
         return function(matrices.reshape(size))
-    # jaxlib 0.10 hands the matrices of a stack to the pool of threads that waits for
-    # them: as many stacks at once as threads, and none ever ends. One by one is safe.
-    return jax.lax.platform_dependent(
-        matrices.reshape((-1, *size)),
-        cpu=lambda stack: jax.lax.map(function, stack),
-        default=function,
-    )
+    return jax.vmap(function)(matrices.reshape((-1, *size)))

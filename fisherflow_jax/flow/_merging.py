@@ -104,7 +104,10 @@ def merge(states: Sequence[FlowState], start: FlowState) -> FlowState:
         ops.matvec(s.information, move) for s, move in zip(states, moves, strict=True)
     ]
     shift = functools.reduce(optax.tree.add, pulls)
-    step = ops.solve(information, shift)
+    factors = ops.regularised(information, shift)
+    step = factors.divide(shift)
+    if not checks.holds(trees.all_finite(step)):
+        ops.solve(information, shift)  # which says along what it is indefinite
     # of the summed quadratics at their common minimum, relative to the aged start
     squares = [trees.dot(m, p) for m, p in zip(moves, pulls, strict=True)]
     distance = sum(squares[1:], start=squares[0]) - trees.dot(step, shift)
@@ -129,6 +132,8 @@ def merge(states: Sequence[FlowState], start: FlowState) -> FlowState:
     steps_taken = jnp.max(jnp.stack(steps))
     # without any update the state may still hold the search's start: it keeps it
     mean = trees.where(start.step + steps_taken > 0, moved, start.mean)
+    events = _fused(start.events, [s.events for s in states])
+    helped = events.solves_regularised + factors.helped
     fused = start._replace(
         mean=mean,
         rest=rest,
@@ -142,10 +147,9 @@ def merge(states: Sequence[FlowState], start: FlowState) -> FlowState:
         prior=aged.prior,
         step=start.step + steps_taken,
         num_skipped=_fused(start.num_skipped, [s.num_skipped for s in states]),
-        events=_fused(start.events, [s.events for s in states]),
+        events=events._replace(solves_regularised=helped),
+        log_determinant=factors.logdet,
     )
-    logdet = ops.logdet(information, mean)
-    fused = fused._replace(log_determinant=logdet)
     gain = _log_evidence(fused, distance, aged, start, states)
     fused = fused._replace(log_evidence=gain)
 
@@ -212,7 +216,7 @@ def _log_evidence(
     states: Sequence[FlowState],
 ) -> jax.Array:
     mean, sums = start.mean, aged.sums
-    before = ops.logdet(sums.curvature, mean)
+    before = ops.regularised(sums.curvature, mean).logdet
     after = fused.log_determinant
     total = start.log_evidence
     if start.residual is None:

@@ -2,10 +2,12 @@
 
 import warnings
 from collections.abc import Callable
+from operator import itemgetter
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from fisherflow_jax import information as ops
@@ -113,14 +115,16 @@ def refine(
         item: (item["x"], item["y"])`.
 
     Returns:
-      The state with mean, information, count and log-evidence of the step. The
-      information is that of the point from which the step was taken, the sums of
-      squares of an unknown dispersion follow the step from there, and what else the
-      likelihood leaves unknown takes a step of its own. The scores for `robust=True`
-      are taken anew, at the refined mean. Cost: one pass, with `robust=True` two.
+      The state with mean, information, count, log-evidence and `events.rows_skipped`
+      of the step. The information is that of the point from which the step was taken,
+      the sums of squares of an unknown dispersion follow the step from there, and what
+      else the likelihood leaves unknown takes a step of its own. The scores for
+      `robust=True` are taken anew, at the refined mean. Cost: one pass, with
+      `robust=True` two.
 
     Raises:
-      ValueError: for a memory other than stationary, and for no batches at all; with
+      ValueError: for a memory other than stationary, for no batches at all, and, where
+        values are at hand, for bad rows of any batch, unless they are dropped; with
         `robust=True` for an iterator, which gives its batches only once.
       TypeError: for a bank's state.
 
@@ -154,52 +158,47 @@ def refine(
         key = None
         if state.key is not None:
             key = jax.random.fold_in(keys.typed_key(state.key), state.step + index)
-        batch = _read(recipe, state.mean, batch)
+        batch, skipped = _read(recipe, state.mean, batch, index)
         count = num_observations(recipe, batch).astype(state.count.dtype)
         own: Any = ()
         if logs is not None or state.residual is not None:
             own = compiled(recipe, _of_likelihood)(batch, state.mean, logs)
         measured = flow.evaluate(state.mean, batch, key, logs)
-        *numbers, information = (own, count, *measured)
+        *numbers, information = (skipped, own, count, *measured)
         if sums is None:
             return numbers, information
         return optax.tree.add(sums[0], numbers), ops.add(sums[1], information)
 
-    (own, count, value, score), measured = _sum_over(add_batch, batches)
+    numbers, measured = _sum_over(add_batch, batches)
+    _check_all_read(recipe, state.mean, batches, numbers)
+    rows_skipped, own, count, value, score = numbers
     prior = state.prior
     information = ops.add(measured, prior.precision)
     _check_finite((score, information))  # a solve would say less of the reason
     offset = optax.tree.sub(state.mean, prior.origin)
     pull = ops.matvec(prior.precision, offset)
     gradient = optax.tree.sub(score, pull)
-    step = ops.solve(information, gradient)
-    log_evidence, logdet = state.log_evidence, ops.logdet(information, offset)
-    if state.residual is None:  # Laplace's integral over all data at once
-        log_evidence = evidence.known_dispersion(
-            value + 0.5 * trees.dot(gradient, step),
-            trees.dot(offset, pull),
-            ops.logdet(prior.precision, offset),
-            logdet,
-        ).astype(log_evidence.dtype)
+    factors = ops.regularised(information, offset)
+    step, logdet = factors.divide(gradient), factors.logdet
     none = None if state.rest is None else optax.tree.zeros_like(state.rest)
     mean, rest = linalg.moved(state.mean, none, step)
     sums = Sum(information, count)
     squares = nuisance = None
     if state.residual is not None:
         squares = _squares(prior, mean, measured, score, own[0], step)
-        before = jnp.zeros_like(count), ops.logdet(prior.precision, offset)
-        log_evidence = evidence.unknown_dispersion(
-            evidence.Fitted(before[0], *before),
-            evidence.Fitted(squares.penalised, count, logdet),
-            own[1],
-        ).astype(log_evidence.dtype)
+    value = value + 0.5 * trees.dot(gradient, step)
+    log_evidence = _log_evidence(state, value, logdet, count, squares, own)
     if state.nuisance is not None:
         nuisance = nuisances.refined(state.nuisance, *own)
     if recipe.robust:
         sums = _with_scores(recipe, sums, mean, batches)
     sums = kept(recipe, sums)
     if sums.curvature is not information:
-        logdet = ops.logdet(sums.curvature, offset)
+        logdet = ops.regularised(sums.curvature, offset).logdet
+    events = state.events._replace(
+        rows_skipped=rows_skipped,
+        solves_regularised=state.events.solves_regularised + factors.helped,
+    )
     refined = state._replace(
         mean=mean,
         rest=rest,
@@ -212,6 +211,7 @@ def refine(
         residual=None if squares is None else squares.penalised,
         own_residual=None if squares is None else squares.own,
         nuisance=nuisance,
+        events=events,
         # the belief is no longer the prior, even if no stream came before
         step=jnp.maximum(state.step, 1),
     )
@@ -219,6 +219,30 @@ def refine(
     _check_finite((refined.mean, refined.information))
     skipped = state._replace(num_skipped=state.num_skipped + 1)
     return optax.tree.where(finite, refined, skipped)
+
+
+def _log_evidence(
+    state: FlowState,
+    value: jax.Array,
+    logdet: jax.Array,
+    count: jax.Array,
+    squares: Squares | None,
+    own: Any,
+) -> jax.Array:
+    """Of all data at once: Laplace's integral, or that over a dispersion too."""
+    offset, precision = optax.tree.sub(state.mean, state.prior.origin), state.prior[1]
+    before = ops.logdet(precision, offset)
+    if squares is None:
+        distance = ops.quadratic_form(precision, offset)
+        found = evidence.known_dispersion(value, distance, before, logdet)
+    else:
+        zero = jnp.zeros_like(count)
+        found = evidence.unknown_dispersion(
+            evidence.Fitted(zero, zero, before),
+            evidence.Fitted(squares.penalised, count, logdet),
+            own[1],
+        )
+    return found.astype(state.log_evidence.dtype)
 
 
 def _check_finite(values: PyTree) -> None:
@@ -276,8 +300,8 @@ def _with_scores(recipe: Recipe, sums: Sum, mean: PyTree, batches: Any) -> Sum:
     """The sums with the scores of all batches at a mean."""
 
     def add_batch(total: Any, batch: Any, index: jax.Array) -> Any:
-        del index
-        site = compiled(recipe, _scores)(_read(recipe, mean, batch), mean)
+        batch, _ = _read(recipe, mean, batch, index)
+        site = compiled(recipe, _scores)(batch, mean)
         if total is None:
             return site
         return tuple(map(ops.add, site[0], total[0])), optax.tree.add(site[1], total[1])
@@ -291,10 +315,28 @@ def _scores(recipe: Recipe, batch: Batch, mean: PyTree) -> tuple[tuple, PyTree]:
     return site.quadratic, site.scores
 
 
-def _read(recipe: Recipe, params: PyTree, batch: Any) -> Batch:
-    batch = recipe.model.admitted(params, batch, recipe.bad_rows)
+def _read(
+    recipe: Recipe, params: PyTree, batch: Any, index: Any
+) -> tuple[Batch, jax.Array]:
+    """The batch without its bad rows, and how many these are."""
+    where = f"batch {index}"
+    batch, skipped = recipe.model.admitted(params, batch, recipe.bad_rows, where)
     check_clusters(recipe, batch)
-    return known_clusters(recipe, batch)[0]
+    batch, unknown = known_clusters(recipe, batch)
+    return batch, skipped + unknown
+
+
+def _check_all_read(recipe: Recipe, params: PyTree, stored: Any, sums: Any) -> None:
+    """Raises for the first bad row of a stack that is at hand, as of a list.
+
+    A scan reads all but its first batch, and what is traced does not raise.
+    """
+    if not isinstance(stored, tuple) or not checks.is_concrete(stored):
+        return
+    if checks.is_concrete(sums) and not sums[0] and bool(trees.all_finite(sums)):
+        return
+    for index in range(len(jax.tree.leaves(stored)[0])):
+        _read(recipe, params, jax.tree.map(itemgetter(index), stored), index)
 
 
 def _meat_like(state: FlowState, sums: Sum) -> Any:
@@ -319,11 +361,11 @@ def _sum_over(add_batch: Callable[..., Any], stored: Any) -> Any:
             return add_batch(sums, *part), None
 
         indices = jnp.arange(1, count, dtype=jnp.int32)
-        first = add_batch(None, head, jnp.zeros((), jnp.int32))
+        first = add_batch(None, head, np.int32(0))
         return jax.lax.scan(body, first, (tail, indices))[0]
     sums = None
     for index, batch in enumerate(stored):
-        sums = add_batch(sums, batch, jnp.asarray(index, jnp.int32))
+        sums = add_batch(sums, batch, np.int32(index))
     if sums is None:
         raise ValueError("refine needs at least one batch; got none.")
     return sums

@@ -164,7 +164,11 @@ class FisherFlow(NamedTuple):
 
 @jax.jit
 def _spare(state: FlowState) -> jax.Array:
-    information, precision = ops.plain(state.information), state.prior.precision
+    return _spare_of(state, *ops.resolved(state.information, state.mean))
+
+
+def _spare_of(state: FlowState, information: Any, hidden: PyTree) -> jax.Array:
+    precision = state.prior.precision
 
     def used(more: jax.Array) -> jax.Array:
         total = ops.add(information, ops.scale(precision, more))
@@ -172,15 +176,17 @@ def _spare(state: FlowState) -> jax.Array:
 
     # of d - tr(P (I + eP)^-1) at zero: a trace of squares from one of inverses
     held = jax.jvp(used, (jnp.zeros_like(state.count),), (jnp.ones_like(state.count),))
-    return state.count - trees.size(state.mean) + held[1]
+    # what rounding hides is not estimated: there the prior holds all
+    return state.count - trees.size(state.mean) + held[1] + jnp.sum(trees.ravel(hidden))
 
 
 @jax.jit
 def _dispersion(state: FlowState, squares: jax.Array) -> jax.Array:
-    information, (origin, precision) = ops.plain(state.information), state.prior
+    information, hidden = ops.resolved(state.information, state.mean)
+    origin, precision = state.prior
     slope = ops.matvec(precision, optax.tree.sub(origin, state.mean))
     squares = squares - trees.dot(slope, ops.solve(information, slope))
-    spare = _spare(state)
+    spare = _spare_of(state, information, hidden)
     return jnp.where(spare > 0, squares / spare, jnp.nan)
 
 

@@ -64,3 +64,4 @@ from fisherflow_jax.information._operations import total as total
 from fisherflow_jax.information._operations import trace as trace
 from fisherflow_jax.information._regularised import Regularised as Regularised
 from fisherflow_jax.information._regularised import regularised as regularised
+from fisherflow_jax.information._regularised import resolved as resolved

@@ -40,3 +40,35 @@ def regularised(information: Any, like: PyTree | None = None) -> Regularised:
     return Regularised(
         ops.solver(information), ops.logdet(information, like), jnp.zeros((), jnp.int32)
     )
+
+
+@functools.singledispatch
+def resolved(information: Any, like: PyTree | None = None) -> tuple[Any, PyTree]:
+    r"""The information, filled along what its rounding hides, and which directions.
+
+    A direction is hidden where the equilibrated matrix (unit diagonal) has an
+    eigenvalue of at most :math:`d \epsilon`, d the order of the matrix: of redundant
+    columns under a vague prior. There the eigenvalue grows by one, which any Cholesky
+    factor bears; along all others solves and traces are what they were.
+
+    Args:
+      information: of any structure.
+      like: a tree with the parameters' shapes, for structures that store none.
+
+    Returns:
+      `(information, hidden)`: hidden is a tree like the parameters, how much of each
+      is along hidden directions, in [0, 1]; it sums to their number. Cost of full and
+      block: a Cholesky factor, and eigenvectors where a pivot of it is small. The other
+      structures hide nothing.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> twice = ff.structures.Full(jnp.array([[9.0, 9.0], [9.0, 9.0]]))
+      >>> filled, hidden = ff.information.resolved(twice)
+      >>> print(filled.rows.round(3), hidden.round(3))
+      [[13.5  4.5]
+       [ 4.5 13.5]] [0.5 0.5]
+    """
+    shapes = ops.shapes(information, like)
+    return information, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)

@@ -138,13 +138,20 @@ def _moments(state: Any, robust: bool | str) -> tuple[PyTree, PyTree, Believed]:
 
 
 def _variance(member: Gaussian, robust: bool | str) -> PyTree:
+    """Of each parameter; NaN of one that rounding hides, and of no other."""
+    information, hidden = ops.resolved(member.information, member.mean)
+    factor: Any = 1.0
     if robust:
-        sandwich = ops.sandwich(member.information, member.meat)
-        return ops.diagonal(sandwich, member.mean)
-    values = ops.inverse_diagonal(member.information, member.mean)
-    if member.dispersion is None:
-        return values
-    return jax.tree.map(lambda x: x * member.dispersion, values)
+        sandwich = ops.sandwich(information, member.meat)
+        values = ops.diagonal(sandwich, member.mean)
+    else:
+        values = ops.inverse_diagonal(information, member.mean)
+        factor = 1.0 if member.dispersion is None else member.dispersion
+    eps = float(jnp.finfo(trees.float_dtype(values)).eps)
+    least = (10 * trees.size(values) * eps) ** 2
+    return jax.tree.map(
+        lambda x, share: jnp.where(share > least, jnp.nan, factor * x), values, hidden
+    )
 
 
 def check_level(level: float) -> None:

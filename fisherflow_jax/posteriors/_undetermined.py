@@ -298,8 +298,7 @@ def warn_of_parameters(state: Any, error: PyTree, believed: Believed) -> None:
     warn_of_refused(state)
     if not checks.is_concrete((state, error)):
         return
-    spare = [one.degrees_of_freedom for one in believed.members]
-    if any(x is not None and np.any(np.isnan(x)) for x in spare):
+    if any(np.any(np.isnan(x)) for x in jax.tree.leaves(error)):
         warn_once(
             state,
             "the information cannot be inverted in this precision (its condition is "

@@ -97,6 +97,7 @@ for _operation in (
     ops.factorise,
     ops.logdet,
     ops.regularised,
+    ops.resolved,
     ops.trace,
     ops.diagonal,
     ops.inverse_diagonal,

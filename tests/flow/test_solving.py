@@ -166,7 +166,7 @@ def test_refining_refuses_no_data_and_bad_data():
         ff.refine(flow, state, [])
     inputs, labels, weights = BATCHES[0]
     bad = (np.where(inputs > 1, np.nan, inputs), labels, weights)
-    with pytest.raises(ValueError, match=r"row \d of the batch has inputs\["):
+    with pytest.raises(ValueError, match=r"row \d of batch 0 has inputs\["):
         ff.refine(flow, state, [bad])
     huge = (inputs, labels, np.full(len(weights), 1e308))  # their sum is infinite
     with pytest.raises(ValueError, match="not finite"):
@@ -174,6 +174,35 @@ def test_refining_refuses_no_data_and_bad_data():
     kept = jax.jit(lambda s: ff.refine(flow, s, [huge]))(state)
     assert kept.num_skipped == 1
     np.testing.assert_array_equal(streams.flat(kept.mean), streams.flat(state.mean))
+
+
+def test_refining_looks_at_every_batch_of_a_stack():
+    inputs, labels, weights = (np.array(x) for x in STACKED)
+    labels[2, 1], inputs[1, 3, 0] = 7.0, np.nan
+    bad = inputs, labels, weights
+    start, told = streamed(), r"row 3 of batch 1 has inputs\[3, 0\] = nan"
+    for stored in (bad, ff.Batch(*bad), list(zip(*bad, strict=True))):
+        with pytest.raises(ValueError, match=told):
+            ff.refine(logistic(), start, stored)
+    weights = weights.copy()
+    weights[2, 1] = weights[1, 3] = 0
+    expected = ff.refine(logistic(), start, (inputs, labels, weights))
+    dropping = streams.flow(
+        "full",
+        "stationary",
+        "bernoulli",
+        num_steps=4,
+        robust=True,
+        bad_rows="drop",
+    )
+    traced = jax.jit(lambda state, stored: ff.refine(logistic(), state, stored))
+    for found in (ff.refine(dropping, start, bad), traced(start, bad)):
+        assert found.events.rows_skipped == 2 and expected.events.rows_skipped == 0
+        jax.tree.map(
+            lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-9),
+            found._replace(events=None),
+            expected._replace(events=None),
+        )
 
 
 def test_warm_start_refuses_bad_data():

@@ -126,6 +126,14 @@ def test_no_stream_ends_in_float32(memory):
     np.testing.assert_array_less(gap, 0.02)
     np.testing.assert_allclose(state.count, np.sum(total), rtol=1e-6)
     assert state.num_skipped == 0
+    # two directions, one a target, are not estimated
+    wide = member("clean", memory)
+    for name in ("dispersion", "degrees_of_freedom"):
+        parts = getattr(state, name), getattr(wide, name)
+        np.testing.assert_allclose(*parts, rtol=1e-3)
+    np.testing.assert_allclose(jax.jit(lambda s: s.dispersion)(state), dispersion, 1e-3)
+    with pytest.warns(ff.DataWarning, match="cannot be inverted.*collinear in float32"):
+        assert np.all(np.isnan(ff.standard_error(state)))
 
 
 @both_types

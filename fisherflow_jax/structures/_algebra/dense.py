@@ -351,6 +351,33 @@ def _regularised(information: Any, like: PyTree | None = None) -> ops.Regularise
     return ops.Regularised(divide, logdet, helped.astype(jnp.int32))
 
 
+def _resolved(information: Any, like: PyTree | None = None) -> tuple[Any, PyTree]:
+    found = [_filled(matrix) for matrix in matrices(information)]
+    filled = with_matrices(information, [matrix for matrix, _ in found])
+    return filled, unpack(information, [hidden for _, hidden in found])
+
+
+@jax.jit
+def _filled(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`(..., k, k)` with ones for eigenvalues that rounding hides, and `(..., k)`."""
+    eps = float(jnp.finfo(matrix.dtype).eps)
+    equilibrated, scales = linalg.equilibrated(matrix)
+    # which directions these are is no function to be differentiated
+    held = jax.lax.stop_gradient(equilibrated)
+
+    def search(held: jax.Array) -> jax.Array:
+        values, basis = linalg.eigh(held)
+        found = (values <= held.shape[-1] * eps)[..., None, :]
+        columns = jnp.where(found, basis, jnp.zeros_like(basis))
+        return linalg.product("...ik,...jk->...ij", columns, columns)
+
+    pivots = jnp.square(linalg.diagonal(linalg.cholesky(held)))
+    near = jnp.any(~(pivots > eps**0.5))
+    filling = jax.lax.cond(near, search, jnp.zeros_like, held)
+    unit = scales[..., :, None] * scales[..., None, :]
+    return matrix + filling * unit, linalg.diagonal(filling)
+
+
 @jax.jit
 def _log_volume(factor: jax.Array, scales: jax.Array) -> jax.Array:
     """The log-determinant of what `factorise` factorised."""
@@ -485,6 +512,7 @@ def register(kind: type) -> None:
     ops.factorise.register(kind, _factorise)
     ops.logdet.register(kind, _logdet)
     ops.regularised.register(kind, _regularised)
+    ops.resolved.register(kind, _resolved)
     ops.trace.register(kind, _trace)
     ops.diagonal.register(kind, _diagonal)
     ops.inverse_diagonal.register(kind, _inverse_diagonal)
