@@ -49,17 +49,21 @@ class Fitted(NamedTuple):
     information: Any  # without the prior
     state: ff.Posterior
 
-    def calibrate(self, validation: tuple, likelihood: Any) -> ff.Calibration:
+    def calibrate(
+        self, validation: tuple, likelihood: Any, link: Any = None
+    ) -> ff.Calibration:
         held = self.part.inputs(validation[0]), validation[1]
-        return ff.calibrate(self.state, self.part.apply, likelihood, held)
+        return ff.calibrate(self.state, self.part.apply, likelihood, held, link=link)
 
     def outputs(self, state: ff.Posterior, inputs: Any) -> ff.predictions.Outputs:
         rows = self.part.inputs(inputs)
         return ff.predictions.linearized_outputs(state, self.part.apply, rows)
 
-    def probabilities(self, state: ff.Posterior, inputs: Any) -> jax.Array:
+    def probabilities(
+        self, state: ff.Posterior, inputs: Any, link: Any = None
+    ) -> jax.Array:
         rows = self.part.inputs(inputs)
-        return ff.predict(state, self.part.apply, CATEGORICAL, rows).mean
+        return ff.predict(state, self.part.apply, CATEGORICAL, rows, link=link).mean
 
 
 def fitted(
@@ -196,8 +200,10 @@ def print_scores(runs: list[dict[str, tuple[float, float, float]]]) -> dict:
 def detect(params: Any, data: Data, num_permutations: int) -> dict[str, tuple]:
     """AUROC of each structure at the training prior and calibrated, by permutation.
 
-    The scale is found on half of the test images; all are then scored.
+    The scale is found on half of the test images; all are then scored, by probit as in
+    the table of the libraries.
     """
+    probit = ff.predictions.probit()
     params, train, test = float32((params, data.train, data.test))
     half = tuple(part[::2] for part in test)
     outsides = [
@@ -209,13 +215,13 @@ def detect(params: Any, data: Data, num_permutations: int) -> dict[str, tuple]:
     found: dict[str, tuple] = {BARE: (bare, bare, 0.0)}
     for structure in STRUCTURES:
         fit = fitted(params, structure, train)
-        calibration = fit.calibrate(half, CATEGORICAL)
+        calibration = fit.calibrate(half, CATEGORICAL, probit)
         columns = []
         for each in (fit.state, calibration.posterior):
-            inside = fit.probabilities(each, test[0])
-            columns.append(
-                [detection(inside, fit.probabilities(each, x)) for x in outsides]
+            inside, *strange = (
+                fit.probabilities(each, x, probit) for x in (test[0], *outsides)
             )
+            columns.append([detection(inside, x) for x in strange])
         found[structure] = (*columns, float(calibration.scale))
     return found
 
