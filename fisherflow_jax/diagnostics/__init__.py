@@ -12,8 +12,8 @@ from fisherflow_jax.diagnostics._table import (
 from fisherflow_jax.diagnostics._table import effective_rank as effective_rank
 from fisherflow_jax.diagnostics._table import eigenvalues as eigenvalues
 from fisherflow_jax.diagnostics._table import table as table
+from fisherflow_jax.diagnostics._undetermined import undetermined as undetermined
 from fisherflow_jax.posteriors import Direction as Direction
-from fisherflow_jax.posteriors import undetermined as undetermined
 
 Direction.__module__ = __name__  # of a lower room that the package does not show
 show(__name__)

@@ -15,9 +15,11 @@ from fisherflow_jax.posteriors._undetermined import (
     events,
     listed,
     parameter_shares,
-    undetermined,
     warn_determined,
     warn_of_refused,
+)
+from fisherflow_jax.posteriors._undetermined import (
+    undetermined as undetermined_directions,
 )
 
 PyTree = Any
@@ -85,6 +87,7 @@ def summary(
     *,
     level: float = 0.95,
     robust: bool | str = False,
+    undetermined: Sequence[Direction] | None = None,
 ) -> Summary:
     """A table of estimates, standard errors, tests and intervals.
 
@@ -94,6 +97,8 @@ def summary(
         like the parameters); None: paths in the tree.
       level: of the intervals, in (0, 1).
       robust: with sandwich standard errors, as in `ff.standard_error`.
+      undetermined: what `ff.diagnostics.undetermined` found with the data; None: what
+        it finds by the state alone.
 
     Returns:
       A `Summary`, which prints as a table: name, estimate, standard error, z (or t,
@@ -143,7 +148,9 @@ def summary(
     spare, below = one.degrees_of_freedom, -np.abs(statistic)
     tail = special.ndtr(below) if spare is None else special.stdtr(float(spare), below)
     shares, named = parameter_shares(believed) or (None, None)
-    directions = undetermined(state, labels) if len(members) == 1 else ()
+    directions = tuple(undetermined or ())
+    if undetermined is None and len(members) == 1:
+        directions = undetermined_directions(state, labels)
     warn_of_refused(state)
     rows = np.flatnonzero(False if named is None else named)
     warn_determined(state, directions or [labels[row] for row in rows])

@@ -107,46 +107,7 @@ def _has_data(one: Gaussian, shares: np.ndarray) -> bool:
 def undetermined(
     state: Any, names: Sequence[str] | None = None
 ) -> tuple[Direction, ...]:
-    r"""The directions in parameter space that the prior determines, and not the data.
-
-    Those of :math:`P v = \lambda I v` (`ff.information.null_directions`) with
-    :math:`\lambda > 0.1`: the prior gives more than a tenth of the information. Beside
-    a vague prior (standard deviation of 10 or more) :math:`\sqrt\lambda > 0.1`: where a
-    likelihood flattens out, the estimate runs away until the prior holds it, at
-    :math:`F / P \approx |\eta|`, a logarithm of how vague the prior is. They are shown
-    as combinations of few parameters that span the same space.
-
-    A zero column, or a category without rows, is one parameter; columns that sum to
-    another, classes without a reference, and parameters that the outputs only know
-    together are a combination; separation, an empty cell of counts and a class never
-    seen are a share below one, as few rows are.
-
-    Args:
-      state: anything with `.mean` and `.information`, and a prior: a flow's state or
-        `ff.posterior(...)`. Under `random_walk` memory a drift takes the prior's
-        place, and nothing is found.
-      names: one a parameter, in ravelled order; None: paths in the tree.
-
-    Returns:
-      A tuple of `Direction(name, reason, share, vector)`, that of the largest share
-      first, empty for a state without data. Cost: two eigendecompositions, d^3; of
-      scalar and diagonal states, which keep no combinations, and above 500 parameters:
-      the diagonal of the inverse, each parameter by itself.
-
-    Raises:
-      TypeError: for a mixture, and for what is no state.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> import fisherflow_jax as ff
-      >>> x = jnp.array([[1.0, 1.0, 0.0], [1.0, 0.0, 1.0], [1.0, 0.0, 1.0]])
-      >>> state = ff.posterior(
-      ...     jnp.zeros(3), ff.structures.full().reduce(10.0 * x), prior_precision=1e-4
-      ... )
-      >>> for direction in ff.diagnostics.undetermined(state):
-      ...     print(direction)
-      theta[0] - theta[1] - theta[2] (collinear)
-    """
+    """As `ff.diagnostics.undetermined`, by the state alone."""
     one = gaussian(state)
     names = trees.entry_names(one.mean) if names is None else names
     count = one.num_observations

@@ -258,6 +258,11 @@ def test_memories(memory, determined):
     x = np.column_stack([NORMAL, np.zeros(60)])
     state, _ = flow.update(flow.init(jnp.zeros(3)), (x, x[:, 0]))
     assert named(state) == ["theta[2]"] * determined
+    if not determined:  # what the prior would be by now: the stream without weights
+        alone, _ = flow.update(flow.init(jnp.zeros(3)), (x, x[:, 0], np.zeros(60)))
+        shares = (ff.standard_error(state) / ff.standard_error(alone)) ** 2
+        np.testing.assert_allclose(shares[2], 1.0, rtol=1e-12)
+        assert np.all(shares[:2] < 0.1)
 
 
 def test_a_mixture_has_the_mean_share():
