@@ -1,6 +1,6 @@
 """Why the data do not determine a direction: told by the data themselves."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -28,8 +28,8 @@ _SEPARATES, _ROUNDING = 1e-4, 1e-7
 
 def undetermined(
     state: Any,
-    apply_fn: Callable | None = None,
-    likelihood: Likelihood | None = None,
+    apply_fn: Any = None,
+    likelihood: Any = None,
     batches: Any = None,
     *,
     names: Sequence[str] | None = None,
@@ -161,10 +161,11 @@ def _rows(model: Model, mean: PyTree, batches: Any) -> _Rows:
             )
         slopes = jacobian(mean, given.unshare(batch.inputs))
         parts.append(_of_batch(model.likelihood, batch, np.asarray(slopes, float)))
-    columns = zip(*parts, strict=True)
-    slopes, possible, empty = (
-        None if column[0] is None else np.concatenate(column) for column in columns
-    )
+    columns: list[Any] = [
+        None if column[0] is None else np.concatenate(column)
+        for column in zip(*parts, strict=True)
+    ]
+    slopes, possible, empty = columns
     return _Rows(slopes, possible, empty, float(jnp.finfo(outputs.dtype).eps))
 
 
