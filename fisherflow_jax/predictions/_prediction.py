@@ -256,6 +256,8 @@ def _averaged(averaged: Any, likelihood: Likelihood, own: Moments) -> Moments:
         most = mean * (1 - mean)
         variance = jnp.minimum(variance, most)
         noise = most - variance
+        if not likelihood.mixes_outputs:  # times the dispersion: a fourth, at one half
+            noise = noise * 4 * likelihood.variance(jnp.zeros_like(noise))
     elif noise is None:
         noise = own.noise
     return own._replace(mean=mean, mean_variance=variance, noise=noise)

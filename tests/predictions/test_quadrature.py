@@ -277,6 +277,29 @@ def test_very_many_classes_form_no_covariance():
         LINK(outputs._replace(line_variance=None), CATEGORICAL)
 
 
+@pytest.mark.parametrize("link", [None, ff.predictions.probit()])
+def test_the_dispersion_of_shares_is_in_a_new_one(link):
+    """The expected variance of a target is the dispersion times E p (1 - p)."""
+    state = ff.Posterior(
+        jnp.ones(()), ff.structures.Scalar(jnp.asarray(0.5)), jnp.ones(())
+    )
+    x = np.array([0.3, -2.0])
+    found = ff.predict(
+        state, lambda p, x: p * x, ff.likelihoods.bernoulli(3.0), x, link=link
+    )
+    if link is None:
+        z = x[:, None] + np.sqrt(2) * np.abs(x)[:, None] * np.linspace(-8, 8, 2001)
+        weights = np.exp(-(np.linspace(-8, 8, 2001) ** 2) / 2)
+        share = special.expit(z)
+        mean, inside = (
+            (w @ weights) / weights.sum() for w in (share, share - share**2)
+        )
+        expected = 3 * inside + mean - inside - mean**2
+    else:
+        expected = 3 * (found.mean - found.mean**2) - 2 * found.std**2
+    np.testing.assert_allclose(found.observation_std**2, expected, rtol=1e-5)
+
+
 def test_unsure_rates_are_said_once():
     """The rate at the mean is then far below the mean of the rate."""
     state = ff.Posterior(
