@@ -20,10 +20,10 @@ from fisherflow_jax._ground import batch as batches
 from fisherflow_jax._ground import trees
 from fisherflow_jax.flow import _newton as newton
 from fisherflow_jax.flow._newton import Solution
-from fisherflow_jax.flow._objective import objective_of
+from fisherflow_jax.flow._objective import Stationary, objective_of
 from fisherflow_jax.flow._recipe import Observed, Recipe
 from fisherflow_jax.memories import Belief, Memory, Prior, Shift, Sum, age, stationary
-from fisherflow_jax.model import weighted_sum
+from fisherflow_jax.model import Traced, weighted_sum
 from fisherflow_jax.structures import Diagonal, full
 from fisherflow_jax.structures._full import from_matrix
 
@@ -31,7 +31,7 @@ PyTree = Any
 
 _STEPS = 50
 # Turns end once the logarithms move by less, squared, in posterior deviations.
-_SHORT = 1e-10
+_SHORT, _SHORT_64 = 1e-10, 1e-16
 # What curves the wrong way in a few rows may take this share of what was known before.
 _LEAST = -0.5
 
@@ -101,6 +101,7 @@ def fit(
     observed: Observed,
     state: NuisanceState,
     count: jax.Array,
+    predicted: Belief,
     fit_mean: Callable[[Observed, PyTree], Solution],
     start: PyTree,
     num_steps: int,
@@ -109,35 +110,12 @@ def fit(
     memory, batch = memory_of(observed.recipe), observed.batch
     believed = belief_of(state, count)
     before = memory.predict(state.memory, believed, batch, believed.mean)
-
-    def turn(logs: PyTree, start: PyTree, given: jax.Array) -> tuple:
-        solution = fit_mean(known(observed, logs), start)
-        # a scale that nobody knows yet is told by the targets' width, not by the start
-        at = trees.where(given, solution.mean, start)
-        return _solve(observed, before, logs, at, num_steps), solution._replace(mean=at)
-
-    def more(carry: tuple) -> jax.Array:
-        turns, length, _, mean = carry
-        done = (length <= _SHORT) & (mean.unfinished == 0)
-        return (turns < limit) & ~done
-
-    def step(carry: tuple) -> tuple:
-        turns, _, own, mean = carry
-        given = (count > 0) | (turns > 0) | (limit == 1)
-        found, solution = turn(own.mean, mean.mean, given)
-        move = optax.tree.sub(found.mean, own.mean)
-        total = ops.add(found.information, ops.plain(before.sums.curvature))
-        length = jnp.where(given, ops.quadratic_form(total, move), jnp.inf)
-        return turns + 1, length, found, solution
-
-    limit = 1 if num_steps == 1 else _STEPS
-    shapes = jax.eval_shape(turn, before.mean, start, count > 0)
-    own, mean = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    begun = own._replace(mean=before.mean), mean._replace(mean=start)
-    length = jnp.full((), jnp.inf, count.dtype)
-    _, _, own, mean = jax.lax.while_loop(
-        more, step, (jnp.zeros((), jnp.int32), length, *begun)
-    )
+    if num_steps == 1:
+        mean = fit_mean(known(observed, before.mean), start)
+        own = _solve(observed, before, before.mean, mean.mean, num_steps)
+    else:
+        own, mean = _by_turns(observed, before, count, fit_mean, start)
+        own, mean = _differentiable(observed, predicted, before, own, mean)
 
     sums, move = before.sums, optax.tree.sub(own.mean, before.mean)
     moved = ops.matvec(ops.plain(sums.curvature), move)
@@ -152,26 +130,141 @@ def fit(
     return known(observed, own.mean), mean, Known(after, gain)
 
 
+def _by_turns(
+    observed: Observed,
+    before: Belief,
+    count: jax.Array,
+    fit_mean: Callable[[Observed, PyTree], Solution],
+    start: PyTree,
+) -> tuple[Solution, Solution]:
+    """The solutions of the logarithms and of the parameters, without derivatives."""
+
+    def turn(at: tuple) -> tuple:
+        logs, start, given = at
+        solution = fit_mean(known(observed, logs), start)
+        # a scale that nobody knows yet is told by the targets' width, not by the start
+        at = trees.where(given, solution.mean, start)
+        return _solve(observed, before, logs, at, _STEPS), solution._replace(mean=at)
+
+    begin = before.mean, start, count > 0
+    traced = Traced.of(turn, begin)
+    arrays, begin, information = jax.lax.stop_gradient(
+        (traced.arrays, begin, ops.plain(before.sums.curvature))
+    )
+    traced = traced._replace(arrays=arrays)
+
+    short = _SHORT_64 if count.dtype == jnp.float64 else _SHORT
+
+    def more(carry: tuple) -> jax.Array:
+        turns, length, _, mean = carry
+        done = (length <= short) & (mean.unfinished == 0)
+        return (turns < _STEPS) & ~done
+
+    def step(carry: tuple) -> tuple:
+        turns, _, own, mean = carry
+        given = begin[2] | (turns > 0)
+        found, solution = traced((own.mean, mean.mean, given))
+        move = optax.tree.sub(found.mean, own.mean)
+        total = ops.add(found.information, information)
+        length = jnp.where(given, ops.quadratic_form(total, move), jnp.inf)
+        return turns + 1, length, found, solution
+
+    shapes = jax.eval_shape(traced.__call__, begin)
+    own, mean = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    begun = own._replace(mean=begin[0]), mean._replace(mean=begin[1])
+    length = jnp.full((), jnp.inf, count.dtype)
+    *_, own, mean = jax.lax.while_loop(
+        more, step, (jnp.zeros((), jnp.int32), length, *begun)
+    )
+    return own, mean
+
+
+def _differentiable(
+    observed: Observed, predicted: Belief, before: Belief, own: Solution, mean: Solution
+) -> tuple[Solution, Solution]:
+    """The same, with the derivatives of their common solution."""
+    informations = [ops.plain(x.sums.curvature) for x in (predicted, before)]
+
+    def gradient(point: tuple) -> tuple:
+        def value(point: tuple) -> jax.Array:
+            params, logs = point
+            return known(observed, logs).log_likelihood(params)
+
+        offsets = predicted.to(point[0]), optax.tree.sub(point[1], before.mean)
+        pulls = tuple(map(ops.matvec, informations, offsets))
+        return optax.tree.sub(pulls, jax.grad(value)(point))
+
+    def measured(point: tuple) -> tuple:
+        params, logs = point
+        each = (
+            known(observed, logs).information(params),
+            _curvature(_given_outputs(observed, params)[1], before)(logs),
+        )
+        total = ops.add(each[0], informations[0])
+        return each, ops.regularised(total, params).logdet
+
+    def divided(found: tuple, point: tuple, arrays: Any) -> Callable:
+        totals = map(ops.add, found[0], arrays[2])
+        divides = [ops.regularised(*x).divide for x in zip(totals, point, strict=True)]
+        return lambda vector: tuple(f(v) for f, v in zip(divides, vector, strict=True))
+
+    point = mean.mean, own.mean
+    traced = [Traced.of(function, point) for function in (gradient, measured)]
+    given = Stationary(
+        lambda point, arrays: traced[0].run(arrays[0], point),
+        lambda point, arrays: traced[1].run(arrays[1], point),
+        divided,
+    )
+    arrays = *(x.arrays for x in traced), informations
+    each = mean.information, own.information
+    point, each, logdet = given.solved(point, (each, mean.logdet), arrays)
+    mean = mean._replace(mean=point[0], at=point[0], information=each[0], logdet=logdet)
+    return own._replace(mean=point[1], at=point[1], information=each[1]), mean
+
+
 def _solve(
     observed: Observed, before: Belief, start: PyTree, params: PyTree, num_steps: int
 ) -> Solution:
     """Given the parameters, whose outputs are computed once."""
     information = ops.plain(before.sums.curvature)
     value, measure = _given_outputs(observed, params)
-    roots = jnp.linalg.cholesky(ops.to_dense(information))
-
-    def curvature(logs: PyTree) -> Any:
-        inner = jax.scipy.linalg.solve_triangular(roots, measure(logs), lower=True)
-        inner = jax.scipy.linalg.solve_triangular(roots, inner.T, lower=True)
-        values, basis = jnp.linalg.eigh(inner)
-        turned = roots @ basis
-        values = jnp.maximum(values, _LEAST)
-        return from_matrix((turned * values) @ turned.T, logs)
-
+    curvature = _curvature(measure, before)
     objective = objective_of(value, curvature, before.mean, information)
     if num_steps == 1:
         return newton.single_step(objective, start)
     return newton.damped_newton(objective, start, _STEPS)
+
+
+def _curvature(measure: Callable[[PyTree], jax.Array], before: Belief) -> Callable:
+    """The information of a batch about the logarithms, no lower than `_LEAST`."""
+    roots = jnp.linalg.cholesky(ops.to_dense(ops.plain(before.sums.curvature)))
+
+    def curvature(logs: PyTree) -> Any:
+        inner = jax.scipy.linalg.solve_triangular(roots, measure(logs), lower=True)
+        inner = jax.scipy.linalg.solve_triangular(roots, inner.T, lower=True)
+        return from_matrix(roots @ _floored(inner) @ roots.T, logs)
+
+    return curvature
+
+
+@jax.custom_jvp
+def _floored(matrix: jax.Array) -> jax.Array:
+    """With eigenvalues below `_LEAST` raised to it."""
+    values, basis = jnp.linalg.eigh(matrix)
+    return (basis * jnp.maximum(values, _LEAST)) @ basis.T
+
+
+@_floored.defjvp
+def _(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    """By divided differences, which equal eigenvalues do not divide by zero."""
+    values, basis = jnp.linalg.eigh(primals[0])
+    raised = jnp.maximum(values, _LEAST)
+    gaps, rises = (x[:, None] - x[None] for x in (values, raised))
+    slopes = jnp.broadcast_to((values > _LEAST).astype(values.dtype), gaps.shape)
+    same = jnp.abs(gaps) <= jnp.finfo(values.dtype).eps ** 0.5
+    ratios = jnp.where(same, slopes, rises / jnp.where(same, 1.0, gaps))
+    turned = ratios * (basis.T @ tangents[0] @ basis)
+    return (basis * raised) @ basis.T, basis @ turned @ basis.T
 
 
 def _given_outputs(

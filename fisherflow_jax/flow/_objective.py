@@ -78,47 +78,71 @@ def objective_of(
 def differentiable(
     objective: Objective, mean: PyTree, own: Any, logdet: jax.Array
 ) -> tuple[PyTree, Any, jax.Array]:
-    r"""A solution that is known, with its derivatives: `(mean, own, logdet)` as given.
+    """A solution that is known, with its derivatives: `(mean, own, logdet)` as given.
 
-    .. math:: \mathrm{d} \theta = -H^{-1} \, \mathrm{d} g(\theta)
-
-    g is the objective's gradient and H its Hessian, which the information `own` and the
-    one before approximate: conjugate gradients, preconditioned by them, take one step
-    where they are equal. How the solution was found does not matter, nor is it
-    differentiated.
+    The information `own` and the one before approximate the Hessian.
     """
 
-    @jax.custom_jvp
-    def solved(given: Any, arrays: Any) -> Any:
-        return given
+    def measured(x: PyTree, arrays: Any) -> tuple[Any, jax.Array]:
+        own, factors = objective.of(arrays).factorised(x)
+        return own, factors.logdet
 
-    @solved.defjvp
-    def _(primals: Any, tangents: Any) -> Any:
-        (mean, own, logdet), arrays = primals
-        _, moved = tangents
+    def divided(found: tuple, x: PyTree, arrays: Any) -> Callable[[PyTree], PyTree]:
+        total = ops.add(found[0], objective.of(arrays).information)
+        return ops.regularised(total, x).divide
 
-        def gradient(x: PyTree, arrays: Any) -> PyTree:
-            return objective.of(arrays).evaluate(x)[1]
+    def gradient(x: PyTree, arrays: Any) -> PyTree:
+        return objective.of(arrays).evaluate(x)[1]
 
-        def hessian(vector: PyTree) -> PyTree:
-            return jax.jvp(lambda x: gradient(x, arrays), (mean,), (vector,))[1]
+    given = Stationary(gradient, measured, divided)
+    return given.solved(mean, (own, logdet), objective.arrays)
 
-        def measured(x: PyTree, arrays: Any) -> tuple[Any, jax.Array]:
-            own, factors = objective.of(arrays).factorised(x)
-            return own, factors.logdet
 
-        pull = jax.jvp(lambda arrays: gradient(mean, arrays), (arrays,), (moved,))[1]
-        total = ops.add(own, objective.of(arrays).information)
-        divide = ops.regularised(total, mean).divide
-        tolerance = float(jnp.finfo(trees.float_dtype(mean)).eps)
-        step = jax.lax.custom_linear_solve(
-            hessian,
-            pull,
-            lambda matvec, b: cg(matvec, b, tol=tolerance, maxiter=100, M=divide)[0],
-            symmetric=True,
-        )
-        step = optax.tree.scale(-1.0, step)
-        change = jax.jvp(measured, (mean, arrays), (step, moved))[1]
-        return (mean, own, logdet), (step, *change)
+class Stationary(NamedTuple):
+    """What is known of a point x where a gradient is zero."""
 
-    return solved((mean, own, logdet), objective.arrays)
+    gradient: Callable  # (x, arrays) -> like x
+    measured: Callable  # (x, arrays) -> what is wanted of the point beside itself
+    divided: Callable  # (that, x, arrays) -> v -> about H^-1 v
+
+    def solved(self, x: PyTree, found: tuple, arrays: Any) -> tuple:
+        r"""`(x, *found)` as they are known, with their derivatives in the arrays.
+
+        .. math:: \mathrm{d} x = -H^{-1} \, \mathrm{d} g(x)
+
+        g is the gradient, H its derivative, symmetric: conjugate gradients,
+        preconditioned by what is about H, take one step where that is H. How the point
+        was found does not matter, nor is it differentiated.
+        """
+
+        @jax.custom_jvp
+        def known(given: Any, arrays: Any) -> Any:
+            return given
+
+        @known.defjvp
+        def _(primals: Any, tangents: Any) -> Any:
+            (x, *found), arrays = primals
+            _, moved = tangents
+
+            def hessian(vector: PyTree) -> PyTree:
+                return jax.jvp(lambda x: self.gradient(x, arrays), (x,), (vector,))[1]
+
+            def along(arrays: Any) -> PyTree:
+                return self.gradient(x, arrays)
+
+            pull = jax.jvp(along, (arrays,), (moved,))[1]
+            divide = self.divided(tuple(found), x, arrays)
+            tolerance = float(jnp.finfo(trees.float_dtype(x)).eps)
+            step = jax.lax.custom_linear_solve(
+                hessian,
+                pull,
+                lambda matvec, b: cg(matvec, b, tol=tolerance, maxiter=100, M=divide)[
+                    0
+                ],
+                symmetric=True,
+            )
+            step = optax.tree.scale(-1.0, step)
+            change = jax.jvp(self.measured, (x, arrays), (step, moved))[1]
+            return (x, *found), (step, *change)
+
+        return known((x, *found), arrays)

@@ -127,7 +127,7 @@ def search(
         return fit(given, predicted, start, num_steps, started)
 
     return nuisances.fit(
-        observed, state.nuisance, state.count, fit_mean, start, num_steps
+        observed, state.nuisance, state.count, predicted, fit_mean, start, num_steps
     )
 
 

@@ -1,6 +1,7 @@
 """Derivatives of a stream in what it was told: noise, scale, decay and prior."""
 
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -36,6 +37,52 @@ def stream(name, told):
     state, _ = jax.lax.scan(flow.update, flow.init(jnp.zeros(2)), (X, targets))
     matrix = ff.information.to_dense(state.information, state.mean)
     return state.log_evidence, state.mean, matrix
+
+
+ESTIMATED = {
+    "student_t": (
+        ff.likelihoods.student_t(None, None),
+        LINES[:20] + 0.5 * RNG.standard_t(4, size=(20, 5)),
+    ),
+    "negative_binomial": (
+        ff.likelihoods.negative_binomial(None),
+        RNG.negative_binomial(2, 2 / (2 + np.exp(LINES[:20]))).astype(float),
+    ),
+}
+WEIGHTS = np.random.default_rng(1).normal(size=40)
+
+
+@pytest.mark.parametrize(
+    "name", ["student_t", pytest.param("negative_binomial", marks=pytest.mark.slow)]
+)
+def test_what_is_estimated_beside_the_mean_has_derivatives_too(name):
+    """Of a sum of all that is believed, through the common solution."""
+    likelihood, targets = ESTIMATED[name]
+
+    def believed(told):
+        flow = ff.fisher_flow(
+            lambda params, x: x @ params,
+            likelihood,
+            memory=ff.memories.exponential(jax.nn.sigmoid(told[0] + 3)),
+            prior_precision=jnp.exp(told[1]),
+        )
+        start = flow.init(jnp.zeros(2))
+        state, _ = jax.lax.scan(flow.update, start, (X[:20], targets))
+        parts = state.log_evidence, state.mean, state.nuisance.mean
+        matrices = state.information, state.nuisance.information
+        dense = [ff.information.to_dense(x) for x in matrices]
+        flat = jax.flatten_util.ravel_pytree((parts, dense))[0]
+        return flat @ WEIGHTS[: flat.size]
+
+    run = jax.jit(jax.value_and_grad(believed))  # one program for all
+    told, step = np.array([0.2, -0.3]), 2e-2
+    found, difference = run(told)[1], np.zeros(2)
+    for k in range(2):
+        places = told + step * np.outer([-2, -1, 1, 2], np.eye(2)[k])
+        values = np.array([run(place)[0] for place in places])
+        difference[k] = values @ [1, -8, 8, -1] / (12 * step)
+    scale = np.abs(difference).max()
+    np.testing.assert_allclose(found, difference, atol=1e-6 * scale, rtol=0)
 
 
 @pytest.mark.parametrize("name", MODELS)
