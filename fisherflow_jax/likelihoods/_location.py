@@ -18,6 +18,8 @@ from fisherflow_jax.likelihoods._log_gamma import log_beta
 from fisherflow_jax.likelihoods._nuisance import Nuisance, unknown
 from fisherflow_jax.likelihoods._roots import largest_entries
 
+_FAR = 1e9  # residuals whose square is 1 + their square in float64
+
 
 @shared.family
 def gaussian(
@@ -284,9 +286,13 @@ def student_t(df: ArrayLike | None, scale: ArrayLike | None) -> Likelihood:
 
     def log_prob(location: jax.Array, targets: jax.Array) -> jax.Array:
         nu, s = both(location)
-        residual = (targets - location) / s
+        residual = (targets - location) / (s * jnp.sqrt(nu))
+        # log(1 + r^2) = 2 log r beyond rounding: an outlier's square would overflow
+        near = jnp.clip(residual, -_FAR, _FAR)
+        beyond = jnp.log(jnp.maximum(jnp.abs(residual), _FAR) / _FAR)
+        logs = jnp.log1p(near**2) + 2 * beyond
         normaliser = log_beta(0.5 * nu, 0.5) + 0.5 * jnp.log(nu) + jnp.log(s)
-        return -0.5 * (nu + 1) * jnp.log1p(residual**2 / nu) - normaliser
+        return -0.5 * (nu + 1) * logs - normaliser
 
     def variance(location: jax.Array) -> jax.Array:
         nu, s = both(location)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 from fisherflow_jax import likelihoods
 
@@ -153,3 +154,14 @@ def test_uniform_and_tied_logits_have_the_textbook_root():
         columns = np.asarray(likelihoods.root_columns(likelihood, outputs))[:, 0]
         expected = np.diag(p) - np.outer(p, p)
         np.testing.assert_allclose(columns.T @ columns, expected, atol=1e-7)
+
+
+def test_an_outlier_of_student_t_may_have_a_square_that_overflows():
+    targets = np.array([0.0, 1e-10, -3.0, 1e8, 1e10, -1e20, 1e30], np.float32)
+    likelihood = likelihoods.student_t(4.0, 2.0)
+    outputs = jnp.zeros(7, jnp.float32)
+    values, slopes = jax.vmap(jax.value_and_grad(likelihood.log_prob))(outputs, targets)
+    wide = targets.astype(float)
+    np.testing.assert_allclose(values, scipy.stats.t.logpdf(wide, 4, 0, 2), rtol=1e-6)
+    expected = 5 * (wide / 16) / (1 + (wide / 4) ** 2)
+    np.testing.assert_allclose(slopes, expected, rtol=1e-5, atol=1e-25)
