@@ -90,8 +90,9 @@ def fisher_flow(
       A `FisherFlow(init, update, evaluate, project)` of pure functions; `update` takes
       `(state, batch)` to `(state, info)`, as `jax.lax.scan` calls it, and is compiled
       once for all flows of equal choices. Cost of an
-      update: two informations, gradients and factorisations, and one of each more for
-      each further step or halving of a step.
+      update: two informations, gradients and factorisations; an information, a
+      factorisation and two gradients more for each further step that earlier factors
+      do not serve, and a gradient for one that they do, or for another size of a step.
 
     Raises:
       ValueError: for options that do not go together, naming them; at `init`, for

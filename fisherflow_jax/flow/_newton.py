@@ -28,16 +28,14 @@ _CHORD_TOLERANCE = 1e-14
 _CONTRACTION = 0.01
 # Steps of a first update, which sets out from a guess and not from a belief.
 FIRST_STEPS = 50
+# The slope where a full step may end, as a share of that of its start (Wolfe's rule):
+# below zero it went too far. A size that was sought ends more level. Bounds closer than
+# these save steps along tails, and cost an evaluation a trial.
+_LEVEL, _LEVEL_OF_SOUGHT = (-0.9, 0.9), (-0.5, 0.5)
 # Under a vague prior a direction may be too long by a factor of 1e18 (an outcome that
 # contradicts a near certain prediction), or too short by one of ten (along a tail that
 # falls by e for each unit): another size is then sought between ones that are too short
-# and too long. Where none is found, the batch's score is lost.
-_MOST_SIZES = 64
-# The slope where a full step may end, as a share of that of its start (Wolfe's rule):
-# below zero it went too far. A size that was sought ends more level. Bounds closer than
-# these save steps along tails, and cost an evaluation and a factorisation a trial.
-_LEVEL, _LEVEL_OF_SOUGHT = (-0.9, 0.9), (-0.5, 0.5)
-# Sizes too short and too long, closer than this, are one.
+# and too long, until these are one.
 _CLOSE = 1.001
 # The share of the decrease promised by its slope that a step must bring. Any decrease
 # would not do: from far below the mean of a gamma model, Fisher scoring leaps onto the
@@ -88,41 +86,56 @@ def single_step(objective: Objective, start: PyTree, rest: PyTree = None) -> Sol
 class _Search(NamedTuple):
     mean: PyTree
     rest: PyTree  # what rounding took from it; None: not kept
-    objective: jax.Array
-    gradient: PyTree
-    step_size: jax.Array  # () of the last step that was taken; 0: none yet
-    sizes: "_Sizes"
+    information: Any  # of the batch, where it was taken last
+    logdet: jax.Array
+    step_size: jax.Array  # () of the last step; 0: none was found
     decrement: jax.Array
     last: jax.Array  # () bool, no further step is needed
-    steps: jax.Array
+    left: jax.Array  # () int32, steps; 0: the information is still to be taken
     helped: jax.Array
 
 
-class _Sizes(NamedTuple):
-    """Sizes of the step from a point, each `()`."""
+class _Walk(NamedTuple):
+    """A point, and the step from it by factors that stay."""
 
-    trial: jax.Array  # the one to try next
-    short: jax.Array  # the longest found too short; 0: none
-    long: jax.Array  # the shortest found too long; infinity: none
-    tried: jax.Array  # int32, sizes that were refused
+    mean: PyTree
+    objective: jax.Array
+    direction: PyTree  # what the step subtracts
+    length: jax.Array  # () its squared length
+    # () that of the step that led here; infinity: none; 0: the point is not evaluated
+    before: jax.Array
+    size: jax.Array  # () of it, to try next
+    short: jax.Array  # () the longest size found too short; 0: none
+    long: jax.Array  # () the shortest size found too long; infinity: none
+    last: jax.Array  # () bool, the step is the last
 
-    @classmethod
-    def full(cls, like: jax.Array) -> "_Sizes":
-        one, zero = jnp.ones_like(like), jnp.zeros_like(like)
-        return cls(one, zero, one * jnp.inf, jnp.zeros((), jnp.int32))
+    @property
+    def is_full(self) -> jax.Array:
+        """Whether no other size than one has been sought."""
+        return (self.short == 0) & (self.long == jnp.inf)
 
-    def next(self, too_short: jax.Array) -> "_Sizes":
+    @property
+    def goes_on(self) -> jax.Array:
+        contracts = self.is_full & (jnp.abs(self.length) <= _CONTRACTION * self.before)
+        possible = (self.short < self.size) & (self.size < self.long)
+        led = (self.before > 0) & (self.before < jnp.inf)
+        goes = jax.lax.select(led, contracts, possible)
+        # rounding may make a squared length negative
+        return ~self.last & (self.length > 0) & goes
+
+    def resized(self, too_short: jax.Array) -> "_Walk":
         """After a trial that was too short, or else too long."""
-        trial, select = self.trial, jax.lax.select
-        short = select(too_short, trial, self.short)
-        long = select(too_short, self.long, trial)
+        size, select = self.size, jax.lax.select
+        short = select(too_short, size, self.short)
+        long = select(too_short, self.long, size)
         # between them by orders of magnitude, as long as there are any
         middle = select(
             long > 4 * short, jnp.sqrt(short) * jnp.sqrt(long), (short + long) / 2
         )
-        less = select(short > 0, middle, jax.lax.min(trial / 2, trial * trial))
-        more = select(long < jnp.inf, middle, jax.lax.max(trial * 2, trial * trial))
-        return _Sizes(select(too_short, more, less), short, long, self.tried + 1)
+        less = select(short > 0, middle, jax.lax.min(size / 2, size * size))
+        more = select(long < jnp.inf, middle, jax.lax.max(size * 2, size * size))
+        size = select(too_short, more, less)
+        return self._replace(size=size, short=short, long=long)
 
 
 def damped_newton(
@@ -136,124 +149,153 @@ def damped_newton(
     Each direction is `(I + F(x))^-1` times the exact gradient, with F in its own
     structure: a descent direction for every structure. A step must decrease the
     objective enough (Armijo's rule) and end where the slope is level; where the full
-    one does not, its size is sought by bisection. The search ends early once a step is
-    shorter than 1e-4 posterior standard deviations, or than rounding in float32. The
-    first step is followed by others by its own factors while they shrink tenfold, which
-    saves informations.
+    one does not, its size is sought by bisection. A full step is followed by others by
+    its own factors while they shrink tenfold, which saves informations. The search ends
+    with a step that is shorter than 1e-4 posterior standard deviations, or than
+    rounding in float32, and is taken unseen.
 
     References:
       Hager, Zhang, "A new conjugate gradient method with guaranteed descent and an
       efficient line search", 2005: slopes in place of values that rounding hides.
     """
     live, objective = objective, objective.held()
-    value, gradient = objective.evaluate(start)
+    nothing = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype),
+        jax.eval_shape(lambda x: _measured(objective, x), start),
+    )
+    zero = jnp.zeros((), trees.float_dtype(start))
     search = _Search(
         mean=start,
         rest=None if rest is None else optax.tree.zeros_like(rest),
-        objective=value,
-        gradient=gradient,
-        step_size=jnp.zeros_like(value),
-        sizes=_Sizes.full(value),
-        decrement=jnp.full_like(value, jnp.inf),
+        information=nothing[0],
+        logdet=nothing[1],
+        step_size=zero,
+        decrement=zero,
         last=jnp.zeros((), bool),
-        steps=jnp.zeros((), jnp.int32),
+        left=jnp.asarray(num_steps, jnp.int32),
         helped=jnp.zeros((), jnp.int32),
     )
-    # the first step stands outside the loop: most updates need no other, and a loop's
-    # turn costs as much as a small model's gradient
-    tolerance = _TOLERANCE_64 if value.dtype == jnp.float64 else _TOLERANCE
-    step = functools.partial(
-        _step, objective=objective, start=start, tolerance=tolerance
-    )
-    search = step(search, further=True)
-
-    def unfinished(search: _Search) -> jax.Array:
-        return (
-            (search.steps < num_steps)
-            & (search.decrement > tolerance)
-            & (search.sizes.tried < _MOST_SIZES)
-            & ~search.last
-        )
-
-    search = jax.lax.while_loop(unfinished, step, search)
-    own, factors = objective.factorised(search.mean)
+    turn = functools.partial(_turn, objective=objective, start=start)
+    search = jax.lax.while_loop(lambda search: search.left >= 0, turn, search)
     # what is believed after is a function of the solution, however it was found
-    mean, own, logdet = differentiable(live, search.mean, own, factors.logdet)
-    stuck = search.sizes.tried >= _MOST_SIZES
+    mean, own, logdet = differentiable(
+        live, search.mean, search.information, search.logdet
+    )
     return Solution(
         mean=mean,
         rest=search.rest,
         at=mean,
         information=own,
         logdet=logdet,
-        step_size=trees.where(stuck, jnp.zeros_like(value), search.step_size),
+        step_size=search.step_size,
         decrement=search.decrement,
         unfinished=(~search.last & (search.decrement > _TOLERANCE)).astype(jnp.int32),
+        helped=search.helped,
+    )
+
+
+def _measured(objective: Objective, x: PyTree) -> tuple[Any, jax.Array]:
+    own, factors = objective.factorised(x)
+    return own, factors.logdet
+
+
+def _turn(search: _Search, objective: Objective, start: PyTree) -> _Search:
+    """The information of a point, and the steps by its factors, while any are left."""
+    own, factors = objective.factorised(search.mean)
+    going = search.left > 0
+    walk = _walk(search.mean, going, objective, start, own, factors)
+    none = None if search.rest is None else optax.tree.zeros_like(search.rest)
+    there = linalg.moved(walk.mean, none, optax.tree.scale(-1, walk.direction))
+    mean, rest = trees.where(walk.last, there, (walk.mean, search.rest))
+    # a walk without a step has not found any, unless its first is the last
+    still = jnp.isinf(walk.before)
+    stuck = still & ~walk.last
+    found = (
+        jnp.where(stuck, jnp.zeros_like(walk.size), walk.size),
+        jnp.where(walk.last | still, walk.length, walk.before),
+        walk.last,
+    )
+    known = search.step_size, search.decrement, search.last
+    step_size, decrement, last = trees.where(going, found, known)
+    ends = going & (walk.last | stuck)
+    return _Search(
+        mean=mean,
+        rest=rest,
+        information=own,
+        logdet=factors.logdet,
+        step_size=step_size,
+        decrement=decrement,
+        last=last,
+        left=jnp.where(ends, 0, search.left - 1),
         helped=search.helped + factors.helped,
     )
 
 
-def _step(
-    search: _Search,
+def _walk(
+    mean: PyTree,
+    going: jax.Array,
     objective: Objective,
     start: PyTree,
-    tolerance: float,
-    further: bool = False,
-) -> _Search:
-    """A step along the Newton direction, or another size to try from the same point.
+    own: Any,
+    factors: ops.Regularised,
+) -> _Walk:
+    """Steps by the factors of a point, from there on; none unless `going`."""
+    dtype = trees.float_dtype(start)
+    tolerance = _TOLERANCE_64 if dtype == jnp.float64 else _TOLERANCE
+    rounding = _rounding(objective, own, start)
+    zero = jnp.zeros((), dtype)
+    infinity = jnp.full_like(zero, jnp.inf)
 
-    `further`: and more by the same factors, while they contract.
-    """
-    own, factors = objective.factorised(search.mean)
-    direction, sizes = factors.divide(search.gradient), search.sizes
-    decrement = trees.dot(search.gradient, direction)
-    reached = optax.tree.add_scale(search.mean, -sizes.trial, direction)
-    value, gradient = objective.evaluate(reached)
-    noise = _rounding(objective, own, start, reached)
-    change = value - search.objective, trees.dot(gradient, direction)
-    within = noise(direction), jnp.sqrt(jnp.finfo(value.dtype).eps) * jnp.abs(value)
-    taken, too_short = _judge(sizes, decrement, change, within, tolerance)
-    length = jnp.square(sizes.trial) * decrement
-    chord = _chord(reached, value, gradient, length, factors)
-    if further:
-        chord = _further(chord, objective, factors, taken)
-    # the step from there by the same factors: if short enough, it is the last
-    short = chord.is_short()
-    if value.dtype == jnp.float64:
-        # after a step longer than the factors' the information has fallen, and what is
-        # short by them may be long by it; in float32 rounding is longer than that
-        short = short & (sizes.trial <= 1)
-    last = short | (jnp.abs(chord.remaining) < noise(chord.rest))
-    none = None if search.rest is None else optax.tree.zeros_like(search.rest)
-    there = linalg.moved(chord.mean, none, optax.tree.scale(-1, chord.rest))
-    if none is not None:
-        # what is lost to the mean's rounding cannot be found from another point
-        last = last | (2 * noise(there[1]) > noise(chord.rest))
-    mean, rest = trees.where(last, there, (chord.mean, none))
-    after = search._replace(
+    def turn(walk: _Walk) -> _Walk:
+        reached = optax.tree.add_scale(walk.mean, -walk.size, walk.direction)
+        value, gradient = objective.evaluate(reached)
+        noise = rounding(reached)
+        change = value - walk.objective, trees.dot(gradient, walk.direction)
+        hidden = jnp.sqrt(jnp.finfo(dtype).eps) * jnp.abs(value)
+        taken, too_short = _judge(walk, change, (noise.of(walk.direction), hidden))
+        # the point itself is reached without a step, and a good one is followed by more
+        taken = taken | (walk.before < jnp.inf)
+
+        def after() -> _Walk:
+            ahead = factors.divide(gradient)
+            length = trees.dot(gradient, ahead)
+            # Newton's next step is of the order of the square of its last one; one by
+            # the factors of a point before, its length times the rate
+            near = jax.lax.select(
+                walk.before == 0,
+                jnp.abs(length) <= tolerance,
+                walk.is_full & (jnp.square(length) <= _CHORD_TOLERANCE * walk.length),
+            )
+            contracts = jnp.abs(length) <= _CONTRACTION * walk.length
+            return walk._replace(
+                mean=reached,
+                objective=value,
+                direction=ahead,
+                length=length,
+                before=walk.length,
+                last=(near & contracts) | noise.hides(length, ahead),
+            )
+
+        return jax.lax.cond(taken, after, lambda: walk.resized(too_short))
+
+    begun = _Walk(
         mean=mean,
-        rest=rest,
-        objective=chord.objective,
-        gradient=chord.gradient,
-        step_size=sizes.trial,
-        sizes=_Sizes.full(value),
-        decrement=jnp.where(
-            last, chord.remaining, chord.before if further else decrement
-        ),
-        last=last,
-        steps=search.steps + 1,
+        objective=zero,
+        direction=optax.tree.zeros_like(mean),
+        length=infinity,
+        before=zero,
+        size=going.astype(dtype),
+        short=zero,
+        long=infinity,
+        last=jnp.zeros((), bool),
     )
-    again = search._replace(decrement=decrement, sizes=sizes.next(too_short))
-    found = trees.where(taken, after, again)
-    return found._replace(helped=search.helped + factors.helped)
+    return jax.lax.while_loop(lambda walk: walk.goes_on, turn, begun)
 
 
 def _judge(
-    sizes: _Sizes,
-    decrement: jax.Array,
+    walk: _Walk,
     change: tuple[jax.Array, jax.Array],
     within: tuple[jax.Array, jax.Array],
-    tolerance: float,
 ) -> tuple[jax.Array, jax.Array]:
     """Whether a size is taken, and whether it is too short.
 
@@ -262,7 +304,7 @@ def _judge(
     """
     grown, slope = change
     slack, hidden = within
-    share = jax.lax.min(sizes.trial, jnp.ones_like(slope)) * decrement
+    share = jax.lax.min(walk.size, jnp.ones_like(slope)) * walk.length
     # where rounding hides what a step brings, its slopes tell
     lower = jax.lax.select(
         share <= hidden + slack,
@@ -270,91 +312,57 @@ def _judge(
         grown <= -_SUFFICIENT_DECREASE * share,  # NaN is not
     )
     bounds = [
-        jax.lax.select(sizes.tried == 0, full * share, sought * share)
+        jax.lax.select(walk.is_full, full * share, sought * share)
         for full, sought in zip(_LEVEL, _LEVEL_OF_SOUGHT, strict=True)
     ]
     too_short = lower & (slope - slack > bounds[1])
     level = ~too_short & (slope + slack >= bounds[0])
-    done = (decrement <= tolerance) | (sizes.long <= _CLOSE * sizes.short)
-    return lower & (level | done), too_short
+    return lower & (level | (walk.long <= _CLOSE * walk.short)), too_short
+
+
+class _Noise(NamedTuple):
+    """What rounding alone may make of slopes and lengths at a point, in float32."""
+
+    lost: Any  # () of a slope along a step of one
+    coarse: Any  # () the length of the mean's own rounding
+    of_length: Callable[[PyTree], Any]
+
+    def of(self, vector: PyTree) -> Any:
+        return self.lost * self.of_length(vector)
+
+    def hides(self, length: jax.Array, vector: PyTree) -> jax.Array:
+        """Whether a step, of that squared length, is rounding alone."""
+        size = self.of_length(vector)
+        return (jnp.abs(length) < self.lost * size) | (size < self.coarse)
 
 
 def _rounding(
-    objective: Objective, own: Any, start: PyTree, x: PyTree
-) -> Callable[[PyTree], jax.Array]:
+    objective: Objective, own: Any, start: PyTree
+) -> Callable[[PyTree], _Noise]:
     r"""How large a slope along a direction at x may be from rounding alone, in float32.
 
-    .. math:: \epsilon \sum_j \sqrt{(I + F)_{jj}} |v_j|
+    .. math:: \epsilon \sum_j (\sqrt{I_{jj}} + \sqrt{F_{jj}}) |v_j|
        \sum_k \big(\sqrt{I_{kk}} |x_k - s_k| + \sqrt{F_{kk}} |x_k|\big)
 
     The pull of the belief is a product of I with the way from the start s, the score
     one of F's root with the rounding of the outputs.
     """
-    dtype = trees.float_dtype(x)
+    dtype = trees.float_dtype(start)
     if dtype != jnp.float32:
-        return lambda vector: jnp.zeros((), dtype)
-    roots = [
-        jnp.sqrt(trees.ravel(ops.diagonal(each, x)))
+        zero = jnp.zeros((), dtype)
+        return lambda x: _Noise(zero, zero, lambda vector: zero)
+    eps = jnp.finfo(dtype).eps
+    before, batch = (
+        jax.tree.map(jnp.sqrt, ops.diagonal(each, start))
         for each in (objective.information, own)
-    ]
-
-    def sizes(*vectors: PyTree) -> jax.Array:
-        one, other = (
-            jnp.sum(root * jnp.abs(trees.ravel(vector)))
-            for root, vector in zip(roots, vectors, strict=True)
-        )
-        return one + other
-
-    lost = sizes(optax.tree.sub(x, start), x) * jnp.finfo(dtype).eps
-    return lambda vector: lost * sizes(vector, vector)
-
-
-class _Chord(NamedTuple):
-    """A point, and the step from it by the factors of one before it."""
-
-    mean: PyTree
-    objective: jax.Array
-    gradient: PyTree
-    rest: PyTree  # what that step subtracts
-    remaining: jax.Array  # () its squared length
-    before: jax.Array  # () that of the step that led here
-
-    def is_short(self) -> jax.Array:
-        near = jnp.square(self.remaining) <= _CHORD_TOLERANCE * self.before
-        return near & (jnp.abs(self.remaining) <= _CONTRACTION * self.before)
-
-
-def _chord(
-    mean: PyTree,
-    objective: jax.Array,
-    gradient: PyTree,
-    before: jax.Array,
-    factors: ops.Regularised,
-) -> _Chord:
-    rest = factors.divide(gradient)
-    return _Chord(
-        mean=mean,
-        objective=objective,
-        gradient=gradient,
-        rest=rest,
-        remaining=trees.dot(gradient, rest),
-        before=before,
     )
+    both = optax.tree.add(before, batch)
 
+    def sizes(roots: PyTree, vector: PyTree) -> jax.Array:
+        return trees.dot(roots, jax.tree.map(jnp.abs, vector))
 
-def _further(
-    chord: _Chord, objective: Objective, factors: ops.Regularised, taken: jax.Array
-) -> _Chord:
-    """Steps by the same factors while they contract and are not yet short."""
+    def at(x: PyTree) -> _Noise:
+        lost = sizes(before, optax.tree.sub(x, start)) + sizes(batch, x)
+        return _Noise(eps * lost, eps * sizes(both, x), functools.partial(sizes, both))
 
-    def contracts(chord: _Chord) -> jax.Array:
-        # rounding may make a squared length negative, which ends the steps as well
-        shrinks = jnp.abs(chord.remaining) < _CONTRACTION * chord.before
-        return taken & shrinks & ~chord.is_short()
-
-    def move(chord: _Chord) -> _Chord:
-        mean = optax.tree.sub(chord.mean, chord.rest)
-        value, gradient = objective.evaluate(mean)
-        return _chord(mean, value, gradient, chord.remaining, factors)
-
-    return jax.lax.while_loop(contracts, move, chord)
+    return at

@@ -35,7 +35,8 @@ def test_an_unfinished_search_is_reported():
     # the first update goes on until it is done
     state, info = flow.update(flow.init(jnp.array(-20.0)), ONE_COUNT)
     assert float(info.decrement) < 1e-6
-    _, info = flow.update(state, (jnp.ones(1), jnp.array([5e6])))
+    # no rate suits both, and a step that suits the second is short for the first
+    _, info = flow.update(state, (jnp.array([1.0, 10.0]), jnp.array([5e6, 5e6])))
     assert float(info.decrement) > 1.0
 
 
