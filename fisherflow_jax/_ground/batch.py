@@ -291,7 +291,7 @@ def _fill(parts: list, weights: jax.Array, mask: jax.Array | None) -> list:
 
 def _rows(each: jax.Array) -> jax.Array:
     """Whether a row has any, `(n,)`."""
-    return jnp.any(each, axis=tuple(range(1, each.ndim)))
+    return jnp.any(each, axis=tuple(range(1, each.ndim))) if each.ndim > 1 else each
 
 
 def _filled(x: jax.Array, used: jax.Array) -> jax.Array:

@@ -65,13 +65,14 @@ class Screen:
         return sharding.in_auto_mode(self._screened, like, batch)
 
     def _screened(self, batch: Batch) -> tuple[Batch, jax.Array]:
-        weights, mask, possible = batch.weights, batch.mask, self.possible(batch)
-        wrong = {name: bad for name, _, bad in self.faults(batch)}
-        rows = [_any(x) for name, x in wrong.items() if name != "weights"]
-        if possible is not None:
-            rows.pop()  # of its targets one may be bad and others good
-        bad = functools.reduce(jnp.logical_or, rows, jnp.zeros(weights.shape[:1], bool))
-        bad = _beside(weights, bad) | wrong["weights"]
+        weights, mask = batch.weights, batch.mask
+        *faults, (_, _, bad) = self.faults(batch)
+        possible = None
+        if faults and faults[-1][0] == "targets":
+            # of its targets one may be bad and others good
+            possible = ~faults.pop()[2]
+        for _, _, wrong in faults:
+            bad = bad | _beside(weights, _any(wrong))
         given, kept = weights != 0, ~bad
         if possible is not None and (weights.ndim > 1 or possible.ndim == 1):
             fits = possible.shape == weights.shape
@@ -94,19 +95,23 @@ class Screen:
         """Whether each target can be, `(n, ...)`; None without targets."""
         if self.support is None or batch.targets is None:
             return None
-        parts = [jnp.isfinite(leaf) for leaf in jax.tree.leaves(batch.targets)]
+        leaves = jax.tree.leaves(batch.targets)
+        parts = [
+            jnp.isfinite(x) for x in leaves if jnp.issubdtype(x.dtype, jnp.inexact)
+        ]
         if hasattr(batch.targets, "dtype"):
             parts.append(self.support(batch.targets))
             if self.num_classes is not None:
                 parts.append(batch.targets < self.num_classes)
-        return functools.reduce(jnp.logical_and, map(self._of_targets, parts))
+        parts = [self._of_targets(part) for part in parts]
+        return functools.reduce(jnp.logical_and, parts or [jnp.ones(self.shape, bool)])
 
     def _of_targets(self, condition: jax.Array) -> jax.Array:
         """One a target, of parts that may have further axes, or fewer."""
         axes = len(self.shape)
         if condition.shape[:axes] != self.shape:
             axes = 1
-        return _beside(self.shape, _all(condition, axes)) & jnp.ones(self.shape, bool)
+        return jnp.broadcast_to(_beside(self.shape, _all(condition, axes)), self.shape)
 
     def faults(self, batch: Batch) -> list[tuple[str, Any, jax.Array]]:
         """The batch's parts by name, their values, and where these are bad."""
@@ -213,12 +218,13 @@ def nothing_bad(clean: Batch, skipped: jax.Array) -> bool:
 
 def _any(values: jax.Array) -> jax.Array:
     """Of each row, `(n,)`."""
-    return values.any(axis=tuple(range(1, values.ndim)))
+    return values.any(axis=tuple(range(1, values.ndim))) if values.ndim > 1 else values
 
 
 def _all(values: jax.Array, axes: int = 1) -> jax.Array:
     """Of each row, or over all but the first axes."""
-    return values.all(axis=tuple(range(axes, values.ndim)))
+    rest = tuple(range(axes, values.ndim))
+    return values.all(axis=rest) if rest else values
 
 
 def _beside(values: Any, rows: jax.Array) -> jax.Array:

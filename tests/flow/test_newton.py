@@ -65,3 +65,10 @@ def test_data_of_a_wider_type_leave_the_types_of_the_state():
     state, _ = jax.lax.scan(flow.update, start, batches)
     np.testing.assert_allclose(state.mean, 15 / 7, rtol=1e-6)
     assert state.log_evidence.dtype == jnp.float32
+
+
+def test_an_update_is_written_once():
+    """Its program has one factorisation, however many steps and sizes it may take."""
+    flow = counts(4)
+    program = jax.make_jaxpr(flow.update)(flow.init(jnp.array(0.0)), ONE_COUNT)
+    assert str(program).count("name=steady_cholesky") == 1
