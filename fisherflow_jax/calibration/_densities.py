@@ -90,21 +90,21 @@ def _quadrature(
     nodes = jnp.linspace(-1, 1, NUM_NODES, dtype=dtype)
     log_step = math.log(2 / (NUM_NODES - 1))
 
-    def log_belief(z: jax.Array) -> jax.Array:
-        square = jnp.square((z - mean) / std)
-        return -0.5 * square - jnp.log(std) - 0.5 * math.log(2 * math.pi)
+    # z = mean + x, that beliefs narrower than the mean's rounding lose nothing
+    def log_belief(x: jax.Array) -> jax.Array:
+        return -0.5 * jnp.square(x / std) - jnp.log(std) - 0.5 * math.log(2 * math.pi)
 
-    def value(z: jax.Array, sign: int) -> jax.Array:
-        log_peak = -jnp.log(2 * end * jnp.hypot(width, z - center))
-        share = -jax.nn.softplus(sign * _POWER * (log_belief(z) - log_peak))
-        return likelihood.log_prob(z, targets) + log_belief(z) + share
+    def value(x: jax.Array, sign: int) -> jax.Array:
+        log_peak = -jnp.log(2 * end * jnp.hypot(width, x - center))
+        share = -jax.nn.softplus(sign * _POWER * (log_belief(x) - log_peak))
+        return likelihood.log_prob(mean + x, targets) + log_belief(x) + share
 
-    def of_belief(x: jax.Array) -> jax.Array:
-        return value(mean + REACH * x * std, -1) + jnp.log(REACH * std)
+    def of_belief(node: jax.Array) -> jax.Array:
+        return value(REACH * node * std, -1) + jnp.log(REACH * std)
 
-    def of_peak(x: jax.Array) -> jax.Array:
-        z = center + width * jnp.sinh(x * end)
-        return value(z, 1) + jnp.log(end * width * jnp.cosh(x * end))
+    def of_peak(node: jax.Array) -> jax.Array:
+        x = center + width * jnp.sinh(node * end)
+        return value(x, 1) + jnp.log(end * width * jnp.cosh(node * end))
 
     steps = jnp.full_like(nodes, log_step)
     parts = [log_average(part, nodes, steps) for part in (of_belief, of_peak)]
@@ -114,22 +114,22 @@ def _quadrature(
 def _peak(
     likelihood: Likelihood, mean: jax.Array, variance: jax.Array, targets: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Center and width of likelihood times belief, at the higher of two peaks."""
+    """Center (from the mean) and width of likelihood times belief, at a higher peak."""
 
-    score = jax.grad(lambda z: jnp.sum(likelihood.log_prob(z, targets)))
+    score = jax.grad(lambda x: jnp.sum(likelihood.log_prob(mean + x, targets)))
 
-    def slope(z: jax.Array) -> jax.Array:
-        return score(z) - (z - mean) / variance
+    def slope(x: jax.Array) -> jax.Array:
+        return score(x) - x / variance
 
     reach = _FARTHEST * jnp.sqrt(variance)
     # the likelihood's own peak, and one between it and the mean: beside a narrow peak a
     # heavy tail may leave the belief's own, which the other grid sees
-    own = search.bisect(score, mean - reach, mean + reach)
-    both = search.bisect(slope, jnp.minimum(mean, own), jnp.maximum(mean, own))
+    own = search.bisect(score, -reach, reach)
+    both = search.bisect(slope, jnp.minimum(0, own), jnp.maximum(0, own))
 
-    def height(z: jax.Array) -> jax.Array:
-        log_prob = likelihood.log_prob(z, targets)
-        return log_prob - 0.5 * jnp.square(z - mean) / variance
+    def height(x: jax.Array) -> jax.Array:
+        log_prob = likelihood.log_prob(mean + x, targets)
+        return log_prob - 0.5 * jnp.square(x) / variance
 
     center = jnp.where(height(own) > height(both), own, both)
     curvature = -jax.jvp(score, (center,), (jnp.ones_like(center),))[1]

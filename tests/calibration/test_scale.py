@@ -458,6 +458,22 @@ def test_location_and_scale():
     np.testing.assert_allclose(ours, np.log(p @ weight), rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["poisson", "student_t"])
+def test_a_belief_narrower_than_rounding_is_its_mean(name):
+    """In float32: else a search would take what rounding adds for a better scale."""
+    rng = np.random.default_rng(6)
+    mean = jnp.asarray(2 * rng.normal(size=100) + 1, jnp.float32)
+    y = jnp.asarray(rng.poisson(np.exp(mean)), jnp.float32)
+    likelihood = ff.likelihoods.poisson()
+    if name == "student_t":
+        likelihood = ff.likelihoods.student_t(4.0, 1.0)
+    alone = likelihood.log_prob(mean, y)
+    for variance in (1e-14, 1e-10):
+        given = Outputs(mean, jnp.full_like(mean, variance))
+        found = log_density(likelihood, None, given, y)
+        np.testing.assert_allclose(found, alone, rtol=1e-5, atol=3e-5)
+
+
 def test_several_outputs_of_a_target():
     """Probabilities that are quadratic in the outputs are averaged exactly."""
     root = np.random.default_rng(5).normal(size=(3, 3))
