@@ -1,7 +1,7 @@
 """Averaged class probabilities against 100,000 draws of the outputs, and their time.
 
-Posteriors at the prior of the training: wine, digits, and a net of one logit. One to two
-minutes on a core.
+Posteriors at the prior of the training: wine, digits, and a net of one logit. One or
+two minutes on a core.
 
     python benchmarks/averages.py
 """
