@@ -72,7 +72,7 @@ def _hint(apply_fn: Callable, params: PyTree, inputs: PyTree, message: str) -> s
             "ff.layers.find_layers."
         )
     try:
-        given = jax.tree.map(_shape, (unshare(inputs), params))
+        given = jax.tree.map(trees.shape_of, (unshare(inputs), params))
         jax.eval_shape(apply_fn, *given)
     except Exception:
         return ""
@@ -80,12 +80,6 @@ def _hint(apply_fn: Callable, params: PyTree, inputs: PyTree, message: str) -> s
         "\nWith its arguments swapped it runs: apply_fn takes params first, then "
         "inputs."
     )
-
-
-def _shape(leaf: Any) -> Any:
-    if trees.is_array(leaf):
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-    return leaf
 
 
 def several(outputs: Any) -> str:

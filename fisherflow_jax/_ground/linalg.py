@@ -210,7 +210,7 @@ def orthonormal(matrices: jax.Array) -> jax.Array:
 
 def _each(function: Callable, matrices: jax.Array):
     """`function` of one matrix, or of a stack of them flattened to `(number, k, k)`."""
-    size = matrices.shape[-2:]
-    if math.prod(matrices.shape[:-2]) == 1:
+    count, size = math.prod(matrices.shape[:-2]), matrices.shape[-2:]
+    if count == 1:
         return function(matrices.reshape(size))
-    return jax.vmap(function)(matrices.reshape((-1, *size)))
+    return jax.vmap(function)(matrices.reshape((count, *size)))

@@ -19,15 +19,15 @@ def in_auto_mode(function: Callable, results_like: PyTree, *arguments: Any) -> A
     """`function(*arguments)`, the results sharded as the arrays of `results_like`."""
     if not has_explicit_axes():
         return function(*arguments)
-    shardings = jax.tree.map(_sharding, results_like)
+    shardings = jax.tree.map(own, results_like)
     return jax.sharding.auto_axes(function, out_sharding=shardings)(*arguments)
 
 
-def _sharding(x: Any) -> NamedSharding:
+def own(x: Any) -> NamedSharding:
     """Of an array; whole on the mesh that is set, if it was made on none."""
-    own = jax.typeof(x).sharding
-    if not own.mesh.empty:
-        return own
+    known = jax.typeof(x).sharding
+    if not known.mesh.empty:
+        return known
     return NamedSharding(jax.sharding.get_abstract_mesh(), PartitionSpec())
 
 

@@ -250,7 +250,9 @@ def ravel(tree: PyTree, batch_dims: int = 0) -> jax.Array:
     leaves, dtype = jax.tree.leaves(tree), float_dtype(tree)
     if not leaves:
         return jnp.zeros((0,), dtype)
-    flat = [x.reshape((*x.shape[:batch_dims], -1)).astype(dtype) for x in leaves]
+    # the sizes by name: of an empty leaf -1 could be any
+    shapes = [(*x.shape[:batch_dims], math.prod(x.shape[batch_dims:])) for x in leaves]
+    flat = [x.reshape(s).astype(dtype) for x, s in zip(leaves, shapes, strict=True)]
     return jnp.concatenate(flat, axis=-1)
 
 
@@ -356,3 +358,8 @@ def arrays_of(tree: PyTree) -> tuple[list, Callable[[Sequence], PyTree]]:
 
 def is_array(leaf: Any) -> bool:
     return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+
+
+def shape_of(leaf: Any) -> Any:
+    """Of an array; what is none stays as it is."""
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if is_array(leaf) else leaf

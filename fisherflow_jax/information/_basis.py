@@ -110,7 +110,7 @@ def floored(spectrum: Spectral) -> Spectral | Floored:
 def raised_along(values: jax.Array, *axes: int) -> tuple[jax.Array, jax.Array]:
     """Values of matrices that lie along these axes, and whether any was raised."""
     eps = float(jnp.finfo(values.dtype).eps)
-    least = eps * jnp.max(values, axes, keepdims=True)
+    least = eps * jnp.max(values, axes, keepdims=True, initial=0.0)
     return jnp.maximum(values, least), jnp.any(values < least)
 
 

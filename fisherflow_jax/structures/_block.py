@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from fisherflow_jax import information as ops
 from fisherflow_jax._ground import choices, trees
 from fisherflow_jax.structures import capabilities
 from fisherflow_jax.structures._algebra import dense
@@ -17,16 +18,12 @@ PyTree = Any
 Partition = PyTree | Callable[[str], str]
 
 
-class Grouped(NamedTuple):
-    """One leaf's columns of its group's matrix; the group's name is the key."""
-
-    rows: dict[str, jax.Array]  # {group: (d_group, *leaf.shape)}
-
-
 class Block(NamedTuple):
     """Information in one dense block a group of leaves."""
 
-    groups: PyTree  # like the parameters, each leaf a Grouped
+    # of each group: like the parameters, a leaf's columns of the matrix,
+    # (d_group, *leaf.shape), and None beside leaves of other groups
+    groups: dict[str, PyTree]
 
 
 class UnitBlock(NamedTuple):
@@ -65,7 +62,7 @@ def block(partition: Partition | None = None) -> Structure:
       >>> units.units["w"].shape  # two units, each a 3 x 3 block
       (3, 3, 2)
       >>> layer = ff.structures.block(lambda path: "layer")
-      >>> layer.isotropic(params, 1.0).groups["w"].rows["layer"].shape
+      >>> layer.isotropic(params, 1.0).groups["layer"]["w"].shape
       (8, 3, 2)
     """
     if partition is None:
@@ -79,8 +76,6 @@ def block(partition: Partition | None = None) -> Structure:
 
 def _names(tree: PyTree, partition: Partition) -> list[str]:
     parameters = [name for name, _ in trees.named_leaves(tree)]
-    if not parameters:
-        return []  # optax.tree.map_params builds states on a tree without leaves
     if callable(partition):
         names = [partition(name) for name in parameters]
     else:
@@ -103,33 +98,53 @@ def _names(tree: PyTree, partition: Partition) -> list[str]:
 def _groups(partition: Partition, params: PyTree) -> Block:
     """The shapes of a block for each group."""
     leaves, treedef = jax.tree.flatten(params)
+    if not leaves:  # optax.tree.map_params builds states on such a tree
+        return Block(params)
     names, sizes = _names(params, partition), collections.Counter[str]()
     for name, leaf in zip(names, leaves, strict=True):
         sizes[name] += leaf.size
     rows = dense.empty_rows(leaves, [sizes[name] for name in names])
-    grouped = [Grouped({n: row}) for n, row in zip(names, rows, strict=True)]
-    return Block(jax.tree.unflatten(treedef, grouped))
+    return _by_group(names, rows, treedef)
 
 
-def _is_grouped(node: Any) -> bool:
-    return isinstance(node, Grouped)
+def _by_group(names: list, rows: list, treedef: Any) -> Block:
+    def tree(name: str) -> PyTree:
+        pairs = zip(names, rows, strict=True)
+        return jax.tree.unflatten(treedef, [x if n == name else None for n, x in pairs])
+
+    return Block({name: tree(name) for name in dict.fromkeys(names) if name})
+
+
+def _flat(tree: PyTree) -> tuple[list, Any]:
+    return jax.tree.flatten(tree, is_leaf=lambda node: node is None)
 
 
 @dense.layout.register
 def _(information: Block) -> dense.Layout:
-    leaves, treedef = jax.tree.flatten(information.groups, is_leaf=_is_grouped)
+    if not jax.tree.leaves(information.groups):
+        return dense.Layout(information.groups, {}, False, Block)
+    named = {name: _flat(tree) for name, tree in information.groups.items()}
+    treedef = next(iter(named.values()))[1]
+    columns = zip(*(leaves for leaves, _ in named.values()), strict=True)
+    pairs = [dict(zip(named, column, strict=True)) for column in columns]
+    # a parameter that is None has no columns at all
+    names = [next((n for n, x in p.items() if x is not None), None) for p in pairs]
+    rows = [None if n is None else p[n] for n, p in zip(names, pairs, strict=True)]
     groups: dict[str | None, list[int]] = {}
-    for index, leaf in enumerate(leaves):
-        groups.setdefault(next(iter(leaf.rows)), []).append(index)
-    names = {i: name for name, group in groups.items() for i in group}
+    for index, name in enumerate(filter(None, names)):
+        groups.setdefault(name, []).append(index)
 
     def build(tree: PyTree) -> Block:
-        rows = enumerate(jax.tree.leaves(tree))
-        grouped = [Grouped({str(names[i]): row}) for i, row in rows]
-        return Block(jax.tree.unflatten(treedef, grouped))
+        return _by_group(names, _flat(tree)[0], treedef)
 
-    rows = [next(iter(leaf.rows.values())) for leaf in leaves]
     return dense.Layout(jax.tree.unflatten(treedef, rows), groups, False, build)
+
+
+@ops.restrict.register
+def _(information: Block, shown: PyTree, like: PyTree | None = None) -> Block:
+    built = dense.layout(information).build(dense.rows_shown(information, shown))
+    parts = {name: trees.punch(x, shown) for name, x in built.groups.items()}
+    return Block({name: x for name, x in parts.items() if jax.tree.leaves(x)})
 
 
 # ---- output units of each leaf

@@ -6,6 +6,9 @@ from fisherflow_jax.transforms._adapt_damping import (
     AdaptDampingState as AdaptDampingState,
 )
 from fisherflow_jax.transforms._adapt_damping import adapt_damping as adapt_damping
+from fisherflow_jax.transforms._bytes_per_device import (
+    bytes_per_device as bytes_per_device,
+)
 from fisherflow_jax.transforms._clip_by_kl import ClipByKLState as ClipByKLState
 from fisherflow_jax.transforms._clip_by_kl import clip_by_kl as clip_by_kl
 from fisherflow_jax.transforms._descent import natural_gradient as natural_gradient

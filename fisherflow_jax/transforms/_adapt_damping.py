@@ -50,9 +50,8 @@ def adapt_damping(
 
     Args:
       transformation: a whole optimiser around one `ff.scale_by_fisher`, such as
-        `ff.kfac(...)`, whose damping is a number (a schedule would write over what is
-        adapted). It must see the gradients of `loss`, and its updates must be the steps
-        that are taken.
+        `ff.kfac(...)`, whose damping is a Python number. It must see the gradients of
+        `loss`, and its updates must be the steps that are taken.
       loss: `(params, batch) -> number`, such as
         `ff.negative_log_likelihood(apply_fn, likelihood)`.
       period: T, steps between two comparisons.
@@ -75,8 +74,9 @@ def adapt_damping(
 
     Raises:
       ValueError: for options out of range, and for an `optax.MultiSteps` object, which
-        drops the batch; at update, for a missing batch or parameters and where there is
-        not one `ff.scale_by_fisher` with a Fisher information.
+        drops the batch; at update, for a missing batch or parameters, for a damping
+        that is a schedule or an array, which would be written over what is adapted, and
+        where there is not one `ff.scale_by_fisher` with a Fisher information.
 
     Example:
       >>> import jax
@@ -175,7 +175,13 @@ def _update(
     known = {"value": value, "model_params": model_params}
     known = {name: x for name, x in known.items() if x is not None}
     steps, after = inner.update(
-        updates, state.adapted_state, params, batch=batch, **known, **extra
+        updates,
+        state.adapted_state,
+        params,
+        batch=batch,
+        adapts_damping=True,
+        **known,
+        **extra,
     )
     found = states.fisher_state(after)
     # not so in an update that is skipped, or that only accumulates

@@ -135,6 +135,7 @@ def _update(
             f"{region.likelihood.name} samples its root: give each update a key."
         )
     key = keys.typed_key(key) if region.random else None
+    batch = batches.as_batch(batch, values=False)
     (clipped, _), state = shorten(region, updates, (), state, model, batch, key)
     return clipped, state
 
@@ -145,15 +146,11 @@ def shorten(
     alike: PyTree,
     state: ClipByKLState,
     model: PyTree,
-    batch: Any,
+    batch: batches.Batch,
     key: jax.Array | None,
 ) -> tuple[tuple[PyTree, PyTree], ClipByKLState]:
     """Updates within the region, and what is to be shortened by the same factor."""
-
-    def run(updates, alike, state, model, batch, key):
-        batch = batches.as_batch(batch, values=False)
-        return choices.run(region, _clip, updates, alike, state, model, batch, key)
-
+    run = functools.partial(choices.run, region, _clip)
     like = (updates, alike), state
     arguments = updates, alike, state, model, batch, key
     return sharding.in_auto_mode(run, like, *arguments)

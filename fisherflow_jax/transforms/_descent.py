@@ -7,6 +7,7 @@ from typing import Any
 import optax
 
 from fisherflow_jax import estimators, likelihoods, memories, structures
+from fisherflow_jax._ground import checks
 from fisherflow_jax.transforms._scale_by_fisher import IDENTITY, transformation
 from fisherflow_jax.transforms.preconditioner import checks as rules
 from fisherflow_jax.transforms.preconditioner import factorise as exact
@@ -104,6 +105,7 @@ def natural_gradient(
     if any(part is not None for part in model):
         estimator = estimators.bind(estimator, *model)
     rules.check_estimator(estimator)
+    descent = Descent(learning_rate, weight_decay, mask, momentum)
     fisher = Recipe(
         estimator=estimator,
         memory=memories.exponential(0.95) if memory is None else memory,
@@ -118,25 +120,32 @@ def natural_gradient(
         factorise=factorise or exact.factorise,
         bad_rows=bad_rows,
     )
-    descent = Descent(fisher, learning_rate, momentum, weight_decay, mask)
-    return descent.transformation(key if estimator.random else None)
+    key = key if estimator.random else None
+    return descent.after(transformation(fisher, key))
 
 
 @dataclasses.dataclass(frozen=True)
 class Descent:
-    """The choices of natural gradient descent."""
+    """What is done with gradients that have been multiplied."""
 
-    fisher: Recipe
     learning_rate: optax.ScalarOrSchedule
-    momentum: float | None
-    weight_decay: float
+    weight_decay: Any
     mask: Any
+    momentum: Any = None
+
+    def __post_init__(self) -> None:
+        checks.not_negative(self.weight_decay, "weight_decay")
+        if self.momentum is not None:
+            checks.decay(self.momentum, "momentum", one=False)
 
     def stages(self) -> list[optax.GradientTransformation]:
-        """What follows the multiplied gradients."""
-        inertia = [] if self.momentum is None else [optax.trace(self.momentum)]
-        decay = optax.add_decayed_weights(self.weight_decay, self.mask)
-        return [*inertia, decay, optax.scale_by_learning_rate(self.learning_rate)]
+        found = [] if self.momentum is None else [optax.trace(self.momentum)]
+        decay = self.weight_decay
+        if not isinstance(decay, (int, float)) or decay != 0:
+            found.append(optax.add_decayed_weights(decay, self.mask))
+        return [*found, optax.scale_by_learning_rate(self.learning_rate)]
 
-    def transformation(self, key: Any) -> optax.GradientTransformationExtraArgs:
-        return optax.chain(transformation(self.fisher, key), *self.stages())
+    def after(
+        self, multiplied: optax.GradientTransformation
+    ) -> optax.GradientTransformationExtraArgs:
+        return optax.chain(multiplied, *self.stages())

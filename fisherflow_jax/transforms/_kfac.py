@@ -15,7 +15,7 @@ from fisherflow_jax.layers import Layers, find_layers
 from fisherflow_jax.model import once
 from fisherflow_jax.transforms import _clip_by_kl as trust
 from fisherflow_jax.transforms._descent import Descent
-from fisherflow_jax.transforms._scale_by_fisher import IDENTITY
+from fisherflow_jax.transforms._scale_by_fisher import IDENTITY, transformation
 from fisherflow_jax.transforms.preconditioner import checks as rules
 from fisherflow_jax.transforms.preconditioner import factorise as factorisations
 from fisherflow_jax.transforms.preconditioner import step as steps
@@ -146,6 +146,7 @@ def kfac(
             f"by init; got {'neither' if layers is None else 'both'}."
         )
     region = None if max_kl is None else trust.region(apply_fn, likelihood, max_kl)
+    descent = Descent(learning_rate, weight_decay, mask, momentum)
     if factorise is None:
         exact = eigenvalue_correction
         factorise = (
@@ -169,12 +170,11 @@ def kfac(
         structure = structures.kronecker(layers)
         own = estimators.bind(estimator, apply_fn, likelihood, structure)
         fisher = Recipe(estimator=own, **options)
-        descent = Descent(fisher, learning_rate, momentum, weight_decay, mask)
         draws = own.random or (region is not None and region.random)
         given = key if draws else None
         if region is None:
-            return descent.transformation(given)
-        return _bounded(descent, region, given)
+            return descent.after(transformation(fisher, given))
+        return _bounded(_Bounded(fisher, descent, region), given)
 
     if layers is None:
         return _found_at_init(with_layers, apply_fn, inputs)
@@ -188,15 +188,14 @@ def kfac(
 class _Bounded:
     """A descent and the region that its steps stay in, one program."""
 
+    fisher: Recipe
     descent: Descent
     region: trust.Region
 
 
-def _bounded(
-    descent: Descent, region: trust.Region, key: Any
-) -> optax.GradientTransformationExtraArgs:
-    recipe = choices.shared(_Bounded(descent, region))
-    start = descent.transformation(key).init
+def _bounded(recipe: _Bounded, key: Any) -> optax.GradientTransformationExtraArgs:
+    recipe, region = choices.shared(recipe), recipe.region
+    start = recipe.descent.after(transformation(recipe.fisher, key)).init
 
     def init(params: PyTree) -> tuple:
         rules.check_key(f"the root of {region.likelihood.name}", region.random, key)
@@ -218,8 +217,8 @@ def _update(
     **extra: Any,
 ) -> tuple[PyTree, tuple]:
     """A step of the descent, within the region."""
-    del extra
-    fisher = recipe.descent.fisher
+    fisher = recipe.fisher
+    rules.check_adapted(fisher, extra)
     model = params if model_params is None else model_params
     before = state[0]
     model, _ = rules.needs_of_model(fisher.estimator, model, batch, key, before.key)
@@ -241,7 +240,7 @@ def _step(
 ) -> tuple[PyTree, tuple]:
     before, *stages, measured = state
     apply_fn = once(recipe.region.apply_fn)
-    fisher = steps.traced_once(recipe.descent.fisher, apply_fn)
+    fisher = steps.traced_once(recipe.fisher, apply_fn)
     steps.check_trees(fisher, updates, before, params)
     # among explicit axes the model runs, if only for shapes, within each part alone
     apart, count = sharding.has_explicit_axes(), None
@@ -272,7 +271,7 @@ def _found_at_init(
     inputs: PyTree,
 ) -> optax.GradientTransformationExtraArgs:
     """The table is in the state, where an update finds it."""
-    inputs = jax.tree.map(_shape, inputs)
+    inputs = jax.tree.map(trees.shape_of, inputs)
     make = functools.lru_cache(maxsize=8)(make)
     latest: list[Layers] = []  # for optax.tree.map_params, whose tree has no leaves
 
@@ -305,8 +304,3 @@ def _found_at_init(
 
 def _is_table(node: Any) -> bool:
     return isinstance(node, Layers)
-
-
-def _shape(leaf: Any) -> Any:
-    """Of an array; what is none is part of the program."""
-    return jax.eval_shape(lambda x: x, leaf) if trees.is_array(leaf) else leaf

@@ -132,7 +132,7 @@ def scale_by_fisher(
         inverse_period=inverse_period,
         staggered=spread_inverses,
         corrected=eigenvalue_correction,
-        momentum=momentum or IDENTITY,
+        momentum=IDENTITY if momentum is None else momentum,
         power=power,
         root_damping=root_damping,
         factorise=factorise or exact.factorise,
@@ -184,7 +184,7 @@ def adam(
       non-finite values, which are skipped and counted. Memory: two vectors.
 
     Raises:
-      ValueError: for b2 outside (0, 1).
+      ValueError: for b1 outside [0, 1), b2 outside (0, 1), a negative eps or eps_root.
 
     Example:
       >>> import jax.numpy as jnp
@@ -201,7 +201,10 @@ def adam(
     References:
       Kingma, Ba, "Adam: a method for stochastic optimization", 2015.
     """
+    checks.decay(b1, "b1", one=False)
     checks.fraction(b2, "b2")
+    checks.not_negative(eps, "eps")
+    checks.not_negative(eps_root, "eps_root")
     return optax.chain(
         scale_by_fisher(
             estimators.squared_gradient(structure=structures.diagonal()),

@@ -8,6 +8,7 @@ import optax
 from fisherflow_jax import structures
 from fisherflow_jax._ground import checks
 from fisherflow_jax.transforms import _two_sided as two_sided
+from fisherflow_jax.transforms._descent import Descent
 
 _STATIC = (
     "within optax.inject_hyperparams name it in static_args, as widest, inverse_period "
@@ -118,18 +119,9 @@ def shampoo(
     if graft not in (None, "adam", "sgd"):
         raise ValueError(f'graft is None, "adam" or "sgd"; got {graft!r}.')
     checks.not_negative(damping, "damping")
-    method = _method(
-        two_sided.Roots(exponent, damping, graft),
-        b1=b1,
-        b2=b2,
-        eps=eps,
-        mu_dtype=mu_dtype,
-        inverse_period=inverse_period,
-        widest=widest,
-        stacked=stacked,
-        store=store,
-    )
-    return _descent(method, learning_rate, weight_decay, mask)
+    shared = inverse_period, widest, stacked, store
+    adams = learning_rate, b1, b2, eps, weight_decay, mask, mu_dtype
+    return _optimizer(two_sided.Roots(exponent, damping, graft), *adams, *shared)
 
 
 def soap(
@@ -222,33 +214,26 @@ def soap(
     """
     if not isinstance(decomposition, bool):
         raise ValueError(f"decomposition is True or False; got {decomposition!r}.")
-    method = _method(
-        two_sided.Rotation(decomposition),
-        b1=b1,
-        b2=b2,
-        eps=eps,
-        mu_dtype=mu_dtype,
-        inverse_period=inverse_period,
-        widest=widest,
-        stacked=stacked,
-        store=store,
-    )
-    return _descent(method, learning_rate, weight_decay, mask)
+    shared = inverse_period, widest, stacked, store
+    adams = learning_rate, b1, b2, eps, weight_decay, mask, mu_dtype
+    return _optimizer(two_sided.Rotation(decomposition), *adams, *shared)
 
 
-def _method(
+def _optimizer(
     rule: Any,
-    *,
+    learning_rate: optax.ScalarOrSchedule,
     b1: Any,
     b2: Any,
     eps: Any,
+    weight_decay: Any,
+    mask: Any,
     mu_dtype: Any,
     inverse_period: int | None,
     widest: int | None,
     stacked: Any,
     store: Any,
-) -> two_sided.Method:
-    """The choices that both share, checked."""
+) -> optax.GradientTransformationExtraArgs:
+    """What both share, checked, in the order of their arguments."""
     checks.decay(b1, "b1", one=False)
     checks.decay(b2, "b2")
     checks.not_negative(eps, "eps")
@@ -259,7 +244,7 @@ def _method(
         structure = structures.two_sided(widest=widest, stacked=stacked)
     except ValueError as error:
         raise ValueError(f"{error} Or {_STATIC}") from error
-    return two_sided.Method(
+    method = two_sided.Method(
         rule=rule,
         structure=structure,
         first=two_sided.Average(b1),
@@ -269,6 +254,8 @@ def _method(
         mu_dtype=_floating(mu_dtype, "mu_dtype"),
         store=_floating(store, "store"),
     )
+    descent = Descent(learning_rate, weight_decay, mask)
+    return descent.after(two_sided.transformation(method))
 
 
 def _floating(dtype: Any, name: str) -> Any:
@@ -282,16 +269,3 @@ def _floating(dtype: Any, name: str) -> Any:
     raise ValueError(
         f"{name} is None or a floating-point type, such as bfloat16; got {dtype!r}."
     )
-
-
-def _descent(
-    method: two_sided.Method,
-    learning_rate: optax.ScalarOrSchedule,
-    weight_decay: Any,
-    mask: Any,
-) -> optax.GradientTransformationExtraArgs:
-    checks.not_negative(weight_decay, "weight_decay")
-    none = isinstance(weight_decay, (int, float)) and weight_decay == 0
-    decay = [] if none else [optax.add_decayed_weights(weight_decay, mask)]
-    rate = optax.scale_by_learning_rate(learning_rate)
-    return optax.chain(two_sided.transformation(method), *decay, rate)

@@ -266,6 +266,32 @@ def check_layouts():
         assert "data" in str(jax.typeof(moment))
         _, after = jax.jit(ff.adam(0.1).update)(put, state)
         assert jax.tree.map(jax.typeof, after) == jax.tree.map(jax.typeof, state)
+        soap = ff.soap(0.1, widest=4, inverse_period=2)
+        updates, kept = jax.jit(soap.update)(put, soap.init(put))
+        assert jax.tree.map(jax.typeof, updates) == jax.tree.map(jax.typeof, put)
+        kfac = OPTIMIZERS["mlp"]["kfac"]
+        for optimizer, state in ((ff.adam(0.1), after), (soap, kept), (kfac, None)):
+            check_bytes(optimizer, put, state, mesh)
+
+
+def check_bytes(optimizer, params, state, mesh):
+    """What is told from shapes alone is what lies on a device."""
+    device = jax.devices()[0]
+    made = [optimizer.init(params)] if state is None else [state]
+    taken = [
+        shard.data.nbytes
+        for leaf in jax.tree.leaves(made)
+        for shard in leaf.addressable_shards
+        if shard.device == device
+    ]
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params
+    )
+    told = ff.transforms.bytes_per_device(optimizer, shapes, mesh)
+    assert told == sum(taken), (told, sum(taken))
+    unlaid = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
+    whole = ff.transforms.bytes_per_device(optimizer, unlaid)
+    assert told < whole == sum(x.nbytes for x in jax.tree.leaves(made))
 
 
 if __name__ == "__main__":

@@ -65,10 +65,15 @@ def test_the_summed_weight_is_the_bias_correction():
     assert float(state[0].observations) == pytest.approx(1 - 0.99**STEPS, rel=1e-5)
 
 
-@pytest.mark.parametrize("b2", [0.0, 1.0, -0.1])
-def test_b2_lies_between_0_and_1(b2):
-    with pytest.raises(ValueError, match=rf"b2 must be in \(0, 1\); got {b2}"):
-        adam(1e-2, b2=b2)
+@pytest.mark.parametrize(
+    ("name", "value", "rule"),
+    [("b2", value, r"in \(0, 1\)") for value in (0.0, 1.0, -0.1)]
+    + [("b1", 1.0, r"in \[0, 1\)")]
+    + [(name, -1e-8, "finite and not negative") for name in ("eps", "eps_root")],
+)
+def test_every_option_is_checked(name, value, rule):
+    with pytest.raises(ValueError, match=rf"^{name} must be {rule}; got {value}"):
+        adam(1e-2, **{name: value})
 
 
 def test_debiasing_is_that_of_optax_under_strict_promotion():

@@ -209,3 +209,25 @@ def test_a_batch_and_a_fisher_state_are_needed():
     plain = adapt_damping(optax.sgd(0.1), loss)
     with pytest.raises(ValueError, match=r"no state of ff\.scale_by_fisher"):
         plain.update(params, plain.init(params), params, batch=batch)
+
+
+@pytest.mark.parametrize(
+    ("damping", "kind"),
+    [(lambda step: 0.1, "a schedule"), (jnp.float64(0.1), r"an array of shape \(\)")],
+)
+def test_a_damping_that_is_asked_anew_cannot_be_adapted(damping, kind):
+    params, batch = jnp.array([THETA]), (jnp.ones((4, 1)), None)
+    model = ff.likelihoods.gaussian(), ff.layers.find_layers(product, params, batch[0])
+    for inner in (
+        descent(damping),
+        optax.apply_if_finite(descent(damping), 3),
+        ff.kfac(0.1, product, *model, damping=damping, key=0),
+    ):
+        optimizer = adapt_damping(inner, loss)
+        state = optimizer.init(params)
+        with pytest.raises(ValueError, match=f"it is {kind}.* Give a Python number"):
+            optimizer.update(params, state, params, batch=batch)
+
+
+def product(params, x):
+    return x * params

@@ -32,6 +32,7 @@ PARAMS = jax.tree.map(jnp.asarray, cases.PARAMS)
         ({"power": 1}, "power is a number of at most 0, such as -1; got 1"),
         ({"memory": ff.memories.adaptive()}, "adaptive.* a preconditioner has none"),
         ({"memory": "stationary"}, "memory comes from a call .*got 'stationary'"),
+        ({"momentum": 0.9}, r"momentum is a transformation .* got 0\.9"),
         ({"key": 0}, "given draws nothing; it takes no key"),
     ],
 )

@@ -178,3 +178,36 @@ def test_nnx_optimizer():
     np.testing.assert_allclose(
         information.input_factors[name][0], rows.T @ rows, rtol=1e-5
     )
+
+
+def test_nnx_keeps_blocks_of_named_groups():
+    """Two steps, as of a plain tree: flax keeps no named tuple beside a parameter."""
+    model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+    graph, params = nnx.split(model, nnx.Param)
+
+    def apply_fn(params, x):
+        return nnx.merge(graph, params)(x)
+
+    def plain_fn(params, x):
+        return x @ params["kernel"] + params["bias"]
+
+    def descent(apply_fn):
+        structure = ff.structures.block(lambda name: name[:1])
+        estimator = ff.estimators.exact(apply_fn, LIKELIHOOD, structure)
+        return ff.natural_gradient(0.1, estimator, inverse_period=2)
+
+    tx = descent(plain_fn)
+    plain = jax.tree.map(jnp.copy, nnx.to_pure_dict(params))
+    state = tx.init(plain)
+    optimizer = nnx.Optimizer(model, descent(apply_fn), wrt=nnx.Param)
+    step = nnx.jit(lambda model, opt, g: opt.update(model, g, batch=(X, Y)))
+    for _ in range(2):
+        gradients = jax.tree.map(jnp.sin, nnx.state(model, nnx.Param))
+        step(model, optimizer, gradients)
+        updates, state = tx.update(
+            jax.tree.map(jnp.sin, plain), state, plain, batch=(X, Y)
+        )
+        plain = optax.apply_updates(plain, updates)
+    found = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5)

@@ -168,3 +168,26 @@ def test_an_overflow_is_survived_and_counted(kind):
         jax.tree.map(np.testing.assert_array_equal, kept, state[0])
         again, _ = step(after, BATCH[0])
         assert np.all(np.isfinite(cases.flat(again))) and np.any(cases.flat(again))
+
+
+@together
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"decay": 1.5}, r"decay must be in .* got 1\.5"),
+        ({"momentum": 1.0}, r"momentum must be in \[0, 1\); got 1\.0"),
+        ({"max_kl": 0.0}, r"max_kl is one positive number; got 0\.0"),
+        ({"period": 0}, "period must be a positive whole number of steps; got 0"),
+        ({"inverse_period": 2.5}, r"inverse_period must be a positive .* got 2\.5"),
+        ({"spread_inverses": 1}, "spread_inverses is True or False; got 1"),
+        ({"eigenvalue_correction": "yes"}, "eigenvalue_correction is .* got 'yes'"),
+        ({"weight_decay": -0.1}, r"weight_decay must be finite .* got -0\.1"),
+        ({"factorise": "factored"}, "factorise is a function .* got 'factored'"),
+        ({"estimator": "exact"}, "estimator .* got 'exact'"),
+        ({"key": 1.5}, "key must be an int, .* got an array of float"),
+        ({"bad_rows": "keep"}, "bad_rows is .* got 'keep'"),
+    ],
+)
+def test_every_option_is_checked_when_built(options, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        optimizer(**options)

@@ -311,3 +311,35 @@ def test_natural_gradient_takes_an_estimator_without_a_model():
         natural_gradient(0.5, chosen)
     with pytest.raises(ValueError, match="exact is bound to another structure"):
         natural_gradient(0.5, bound, *model, structure=ff.structures.diagonal())
+
+
+def test_empty_leaves_scalars_and_none_change_nothing():
+    """Of squares of gradients, with them and without."""
+    bare = {"w": jnp.asarray(cases.draw(2, 3, seed=1))}
+    bare["v"] = jnp.sin(3 * bare["w"][0])
+    more = bare | {"empty": jnp.zeros((0, 3)), "held": None}
+    alone = bare | {"s": jnp.asarray(0.7)}
+    kinds = cases.STRUCTURES | {"two_sided": ff.structures.two_sided()}
+
+    @cases.compiled
+    def run(tree):
+        found = {}
+        for name, structure in kinds.items():
+            estimator = ff.estimators.squared_gradient(structure=structure)
+            optimizer = scale_by_fisher(estimator, **OPTIONS, power=-0.5)
+            found[name], _ = optimizer.update(tree, optimizer.init(tree), tree)
+        found["soap"] = twice(ff.soap(0.1, inverse_period=1), tree)
+        found["shampoo"] = twice(ff.shampoo(0.1), tree)
+        return found
+
+    expected, found, scalar = run(bare), run(more), run(alone)
+    for name, updates in found.items():
+        assert updates.pop("empty").shape == (0, 3)
+        assert updates.pop("held") is None
+        assert_close(updates, expected[name])
+        assert np.isfinite(scalar[name]["s"])
+
+
+def twice(optimizer, tree):
+    _, state = optimizer.update(tree, optimizer.init(tree), tree)
+    return optimizer.update(jax.tree.map(jnp.cos, tree), state, tree)[0]

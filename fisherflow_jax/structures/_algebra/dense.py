@@ -174,6 +174,11 @@ def _of_matvec(shapes: Any, matvec: Callable, params: PyTree) -> Any:
 
 
 def _restrict(information: Any, shown: PyTree, like: PyTree | None = None) -> Any:
+    return type(information)(trees.punch(rows_shown(information, shown), shown))
+
+
+def rows_shown(information: Any, shown: PyTree) -> PyTree:
+    """The rows of the entries that are shown, of all leaves."""
     kept = layout(information)
     rows, treedef = jax.tree.flatten(kept.tree)
     flags = trees.shown_leaves(kept.tree, shown)
@@ -183,8 +188,7 @@ def _restrict(information: Any, shown: PyTree, like: PyTree | None = None) -> An
         positions = np.flatnonzero(of_entries).astype(np.int32)
         for index in group:
             rows[index] = rows[index][positions]
-    (tree,) = kept.build(jax.tree.unflatten(treedef, rows))
-    return type(information)(trees.punch(tree, shown))
+    return jax.tree.unflatten(treedef, rows)
 
 
 def _identity(matrix: jax.Array) -> jax.Array:

@@ -5,10 +5,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import keys, trees
-from fisherflow_jax._ground.checks import made, not_negative, whole
+from fisherflow_jax._ground.checks import described, made, not_negative, whole
 from fisherflow_jax._ground.screening import check_option
 from fisherflow_jax.estimators import Estimator
 from fisherflow_jax.memories import Memory
@@ -49,6 +50,16 @@ def check_recipe(recipe: Recipe) -> None:
     _check_number(recipe.root_damping, "root_damping")
     if not callable(recipe.damping):
         _check_number(recipe.damping, "damping")
+    if not callable(recipe.factorise):
+        raise ValueError(
+            "factorise is a function of (information, damping, power, root_damping), "
+            f"such as ff.transforms.factorise; got {recipe.factorise!r}."
+        )
+    if not isinstance(recipe.momentum, optax.GradientTransformation):
+        raise ValueError(
+            "momentum is a transformation of the gradients, such as optax.ema(0.9); "
+            f"got {recipe.momentum!r}."
+        )
     _check_renewals(recipe)
     check_option(recipe.bad_rows)
 
@@ -114,6 +125,20 @@ def _check_number(value: Any, name: str) -> None:
     if jnp.shape(value) != ():
         raise ValueError(f"{name} is one number; got shape {jnp.shape(value)}.")
     not_negative(value, name)
+
+
+def check_adapted(recipe: Recipe, extra: dict[str, Any]) -> None:
+    """Raises where `adapt_damping`, which says so, would change what is not used."""
+    damping = recipe.damping
+    if "adapts_damping" not in extra or isinstance(damping, (int, float)):
+        return
+    kind = "a schedule" if callable(damping) else described(damping)
+    raise ValueError(
+        "adapt_damping changes the damping in the state, and writes in vain where it "
+        f"is asked for anew at each step: it is {kind} (arrays may be traced, or "
+        "change as those of optax.inject_hyperparams do). Give a Python number, from "
+        "which it starts."
+    )
 
 
 def check_key(name: str, random: bool, key: Any) -> None:

@@ -146,9 +146,7 @@ def settled(state: Any) -> Any:
     state = jax.tree.map(jnp.copy, state)
     if not sharding.has_explicit_axes():
         return state
-    return jax.tree.map(
-        lambda x: jax.sharding.reshard(x, jax.typeof(x).sharding), state
-    )
+    return jax.tree.map(lambda x: jax.sharding.reshard(x, sharding.own(x)), state)
 
 
 def fisher_state(opt_state: Any) -> ScaleByFisherState:

@@ -107,10 +107,13 @@ def update(
 ) -> tuple[PyTree, State]:
     """What is given is checked, and the step made.
 
-    `screened`: of a batch without its bad rows, how many there were.
+    `screened`: of a batch without its bad rows, how many there were; then the trees
+    have been checked, too.
     """
     estimator, model = recipe.estimator, None
-    check_trees(recipe, updates, state, params)
+    checks.check_adapted(recipe, extra)
+    if screened is None:
+        check_trees(recipe, updates, state, params)
     if estimator.from_gradient is None:
         model = params if model_params is None else model_params
         model, key = checks.needs_of_model(estimator, model, batch, key, state.key)
@@ -129,7 +132,9 @@ def update(
     def run(state: State, given: Given) -> Any:
         if given.batch is None:  # compiled, Adam's last bits would not be Optax's
             return _advance(recipe, state, given, extra)
-        given = given._replace(batch=batches.as_batch(given.batch, values=False))
+        if given.screened is None:
+            rows = batches.as_batch(given.batch, values=False)
+            given = given._replace(batch=rows)
         return recipe.estimator.deciding(
             lambda: choices.run(recipe, _advance, state, given, extra),
             lambda: (given.model, given.batch.inputs),
