@@ -14,7 +14,8 @@ ADAM, SGD, DIAGONAL = "optax.adam", "SGD, momentum", "ff diagonal"
 KFAC, EKFAC, KFAC_JAX = "ff.kfac", "ff.kfac, EK-FAC", "kfac-jax"
 FIRST_ORDER = ADAM, SGD
 
-DECAY, MOMENTUM, MAX_KL = 0.95, 0.9, 0.03
+DECAY, MOMENTUM = 0.95, 0.9
+MAX_KL = ff.kfac.__kwdefaults__["max_kl"]
 PERIOD, INVERSE_PERIOD = 2, 10
 
 

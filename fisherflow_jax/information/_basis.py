@@ -109,8 +109,10 @@ def floored(spectrum: Spectral) -> Spectral | Floored:
 
 def raised_along(values: jax.Array, *axes: int) -> tuple[jax.Array, jax.Array]:
     """Values of matrices that lie along these axes, and whether any was raised."""
+    if not values.size:
+        return values, jnp.array(False)
     eps = float(jnp.finfo(values.dtype).eps)
-    least = eps * jnp.max(values, axes, keepdims=True, initial=0.0)
+    least = eps * jnp.max(values, axes, keepdims=True)
     return jnp.maximum(values, least), jnp.any(values < least)
 
 
