@@ -214,11 +214,14 @@ def _update(
     batch: Any = None,
     key: Any = None,
     model_params: PyTree | None = None,
+    adapts_damping: Any = None,
     **extra: Any,
 ) -> tuple[PyTree, tuple]:
     """A step of the descent, within the region."""
+    del extra
     fisher = recipe.fisher
-    rules.check_adapted(fisher, extra)
+    if adapts_damping is not None:
+        rules.check_adapted(fisher)
     model = params if model_params is None else model_params
     before = state[0]
     model, _ = rules.needs_of_model(fisher.estimator, model, batch, key, before.key)

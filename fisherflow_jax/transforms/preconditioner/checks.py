@@ -127,10 +127,10 @@ def _check_number(value: Any, name: str) -> None:
     not_negative(value, name)
 
 
-def check_adapted(recipe: Recipe, extra: dict[str, Any]) -> None:
-    """Raises where `adapt_damping`, which says so, would change what is not used."""
+def check_adapted(recipe: Recipe) -> None:
+    """Raises where `adapt_damping` would change what is not used."""
     damping = recipe.damping
-    if "adapts_damping" not in extra or isinstance(damping, (int, float)):
+    if isinstance(damping, (int, float)):
         return
     kind = "a schedule" if callable(damping) else described(damping)
     raise ValueError(

@@ -103,15 +103,17 @@ def update(
     key: Any = None,
     model_params: PyTree | None = None,
     screened: jax.Array | None = None,
+    adapts_damping: Any = None,
     **extra: Any,
 ) -> tuple[PyTree, State]:
     """What is given is checked, and the step made.
 
     `screened`: of a batch without its bad rows, how many there were; then the trees
-    have been checked, too.
+    have been checked, too. `adapts_damping`: given by `adapt_damping`.
     """
     estimator, model = recipe.estimator, None
-    checks.check_adapted(recipe, extra)
+    if adapts_damping is not None:
+        checks.check_adapted(recipe)
     if screened is None:
         check_trees(recipe, updates, state, params)
     if estimator.from_gradient is None:
