@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fisherflow_jax._ground import arrays, search
+from fisherflow_jax._ground import arrays, linalg, search
 from fisherflow_jax._ground.quadrature import NUM_NODES, REACH, log_average
 from fisherflow_jax.likelihoods import SOFTMAX, Likelihood
 from fisherflow_jax.predictions import Outputs, quadrature
@@ -142,7 +142,7 @@ def _cubature(
     r"""At :math:`\pm \sqrt k` along the columns of a root: exact for cubics."""
     mean = arrays.widen(outputs.mean)
     size = mean.shape[-1]
-    values, basis = jnp.linalg.eigh(outputs.covariance)
+    values, basis = linalg.eigh(outputs.covariance)
     # eigenvalues below zero are rounding
     root = basis * jnp.sqrt(jnp.maximum(values, 0))[..., None, :]
     columns = math.sqrt(size) * jnp.moveaxis(root, -1, 0)

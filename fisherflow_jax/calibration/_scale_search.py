@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from fisherflow_jax._ground import checks, quadrature, search, trees
-from fisherflow_jax._ground.batch import Batch, is_finite, unshare
+from fisherflow_jax._ground.batch import Batch, blank, is_finite, observed, unshare
 from fisherflow_jax.accumulation import each_batch
 from fisherflow_jax.calibration import _densities as densities
 from fisherflow_jax.likelihoods import Likelihood
+from fisherflow_jax.model import Model
 from fisherflow_jax.predictions import Outputs, linearized_outputs
 
 
@@ -22,6 +23,7 @@ class HeldOut(NamedTuple):
     outputs: Outputs  # leaves (n, ...)
     targets: jax.Array  # (n, ...)
     weights: jax.Array  # (n,), or as the targets; 0 = padding
+    there: Any = None  # as the targets, 1 or 0, of errors that go together
 
     def mean(self, values: jax.Array) -> jax.Array:
         """The weighted mean over targets `(n, ...)`, `()`."""
@@ -59,8 +61,9 @@ def held_out(
                 f"validation needs targets; those of batch {number} are None."
             )
         shown = jax.eval_shape(apply_fn, state.mean, unshare(batch.inputs))
-        likelihood.check(shown, batch.targets)
-        _check(likelihood, batch, number)
+        Model(apply_fn, likelihood).check(state.mean, batch)
+        batch, there = _weighed(likelihood, batch)
+        _check(likelihood, there, batch, number)
         covariance = densities.needs_covariance(likelihood, link, shown, batch.targets)
         outputs = linearized_outputs(
             state,
@@ -70,8 +73,8 @@ def held_out(
             line_of=None if link is None else likelihood,
             chunk_size=chunk_size,
         )
-        _check(likelihood, batch, number, outputs)
-        parts.append(HeldOut(outputs, batch.targets, batch.weights))
+        _check(likelihood, there, batch, number, outputs)
+        parts.append(HeldOut(outputs, batch.targets, batch.weights, there))
     whole = parts[0]
     if len(parts) > 1:
         whole = jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
@@ -86,11 +89,39 @@ def held_out(
     )
 
 
+def _weighed(likelihood: Likelihood, batch: Batch) -> tuple[Batch, Any]:
+    """The batch with its mask in its weights; of errors that go together, beside them.
+
+    These have one density an example, and so one weight.
+    """
+    if batch.mask is not None:
+        batch = blank(batch)
+    if likelihood.observing is not None:
+        rows, there = observed(batch)
+        if there is None:
+            return rows, jnp.ones(batch.targets.shape)
+        any_there = jnp.any(there > 0, tuple(range(1, there.ndim)))
+        weights = jnp.where(any_there, rows.weights, jnp.zeros_like(rows.weights))
+        return rows._replace(weights=weights), there
+    if batch.mask is None:
+        return batch, None
+    weights = _beside(batch.mask, batch.weights) * batch.mask
+    return batch._replace(weights=weights, mask=None), None
+
+
+def _seen(likelihood: Likelihood, there: Any) -> Likelihood:
+    return likelihood if there is None else likelihood.observing(there)  # type: ignore[misc]
+
+
 def _check(
-    likelihood: Likelihood, batch: Batch, number: int, outputs: Outputs | None = None
+    likelihood: Likelihood,
+    there: Any,
+    batch: Batch,
+    number: int,
+    outputs: Outputs | None = None,
 ) -> None:
     """Raises for values that are not finite and targets that cannot be, at hand."""
-    finite, possible = _sound(likelihood, batch, outputs)
+    finite, possible = _sound(likelihood, there, batch, outputs)
     where = f"validation batch {number}"
     if not checks.holds(finite):
         raise ValueError(
@@ -110,7 +141,7 @@ def _check(
 # compiled as one: operation by operation, a first call would take seconds
 @functools.partial(jax.jit, static_argnums=0)
 def _sound(
-    likelihood: Likelihood, batch: Batch, outputs: Outputs | None
+    likelihood: Likelihood, there: Any, batch: Batch, outputs: Outputs | None
 ) -> tuple[jax.Array, jax.Array]:
     def used(condition: jax.Array) -> jax.Array:
         return jnp.all(condition | (_beside(condition, batch.weights) == 0))
@@ -118,7 +149,8 @@ def _sound(
     if outputs is None:
         return is_finite(batch), used(likelihood.support(batch.targets))
     finite = jnp.isfinite(outputs.mean) & jnp.isfinite(outputs.variance)
-    possible = jnp.isfinite(likelihood.log_prob(outputs.mean, batch.targets))
+    log_prob = _seen(likelihood, there).log_prob(outputs.mean, batch.targets)
+    possible = jnp.isfinite(log_prob)
     return used(finite), used(possible)
 
 
@@ -201,12 +233,12 @@ def _settled(
 def alone(held: HeldOut, likelihood: Likelihood, link: Callable | None) -> Found:
     def loss(log_scale: jax.Array) -> jax.Array:
         outputs = densities.scaled(held.outputs, jnp.exp(log_scale))
-        value = densities.log_density(likelihood, link, outputs, held.targets)
+        value = densities.log_density(seen, link, outputs, held.targets)
         return -held.mean(value)
 
-    ends = _range(held, likelihood)
+    seen, ends = _seen(likelihood, held.there), _range(held, likelihood)
     found, _, _ = _settled(loss, ends, jnp.zeros_like(ends[0]))
-    mean_only = -held.mean(likelihood.log_prob(held.outputs.mean, held.targets))
+    mean_only = -held.mean(seen.log_prob(held.outputs.mean, held.targets))
     return found._replace(mean_only=mean_only)
 
 

@@ -89,7 +89,8 @@ def fisher_flow(
     Returns:
       A `FisherFlow(init, update, evaluate, project)` of pure functions; `update` takes
       `(state, batch)` to `(state, info)`, as `jax.lax.scan` calls it, and is compiled
-      once for all flows of equal choices. Cost of an
+      once for all flows of equal choices. A state brings its prior and its memory's
+      rates: a flow goes on with those, whatever it was built with itself. Cost of an
       update: two informations, gradients and factorisations; an information, a
       factorisation and two gradients more for each further step that earlier factors
       do not serve, and a gradient for one that they do, or for another size of a step.

@@ -17,7 +17,7 @@ import optax
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import batch as batches
-from fisherflow_jax._ground import trees
+from fisherflow_jax._ground import linalg, trees
 from fisherflow_jax.flow import _newton as newton
 from fisherflow_jax.flow._newton import Solution
 from fisherflow_jax.flow._objective import Stationary, objective_of
@@ -237,7 +237,7 @@ def _solve(
 
 def _curvature(measure: Callable[[PyTree], jax.Array], before: Belief) -> Callable:
     """The information of a batch about the logarithms, no lower than `_LEAST`."""
-    roots = jnp.linalg.cholesky(ops.to_dense(ops.plain(before.sums.curvature)))
+    roots = linalg.cholesky(ops.to_dense(ops.plain(before.sums.curvature)))
 
     def curvature(logs: PyTree) -> Any:
         inner = jax.scipy.linalg.solve_triangular(roots, measure(logs), lower=True)
@@ -250,14 +250,14 @@ def _curvature(measure: Callable[[PyTree], jax.Array], before: Belief) -> Callab
 @jax.custom_jvp
 def _floored(matrix: jax.Array) -> jax.Array:
     """With eigenvalues below `_LEAST` raised to it."""
-    values, basis = jnp.linalg.eigh(matrix)
+    values, basis = linalg.eigh(matrix)
     return (basis * jnp.maximum(values, _LEAST)) @ basis.T
 
 
 @_floored.defjvp
 def _(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
     """By divided differences, which equal eigenvalues do not divide by zero."""
-    values, basis = jnp.linalg.eigh(primals[0])
+    values, basis = linalg.eigh(primals[0])
     raised = jnp.maximum(values, _LEAST)
     gaps, rises = (x[:, None] - x[None] for x in (values, raised))
     slopes = jnp.broadcast_to((values > _LEAST).astype(values.dtype), gaps.shape)

@@ -88,10 +88,10 @@ def _split(
     tolerance = jnp.asarray(rounding, matrix.dtype)
     matrix, scale = linalg.equilibrated(matrix)
     unit = scale[:, None] * scale[None, :]
-    values, basis = jnp.linalg.eigh(matrix)
+    values, basis = linalg.eigh(matrix)
     root = basis / jnp.sqrt(jnp.maximum(values, tolerance))[None, :]
     silent = prior / unit + tolerance * jnp.eye(len(matrix), dtype=matrix.dtype)
-    shares, turn = jnp.linalg.eigh(root.T @ silent @ root)
+    shares, turn = linalg.eigh(root.T @ silent @ root)
     return jnp.clip(shares, 0, 1)[::-1], (root @ turn)[:, ::-1], scale
 
 

@@ -117,7 +117,7 @@ def spectral(information: Information, like: PyTree | None = None) -> Spectral:
 
 
 def _eigh(matrix: jax.Array) -> tuple[jax.Array, Columns]:
-    values, columns = jnp.linalg.eigh(matrix)
+    values, columns = linalg.eigh(matrix)
     # rounding brings the smallest eigenvalues of a singular matrix below zero
     return jnp.maximum(values, 0), Columns(columns)
 

@@ -169,7 +169,7 @@ def root(covariance: jax.Array) -> jax.Array:
     # singular where there are more outputs than directions: a share of its rounding
     share = 10 * count * eps.eps * largest + math.sqrt(eps.tiny)
     identity = jnp.broadcast_to(jnp.eye(count, dtype=eps.dtype), covariance.shape)
-    return jnp.linalg.cholesky(covariance + share[..., None, None] * identity)
+    return linalg.cholesky(covariance + share[..., None, None] * identity)
 
 
 def _turned(spec: str, values: jax.Array, columns: jax.Array | None) -> jax.Array:

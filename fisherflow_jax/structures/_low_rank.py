@@ -115,7 +115,7 @@ def _whitened(information: LowRank, damping: Any = 0.0):
     base = base + damping
     whitened = factors / jnp.sqrt(base)[None, :]
     gram = jnp.eye(whitened.shape[0], dtype=base.dtype) + whitened @ whitened.T
-    return base, whitened, jnp.linalg.cholesky(gram, symmetrize_input=False)
+    return base, whitened, linalg.cholesky(gram)
 
 
 @ops.matvec.register
@@ -155,7 +155,7 @@ def _(
     scales = jnp.sqrt(base + damping)
     whitened = factors / scales[None]
     # (1 + W^T W)^-1/2 through the small Gram matrix, stable at zero eigenvalues
-    values, basis = jnp.linalg.eigh(linalg.product("ri,si->rs", whitened, whitened))
+    values, basis = linalg.eigh(linalg.product("ri,si->rs", whitened, whitened))
     root = jnp.sqrt(1 + jnp.maximum(values, 0.0))
     weights = -1 / (root * (1 + root))
 
@@ -284,7 +284,7 @@ def _(start: LowRank, parts: Sequence[LowRank]) -> LowRank:
     rows = jnp.concatenate([*factors, jnp.sqrt(copies) * start_factors])
     signs = jnp.ones(rows.shape[0], rows.dtype).at[-start_factors.shape[0] :].set(-1)
     span, mixing = jnp.linalg.qr(rows.T)
-    values, rotation = jnp.linalg.eigh((mixing * signs[None, :]) @ mixing.T)
+    values, rotation = linalg.eigh((mixing * signs[None, :]) @ mixing.T)
     directions = (span @ rotation).T
     kept = jnp.sqrt(jnp.maximum(values, 0.0))[:, None] * directions
     negative = jnp.minimum(values, 0.0)[:, None] * jnp.square(directions)

@@ -38,6 +38,28 @@ def test_a_stack_of_one_takes_no_loop(function):
     assert loops((2,))
 
 
+@pytest.mark.parametrize("function", [linalg.cholesky, linalg.eigh])
+def test_a_vmap_makes_no_stack_of_single_matrices(function):
+    """Nor does one within another, and derivatives are those of jax's own."""
+    stack, twice = definite(3), definite(2, 3)
+    text = str(jax.make_jaxpr(jax.vmap(function))(stack))
+    assert "scan" in text and "platform_index" in text
+    found, nested = jax.vmap(function)(stack), jax.jit(jax.vmap(jax.vmap(function)))
+    jax.tree.map(np.testing.assert_array_equal, found, function(stack))
+    jax.tree.map(np.testing.assert_array_equal, nested(twice), function(twice))
+    own = getattr(jnp.linalg, function.__name__)
+    weights = jnp.asarray(np.random.default_rng(1).normal(size=(3, 4, 4)))
+
+    def total(function, matrices):
+        parts = jax.tree.leaves(jax.vmap(function)(matrices + 0.0 * weights))
+        return sum(jnp.sum(jnp.sin(part)) for part in parts)
+
+    wide = stack.astype(weights.dtype)
+    slopes = [jax.grad(total, argnums=1)(f, wide) for f in (function, own)]
+    slopes = [slope + jnp.swapaxes(slope, -1, -2) for slope in slopes]
+    np.testing.assert_allclose(*slopes, rtol=1e-9)
+
+
 def test_products_are_not_rounded_to_fewer_digits():
     product = jax.make_jaxpr(lambda x: linalg.product("ij,jk", x, x))(definite())
     assert "HIGHEST" in str(product)

@@ -18,6 +18,8 @@ _parts = rng.normal(size=(N, K, K))
 EACH = _parts @ np.swapaxes(_parts, 1, 2) + 0.3 * np.eye(K)
 R = np.array([[1.0, 0.6], [0.6, 0.8]])
 PRECISION = 0.5
+THERE = rng.uniform(size=(N, K)) < 0.6
+THERE[:3] = [[True, False], [False, True], [False, False]]
 
 
 def fixed(params, inputs):
@@ -165,6 +167,63 @@ def test_calibration_sees_the_density_of_all_targets():
     assert found.after <= found.before
 
 
+@pytest.mark.parametrize("how", ["weights", "mask", "rows"])
+def test_calibration_of_what_is_there(how):
+    """Against numpy, over a grid of scales; what is missing holds a thousand."""
+    model, likelihood, _ = CASES["fixed"]
+    state = state_of("fixed")
+    mean, information, _ = least_squares(CASES["fixed"][2])
+    design = np.stack([np.kron(x, np.eye(K)) for x in INPUTS])
+    spread = design @ np.linalg.solve(information, np.swapaxes(design, 1, 2))
+    rows, there = np.arange(N) % 3.0, THERE | (how == "rows")
+    batch = {
+        "weights": (BATCH[0], np.where(there, TARGETS, 1e3), there.astype(float)),
+        "mask": ff.Batch(BATCH[0], np.where(there, TARGETS, 1e3), rows, mask=there),
+        "rows": (*BATCH, rows),
+    }[how]
+    rows = rows * there.any(1) if how != "weights" else there.any(1) * 1.0
+
+    def loss(scale):
+        total = 0.0
+        for i in np.flatnonzero(rows):
+            at = there[i]
+            covariance = (scale * spread[i] + R)[at][:, at]
+            gap = (TARGETS[i] - INPUTS[i] @ mean.reshape(D, K))[at]
+            total -= rows[i] * scipy.stats.multivariate_normal.logpdf(
+                gap, None, covariance
+            )
+        return total / rows.sum()
+
+    found = ff.calibrate(state, model, likelihood, [batch])
+    np.testing.assert_allclose(found.before, loss(1.0), rtol=1e-8)
+    np.testing.assert_allclose(found.after, loss(found.scale), rtol=1e-8)
+    best = min(loss(scale) for scale in np.geomspace(1e-9, 1e6, 61))
+    assert found.after <= best + 1e-9
+
+
+def test_calibration_with_weights_of_the_targets_shape():
+    """The noise and the scale of a diagonal gaussian, against numpy on a grid."""
+    weights = rng.integers(0, 3, (N, K)).astype(float)
+    model = lambda params, x: x @ params  # noqa: E731
+    likelihood = ff.likelihoods.gaussian(0.7)
+    flow = ff.fisher_flow(model, likelihood, prior_precision=PRECISION, num_steps=1)
+    state, _ = flow.update(flow.init(START), (INPUTS, TARGETS))
+    spread = np.linalg.inv(INPUTS.T @ INPUTS / 0.49 + PRECISION * np.eye(D))
+    spread = np.einsum("ni,ij,nj->n", INPUTS, spread, INPUTS)[:, None]
+    gap = TARGETS - INPUTS @ np.asarray(state.mean)
+
+    def loss(scale, noise):
+        logs = scipy.stats.norm.logpdf(gap, 0, np.sqrt(scale * spread + noise**2))
+        return -np.sum(weights * logs) / weights.sum()
+
+    hidden = np.where(weights > 0, TARGETS, np.nan)
+    found = ff.calibrate(state, model, likelihood, [(INPUTS, hidden, weights)])
+    np.testing.assert_allclose(found.before, loss(1.0, 0.7), rtol=1e-8)
+    np.testing.assert_allclose(found.after, loss(found.scale, found.noise), rtol=1e-8)
+    grid = np.geomspace(1e-4, 1e2, 41)
+    assert found.after <= min(loss(s, n) for s in grid for n in grid) + 1e-9
+
+
 def test_a_scale_given_with_each_row_is_weighted_least_squares():
     scales = np.exp(rng.normal(size=N))
 
@@ -224,10 +283,6 @@ def test_noise_that_the_parameters_move_is_refused_by_name():
     found = ff.information.diagonal(information, params)
     np.testing.assert_allclose(found["mean"], np.sum(INPUTS**2, 0), rtol=1e-9)
     assert not np.any(found["noise"])
-
-
-THERE = rng.uniform(size=(N, K)) < 0.6
-THERE[:3] = [[True, False], [False, True], [False, False]]
 
 
 def marginal(covariances):
