@@ -16,7 +16,12 @@ TIERS = {
     "research": "May change or go without a word.",
 }
 # The tier of each room that is not stable.
-ROOMS = {"comparison": "settling", "diagnostics": "settling", "testing": "settling"}
+ROOMS = {
+    "comparison": "settling",
+    "continual": "settling",
+    "diagnostics": "settling",
+    "testing": "settling",
+}
 # Of a stable room, what is promised; the rest serves who writes a structure.
 PROMISED = {
     "information": {

@@ -27,6 +27,7 @@ FLOORS = [
     "posteriors",
     "predictions",
     "transforms",
+    "continual",
     "flax",
     "metrics",
     "calibration",

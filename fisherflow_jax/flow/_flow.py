@@ -7,6 +7,7 @@ from typing import Any, Literal
 from fisherflow_jax import estimators
 from fisherflow_jax._ground import checks
 from fisherflow_jax._ground.choices import Compared, hashable, shared
+from fisherflow_jax.flow import _between as between
 from fisherflow_jax.flow import _step as step
 from fisherflow_jax.flow._recipe import Recipe
 from fisherflow_jax.flow._state import FisherFlow, init
@@ -87,13 +88,14 @@ def fisher_flow(
         it has weight 0 and is counted in `state.events.rows_skipped`.
 
     Returns:
-      A `FisherFlow(init, update, evaluate, project)` of pure functions; `update` takes
-      `(state, batch)` to `(state, info)`, as `jax.lax.scan` calls it, and is compiled
-      once for all flows of equal choices. A state brings its prior and its memory's
-      rates: a flow goes on with those, whatever it was built with itself. Cost of an
-      update: two informations, gradients and factorisations; an information, a
-      factorisation and two gradients more for each further step that earlier factors
-      do not serve, and a gradient for one that they do, or for another size of a step.
+      A `FisherFlow(init, update, advance, absorb, evaluate, project)` of pure
+      functions; `update` takes `(state, batch)` to `(state, info)`, as `jax.lax.scan`
+      calls it, and is compiled once for all flows of equal choices. A state brings its
+      prior and its memory's rates: a flow goes on with those, whatever it was built
+      with itself. Cost of an update: two informations, gradients and factorisations; an
+      information, a factorisation and two gradients more for each further step that
+      earlier factors do not serve, and a gradient for one that they do, or for another
+      size of a step.
 
     Raises:
       ValueError: for options that do not go together, naming them; at `init`, for
@@ -151,6 +153,8 @@ def fisher_flow(
     return FisherFlow(
         init=functools.partial(init, recipe),
         update=functools.partial(step.update, recipe),
+        advance=functools.partial(between.advance, recipe),
+        absorb=functools.partial(between.absorb, recipe),
         evaluate=functools.partial(step.evaluate, recipe),
         project=functools.partial(step.project, recipe),
     )

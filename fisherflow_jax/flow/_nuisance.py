@@ -74,13 +74,10 @@ def begin(recipe: Recipe, dtype: Any) -> NuisanceState | None:
         {name: jnp.asarray(value[k], dtype) for name, value in values.items()}
         for k in (0, 1)
     )
-    nothing, precision = full().isotropic(mean, 0.0), Diagonal(entries)
-    shift = Shift(optax.tree.zeros_like(mean))
-    zeros = Sum(nothing, jnp.zeros((), dtype), shift)
+    zeros, precision = no_site(mean), Diagonal(entries)
+    information = ops.add(zeros.curvature, precision)
     storage = memory_of(recipe).init(zeros)
-    return NuisanceState(
-        mean, ops.add(nothing, precision), Prior(mean, precision), storage
-    )
+    return NuisanceState(mean, information, Prior(mean, precision), storage)
 
 
 def belief_of(state: NuisanceState, count: jax.Array) -> Belief:
@@ -128,6 +125,23 @@ def fit(
     storage, belief, _ = memory.remember(state.memory, belief, site)
     after = NuisanceState(belief.mean, belief.sums.curvature, belief.prior, storage)
     return known(observed, own.mean), mean, Known(after, gain)
+
+
+def waited(
+    recipe: Recipe, state: NuisanceState, count: jax.Array, batch: Any
+) -> NuisanceState:
+    """After an update that observed nothing."""
+    memory, believed = memory_of(recipe), belief_of(state, count)
+    before = memory.predict(state.memory, believed, batch, believed.mean)
+    storage, belief, _ = memory.remember(state.memory, before, no_site(state.mean))
+    return NuisanceState(belief.mean, belief.sums.curvature, belief.prior, storage)
+
+
+def no_site(mean: dict[str, jax.Array]) -> Sum:
+    """What a batch adds of which nothing was observed."""
+    zero = jnp.zeros((), trees.float_dtype(mean))
+    nothing = full().isotropic(mean, 0.0)
+    return Sum(nothing, zero, Shift(optax.tree.zeros_like(mean)))
 
 
 def _by_turns(

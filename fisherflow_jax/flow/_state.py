@@ -39,6 +39,11 @@ class Events(NamedTuple):
     solves_regularised: jax.Array
     searches_unfinished: jax.Array
 
+    @classmethod
+    def none(cls) -> "Events":
+        zero = jnp.zeros((), jnp.int32)
+        return cls(zero, zero, zero)
+
 
 class FlowState(NamedTuple):
     """The posterior `N(mean, information^-1)` and what the flow needs to go on.
@@ -143,6 +148,10 @@ class FisherFlow(NamedTuple):
       init: `(params, prior_mean=params, key=None) -> state`. The first search sets out
         from params; should the first batch be missing, from the prior mean.
       update: `(state, batch) -> (state, info)`, as `lax.scan` calls it.
+      advance: `(state, batch=None, steps=1) -> state`: what the memory believes then,
+        if nothing is seen until then.
+      absorb: `(state, mean, information, num_observations, *, log_likelihood=nan) ->
+        state`: takes in a mean that a training loop found.
       evaluate: `(params, batch, key=None, nuisance=None) -> (log-likelihood, score,
         information)`, sums; `nuisance` is `state.nuisance.mean`, where there is one.
       project: a summed information of `evaluate` -> what the state keeps of it.
@@ -150,6 +159,8 @@ class FisherFlow(NamedTuple):
 
     init: Callable[..., FlowState]
     update: Callable[..., tuple[FlowState, FlowInfo]]
+    advance: Callable[..., FlowState]
+    absorb: Callable[..., FlowState]
     evaluate: Callable[..., tuple[jax.Array, PyTree, Any]]
     project: Callable[[Any], Any]
 
@@ -256,24 +267,14 @@ def begin(
             "a pytree prefix, or an information in that structure."
         )
     zero, none = jnp.zeros((), trees.float_dtype(mean)), jnp.zeros((), jnp.int32)
-    residual = zero if recipe.estimates_dispersion else None
-    squares, clusters = recipe.robust, None
-    if recipe.num_clusters is not None:
-        if not ops.provides(ops.squares, nothing):
-            raise ValueError(
-                f"num_clusters needs ff.information.squares, which structure "
-                f"{recipe.structure.name} has not registered."
-            )
-        squares, clusters = False, no_clusters(recipe.num_clusters, mean)
-    zeros = Sum(
-        curvature=nothing,
-        weight=zero,
-        linear=Shift(optax.tree.zeros_like(mean), residual),
-        quadratic=(nothing,) if squares else (),
-        scores=clusters or (),
-    )
-    meat = None
-    if squares:
+    if recipe.num_clusters is not None and not ops.provides(ops.squares, nothing):
+        raise ValueError(
+            f"num_clusters needs ff.information.squares, which structure "
+            f"{recipe.structure.name} has not registered."
+        )
+    zeros = no_site(recipe, mean)
+    residual, meat = zeros.linear.squares, None
+    if zeros.quadratic:
         # as rich as the information, which a richer prior may have made richer than
         # the structure
         meat = ops.add(nothing, ops.scale(precision, 0.0))
@@ -294,7 +295,7 @@ def begin(
         count=zero,
         log_evidence=zero,
         meat=None if meat is None else keep(meat),
-        clusters=clusters,
+        clusters=zeros.scores or None,
         residual=residual,
         own_residual=residual,
         prior=Prior(origin, precision),
@@ -302,7 +303,21 @@ def begin(
         step=none,
         nuisance=nuisances.begin(recipe, trees.float_dtype(mean)),
         num_skipped=none,
-        events=Events(none, none, none),
+        events=Events.none(),
         key=key,
     )
     return jax.tree.map(jnp.copy, state)
+
+
+def no_site(recipe: Recipe, mean: PyTree) -> Sum:
+    """What a batch adds of which nothing was observed."""
+    zero, nothing = jnp.zeros((), trees.float_dtype(mean)), recipe.structure.empty(mean)
+    clusters = recipe.num_clusters
+    squares = zero if recipe.estimates_dispersion else None
+    return Sum(
+        curvature=nothing,
+        weight=zero,
+        linear=Shift(optax.tree.zeros_like(mean), squares),
+        quadratic=(nothing,) if recipe.robust and clusters is None else (),
+        scores=() if clusters is None else no_clusters(clusters, mean),
+    )

@@ -19,7 +19,7 @@ from fisherflow_jax.flow import _robust as robust
 from fisherflow_jax.flow._newton import Solution
 from fisherflow_jax.flow._objective import objective_of
 from fisherflow_jax.flow._recipe import Observed, Recipe, parameters
-from fisherflow_jax.flow._state import FlowInfo, FlowState, belief_of
+from fisherflow_jax.flow._state import Events, FlowInfo, FlowState, belief_of
 from fisherflow_jax.layers import deciding
 from fisherflow_jax.memories import Belief, Shift, Squares, Sum
 
@@ -96,7 +96,8 @@ def advance(
         missing=missing,
         memory=report,
     )
-    after = settle(state, belief, logdet, storage, gain, solution, sound, rows_skipped)
+    events = Events(rows_skipped, solution.helped, solution.unfinished)
+    after = settle(state, belief, logdet, storage, gain, events, sound)
     if nuisance is not None and state.nuisance is not None:
         kept = trees.where(sound, nuisance.state, state.nuisance)
         after = after._replace(nuisance=kept)
@@ -219,17 +220,11 @@ def settle(
     logdet: jax.Array,
     storage: Any,
     gain: jax.Array,
-    solution: Solution,
+    events: Events,
     sound: jax.Array,
-    rows_skipped: jax.Array,
 ) -> FlowState:
     """The state after the batch, or before it and a batch skipped."""
     squares = belief.sums.linear
-    events = state.events._replace(
-        rows_skipped=state.events.rows_skipped + rows_skipped,
-        solves_regularised=state.events.solves_regularised + solution.helped,
-        searches_unfinished=state.events.searches_unfinished + solution.unfinished,
-    )
     after = state._replace(
         mean=belief.mean,
         rest=belief.rest,
@@ -244,7 +239,7 @@ def settle(
         prior=belief.prior,
         memory=storage,
         step=state.step + 1,
-        events=events,
+        events=optax.tree.add(state.events, events),
     )
     skipped = state._replace(num_skipped=state.num_skipped + 1)
     # in the state's types, whatever those of the data

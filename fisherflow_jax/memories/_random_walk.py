@@ -71,6 +71,11 @@ def random_walk(
     def predict(storage: Wandering, believed: Any, batch: Any, like: PyTree) -> Any:
         noise, step = process_noise, transition
         if callable(noise) or callable(step):
+            if batch is None:
+                raise ValueError(
+                    "this memory's noise or transition is a function of the batch, "
+                    "and none is given: flow.advance(state, batch)."
+                )
             batch = batch._replace(inputs=batches.unshare(batch.inputs))
         if callable(noise):
             noise = noise(batch)

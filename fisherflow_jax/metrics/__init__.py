@@ -20,6 +20,8 @@ from fisherflow_jax.metrics._classification import entropy as entropy
 from fisherflow_jax.metrics._classification import (
     negative_log_likelihood as negative_log_likelihood,
 )
+from fisherflow_jax.metrics._continual import Continual as Continual
+from fisherflow_jax.metrics._continual import continual as continual
 from fisherflow_jax.metrics._intervals import interval_coverage as interval_coverage
 from fisherflow_jax.metrics._intervals import interval_score as interval_score
 from fisherflow_jax.metrics._intervals import interval_width as interval_width
