@@ -68,7 +68,7 @@ def elastic_penalty(
     anchor = _anchor(state, params)
     move = optax.tree.sub(params, anchor.mean)
     squares = ops.quadratic_form(anchor.information, move)
-    return 0.5 * strength / num_observations * squares
+    return squares * strength / (2 * num_observations)
 
 
 class ElasticPenaltyState(NamedTuple):
