@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fisherflow_jax._ground import checks
+from fisherflow_jax._ground import checks, sharding
 from fisherflow_jax._ground.keys import typed_key
 
 PyTree = Any
@@ -182,6 +182,19 @@ def where(condition: jax.Array, yes: PyTree, no: PyTree) -> PyTree:
     return jax.tree.map(lambda x, y: jax.lax.select(condition, x, y), yes, no)
 
 
+def zero_unless(condition: jax.Array, tree: PyTree) -> PyTree:
+    """The tree, or zeros of its types, by a `()` bool: one equation a leaf."""
+    zeros: dict[Any, jax.Array] = {}
+
+    def leaf(x: jax.Array) -> jax.Array:
+        kind = jax.typeof(x)
+        if kind not in zeros:
+            zeros[kind] = jnp.zeros_like(x)
+        return jax.lax.select(condition, x, zeros[kind])
+
+    return jax.tree.map(leaf, tree)
+
+
 def zipped(kind: Any, *trees: PyTree) -> PyTree:
     """One tree of `kind(*leaves)`; None where all leaves are.
 
@@ -211,12 +224,17 @@ def unzipped(kind: Any, tree: PyTree) -> list[PyTree]:
 
 def all_finite(tree: PyTree) -> jax.Array:
     """Whether every entry of every leaf is finite, `()` bool."""
-    floating = [
-        leaf
-        for leaf in jax.tree.leaves(tree)
-        if jnp.issubdtype(leaf.dtype, jnp.inexact)
+    alike: dict[Any, list[jax.Array]] = {}
+    apart = sharding.has_explicit_axes()
+    for index, leaf in enumerate(jax.tree.leaves(tree)):
+        if jnp.issubdtype(leaf.dtype, jnp.inexact):
+            # along an axis that all have, unless devices may hold parts of it
+            kind = index if apart or not leaf.ndim else (leaf.shape[1:], leaf.dtype)
+            alike.setdefault(kind, []).append(leaf)
+    finite = [
+        jnp.all(jnp.isfinite(jax.lax.concatenate(x, 0) if len(x) > 1 else x[0]))
+        for x in alike.values()
     ]
-    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in floating]
     # A reduction of the leaves' booleans would be fused anew into every select that
     # reads it: leaves times leaves. XLA fuses no sort, and false comes first.
     return jax.lax.sort(jnp.stack([*finite, jnp.array(True)]))[0]

@@ -27,7 +27,7 @@ from fisherflow_jax.estimators._plan import Pull, Rule
 from fisherflow_jax.estimators._probes import rademacher
 from fisherflow_jax.layers import Layers
 from fisherflow_jax.model import Model
-from fisherflow_jax.structures import Structure
+from fisherflow_jax.structures import OneOfMany, Structure
 
 PyTree = Any
 
@@ -118,7 +118,10 @@ def _of_examples(
         inputs = rebuild([x[None] for x in parts])
         layers, outputs, entering, pull_back = find(pull.model.apply_fn, params, inputs)
         cotangents = pull.cotangents(outputs, targets, each, key)
-        vectors = _columns(pull, pull_back, cotangents)
+        gradients, others = _columns(pull, pull_back, cotangents)
+        layers = layers and _grouped(pull, layers)
+        entering = _as_one(layers, entering, 0)
+        vectors = _as_one(layers, gradients, 1), others
         # after widening: the root of a weight has no exact bfloat16
         weighted = jax.tree.map(lambda x: _weigh(x.astype(dtype), root), vectors)
         # zero times what is not finite in a blanked row would be NaN
@@ -130,7 +133,7 @@ def _of_examples(
         one, (sliced, batch.targets, roots, keys)
     )
     others = {i: _merge_axes(x) for i, x in others.items()}
-    vectors = _tree(params, layers, entering, gradients, batch.weights, others)
+    vectors = _tree(pull, params, layers, entering, gradients, batch.weights, others)
     return pull.structure.reduce(vectors)
 
 
@@ -153,24 +156,59 @@ def _no_layers(apply_fn: Callable, params: PyTree, inputs: PyTree) -> tuple:
     return None, outputs, (), pull_back
 
 
+def _grouped(pull: Pull, layers: Layers) -> Layers:
+    """The table, its layers one by one where the structure wants them so."""
+    own = pull.structure.layers
+    as_one = pull.structure.takes_many_as_one and own is not None and not own.apart
+    return dataclasses.replace(layers, apart=not as_one)
+
+
+def _as_one(layers: Layers | None, parts: tuple, axis: int) -> dict[str, jax.Array]:
+    """What each layer has, along the axis of stacked kernels of those alike."""
+    if layers is None:
+        return {}
+    found: dict[str, list[jax.Array]] = {}
+    for layer, part in zip(layers.layers, parts, strict=True):
+        first, _ = layers.places[layers.names[layer.kernel]]
+        found.setdefault(first, []).append(part)
+    together = {}
+    for first, arrays in found.items():
+        dtype = trees.wide_dtype(*(x.dtype for x in arrays))
+        if any(x.dtype != arrays[0].dtype for x in arrays):
+            arrays = [x.astype(dtype) for x in arrays]
+        together[first] = (
+            jax.lax.concatenate(arrays, axis) if len(arrays) > 1 else arrays[0]
+        )
+    return together
+
+
 def _tree(
+    pull: Pull,
     params: PyTree,
     layers: Layers | None,
-    entering: tuple,  # of each layer (n, K, T, I), or ids (n, K, T)
-    gradients: tuple,  # of each layer (n, R, K, T, O)
+    entering: dict,  # of layers that are alike (n, K, T, I), or ids (n, K, T)
+    gradients: dict,  # of layers that are alike (n, R, K, T, O)
     weights: jax.Array,
     others: dict,  # leaf index -> (n * R, *leaf.shape)
 ) -> PyTree:
     """Vectors like the parameters, of `OuterProducts` and stacks `(n * R, ...)`."""
     leaves = dict(others)
-    found = layers.layers if layers else ()
-    for layer, inputs, vectors in zip(found, entering, gradients, strict=True):
-        leaves[layer.kernel] = plans.products(layer, inputs, vectors, weights)
-        if layer.bias is not None and layer.bias_layout is not None:
-            summed = _merge_axes(jnp.sum(vectors, axis=3))
-            leaves[layer.bias] = jax.vmap(layer.bias_layout.to_leaf)(summed)
+    for first, group in layers.alike.items() if layers else ():
+        given = entering[first], gradients[first], weights
+        many = plans.products(group[0], *given)
+        for layer in group:
+            own = vectors = many
+            if pull.structure.takes_many_as_one:
+                _, rows = layers.places[layers.names[layer.kernel]]
+                own = vectors = OneOfMany(many, rows)
+            elif layer.bias_layout is not None:
+                summed = _merge_axes(jnp.sum(gradients[first], axis=3))
+                vectors = jax.vmap(layer.bias_layout.to_leaf)(summed)
+            leaves[layer.kernel] = own
+            if layer.bias is not None:
+                leaves[layer.bias] = vectors
     treedef: Any = jax.tree.structure(params)
-    return treedef.unflatten([leaves[i] for i in range(len(leaves))])
+    return treedef.unflatten([leaves[i] for i in range(treedef.num_leaves)])
 
 
 # ---- squares of each example's vectors, where examples interact
@@ -233,9 +271,10 @@ def _of_rows(
 
     others = {i: _merge_axes(rows(x)) for i, x in returned.rows.items()}
     others |= {i: x.astype(dtype) for i, x in returned.sums.items()}
-    entering = jax.tree.map(blanked, entering)
-    gradients = jax.tree.map(rows, returned.gradients)
-    return _tree(params, layers, entering, gradients, batch.weights, others)
+    layers = _grouped(pull, layers)
+    entering = jax.tree.map(blanked, _as_one(layers, entering, 1))
+    gradients = jax.tree.map(rows, _as_one(layers, returned.gradients, 2))
+    return _tree(pull, params, layers, entering, gradients, batch.weights, others)
 
 
 def _weighted_cotangents(

@@ -2,7 +2,8 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -57,8 +58,43 @@ class Layers:
     # what says that examples are run one by one, where the program does not show it
     row_by_row: str | None = None
     summed: tuple[int, ...] = ()  # leaves squared once for a whole batch
+    apart: bool = False  # what is kept of layers that are alike is not stacked
     # Of one example. Models that differ only in it have the same informations.
     input_shapes: Shapes = dataclasses.field(default=(), compare=False)
+
+    @functools.cached_property  # written past the frozen fields
+    def alike(self) -> dict[str, tuple[Layer, ...]]:
+        """The layers that differ in their leaves alone, by the first one's kernel.
+
+        What is kept of them is stacked, in arrays whose leading axis has the
+        `num_stacked` kernels of each, one layer after the other.
+        """
+        found: dict[Any, list[Layer]] = {}
+        for layer in self.layers:
+            shape = dataclasses.replace(layer, kernel=-1, bias=layer.bias and -1)
+            found.setdefault((shape, layer.kernel if self.apart else -1), []).append(
+                layer
+            )
+        return {self.names[group[0].kernel]: tuple(group) for group in found.values()}
+
+    @functools.cached_property
+    def places(self) -> dict[str, tuple[str, slice]]:
+        """Of each kernel: whose stack it is in, and where."""
+        found = {}
+        for first, group in self.alike.items():
+            for index, layer in enumerate(group):
+                rows = index * layer.num_stacked, (index + 1) * layer.num_stacked
+                found[self.names[layer.kernel]] = first, slice(*rows)
+        return found
+
+    def only(self, names: Iterable[str]) -> "Layers":
+        """The table of these layers and of these leaves of none."""
+        kept = set(names)
+        if kept.issuperset(self.names):
+            return self
+        layers = [x for x in self.layers if self.names[x.kernel] in kept]
+        fallback = [x for x in self.fallback if self.names[x[0]] in kept]
+        return dataclasses.replace(self, layers=tuple(layers), fallback=tuple(fallback))
 
     def __str__(self) -> str:
         rows: dict[int, tuple] = {}

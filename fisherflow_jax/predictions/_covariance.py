@@ -198,7 +198,7 @@ def layer_covariances(
     if not known.elementwise and (robust or known.layers is None):
         return None
     layers = layers_of.find_layers(apply_fn, mean, inputs, batched=False)
-    sides: dict = {}
+    sides, table = {}, layers
     if known.elementwise:
         if robust:
             entries = ops.diagonal(ops.sandwich(information, meat), mean)
@@ -210,12 +210,13 @@ def layer_covariances(
         return None
     else:
         found = ops.spectral(information, mean).map(lambda value: 1 / value)
-        values, sides = found.values, found.basis.sides
+        values, sides, table = found.values, found.basis.sides, known.layers
     names, each = layers.names, []
     for layer in layers.layers:
-        name = names[layer.kernel]
-        both = sides.get(name, (None, None))
-        each.append(LayerCovariance(layer, values[name], both))
+        stack, rows = table.places[names[layer.kernel]]
+        both = jax.tree.map(lambda x, rows=rows: x[rows], sides.get(stack))
+        own = values[stack][rows]
+        each.append(LayerCovariance(layer, own, both or (None, None)))
     rest = {leaf: values[names[leaf]] for leaf, _ in layers.fallback}
     return LayerCovariances(layers, each, rest)
 

@@ -4,6 +4,7 @@ from fisherflow_jax.structures import capabilities as capabilities
 from fisherflow_jax.structures import sharing as sharing
 from fisherflow_jax.structures._algebra.eigen import Sides as Sides
 from fisherflow_jax.structures._algebra.outer_products import (
+    OneOfMany as OneOfMany,
     OuterProducts as OuterProducts,
 )
 from fisherflow_jax.structures._block import Block as Block

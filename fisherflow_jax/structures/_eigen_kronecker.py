@@ -16,16 +16,17 @@ from fisherflow_jax.structures._algebra.kronecker_factors import flat, with_bias
 from fisherflow_jax.structures._algebra.outer_products import OuterProducts
 from fisherflow_jax.structures._structure import Structure
 
-Columns = dict[str, jax.Array | None]  # of each layer (K, D, D); None: the identity
+# of layers that are alike (K, D, D); None: the identity
+Columns = dict[str, jax.Array | None]
 
 
 class EigenKronecker(NamedTuple):
     r"""Information :math:`(U_A \otimes U_G)(S + \delta)(U_A \otimes U_G)^\top`."""
 
-    eigenvalues: dict[str, jax.Array]  # S of each layer: (K, I, O)
+    eigenvalues: dict[str, jax.Array]  # S of layers that are alike: (K, I, O)
     input_bases: Columns  # U_A
     output_bases: Columns  # U_G
-    shifts: dict[str, jax.Array]  # delta of each layer, ()
+    shifts: dict[str, jax.Array]  # delta, (K,)
     other_entries: dict[str, jax.Array]  # the diagonal of the other leaves
     num_observations: jax.Array  # n, ()
     layers: Layers  # static
@@ -105,7 +106,8 @@ def _squares_in(
 @eigenbasis.spectrum.register
 def _(information: EigenKronecker, name: str) -> tuple[jax.Array, Sides]:
     sides = Sides(information.input_bases[name], information.output_bases[name])
-    return information.eigenvalues[name] + information.shifts[name], sides
+    shift = information.shifts[name][:, None, None]
+    return information.eigenvalues[name] + shift, sides
 
 
 eigenbasis.register(EigenKronecker)

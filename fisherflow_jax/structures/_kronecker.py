@@ -1,5 +1,6 @@
 """A Kronecker product for each linear layer, and a diagonal for all else."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -23,11 +24,15 @@ PyTree = Any
 
 
 class Kronecker(NamedTuple):
-    r"""Information :math:`A_k \otimes G_k / n + \delta` of each layer's kernels."""
+    r"""Information :math:`A_k \otimes G_k / n + \delta` of each layer's kernels.
 
-    input_factors: dict[str, jax.Array]  # A of each layer: (K, I, I) or (K, I)
-    output_factors: dict[str, jax.Array]  # G of each layer: (K, O, O) or (K, O)
-    shifts: dict[str, jax.Array]  # delta of each layer, ()
+    Layers that are alike (`layers.alike`) are stacked under the name of the first one's
+    kernel; `layers.places` says where a layer is.
+    """
+
+    input_factors: dict[str, jax.Array]  # A: (K, I, I) or (K, I)
+    output_factors: dict[str, jax.Array]  # G: (K, O, O) or (K, O)
+    shifts: dict[str, jax.Array]  # delta, (K,)
     other_entries: dict[str, jax.Array]  # the diagonal of the other leaves
     num_observations: jax.Array  # n, ()
     layers: Layers  # static
@@ -124,9 +129,13 @@ def kronecker(
                 f"sharing names {unknown}, which are no kernels; the kernels are "
                 f"{kernels}."
             )
+    conventions = {name: by_name.get(name, sharing) for name in kernels}
+    mixed = {(first, conventions[name]) for name, (first, _) in layers.places.items()}
+    if len(mixed) > len(layers.alike):
+        layers = dataclasses.replace(layers, apart=True)
 
-    def reduce_layer(name: str, products: Any) -> tuple[jax.Array, jax.Array]:
-        return factors(products, by_name.get(name, sharing), widest)
+    def reduce_layer(first: str, products: Any) -> tuple[jax.Array, jax.Array]:
+        return factors(products, conventions[first], widest)
 
     def empty_layer(layer: Layer, rows: int, dtype: Any) -> tuple[jax.Array, jax.Array]:
         stacked, columns = layer.num_stacked, layer.num_outputs
@@ -143,9 +152,13 @@ def kronecker(
             **rest,
         )
 
+    def apart() -> Structure:
+        table = dataclasses.replace(layers, apart=True)
+        return kronecker(table, sharing=conventions, widest=widest)
+
     return kronecker_factors.structure(
         "kronecker(layers)", layers, reduce_layer, empty_layer, build
-    )._replace(correction=moving_kronecker.begin)
+    )._replace(correction=moving_kronecker.begin, apart=apart)
 
 
 def _share(information: Kronecker) -> jax.Array:
@@ -159,7 +172,8 @@ def _(information: Kronecker, name: str) -> tuple[jax.Array, Sides]:
     inputs, input_basis = eigenbasis.decompose(information.input_factors[name])
     outputs, output_basis = eigenbasis.decompose(information.output_factors[name])
     values = _share(information) * inputs[:, :, None] * outputs[:, None, :]
-    return values + information.shifts[name], Sides(input_basis, output_basis)
+    values = values + information.shifts[name][:, None, None]
+    return values, Sides(input_basis, output_basis)
 
 
 eigenbasis.register(Kronecker)
@@ -189,7 +203,8 @@ def _(information: Kronecker, vector: PyTree) -> PyTree:
     for name, matrix in matrices.items():
         left, right = information.input_factors[name], information.output_factors[name]
         product = multiplied(left, matrix, right)
-        products[name] = share * product + information.shifts[name] * matrix
+        shift = information.shifts[name][:, None, None]
+        products[name] = share * product + shift * matrix
     entries = information.other_entries
     scaled = {name: entries[name] * value for name, value in others.items()}
     return layer_vectors.join(layers, products | scaled, vector)
@@ -207,16 +222,16 @@ def _diagonals(information: Kronecker) -> dict[str, jax.Array]:
     for name, factor in information.input_factors.items():
         outputs = _entries(information.output_factors[name])
         product = share * _entries(factor)[:, :, None] * outputs[:, None, :]
-        found[name] = product + information.shifts[name]
+        found[name] = product + information.shifts[name][:, None, None]
     return found
 
 
 @ops.trace.register
 def _(information: Kronecker, like: PyTree | None = None) -> jax.Array:
-    names = eigenbasis.names_shown(information, like)
+    information = eigenbasis.shown(information, like)
     parts = {**_diagonals(information), **information.other_entries}
     zero = jnp.zeros((), information.num_observations.dtype)
-    return sum([jnp.sum(x) for name, x in parts.items() if name in names], start=zero)
+    return sum(map(jnp.sum, parts.values()), start=zero)
 
 
 @ops.diagonal.register
@@ -255,7 +270,7 @@ def _(information: Kronecker, damping: jax.Array) -> LayerInverses:
         # a mean over observations holds n of them: A / n, and G as it is
         left = factor / information.num_observations
         right = information.output_factors[name]
-        root = jnp.sqrt(damping + information.shifts[name])
+        root = jnp.sqrt(damping + information.shifts[name])  # (K,)
         balance = jnp.sqrt(_mean_eigenvalue(left) / _mean_eigenvalue(right))
         inputs[name] = _inverse(left, balance * root)
         outputs[name] = _inverse(right, root / balance)

@@ -35,11 +35,11 @@ class MovingKronecker(NamedTuple):
     """Kronecker factors, and second moments in an eigenbasis that is kept elsewhere."""
 
     factors: Any  # a Kronecker
-    second_moments: dict[str, jax.Array]  # of each layer (K, I, O)
+    second_moments: dict[str, jax.Array]  # of layers that are alike (K, I, O)
 
 
 class LayerBases(NamedTuple):
-    """The eigenbasis of each layer, until it is next decomposed."""
+    """The eigenbases of layers, until they are next decomposed."""
 
     input_bases: Columns
     output_bases: Columns

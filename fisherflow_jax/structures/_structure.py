@@ -25,12 +25,15 @@ class Structure(NamedTuple):
       from_full: `Full` -> its own part of that matrix (mean, diagonal, blocks).
       takes_outer_products: whether `reduce` also takes leaves kept as
         `OuterProducts`.
+      takes_many_as_one: whether `reduce` also takes layers of its table that are alike
+        in one: `OneOfMany`.
       held_by_outer_products: `reduce` takes them where this, of one example's, counts
         what it holds.
       layers: the layers it was given: with `batched`, models are run on whole
         batches.
       correction: an information of zeros -> one with second moments in an eigenbasis
         that moves, and the bases: see `LayerBases`.
+      apart: the same structure, where what can be renewed by turns is stacked in this.
     """
 
     name: str
@@ -40,9 +43,11 @@ class Structure(NamedTuple):
     from_matvec: Callable[[Callable, Any], Any] | None = None
     from_full: Callable[[Any], Any] | None = None
     takes_outer_products: bool = False
+    takes_many_as_one: bool = False
     held_by_outer_products: Callable[[Any], int | None] | None = None
     layers: Layers | None = None
     correction: Callable[[Any], tuple[Any, Any]] | None = None
+    apart: Callable[[], "Structure"] | None = None
 
     def __repr__(self) -> str:
         return self.name

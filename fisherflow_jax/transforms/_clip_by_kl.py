@@ -170,7 +170,7 @@ def _clip(
     factor = jnp.sqrt(region.max_kl / jnp.maximum(kl, region.max_kl)).astype(kl.dtype)
     both = updates, alike
     scaled = jax.tree.map(lambda x: (x * factor).astype(x.dtype), both)
-    clipped = trees.where(finite, scaled, optax.tree.zeros_like(both))
+    clipped = trees.zero_unless(finite, scaled)
     count = state.num_unmeasured + (~finite).astype(jnp.int32)
     return clipped, ClipByKLState(jnp.where(finite, kl, state.kl), count)
 

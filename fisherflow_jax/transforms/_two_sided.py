@@ -304,7 +304,7 @@ def _advance(
         step=state.step + sound.astype(jnp.int32),
         num_skipped=state.num_skipped + (~sound).astype(jnp.int32),
     )
-    return trees.where(sound, result, optax.tree.zeros_like(updates)), after
+    return trees.zero_unless(sound, result), after
 
 
 def _advance_leaf(

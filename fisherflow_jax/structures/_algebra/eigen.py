@@ -47,9 +47,10 @@ class Sides(NamedTuple):
 
 
 class KernelBases(NamedTuple):
-    """The eigenbasis of each layer, and the parameters' own for other leaves.
+    """The eigenbases of layers, and the parameters' own for other leaves.
 
-    Coordinates are matrices `(K, I, O)` by the kernel's name, and the other leaves.
+    Coordinates are matrices `(K, I, O)` of the layers that are alike, by the first
+    one's kernel, and the other leaves.
     """
 
     sides: dict[str, Sides]
@@ -114,26 +115,45 @@ def columns_of(factors: dict[str, jax.Array]) -> dict[str, jax.Array | None]:
 
 @functools.singledispatch
 def spectrum(information: Any, name: str) -> tuple[jax.Array, Sides]:
-    """The eigenvalues `(K, I, O)` of a layer, and the bases of its two sides."""
+    """The eigenvalues `(K, I, O)` of layers, and the bases of their two sides."""
     raise TypeError(f"{type(information).__name__} has no Kronecker eigenbasis.")
 
 
 def _spectral(information: Any, like: PyTree | None = None) -> ops.Spectral:
-    names = names_shown(information, like)
+    information = shown(information, like)
     values, sides = {}, {}
     for name in information.shifts:
-        if name in names:
-            values[name], sides[name] = spectrum(information, name)
-    entries = information.other_entries
-    values |= {name: x for name, x in entries.items() if name in names}
+        values[name], sides[name] = spectrum(information, name)
+    values |= information.other_entries
     return ops.Spectral(values, KernelBases(sides, information.layers))
 
 
-def names_shown(information: Any, like: PyTree | None) -> set[str]:
-    """The leaves of `like`; what Optax's masks hide from it is held, and left out."""
-    if like is None:
-        return set(information.layers.names)
-    return set(layer_vectors.named(like))
+def shown(information: Any, like: PyTree | None) -> Any:
+    """About the leaves of `like`; what Optax's masks hide from it is left out."""
+    whole = information.layers
+    part = whole if like is None else whole.only(layer_vectors.named(like))
+    if part is whole:
+        return information
+    rows: dict[str, tuple[str, np.ndarray]] = {}
+    for first, group in part.alike.items():
+        places = [whole.places[whole.names[layer.kernel]] for layer in group]
+        numbers = [np.arange(place.start, place.stop) for _, place in places]
+        rows[first] = places[0][0], np.concatenate(numbers)
+    kept = {whole.names[leaf] for leaf, _ in part.fallback}
+    entries = {name: x for name, x in information.other_entries.items() if name in kept}
+
+    def taken(stacks: dict[str, Any]) -> dict[str, Any]:
+        return {
+            first: None if stacks[stack] is None else stacks[stack][places]
+            for first, (stack, places) in rows.items()
+        }
+
+    stacks = {
+        field: taken(value)
+        for field, value in information._asdict().items()
+        if isinstance(value, dict) and field != "other_entries"
+    }
+    return information._replace(**stacks, other_entries=entries, layers=part)
 
 
 def add_other(left: Any, right: Any) -> Any:
@@ -147,18 +167,21 @@ def add_other(left: Any, right: Any) -> Any:
     if not isinstance(right, Diagonal):
         return NotImplemented
     matrices, others = layer_vectors.split(left.layers, right.entries, dtype)
-    numbers = dict.fromkeys(shifts, jnp.zeros((), dtype))
-    for name, matrix in matrices.items():
-        numbers[name] = matrix.ravel()[0]
+    zero = jnp.zeros((), dtype)
+    numbers = {name: matrix[:, 0, 0] for name, matrix in matrices.items()}
+    for name, (first, rows) in left.layers.places.items():
+        if first not in matrices:
+            continue
+        matrix = matrices[first][rows]
         traced = isinstance(matrix, jax.core.Tracer)
-        if traced or bool(jnp.any(matrix != numbers[name])):
+        if traced or bool(jnp.any(matrix != matrix[0, 0, 0])):
             raise ValueError(
                 "to a Kronecker information one number a layer can be added (the same "
                 f"for kernel and bias), known before tracing; layer {name} got "
                 f"{'a traced value' if traced else matrix}."
             )
     return left._replace(
-        shifts={name: shift + numbers[name] for name, shift in shifts.items()},
+        shifts={name: x + numbers.get(name, zero) for name, x in shifts.items()},
         other_entries={name: x + others[name] for name, x in entries.items()},
     )
 

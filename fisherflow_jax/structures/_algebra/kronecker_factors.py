@@ -5,7 +5,8 @@ layer and what returns to it as independent, and need a convention for the T pos
 that share the kernel.
 """
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,8 +14,12 @@ import jax.numpy as jnp
 
 from fisherflow_jax._ground import linalg, trees
 from fisherflow_jax.layers import Layer, Layers
-from fisherflow_jax.structures._algebra.layer_vectors import named
-from fisherflow_jax.structures._algebra.outer_products import OuterProducts, squares
+from fisherflow_jax.structures._algebra.layer_vectors import concatenated, named
+from fisherflow_jax.structures._algebra.outer_products import (
+    OneOfMany,
+    OuterProducts,
+    squares,
+)
 from fisherflow_jax.structures._structure import Structure
 from fisherflow_jax.structures.sharing import Sharing
 
@@ -108,8 +113,10 @@ def checked(stack: PyTree, layers: Layers) -> dict[str, Any]:
             f"{sorted(set(layers.names) - set(leaves))}."
         )
     kernels = {layers.names[layer.kernel]: layer for layer in layers.layers}
-    for name, leaf in leaves.items():
-        layer, found = kernels.get(name), isinstance(leaf, OuterProducts)
+    merged = {layers.names[x.bias] for x in layers.layers if x.bias is not None}
+    for name in (*kernels, *(leaves.keys() - kernels.keys() - merged)):
+        leaf = leaves[name]
+        layer, found = kernels.get(name), isinstance(leaf, (OuterProducts, OneOfMany))
         if layer is not None and not found:
             raise ValueError(
                 "kronecker needs the inputs and gradients of each example, and the "
@@ -125,7 +132,27 @@ def checked(stack: PyTree, layers: Layers) -> dict[str, Any]:
     return leaves
 
 
-def _is_of(products: OuterProducts, layer: Layer) -> bool:
+def as_one(leaves: Sequence[OuterProducts | OneOfMany]) -> OuterProducts:
+    """Layers that are alike as one, with the stacked kernels of all."""
+    first, last = leaves[0], leaves[-1]
+    if isinstance(first, OneOfMany) and isinstance(last, OneOfMany):
+        ends = first.rows.start, last.rows.stop
+        if first.many is last.many and ends == (0, first.many.inputs.shape[1]):
+            return first.many
+    products = [x.alone() if isinstance(x, OneOfMany) else x for x in leaves]
+    gradients = [x.gradients for x in products]
+    inputs, wide = [x.inputs for x in products], gradients[0].dtype
+    if len({x.dtype for x in inputs}) > 1:
+        inputs = [x.astype(wide) for x in inputs]
+    return dataclasses.replace(
+        products[0],
+        inputs=concatenated(inputs, 1),
+        gradients=concatenated(gradients, 2),
+    )
+
+
+def _is_of(leaf: OuterProducts | OneOfMany, layer: Layer) -> bool:
+    products = leaf.many if isinstance(leaf, OneOfMany) else leaf
     return (
         products.layout == layer.kernel_layout
         and products.num_inputs == layer.num_inputs
@@ -140,18 +167,27 @@ def structure(
     empty_layer: Callable[[Layer, int, Any], Any],
     build: Callable[..., Any],
 ) -> Structure:
-    """A structure of what `reduce_layer(kernel, products)` makes of each layer.
+    """A structure of what `reduce_layer(kernel, products)` makes of layers.
 
+    Those that are alike are one, with as many stacked kernels as they have together.
     `empty_layer(layer, rows, dtype)` is the same of no vectors; `build(parts, ...)` the
     information, whose other fields it is given by name.
     """
-    kernels = {layers.names[layer.kernel]: layer for layer in layers.layers}
+    alike = {
+        first: dataclasses.replace(
+            group[0], num_stacked=len(group) * group[0].num_stacked
+        )
+        for first, group in layers.alike.items()
+    }
     others = {layers.names[leaf]: layers.shapes[leaf] for leaf, _ in layers.fallback}
 
     def whole(parts: dict, shift: jax.Array, entries: dict, count: jax.Array) -> Any:
         return build(
             parts,
-            shifts=dict.fromkeys(kernels, shift),
+            shifts={
+                first: jnp.full((layer.num_stacked,), shift)
+                for first, layer in alike.items()
+            },
             other_entries=entries,
             num_observations=count,
             layers=layers,
@@ -160,10 +196,14 @@ def structure(
     def reduce(stack: PyTree) -> Any:
         leaves = checked(stack, layers)
         zero = count = jnp.zeros((), trees.float_dtype(stack))
-        parts = {name: reduce_layer(name, leaves[name]) for name in kernels}
+        vectors = {
+            first: as_one([leaves[layers.names[layer.kernel]] for layer in group])
+            for first, group in layers.alike.items()
+        }
+        parts = {first: reduce_layer(first, x) for first, x in vectors.items()}
         entries = {name: squares(leaves[name], zero.dtype) for name in others}
-        if kernels:
-            count = jnp.sum(leaves[next(iter(kernels))].weights).astype(zero.dtype)
+        if vectors:
+            count = jnp.sum(next(iter(vectors.values())).weights).astype(zero.dtype)
         return whole(parts, zero, entries, count)
 
     def isotropic(params: PyTree, value: jax.typing.ArrayLike) -> Any:
@@ -173,9 +213,16 @@ def structure(
             name: empty_layer(
                 layer, layer.num_inputs + (layer.bias is not None), value.dtype
             )
-            for name, layer in kernels.items()
+            for name, layer in alike.items()
         }
         entries = {name: jnp.full(shape, value) for name, shape in others.items()}
         return whole(parts, value, entries, jnp.zeros_like(value))
 
-    return Structure(name, reduce, isotropic, takes_outer_products=True, layers=layers)
+    return Structure(
+        name,
+        reduce,
+        isotropic,
+        takes_outer_products=True,
+        takes_many_as_one=True,
+        layers=layers,
+    )

@@ -1,5 +1,6 @@
-"""Vectors like the parameters, as one matrix for each linear layer."""
+"""Vectors like the parameters, as one stack of matrices for layers that are alike."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -33,30 +34,54 @@ def _check_known(layers: Layers, unknown: set[str], what: str) -> None:
 def split(
     layers: Layers, tree: PyTree, dtype: Any = None
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """`(K, I, O)` for each layer, a merged bias as its last row; and other leaves.
+    """`(K, I, O)` for the layers that are alike, by the first, and other leaves.
 
-    A leaf that is missing from the tree (a hole that another transformation fills) is
-    left out with its layer. Without a dtype a matrix has the common one of its leaves.
+    A merged bias is the last row. Leaves that are missing from the tree (holes that
+    another transformation fills) are zeros, or left out where all that are alike are
+    missing. Without a dtype matrices have the common one of their leaves.
     """
     leaves = named(tree)
     _check_known(layers, leaves.keys() - set(layers.names), "vector with leaves")
     matrices = {}
-    for layer in layers.layers:
-        names = members(layers, layer)
-        present = [leaves[name] for name in names if name in leaves]
+    for first, group in layers.alike.items():
+        of_group = [members(layers, layer) for layer in group]
+        for names in of_group:
+            if 0 < len(leaves.keys() & set(names)) < len(names):
+                raise ValueError(f"kernel and bias {names} of one layer go together.")
+        kernels, *biases = zip(*of_group, strict=True)
+        present = [leaves[name] for name in kernels if name in leaves]
         if not present:
             continue
-        if len(present) < len(names):
-            raise ValueError(f"kernel and bias {names} of one layer go together.")
-        common = dtype or trees.float_dtype(present)
-        matrix = layer.kernel_layout.from_leaf(present[0].astype(common))
-        if layer.bias_layout is not None:
-            row = layer.bias_layout.from_leaf(present[1].astype(common))
-            matrix = jnp.concatenate([matrix, row[:, None]], axis=1)
-        matrices[names[0]] = matrix
+        present += [leaves[n] for names in biases for n in names if n in leaves]
+        common, layer = dtype or trees.float_dtype(present), group[0]
+        matrix = _stacked(leaves, kernels, layer.kernel_layout, common)
+        for names in biases:
+            rows = _stacked(leaves, names, layer.bias_layout, common)
+            matrix = jnp.concatenate([matrix, rows[:, None]], axis=1)
+        matrices[first] = matrix
     names = [layers.names[leaf] for leaf, _ in layers.fallback]
     others = {name: leaves[name] for name in names if name in leaves}
     return matrices, {n: x.astype(dtype or x.dtype) for n, x in others.items()}
+
+
+def _stacked(leaves: dict, names: Sequence[str], layout: Any, dtype: Any) -> jax.Array:
+    """Leaves as their layout shows them, one after the other; zeros for holes."""
+    found = [
+        leaves[n].astype(dtype) if n in leaves else jnp.zeros(layout.leaf_shape, dtype)
+        for n in names
+    ]
+    shown = jax.vmap(layout.from_leaf)(stack(found))
+    return shown.reshape((-1, *shown.shape[2:]))
+
+
+def stack(leaves: Sequence[jax.Array]) -> jax.Array:
+    """`jnp.stack`, in one equation a leaf and one more."""
+    return concatenated([x.reshape((1, *x.shape)) for x in leaves], 0)
+
+
+def concatenated(arrays: Sequence[jax.Array], axis: int) -> jax.Array:
+    """`jnp.concatenate` in one equation, of any number of arrays."""
+    return jax.lax.concatenate(arrays, axis) if len(arrays) > 1 else arrays[0]
 
 
 def join(layers: Layers, parts: dict[str, jax.Array], like: PyTree | None) -> PyTree:
@@ -64,19 +89,32 @@ def join(layers: Layers, parts: dict[str, jax.Array], like: PyTree | None) -> Py
 
     None: like the parameters in which the layers were found.
     """
-    leaves = dict(parts)
+    leaves = {k: x for k, x in parts.items() if k not in layers.alike}
     if like is None:
         like = jax.tree.unflatten(layers.tree, range(len(layers.names)))
-    for layer in layers.layers:
-        name, *bias = members(layers, layer)
-        if name in parts:
-            kernel = parts[name][:, : layer.num_inputs]
-            leaves[name] = layer.kernel_layout.to_leaf(kernel)
-            if layer.bias_layout is not None:
-                leaves[bias[0]] = layer.bias_layout.to_leaf(parts[name][:, -1])
+    for first, group in layers.alike.items():
+        if first not in parts:
+            continue
+        layer, matrix = group[0], parts[first]
+        shape = len(group), layer.num_stacked
+        kernels, *biases = zip(*(members(layers, x) for x in group), strict=True)
+        kernel = matrix[:, : layer.num_inputs]
+        leaves |= _unstacked(kernel, shape, layer.kernel_layout, kernels)
+        for names in biases:
+            leaves |= _unstacked(matrix[:, -1], shape, layer.bias_layout, names)
     names = named(like)
     _check_known(layers, names.keys() - leaves.keys(), "tree with leaf")
     return jax.tree.unflatten(jax.tree.structure(like), [leaves[n] for n in names])
+
+
+def _unstacked(
+    values: jax.Array, shape: tuple[int, int], layout: Any, names: Sequence[str]
+) -> dict[str, jax.Array]:
+    values = values.reshape((*shape, *values.shape[1:]))
+    leaves = jax.vmap(layout.to_leaf)(values)
+    parts = jax.lax.split(leaves, (1,) * len(names), axis=0)
+    shape = leaves.shape[1:]
+    return {n: part.reshape(shape) for n, part in zip(names, parts, strict=True)}
 
 
 def check_like(layers: Layers, tree: PyTree) -> None:

@@ -109,6 +109,28 @@ class OuterProducts:
         return zeros.at[copies, self.inputs].add(shares, mode="drop")
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class OneOfMany:
+    """The vectors of one layer, among those of all layers that are alike.
+
+    A leaf in place of `OuterProducts`, for the structures that say so; that of a bias
+    which its layer merges is its kernel's.
+    """
+
+    many: OuterProducts
+    rows: slice  # of the stacked kernels
+
+    @property
+    def dtype(self) -> Any:
+        return self.many.dtype
+
+    def alone(self) -> OuterProducts:
+        inputs, gradients = self.many.inputs, self.many.gradients
+        return dataclasses.replace(
+            self.many, inputs=inputs[:, self.rows], gradients=gradients[:, :, self.rows]
+        )
+
+
 PyTree = Any
 Vectors = jax.Array | OuterProducts
 

@@ -39,6 +39,13 @@ class Recipe:
     factorise: Callable[..., Any]
     bad_rows: str
 
+    def __post_init__(self) -> None:
+        # what takes turns is not stacked; other estimators are refused by their checks
+        own: Any = self.estimator
+        apart = getattr(getattr(own, "structure", None), "apart", None)
+        if self.staggered is True and apart is not None and own.rebuild is not None:
+            object.__setattr__(self, "estimator", own.with_structure(apart()))
+
     @property
     def renewals(self) -> tuple[int, int]:
         """Steps between two renewals of everything, and between two turns."""

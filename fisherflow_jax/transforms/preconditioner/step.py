@@ -206,7 +206,7 @@ def _advance(
     scaled = factorise.apply(factorisation, moved)
     sound = sound & trees.all_finite(scaled)
     scaled = optax.tree.cast_like(scaled, updates)
-    result = trees.where(sound, scaled, optax.tree.zeros_like(updates))
+    result = trees.zero_unless(sound, scaled)
     after = state._replace(
         step=state.step + sound.astype(jnp.int32),
         information=states.kept_information(recipe, curvature.information),
