@@ -71,10 +71,11 @@ class Layers:
         """
         found: dict[Any, list[Layer]] = {}
         for layer in self.layers:
-            shape = dataclasses.replace(layer, kernel=-1, bias=layer.bias and -1)
-            found.setdefault((shape, layer.kernel if self.apart else -1), []).append(
-                layer
-            )
+            # leaves have numbers from 0
+            bias = None if layer.bias is None else -1
+            shape = dataclasses.replace(layer, kernel=-1, bias=bias)
+            key = shape, layer.kernel if self.apart else -1
+            found.setdefault(key, []).append(layer)
         return {self.names[group[0].kernel]: tuple(group) for group in found.values()}
 
     @functools.cached_property

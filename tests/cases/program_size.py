@@ -1,4 +1,4 @@
-"""The largest array that a program makes."""
+"""The largest array that a program makes, and how many equations it has."""
 
 import math
 
@@ -15,3 +15,15 @@ def largest(jaxpr):
             if hasattr(inner, "eqns"):
                 sizes.append(largest(inner))
     return max(sizes)
+
+
+def equations(jaxpr):
+    """How many there are, each inner program counted where it is called."""
+    count = len(jaxpr.eqns)
+    for equation in jaxpr.eqns:
+        values = equation.params.values()
+        for value in jax.tree.leaves(list(values), is_leaf=lambda x: x is not None):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                count += equations(inner)
+    return count
