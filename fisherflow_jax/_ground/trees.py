@@ -222,6 +222,14 @@ def unzipped(kind: Any, tree: PyTree) -> list[PyTree]:
     return [field(index) for index in range(len(kind._fields))]
 
 
+def concatenated(arrays: Sequence[jax.Array], axis: int) -> jax.Array:
+    """Any number of arrays in one equation; of several types, in the common one."""
+    if len({x.dtype for x in arrays}) > 1:
+        dtype = wide_dtype(*(x.dtype for x in arrays))
+        arrays = [x.astype(dtype) for x in arrays]
+    return jax.lax.concatenate(arrays, axis) if len(arrays) > 1 else arrays[0]
+
+
 def all_finite(tree: PyTree) -> jax.Array:
     """Whether every entry of every leaf is finite, `()` bool."""
     alike: dict[Any, list[jax.Array]] = {}
@@ -231,10 +239,7 @@ def all_finite(tree: PyTree) -> jax.Array:
             # along an axis that all have, unless devices may hold parts of it
             kind = index if apart or not leaf.ndim else (leaf.shape[1:], leaf.dtype)
             alike.setdefault(kind, []).append(leaf)
-    finite = [
-        jnp.all(jnp.isfinite(jax.lax.concatenate(x, 0) if len(x) > 1 else x[0]))
-        for x in alike.values()
-    ]
+    finite = [jnp.all(jnp.isfinite(concatenated(x, 0))) for x in alike.values()]
     # A reduction of the leaves' booleans would be fused anew into every select that
     # reads it: leaves times leaves. XLA fuses no sort, and false comes first.
     return jax.lax.sort(jnp.stack([*finite, jnp.array(True)]))[0]

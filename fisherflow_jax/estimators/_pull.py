@@ -27,7 +27,8 @@ from fisherflow_jax.estimators._plan import Pull, Rule
 from fisherflow_jax.estimators._probes import rademacher
 from fisherflow_jax.layers import Layers
 from fisherflow_jax.model import Model
-from fisherflow_jax.structures import OneOfMany, Structure
+from fisherflow_jax.structures import Structure
+from fisherflow_jax.structures._algebra.outer_products import OneOfMany
 
 PyTree = Any
 
@@ -171,15 +172,7 @@ def _as_one(layers: Layers | None, parts: tuple, axis: int) -> dict[str, jax.Arr
     for layer, part in zip(layers.layers, parts, strict=True):
         first, _ = layers.places[layers.names[layer.kernel]]
         found.setdefault(first, []).append(part)
-    together = {}
-    for first, arrays in found.items():
-        dtype = trees.wide_dtype(*(x.dtype for x in arrays))
-        if any(x.dtype != arrays[0].dtype for x in arrays):
-            arrays = [x.astype(dtype) for x in arrays]
-        together[first] = (
-            jax.lax.concatenate(arrays, axis) if len(arrays) > 1 else arrays[0]
-        )
-    return together
+    return {first: trees.concatenated(x, axis) for first, x in found.items()}
 
 
 def _tree(
@@ -192,21 +185,20 @@ def _tree(
     others: dict,  # leaf index -> (n * R, *leaf.shape)
 ) -> PyTree:
     """Vectors like the parameters, of `OuterProducts` and stacks `(n * R, ...)`."""
-    leaves = dict(others)
-    for first, group in layers.alike.items() if layers else ():
+    leaves: dict[int, Any] = dict(others)
+    as_one = pull.structure.takes_many_as_one
+    for first, group in layers.alike.items() if layers is not None else ():
         given = entering[first], gradients[first], weights
-        many = plans.products(group[0], *given)
-        for layer in group:
-            own = vectors = many
-            if pull.structure.takes_many_as_one:
-                _, rows = layers.places[layers.names[layer.kernel]]
-                own = vectors = OneOfMany(many, rows)
-            elif layer.bias_layout is not None:
-                summed = _merge_axes(jnp.sum(gradients[first], axis=3))
-                vectors = jax.vmap(layer.bias_layout.to_leaf)(summed)
+        many, size = plans.products(group[0], *given), group[0].num_stacked
+        for index, layer in enumerate(group):
+            rows = slice(index * size, (index + 1) * size)
+            own: Any = OneOfMany(many, rows) if as_one else many
             leaves[layer.kernel] = own
-            if layer.bias is not None:
-                leaves[layer.bias] = vectors
+            if layer.bias is not None and layer.bias_layout is not None:
+                if not as_one:
+                    summed = _merge_axes(jnp.sum(gradients[first], axis=3))
+                    own = jax.vmap(layer.bias_layout.to_leaf)(summed)
+                leaves[layer.bias] = own
     treedef: Any = jax.tree.structure(params)
     return treedef.unflatten([leaves[i] for i in range(treedef.num_leaves)])
 

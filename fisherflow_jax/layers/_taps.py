@@ -179,10 +179,7 @@ def _of_layers(traced: Traced, values: dict, *, enters: bool) -> tuple[jax.Array
     layers = []
     for uses in traced.uses:
         parts = [_arranged(traced, use, values[use.path], enters) for use in uses]
-        dtypes = {part.dtype for part in parts}
-        if len(dtypes) > 1:
-            parts = [part.astype(trees.wide_dtype(*dtypes)) for part in parts]
-        layers.append(jnp.concatenate(parts, axis) if len(parts) > 1 else parts[0])
+        layers.append(trees.concatenated(parts, axis))
     return tuple(layers)
 
 

@@ -4,9 +4,6 @@ from fisherflow_jax.structures import capabilities as capabilities
 from fisherflow_jax.structures import sharing as sharing
 from fisherflow_jax.structures._algebra.eigen import Sides as Sides
 from fisherflow_jax.structures._algebra.outer_products import (
-    OneOfMany as OneOfMany,
-)
-from fisherflow_jax.structures._algebra.outer_products import (
     OuterProducts as OuterProducts,
 )
 from fisherflow_jax.structures._block import Block as Block

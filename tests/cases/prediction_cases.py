@@ -81,37 +81,37 @@ def positive(rng: np.random.Generator, stacked: int, size: int) -> jax.Array:
     return jnp.asarray(np.einsum("kri,krj->kij", rows, rows))
 
 
-def orthonormal(rng: np.random.Generator, size: int) -> jax.Array:
-    """`(1, D, D)`."""
-    return jnp.asarray(np.linalg.qr(rng.normal(size=(size, size)))[0][None])
+def orthonormal(rng: np.random.Generator, stacked: int, size: int) -> jax.Array:
+    """`(K, D, D)`."""
+    return jnp.asarray(np.linalg.qr(rng.normal(size=(stacked, size, size)))[0])
 
 
 def kronecker(model: Model, corrected: bool) -> Any:
     rng = np.random.default_rng(5)
     layers = ff.layers.find_layers(*model)
     inputs, outputs, values, in_bases, out_bases = {}, {}, {}, {}, {}
-    for layer in layers.layers:
-        name = layers.names[layer.kernel]
+    for name, (layer, *rest) in layers.alike.items():
+        count = 1 + len(rest)
         sizes = layer.num_inputs + (layer.bias is not None), layer.num_outputs
         wide = layer.kind == "embedding"
-        inputs[name] = positive(rng, 1, sizes[0])
+        inputs[name] = positive(rng, count, sizes[0])
         if wide:
             inputs[name] = jnp.diagonal(inputs[name], axis1=1, axis2=2)
-        outputs[name] = positive(rng, 1, sizes[1])
-        values[name] = jnp.asarray(rng.uniform(0.5, 4.0, size=(1, *sizes)))
-        in_bases[name] = None if wide else orthonormal(rng, sizes[0])
-        out_bases[name] = orthonormal(rng, sizes[1])
-    shifts = {name: jnp.asarray(0.3) for name in inputs}
+        outputs[name] = positive(rng, count, sizes[1])
+        values[name] = jnp.asarray(rng.uniform(0.5, 4.0, size=(count, *sizes)))
+        in_bases[name] = None if wide else orthonormal(rng, count, sizes[0])
+        out_bases[name] = orthonormal(rng, count, sizes[1])
+    shifts = {name: jnp.full(x.shape[:1], 0.3) for name, x in inputs.items()}
     others = {
         layers.names[leaf]: jnp.asarray(rng.uniform(1, 2, size=layers.shapes[leaf]))
         for leaf, _ in layers.fallback
     }
-    count = jnp.asarray(3.0)
+    number = jnp.asarray(3.0)
     if corrected:
         return EigenKronecker(
-            values, in_bases, out_bases, shifts, others, count, layers
+            values, in_bases, out_bases, shifts, others, number, layers
         )
-    return Kronecker(inputs, outputs, shifts, others, count, layers)
+    return Kronecker(inputs, outputs, shifts, others, number, layers)
 
 
 @functools.cache

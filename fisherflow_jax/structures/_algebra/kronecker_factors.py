@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from fisherflow_jax._ground import linalg, trees
 from fisherflow_jax.layers import Layer, Layers
-from fisherflow_jax.structures._algebra.layer_vectors import concatenated, named
+from fisherflow_jax.structures._algebra.layer_vectors import named
 from fisherflow_jax.structures._algebra.outer_products import (
     OneOfMany,
     OuterProducts,
@@ -140,14 +140,10 @@ def as_one(leaves: Sequence[OuterProducts | OneOfMany]) -> OuterProducts:
         if first.many is last.many and ends == (0, first.many.inputs.shape[1]):
             return first.many
     products = [x.alone() if isinstance(x, OneOfMany) else x for x in leaves]
-    gradients = [x.gradients for x in products]
-    inputs, wide = [x.inputs for x in products], gradients[0].dtype
-    if len({x.dtype for x in inputs}) > 1:
-        inputs = [x.astype(wide) for x in inputs]
     return dataclasses.replace(
         products[0],
-        inputs=concatenated(inputs, 1),
-        gradients=concatenated(gradients, 2),
+        inputs=trees.concatenated([x.inputs for x in products], 1),
+        gradients=trees.concatenated([x.gradients for x in products], 2),
     )
 
 

@@ -45,9 +45,9 @@ def split(
     matrices = {}
     for first, group in layers.alike.items():
         of_group = [members(layers, layer) for layer in group]
-        for names in of_group:
-            if 0 < len(leaves.keys() & set(names)) < len(names):
-                raise ValueError(f"kernel and bias {names} of one layer go together.")
+        for own in of_group:
+            if 0 < len(leaves.keys() & set(own)) < len(own):
+                raise ValueError(f"kernel and bias {own} of one layer go together.")
         kernels, *biases = zip(*of_group, strict=True)
         present = [leaves[name] for name in kernels if name in leaves]
         if not present:
@@ -59,8 +59,8 @@ def split(
             rows = _stacked(leaves, names, layer.bias_layout, common)
             matrix = jnp.concatenate([matrix, rows[:, None]], axis=1)
         matrices[first] = matrix
-    names = [layers.names[leaf] for leaf, _ in layers.fallback]
-    others = {name: leaves[name] for name in names if name in leaves}
+    fallback = [layers.names[leaf] for leaf, _ in layers.fallback]
+    others = {name: leaves[name] for name in fallback if name in leaves}
     return matrices, {n: x.astype(dtype or x.dtype) for n, x in others.items()}
 
 
@@ -70,18 +70,9 @@ def _stacked(leaves: dict, names: Sequence[str], layout: Any, dtype: Any) -> jax
         leaves[n].astype(dtype) if n in leaves else jnp.zeros(layout.leaf_shape, dtype)
         for n in names
     ]
-    shown = jax.vmap(layout.from_leaf)(stack(found))
+    stack = trees.concatenated([x.reshape((1, *x.shape)) for x in found], 0)
+    shown = jax.vmap(layout.from_leaf)(stack)
     return shown.reshape((-1, *shown.shape[2:]))
-
-
-def stack(leaves: Sequence[jax.Array]) -> jax.Array:
-    """`jnp.stack`, in one equation a leaf and one more."""
-    return concatenated([x.reshape((1, *x.shape)) for x in leaves], 0)
-
-
-def concatenated(arrays: Sequence[jax.Array], axis: int) -> jax.Array:
-    """`jnp.concatenate` in one equation, of any number of arrays."""
-    return jax.lax.concatenate(arrays, axis) if len(arrays) > 1 else arrays[0]
 
 
 def join(layers: Layers, parts: dict[str, jax.Array], like: PyTree | None) -> PyTree:
@@ -102,9 +93,9 @@ def join(layers: Layers, parts: dict[str, jax.Array], like: PyTree | None) -> Py
         leaves |= _unstacked(kernel, shape, layer.kernel_layout, kernels)
         for names in biases:
             leaves |= _unstacked(matrix[:, -1], shape, layer.bias_layout, names)
-    names = named(like)
-    _check_known(layers, names.keys() - leaves.keys(), "tree with leaf")
-    return jax.tree.unflatten(jax.tree.structure(like), [leaves[n] for n in names])
+    wanted = named(like)
+    _check_known(layers, wanted.keys() - leaves.keys(), "tree with leaf")
+    return jax.tree.unflatten(jax.tree.structure(like), [leaves[n] for n in wanted])
 
 
 def _unstacked(
