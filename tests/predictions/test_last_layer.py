@@ -39,7 +39,7 @@ def eigen(apply_fn, params, classes, features=3):
             {name: jnp.asarray(RNG.uniform(1, 9, size=(1, features + 1, classes)))},
             {name: jnp.asarray(turn[0])[None]},
             {name: jnp.asarray(turn[1])[None]},
-            {name: jnp.asarray(0.5)},
+            {name: jnp.asarray([0.5])},
             {},
             jnp.asarray(1.0),
             layers,
