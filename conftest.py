@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 
 import jax
 import pytest
@@ -34,11 +35,14 @@ def takes_quick_compiler() -> bool:
 if jax.config.jax_platforms == "cpu" and "XLA_FLAGS" not in os.environ:
     os.environ["XLA_FLAGS"] = QUICK_COMPILER if takes_quick_compiler() else ""
 
-# Compiled programs outlive the run in the folder that this variable names.
-if cache := os.environ.get("FISHERFLOW_TEST_CACHE"):
-    jax.config.update("jax_compilation_cache_dir", cache)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+# Tests of equal programs compile them once. Each process keeps them in a folder of its
+# own, since a file that another is writing may be read in part; they outlive the run
+# in the folder that the variable names.
+OWN_CACHE = tempfile.TemporaryDirectory(prefix="fisherflow_jax_")
+CACHE = os.environ.get("FISHERFLOW_TEST_CACHE", OWN_CACHE.name)
+jax.config.update("jax_compilation_cache_dir", CACHE)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     jax.config.update("jax_num_cpu_devices", 4)
