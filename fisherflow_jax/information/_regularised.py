@@ -66,9 +66,10 @@ def resolved(information: Any, like: PyTree | None = None) -> tuple[Any, PyTree]
       >>> import fisherflow_jax as ff
       >>> twice = ff.structures.Full(jnp.array([[9.0, 9.0], [9.0, 9.0]]))
       >>> filled, hidden = ff.information.resolved(twice)
-      >>> print(filled.rows.round(3), hidden.round(3))
-      [[13.5  4.5]
-       [ 4.5 13.5]] [0.5 0.5]
+      >>> print(hidden.round(3))  # one direction, w[0] - w[1]
+      [0.5 0.5]
+      >>> print(ff.information.solve(filled, jnp.ones(2)).round(3))  # 1 / (9 + 9)
+      [0.056 0.056]
     """
     shapes = ops.shapes(information, like)
     return information, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
