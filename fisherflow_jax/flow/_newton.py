@@ -86,12 +86,10 @@ def single_step(objective: Objective, start: PyTree, rest: PyTree = None) -> Sol
 class _Search(NamedTuple):
     mean: PyTree
     rest: PyTree  # what rounding took from it; None: not kept
-    information: Any  # of the batch, where it was taken last
-    logdet: jax.Array
     step_size: jax.Array  # () of the last step; 0: none was found
     decrement: jax.Array
     last: jax.Array  # () bool, no further step is needed
-    left: jax.Array  # () int32, steps; 0: the information is still to be taken
+    left: jax.Array  # () int32, steps
     helped: jax.Array
 
 
@@ -159,16 +157,10 @@ def damped_newton(
       efficient line search", 2005: slopes in place of values that rounding hides.
     """
     live, objective = objective, objective.held()
-    nothing = jax.tree.map(
-        lambda x: jnp.zeros(x.shape, x.dtype),
-        jax.eval_shape(lambda x: _measured(objective, x), start),
-    )
     zero = jnp.zeros((), trees.float_dtype(start))
     search = _Search(
         mean=start,
         rest=None if rest is None else optax.tree.zeros_like(rest),
-        information=nothing[0],
-        logdet=nothing[1],
         step_size=zero,
         decrement=zero,
         last=jnp.zeros((), bool),
@@ -176,11 +168,10 @@ def damped_newton(
         helped=jnp.zeros((), jnp.int32),
     )
     turn = functools.partial(_turn, objective=objective, start=start)
-    search = jax.lax.while_loop(lambda search: search.left >= 0, turn, search)
+    search = jax.lax.while_loop(lambda search: search.left > 0, turn, search)
+    own, factors = objective.factorised(search.mean)
     # what is believed after is a function of the solution, however it was found
-    mean, own, logdet = differentiable(
-        live, search.mean, search.information, search.logdet
-    )
+    mean, own, logdet = differentiable(live, search.mean, own, factors.logdet)
     return Solution(
         mean=mean,
         rest=search.rest,
@@ -190,56 +181,39 @@ def damped_newton(
         step_size=search.step_size,
         decrement=search.decrement,
         unfinished=(~search.last & (search.decrement > _TOLERANCE)).astype(jnp.int32),
-        helped=search.helped,
+        helped=search.helped + factors.helped,
     )
-
-
-def _measured(objective: Objective, x: PyTree) -> tuple[Any, jax.Array]:
-    own, factors = objective.factorised(x)
-    return own, factors.logdet
 
 
 def _turn(search: _Search, objective: Objective, start: PyTree) -> _Search:
-    """The information of a point, and the steps by its factors, while any are left."""
+    """The information of a point, and the steps by its factors."""
     own, factors = objective.factorised(search.mean)
-    going = search.left > 0
-    walk = _walk(search.mean, going, objective, start, own, factors)
+    walk = _walk(search.mean, objective, start, own, factors)
     none = None if search.rest is None else optax.tree.zeros_like(search.rest)
     there = linalg.moved(walk.mean, none, optax.tree.scale(-1, walk.direction))
-    mean, rest = trees.where(walk.last, there, (walk.mean, search.rest))
+    mean, rest = trees.where(walk.last, there, (walk.mean, none))
     # a walk without a step has not found any, unless its first is the last
     still = jnp.isinf(walk.before)
     stuck = still & ~walk.last
-    found = (
-        jnp.where(stuck, jnp.zeros_like(walk.size), walk.size),
-        jnp.where(walk.last | still, walk.length, walk.before),
-        walk.last,
-    )
-    known = search.step_size, search.decrement, search.last
-    step_size, decrement, last = trees.where(going, found, known)
-    ends = going & (walk.last | stuck)
     return _Search(
         mean=mean,
         rest=rest,
-        information=own,
-        logdet=factors.logdet,
-        step_size=step_size,
-        decrement=decrement,
-        last=last,
-        left=jnp.where(ends, 0, search.left - 1),
+        step_size=jnp.where(stuck, jnp.zeros_like(walk.size), walk.size),
+        decrement=jnp.where(walk.last | still, walk.length, walk.before),
+        last=walk.last,
+        left=jnp.where(walk.last | stuck, 0, search.left - 1),
         helped=search.helped + factors.helped,
     )
 
 
 def _walk(
     mean: PyTree,
-    going: jax.Array,
     objective: Objective,
     start: PyTree,
     own: Any,
     factors: ops.Regularised,
 ) -> _Walk:
-    """Steps by the factors of a point, from there on; none unless `going`."""
+    """Steps by the factors of a point, from there on."""
     dtype = trees.float_dtype(start)
     tolerance = _TOLERANCE_64 if dtype == jnp.float64 else _TOLERANCE
     rounding = _rounding(objective, own, start)
@@ -284,7 +258,7 @@ def _walk(
         direction=optax.tree.zeros_like(mean),
         length=infinity,
         before=zero,
-        size=going.astype(dtype),
+        size=jnp.ones_like(zero),
         short=zero,
         long=infinity,
         last=jnp.zeros((), bool),
