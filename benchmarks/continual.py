@@ -1,17 +1,17 @@
 """One task after another on digits: what is kept, by what is remembered.
 
-    python benchmarks/continual.py [--tasks permuted rotated split] [--seeds 3]
+    python benchmarks/continual.py [--tasks permuted rotated split classes] [--seeds 3]
 
 Five tasks of scikit-learn's digits: their pixels permuted, turned by 30 degrees more
-each time, or two classes at a time under one head of two outputs. A network
-64-100-100-10 is trained on each by 300 steps of Adam (2e-3, batches of 64). Penalties
-are `ff.continual.add_elastic_penalty` at the strengths that are named, with what
-`ff.continual.consolidate` keeps: one quadratic. `per task` keeps a quadratic for each
-task about its own mean (Kirkpatrick et al., 2017), `SI` is synaptic intelligence
-(Zenke, Poole, Ganguli, 2017), `replay` keeps examples: 100 a task, or as many as take
-the bytes of the Kronecker posterior. `joint` keeps all. Printed: accuracy over all
-tasks at the end in percent with the standard error over seeds, transfer, and how well
-each task was learned.
+each time, or two classes at a time, under one head of two outputs (split) or of ten
+(classes). A network 64-100-100-10 is trained on each by 300 steps of Adam (2e-3,
+batches of 64). Penalties are `ff.continual.add_elastic_penalty` at the strengths that
+are named, with what `ff.continual.consolidate` keeps: one quadratic. `per task` keeps a
+quadratic for each task about its own mean (Kirkpatrick et al., 2017), `SI` is synaptic
+intelligence (Zenke, Poole, Ganguli, 2017), `replay` keeps examples: 100 a task, or as
+many as take the bytes of the Kronecker posterior. `joint` keeps all. Printed: accuracy
+over all tasks at the end in percent with the standard error over seeds, transfer, and
+how well each task was learned.
 """
 
 import argparse
@@ -77,13 +77,13 @@ def draw_tasks(kind: str, seed: int) -> list[Task]:
         def change(x, number=number, pixels=pixels):
             if kind == "permuted":
                 return x[:, pixels]
-            if kind == "split":
+            if kind in ("split", "classes"):
                 return x
             turn = functools.partial(rotate, angle=30 * number, reshape=False, order=1)
             return np.stack([turn(image.reshape(8, 8)).ravel() for image in x])
 
         rows = parts
-        if kind == "split":  # of equal sizes, so that all tasks are one program
+        if kind in ("split", "classes"):  # of equal sizes, so that all tasks are one program
             own = [part[labels[part] // 2 == number] for part in parts]
             rows = own[0][:240], own[1][:80]
         classes = labels % 2 if kind == "split" else labels
@@ -292,7 +292,7 @@ def compare(kind: str, seeds: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    kinds = ("permuted", "rotated", "split")
+    kinds = ("permuted", "rotated", "split", "classes")
     parser.add_argument("--tasks", nargs="+", choices=kinds, default=["permuted"])
     parser.add_argument("--seeds", type=int, default=3)
     given = parser.parse_args()
