@@ -83,7 +83,10 @@ def draw_tasks(kind: str, seed: int) -> list[Task]:
             return np.stack([turn(image.reshape(8, 8)).ravel() for image in x])
 
         rows = parts
-        if kind in ("split", "classes"):  # of equal sizes, so that all tasks are one program
+        if kind in (
+            "split",
+            "classes",
+        ):  # of equal sizes, so that all tasks are one program
             own = [part[labels[part] // 2 == number] for part in parts]
             rows = own[0][:240], own[1][:80]
         classes = labels % 2 if kind == "split" else labels

@@ -39,7 +39,7 @@ def update(
     # compiled once a recipe and shape, so that a plain Python loop over a data loader
     # does not trace its searches anew at each batch
     steps = recipe.num_steps if num_steps is None else num_steps
-    run = choices.compiled(recipe, advance, static_argnums=2)
+    run = choices.compiled(recipe, take_in, static_argnums=2)
     after, info = deciding(
         lambda: run(state, batch, steps),
         model.plain(recipe.apply_fn),
@@ -49,7 +49,7 @@ def update(
     return after, info
 
 
-def advance(
+def take_in(
     recipe: Recipe, state: FlowState, batch: batches.Batch, num_steps: int
 ) -> tuple[FlowState, FlowInfo]:
     belonging.check_state(recipe, state)
@@ -69,7 +69,7 @@ def advance(
     if state.nuisance is not None:
         ahead = nuisances.known(observed, state.nuisance.mean)
     observed, solution, nuisance = search(observed, state, predicted, start, num_steps)
-    site, belief, distance = absorb(observed, predicted, solution, state.count > 0)
+    site, belief, distance = include(observed, predicted, solution, state.count > 0)
     # of the beliefs before and with the batch, known where nothing has moved them since
     before = logdet_of(predicted, believed, state.log_determinant)
     whole = logdet_of(belief, None if recipe.marginal else belief, solution.logdet)
@@ -156,7 +156,7 @@ def fit(
     return newton.damped_newton(objective, start, steps, predicted.rest)
 
 
-def absorb(
+def include(
     observed: Observed, predicted: Belief, solution: Solution, started: jax.Array
 ) -> tuple[Sum, Belief, jax.Array]:
     """The batch's site, the belief that includes it, and how far its mean moved.
