@@ -44,6 +44,12 @@ def flow_of(name, memory="stationary"):
     )
 
 
+@functools.cache
+def update_of(name, memory="stationary"):
+    """One program for eager calls and those under `jit`."""
+    return jax.jit(flow_of(name, memory).update)
+
+
 def batch_of(name, rows=slice(None)):
     """These rows; the others are padding, so that one compiled update does for all."""
     weights = np.zeros(600)
@@ -54,7 +60,7 @@ def batch_of(name, rows=slice(None)):
 @functools.cache
 def after_all(name):
     flow = flow_of(name)
-    return flow.update(flow.init(jnp.zeros(3)), batch_of(name))[0]
+    return update_of(name)(flow.init(jnp.zeros(3)), batch_of(name))[0]
 
 
 def stream(name, memory="stationary", rows=slice(None), state=None):
@@ -62,7 +68,8 @@ def stream(name, memory="stationary", rows=slice(None), state=None):
     state = flow.init(jnp.zeros(3)) if state is None else state
     rows = np.arange(600)[rows]
     for first in range(0, len(rows), 60):
-        state, _ = flow.update(state, batch_of(name, rows[first : first + 60]))
+        batch = batch_of(name, rows[first : first + 60])
+        state, _ = update_of(name, memory)(state, batch)
     return state
 
 
@@ -177,7 +184,8 @@ def test_memories_forget(memory):
     state = stream(name, memory)
     weights = 0.9**age if memory == "exponential" else (age < 4).astype(float)
     flow, (*batch, _) = flow_of(name), batch_of(name)
-    whole, _ = flow.update(flow.init(jnp.zeros(3)), (*batch, np.repeat(weights, 60)))
+    batch = (*batch, np.repeat(weights, 60))
+    whole, _ = update_of(name)(flow.init(jnp.zeros(3)), batch)
     error = np.array(list(ff.standard_error(whole.nuisance).values()))
     assert np.max(np.abs(logs_of(state) - logs_of(whole)) / error) < 0.5
     own = np.array(list(ff.standard_error(state.nuisance).values()))
@@ -191,7 +199,6 @@ def test_memories_of_the_structure_are_of_the_parameters_alone(memory):
 
 
 def test_workers_merge():
-    flow = flow_of("concentration")
     start = stream("concentration", rows=slice(0, 240))
     workers = [
         stream("concentration", rows=rows, state=start)
@@ -204,7 +211,7 @@ def test_workers_merge():
         ff.standard_error(merged.nuisance)["concentration"], error, rtol=0.05
     )
     jax.tree.map(lambda x, y: x.dtype == y.dtype, merged, machine)
-    flow.update(merged, batch_of("concentration", slice(0, 60)))
+    update_of("concentration")(merged, batch_of("concentration", slice(0, 60)))
 
 
 def test_refine_takes_a_step_of_both():
@@ -271,22 +278,22 @@ def test_what_cannot_be_known_is_refused_by_name():
 
 
 def test_a_missing_batch_and_a_bad_one_move_nothing():
-    flow, state = flow_of("df and scale"), after_all("df and scale")
+    update, state = update_of("df and scale"), after_all("df and scale")
     inputs, targets, weights = batch_of("df", slice(0, 60))
-    missing, _ = flow.update(state, (inputs, targets, 0 * weights))
+    missing, _ = update(state, (inputs, targets, 0 * weights))
     for name, value in missing.nuisance.mean.items():
         np.testing.assert_allclose(value, state.nuisance.mean[name], rtol=1e-12)
-    bad, _ = jax.jit(flow.update)(state, (inputs, np.nan * targets, weights))
+    bad, _ = update(state, (inputs, np.nan * targets, weights))
     jax.tree.map(np.testing.assert_array_equal, bad.nuisance, state.nuisance)
 
 
 def test_weights_of_targets_weigh_each():
-    flow = flow_of("concentration")
+    flow, update = flow_of("concentration"), update_of("concentration")
     inputs, targets = INPUTS[:40], COUNTS[:40]
     weights = np.tile([1.0, 0.0, 2.0, 1.0], 10)
     padded = np.concatenate([weights, np.zeros(560)])
-    rows, _ = flow.update(flow.init(jnp.zeros(3)), (INPUTS, COUNTS, padded))
+    rows, _ = update(flow.init(jnp.zeros(3)), (INPUTS, COUNTS, padded))
     pairs = (x.reshape(20, 2, *x.shape[1:]) for x in (inputs, targets, weights))
-    together, _ = flow.update(flow.init(jnp.zeros(3)), tuple(pairs))
+    together, _ = update(flow.init(jnp.zeros(3)), tuple(pairs))
     assert together.count == rows.count
     np.testing.assert_allclose(together.mean, rows.mean, rtol=1e-8)
