@@ -287,14 +287,21 @@ def test_functions_of_the_batch_go_with_a_plain_loop():
 BATCH = jax.tree.map(lambda x: x[0], STREAM)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def updated(structure, noise, transition):
+    flow = wandering(structure, noise, transition)
+    state = flow.init(START)
+    return state, *flow.update(state, BATCH)
+
+
 @pytest.mark.parametrize(
     ("structure", "noise", "transition"),
     [
         (ff.structures.full(), -0.1, 1.0),
-        (ff.structures.full(), JOINT, np.nan),
-        (ff.structures.full(), np.triu(JOINT), None),
+        (ff.structures.full(), JOINT, STEP * np.nan),
+        (ff.structures.full(), np.triu(JOINT), STEP),
         (ff.structures.diagonal(), {"a": 0.1, "b": np.nan}, None),
-        (BLOCK, JOINT + 0.1, None),
+        (BLOCK, JOINT + 0.1, STEP),
         (BLOCK, JOINT, STEP + 0.1),
     ],
     ids=[
@@ -309,13 +316,7 @@ BATCH = jax.tree.map(lambda x: x[0], STREAM)
 def test_what_is_no_noise_or_leaves_the_structure_moves_nothing(
     structure, noise, transition
 ):
-    @jax.jit
-    def update(noise, transition):
-        flow = wandering(structure, noise, transition)
-        state = flow.init(START)
-        return state, *flow.update(state, BATCH)
-
-    before, after, info = update(noise, transition)
+    before, after, info = updated(structure, noise, transition)
     assert info.skipped
     assert after.num_skipped == 1
     jax.tree.map(np.testing.assert_array_equal, before.information, after.information)
