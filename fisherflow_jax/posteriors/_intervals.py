@@ -166,11 +166,15 @@ def two_sided(level: float, degrees_of_freedom: jax.Array | None, dtype) -> jax.
     Cornish-Fisher expansion for many degrees of freedom. NaN without any.
     """
     check_level(level)
-    tail = jnp.asarray((1 - level) / 2, dtype)
+    nu = None if degrees_of_freedom is None else degrees_of_freedom.astype(dtype)
+    return _quantile(jnp.asarray((1 - level) / 2, dtype), nu)
+
+
+@jax.jit
+def _quantile(tail: jax.Array, nu: jax.Array | None) -> jax.Array:
     normal = -ndtri(tail)
-    if degrees_of_freedom is None:
+    if nu is None:
         return normal
-    nu = degrees_of_freedom.astype(dtype)
     few = jnp.clip(jnp.where(nu > 0, nu, 1.0), None, _MANY)
 
     exact = _newton(normal, few, tail)
@@ -180,7 +184,6 @@ def two_sided(level: float, degrees_of_freedom: jax.Array | None, dtype) -> jax.
     return jnp.where(nu > 0, quantile, jnp.nan)
 
 
-@jax.jit
 def _newton(start: jax.Array, nu: jax.Array, tail: jax.Array) -> jax.Array:
     def step(_, x: jax.Array) -> jax.Array:
         half = jnp.asarray(0.5, x.dtype)

@@ -131,6 +131,16 @@ def _single_parameters(one: Gaussian, names: Sequence[str]) -> tuple[Direction, 
     )
 
 
+@jax.jit
+def _directions(
+    information: Any, precision: Any, like: PyTree, tolerance: float
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Two dense matrices, and the null directions with their shares."""
+    found = ops.null_directions(information, precision, like, tolerance=tolerance)
+    matrix, prior = (ops.to_dense(x, like) for x in (information, precision))
+    return matrix, prior, found.shares, trees.ravel(found.vectors, 1)
+
+
 def _combinations(
     information: Any, one: Gaussian, names: Sequence[str]
 ) -> tuple[Direction, ...]:
@@ -141,11 +151,8 @@ def _combinations(
             lambda x: jnp.asarray(np.asarray(x, float)),
             (information, one.prior_precision, one.mean),
         )
-        plain = ops.plain(wide)
-        found = ops.null_directions(plain, precision, like, tolerance=tolerance)
-        matrix, prior = (np.asarray(ops.to_dense(x, like)) for x in (plain, precision))
-        rows = np.asarray(trees.ravel(found.vectors, 1))
-    shares = np.asarray(found.shares)
+        parts = _directions(ops.plain(wide), precision, like, tolerance)
+        matrix, prior, shares, rows = map(np.asarray, parts)
     if not _has_data(one, shares):
         return ()
     precisions = _along(prior, rows) / np.sum(np.square(rows), 1)

@@ -217,6 +217,7 @@ def _vector_solve(
     return cho_solve((factor, True), (vector / scales)[..., None])[..., 0] / scales
 
 
+@jax.jit
 def inverse_matrix(matrix: jax.Array) -> jax.Array:
     """The inverse of symmetric positive definite `(..., k, k)`, symmetric."""
     factor, scales = factorise(matrix)
