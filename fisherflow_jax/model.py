@@ -11,7 +11,7 @@ import optax
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from fisherflow_jax._ground import batch as batches
-from fisherflow_jax._ground import calling, checks, screening, trees
+from fisherflow_jax._ground import calling, checks, choices, screening, trees
 from fisherflow_jax._ground import sharding as meshes
 from fisherflow_jax._ground.batch import Batch
 from fisherflow_jax.layers import (
@@ -515,7 +515,8 @@ def scores(
              [1., 0.]], dtype=float32)
     """
     screening.check_option(bad_rows)
-    model = Model(apply_fn, likelihood).traced_once()
+    own = choices.shared(Model(apply_fn, likelihood))
+    model = own.traced_once()
     params, given = trees.real_arrays(params, "params"), batches.by_name(batch)
     if given.targets is None:
         raise ValueError("scores need targets; the batch's are None.")
@@ -523,7 +524,7 @@ def scores(
 
     def scored(params: PyTree, batch: Batch) -> PyTree:
         check_rows(model, params, batch)
-        return row_scores(model, params, batch)
+        return choices.run(own, row_scores, params, batch)
 
     return meshes.replicated(scored, params, batch)
 

@@ -142,7 +142,7 @@ class Screen:
         for name, values, wrong in self.faults(batch):
             used = _any(weights != 0) if name.startswith("inputs") else weights != 0
             used = used if used.shape == wrong.shape else _beside(wrong, _any(used))
-            places = np.argwhere(wrong & used)
+            places = np.argwhere(np.asarray(wrong) & used)  # of jax, 20 programs
             if len(places) and (first is None or places[0][0] < first[2][0]):
                 first = name, values, tuple(map(int, places[0]))
             bad[places[:, 0]] = True
