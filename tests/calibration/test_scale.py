@@ -31,9 +31,9 @@ def classes():
     """A posterior of a small network, and held-out data (40, 3) of three classes."""
     rng = np.random.default_rng(0)
     params = {"w": rng.normal(size=(3, 4)), "head": 3 * rng.normal(size=(4, 3))}
-    params = jax.tree.map(jnp.asarray, params)
-    x = jnp.asarray(rng.normal(size=(40, 3)))
-    noisy = np.asarray(classifier(params, x)) / 3 + rng.gumbel(size=(40, 3))
+    x = rng.normal(size=(40, 3))
+    logits = np.tanh(x @ params["w"]) @ params["head"]
+    noisy = logits / 3 + rng.gumbel(size=(40, 3))
     root = rng.normal(size=(30, 24)) * np.geomspace(0.3, 3, 24)
     rows = ff.structures.full().reduce(
         {
@@ -42,16 +42,22 @@ def classes():
         }
     )
     state = ff.posterior(params, rows, prior_precision=0.7)
-    return state, x, jnp.asarray(noisy.argmax(-1))
+    return state, x, noisy.argmax(-1)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def with_jacobian(apply_fn, state, x):
+    flat, unravel = jax.flatten_util.ravel_pytree(state.mean)
+    jacobian = jax.jacobian(lambda p: apply_fn(unravel(p), x))(flat)
+    return apply_fn(state.mean, x), jacobian, ff.information.to_dense(state.information)
 
 
 def moments(state, apply_fn, x):
     """Mean and variance of the outputs, by an explicit Jacobian."""
-    flat, unravel = jax.flatten_util.ravel_pytree(state.mean)
-    jacobian = jax.jit(jax.jacobian(lambda p: apply_fn(unravel(p), x)))(flat)
-    covariance = np.linalg.inv(ff.information.to_dense(state.information))
+    mean, jacobian, information = map(np.asarray, with_jacobian(apply_fn, state, x))
+    covariance = np.linalg.inv(information)
     variance = np.einsum("...i,ij,...j->...", jacobian, covariance, jacobian)
-    return np.asarray(apply_fn(state.mean, x)), variance
+    return mean, variance
 
 
 log_density = jax.jit(densities.log_density, static_argnums=(0, 1))
@@ -108,9 +114,9 @@ def test_batches_padding_and_multiplicities(calibrated):
     """Neither changes the mean; multiplicities are repeated rows."""
     state, x, y = classes()
     likelihood = ff.likelihoods.categorical()
-    padded_x = jnp.concatenate([x, jnp.full((20, 3), jnp.nan)])
-    padded_y = jnp.concatenate([y, jnp.full(20, 7)])
-    weights = jnp.repeat(jnp.array([2.0, 0.0]), jnp.array([40, 20]))
+    padded_x = np.concatenate([x, np.full((20, 3), np.nan)])
+    padded_y = np.concatenate([y, np.full(20, 7)])
+    weights = np.repeat([2.0, 0.0], [40, 20])
     stacked = ff.Stacked(
         padded_x.reshape(3, 20, 3), padded_y.reshape(3, 20), weights.reshape(3, 20)
     )
@@ -120,7 +126,7 @@ def test_batches_padding_and_multiplicities(calibrated):
         np.testing.assert_allclose(found.scale, calibrated.scale, rtol=1e-6)
         np.testing.assert_allclose(found.after, calibrated.after, rtol=1e-12)
     # some twice, some once, some not at all
-    weights = jnp.repeat(jnp.array([2.0, 1.0, 0.0]), jnp.array([8, 24, 8]))
+    weights = np.repeat([2.0, 1.0, 0.0], [8, 24, 8])
     rows = np.r_[0:8, 0:8, 8:32]
     model = classifier, likelihood
     found = ff.calibrate(state, *model, (x, y, weights), link=PROBIT)
@@ -168,8 +174,11 @@ def many_classes():
     x = rng.normal(size=(40, 3))
     y = np.argmax(x @ mean / 3 + rng.gumbel(size=(40, 65)), -1)
     information = ff.structures.Diagonal(jnp.asarray(entries))
-    state = ff.posterior(jnp.asarray(mean), information, prior_precision=0.1)
-    return state, jnp.asarray(x), jnp.asarray(y)
+    state = ff.posterior(mean, information, prior_precision=0.1)
+    return state, x, y
+
+
+scaled = jax.jit(ff.information.scale)
 
 
 @pytest.mark.parametrize("case", ["several", "one logit", "very many"])
@@ -196,14 +205,14 @@ def test_it_reports_what_predict_predicts(case):
     # a better scale is not to be had
     for factor in (0.8, 1.25):
         other = found.posterior._replace(
-            information=ff.information.scale(found.posterior.information, factor)
+            information=scaled(found.posterior.information, factor)
         )
         assert loss(other) > found.after
 
 
 def test_the_mean_alone_is_best():
     state, x, _ = classes()
-    right = classifier(state.mean, x)[..., 0] > 0
+    right = np.asarray(with_jacobian(one_logit, state, x)[0]) > 0
     likelihood = ff.likelihoods.bernoulli()
     found = ff.calibrate(state, one_logit, likelihood, (x, right))
     assert found.boundary == -1 and found.scale < 1e-6
@@ -229,7 +238,7 @@ def many_problems():
     noise = rng.gumbel(size=(300, 12, 3)) * 10.0 ** rng.uniform(-2, 1, (300, 1, 1))
     y = np.argmax(np.einsum("knd,kdc->knc", x, truth) + noise, -1)
     means = truth * 10.0 ** rng.uniform(-1, 1.5, size=(300, 1, 1))
-    return tuple(map(jnp.asarray, (means, entries, x, y)))
+    return means, entries, x, y
 
 
 def test_never_worse_than_what_was_given_nor_than_the_mean_alone():
@@ -281,13 +290,13 @@ def test_never_worse_with_noise():
     means, entries, x, labels = many_problems()
     y = labels.astype(float)
     found = run(means[..., 0], entries[..., 0], x, y)
-    same = run(means[..., 0], entries[..., 0], jnp.ones_like(x), y)
+    same = run(means[..., 0], entries[..., 0], np.ones_like(x), y)
     for each in (found, same):
         assert np.all(each.after <= each.before)
         assert np.all(each.after <= each.mean_only + 1e-8 * (1 + abs(each.mean_only)))
     np.testing.assert_array_equal(same.boundary, 0)
     variance = np.sum(1 / entries[..., 0], -1)
-    away = jnp.einsum("knd,kd->kn", jnp.ones_like(x), means[..., 0]) - y
+    away = np.einsum("knd,kd->kn", np.ones_like(x), means[..., 0]) - y
     total = np.mean(np.square(away), -1)
     np.testing.assert_allclose(same.scale * variance + same.noise**2, total, rtol=1e-6)
     np.testing.assert_allclose(same.scale / same.noise**2, 1 / 0.09, rtol=1e-6)
@@ -300,9 +309,9 @@ def regression():
     truth = rng.normal(size=4)
     y = x @ truth + 0.3 * rng.normal(size=60)
     information = ff.structures.Full(jnp.asarray(x[:6].T @ x[:6]))
-    mean = jnp.asarray(np.linalg.lstsq(x[:6], y[:6])[0])
+    mean = np.linalg.lstsq(x[:6], y[:6])[0]
     state = ff.posterior(mean, information, prior_precision=1e-3)
-    return state, jnp.asarray(x[6:]), jnp.asarray(y[6:])
+    return state, x[6:], y[6:]
 
 
 def test_scale_and_noise_together():
@@ -316,9 +325,7 @@ def test_scale_and_noise_together():
     best = optimize.minimize(loss, [0.0, 0.0], method="BFGS", options={"gtol": 1e-9})
     likelihood = ff.likelihoods.gaussian(scale=2.0)
     found = ff.calibrate(state, linear, likelihood, (x, y))
-    np.testing.assert_allclose(
-        jnp.log(jnp.stack([found.scale, found.noise])), best.x, atol=1e-4
-    )
+    np.testing.assert_allclose(np.log([found.scale, found.noise]), best.x, atol=1e-4)
     np.testing.assert_allclose(found.after, best.fun, rtol=1e-7)
     np.testing.assert_allclose(found.before, loss([0, np.log(2)]), rtol=1e-10)
     np.testing.assert_allclose(
@@ -378,7 +385,7 @@ def test_a_flow_of_unknown_dispersion():
 
 def test_counts():
     state, x, _ = regression()
-    y = jnp.asarray(np.random.default_rng(2).poisson(3, 54).astype(float))
+    y = np.random.default_rng(2).poisson(3, 54).astype(float)
     state = ff.Posterior(0.3 * state.mean, state.information, state.temperature)
     found = ff.calibrate(state, linear, ff.likelihoods.poisson(), (x, y))
     mean, variance = moments(state, linear, x)
@@ -404,8 +411,8 @@ def test_counts():
         return np.array([one(i) for i in rows])
 
     rows = np.arange(0, 54, 6)
-    outputs = Outputs(jnp.asarray(mean), found.scale * jnp.asarray(variance))
-    ours = -log_density(ff.likelihoods.poisson(), None, outputs, y)
+    outputs = Outputs(mean, np.asarray(found.scale) * variance)
+    ours = -np.asarray(log_density(ff.likelihoods.poisson(), None, outputs, y))
     np.testing.assert_allclose(ours[rows], loss(float(found.scale), rows), rtol=1e-5)
     np.testing.assert_allclose(found.after, ours.mean(), rtol=1e-10)
     assert found.after < found.before and found.after < found.mean_only
@@ -413,11 +420,12 @@ def test_counts():
 
 def test_gamma_of_unknown_shape():
     state, x, _ = regression()
+    x = x[:24]  # the search averages over each target two thousand times
     state = ff.Posterior(0.2 * state.mean, state.information, state.temperature)
     mean, variance = moments(state, linear, x)
     rng = np.random.default_rng(3)
-    line = mean + np.sqrt(0.5 * variance) * rng.normal(size=54)
-    y = jnp.asarray(np.exp(line) * rng.gamma(9.0, 1 / 9.0, size=54))
+    line = mean + np.sqrt(0.5 * variance) * rng.normal(size=24)
+    y = np.exp(line) * rng.gamma(9.0, 1 / 9.0, size=24)
     found = ff.calibrate(state, linear, ff.likelihoods.gamma(shape=None), (x, y))
     nodes = np.linspace(-8, 8, 401)
     weights = np.exp(-(nodes**2) / 2)
@@ -426,16 +434,16 @@ def test_gamma_of_unknown_shape():
         scale, a = np.exp(logs[0]), np.exp(-logs[1])
         log_rate = mean[:, None] + np.sqrt(scale * variance)[:, None] * nodes
         # the density of a gamma variable of shape a over its mean, to the power a
-        log_ratio = np.log(np.asarray(y))[:, None] - log_rate
+        log_ratio = np.log(y)[:, None] - log_rate
         log_p = a * (np.log(a) + log_ratio - np.exp(log_ratio)) - special.gammaln(a)
-        p = np.exp(log_p) / np.asarray(y)[:, None]
+        p = np.exp(log_p) / y[:, None]
         return -np.log(p @ (weights / weights.sum())).mean()
 
     best = optimize.minimize(loss, [0.0, -2.0], method="Nelder-Mead")
     np.testing.assert_allclose(found.after, best.fun, rtol=1e-5)
-    np.testing.assert_allclose(jnp.log(found.scale), best.x[0], atol=0.02)
+    np.testing.assert_allclose(np.log(found.scale), best.x[0], atol=0.02)
     dispersion = found.likelihood.variance(jnp.zeros(1))[0]
-    np.testing.assert_allclose(jnp.log(dispersion), best.x[1], atol=0.02)
+    np.testing.assert_allclose(np.log(dispersion), best.x[1], atol=0.02)
 
 
 def test_location_and_scale():
@@ -462,14 +470,14 @@ def test_location_and_scale():
 def test_a_belief_narrower_than_rounding_is_its_mean(name):
     """In float32: else a search would take what rounding adds for a better scale."""
     rng = np.random.default_rng(6)
-    mean = jnp.asarray(2 * rng.normal(size=100) + 1, jnp.float32)
-    y = jnp.asarray(rng.poisson(np.exp(mean)), jnp.float32)
+    mean = np.asarray(2 * rng.normal(size=100) + 1, np.float32)
+    y = np.asarray(rng.poisson(np.exp(mean)), np.float32)
     likelihood = ff.likelihoods.poisson()
     if name == "student_t":
         likelihood = ff.likelihoods.student_t(4.0, 1.0)
-    alone = likelihood.log_prob(mean, y)
+    alone = jax.jit(likelihood.log_prob)(mean, y)
     for variance in (1e-14, 1e-10):
-        given = Outputs(mean, jnp.full_like(mean, variance))
+        given = Outputs(mean, np.full_like(mean, variance))
         found = log_density(likelihood, None, given, y)
         np.testing.assert_allclose(found, alone, rtol=1e-5, atol=3e-5)
 
@@ -477,15 +485,15 @@ def test_a_belief_narrower_than_rounding_is_its_mean(name):
 def test_several_outputs_of_a_target():
     """Probabilities that are quadratic in the outputs are averaged exactly."""
     root = np.random.default_rng(5).normal(size=(3, 3))
-    covariance = jnp.asarray(root @ root.T)[None]
-    mean, curvature = jnp.array([[0.3, -1.0, 0.5]]), jnp.diag(jnp.arange(1.0, 4.0))
+    covariance = (root @ root.T)[None]
+    mean, curvature = np.array([[0.3, -1.0, 0.5]]), np.diag(np.arange(1.0, 4.0))
 
     def log_prob(z, y):
         return jnp.log(1 + jnp.einsum("ni,ij,nj->n", z, curvature, z)) + y
 
     likelihood = ff.likelihoods.from_log_prob(log_prob, lambda key, z: z[:, 0])
-    outputs = Outputs(mean, jnp.diagonal(covariance, axis1=1, axis2=2), covariance)
-    second = covariance[0] + jnp.outer(mean[0], mean[0])
-    expected = jnp.log(1 + jnp.sum(curvature * second))
-    ours = log_density(likelihood, None, outputs, jnp.zeros(1))[0]
+    outputs = Outputs(mean, np.diagonal(covariance, axis1=1, axis2=2), covariance)
+    second = covariance[0] + np.outer(mean[0], mean[0])
+    expected = np.log(1 + np.sum(curvature * second))
+    ours = log_density(likelihood, None, outputs, np.zeros(1))[0]
     np.testing.assert_allclose(ours, expected, rtol=1e-12)

@@ -120,17 +120,21 @@ def test_groups_are_squares_of_sums_over_their_examples():
     found = jax.jit(whole)(params, batch, KEY).rows
 
     # the same labels, drawn from the same keys
-    outputs = model.apply_fn(params, batch[0])
-    keys = jax.vmap(lambda key: jax.random.split(key, 1)[0])(example_keys(count))
-    labels = jax.vmap(lambda key, z: jax.random.categorical(key, z[None])[0])(
-        keys, outputs
-    )
+    @jax.jit
+    def rows_of(params):
+        outputs = model.apply_fn(params, batch[0])
+        keys = jax.vmap(lambda key: jax.random.split(key, 1)[0])(example_keys(count))
+        labels = jax.vmap(lambda key, z: jax.random.categorical(key, z[None])[0])(
+            keys, outputs
+        )
 
-    def log_probs(params):
-        z = model.apply_fn(params, batch[0])
-        return model.likelihood.log_prob(z, labels).reshape((3, -1)).sum(1)
+        def log_probs(params):
+            z = model.apply_fn(params, batch[0])
+            return model.likelihood.log_prob(z, labels).reshape((3, -1)).sum(1)
 
-    rows = jax.jit(jax.jacrev(log_probs))(params)
+        return jax.jacrev(log_probs)(params)
+
+    rows = rows_of(params)
     flat = np.concatenate([x.reshape((3, -1)) for x in jax.tree.leaves(rows)], 1)
     np.testing.assert_allclose(
         ff.information.to_dense(ff.structures.Full(found)), flat.T @ flat, **EXACT
@@ -208,7 +212,8 @@ def test_examples_that_interact_are_pulled_back_together():
         probe=lambda key, shape, dtype: jnp.ones(shape, dtype),
     )
     found = jax.jit(estimator)(params, (inputs, None), KEY)
-    vector = jax.grad(lambda p: jnp.sum(normalised(p, inputs)))(params).ravel()
+    total = lambda p: jnp.sum(normalised(p, inputs))  # noqa: E731
+    vector = np.ravel(jax.jit(jax.grad(total))(params))
     np.testing.assert_allclose(
         ff.information.to_dense(found), np.outer(vector, vector), **EXACT
     )

@@ -44,9 +44,9 @@ def geometric():
 
 GEOMETRIC = geometric()
 RNG = np.random.default_rng(0)
-X = jnp.asarray(RNG.normal(size=(12, 2)))
-Y = jnp.asarray(RNG.poisson(2.0, 12).astype(float))
-PARAMS = {"w": jnp.asarray([[0.3], [-0.2]]), "b": jnp.asarray([0.1])}
+X = RNG.normal(size=(12, 2))
+Y = RNG.poisson(2.0, 12).astype(float)
+PARAMS = {"w": np.array([[0.3], [-0.2]]), "b": np.array([0.1])}
 BATCH, KEY = (X, Y), 0
 
 
@@ -58,6 +58,9 @@ LAYERS = ff.layers.find_layers(apply_fn, PARAMS, X)
 DIAGONAL, KEPT = ff.structures.diagonal(), ff.memories.stationary()
 STATE = ff.posterior(
     PARAMS, ff.structures.Scalar(jnp.asarray(20.0)), prior_precision=1.0
+)
+VAGUE = ff.posterior(
+    PARAMS, ff.structures.Scalar(jnp.asarray(0.5)), prior_precision=1.0
 )
 
 
@@ -152,6 +155,10 @@ USES = {
     "trace_ratio": lambda own: ff.diagnostics.trace_ratio(
         apply_fn, own, PARAMS, [BATCH], KEY
     ),
+    "undetermined": lambda own: [
+        direction.vector
+        for direction in ff.diagnostics.undetermined(VAGUE, apply_fn, own, [BATCH])
+    ],
     "scores": lambda own: ff.scores(apply_fn, own, PARAMS, BATCH),
     "root_columns": lambda own: likelihoods.root_columns(
         own, X[:, 0], jax.random.key(0)
@@ -243,28 +250,34 @@ LINKS = {
 }
 
 
-@pytest.mark.parametrize("root", ROOTS)
-def test_classes_with_another_root_are_classes(root):
-    table = jnp.asarray(RNG.normal(size=(2, 3)))
+def logits(params, x):
+    return x @ params
+
+
+@functools.cache
+def uses_of_classes(likelihood):
+    table = np.random.default_rng(1).normal(size=(2, 3))
     state = ff.posterior(
         table, ff.structures.Scalar(jnp.asarray(9.0)), prior_precision=1
     )
-    labels = jnp.argmax(X @ table, -1).at[0].set(0).at[1].set(1)
-    model = lambda params, x: x @ params  # noqa: E731
+    labels = np.argmax(X @ table, -1)
+    labels[:2] = 1, 0  # not the likeliest
+    scaled = ff.calibration.temperature_scaling(
+        X @ table, labels, likelihood=likelihood
+    )
+    predictions = {
+        name: ff.predict(state, logits, likelihood, X, link=link)
+        for name, link in LINKS.items()
+    }
+    top = ff.predictions.top_tokens(state, logits, likelihood, X, 2)
+    calibrated = ff.calibrate(state, logits, likelihood, (X, labels))
+    return predictions, top, scaled, calibrated
 
-    def uses(likelihood):
-        calibrated = ff.calibrate(state, model, likelihood, (X, labels))
-        scaled = ff.calibration.temperature_scaling(
-            X @ table, labels, likelihood=likelihood
-        )
-        predictions = {
-            name: ff.predict(state, model, likelihood, X, link=link)
-            for name, link in LINKS.items()
-        }
-        top = ff.predictions.top_tokens(state, model, likelihood, X, 2)
-        return predictions, top, calibrated[2:], scaled
 
-    found, expected = uses(ROOTS[root]), uses(CATEGORICAL)
+@pytest.mark.parametrize("root", ROOTS)
+def test_classes_with_another_root_are_classes(root):
+    *found, calibrated = uses_of_classes(ROOTS[root])
+    *expected, of_classes = uses_of_classes(CATEGORICAL)
     jax.tree.map(np.testing.assert_array_equal, found, expected)
-    calibrated = ff.calibrate(state, model, ROOTS[root], (X, labels))
+    jax.tree.map(np.testing.assert_array_equal, calibrated[2:], of_classes[2:])
     assert calibrated.likelihood == ROOTS[root]
