@@ -50,9 +50,10 @@ STRUCTURES = {
 }
 
 
-def as_rows(factory, structure, **options):
+@functools.cache
+def as_rows(factory, name, **options):
     """An estimate token by token, and of rows."""
-    built = factory(apply_fn, CATEGORICAL, structure, **options)
+    built = factory(apply_fn, CATEGORICAL, STRUCTURES[name], **options)
     dense = jax.jit(lambda p, b: ff.information.to_dense(built(p, b), p))
     return dense(PARAMS, TOKENWISE), dense(PARAMS, ROWS)
 
@@ -60,13 +61,13 @@ def as_rows(factory, structure, **options):
 @together
 @pytest.mark.parametrize("name", STRUCTURES)
 def test_exact_information_of_every_structure(name):
-    mine, rows = as_rows(ff.estimators.exact, STRUCTURES[name], chunk_size=3)
+    mine, rows = as_rows(ff.estimators.exact, name, chunk_size=3)
     np.testing.assert_allclose(mine, rows, **CLOSE)
 
 
 def test_observed_information_and_squared_gradients():
     for factory in (ff.estimators.observed, ff.estimators.squared_gradient):
-        mine, rows = as_rows(factory, STRUCTURES["full"])
+        mine, rows = as_rows(factory, "full")
         np.testing.assert_allclose(mine, rows, **CLOSE)
 
 
@@ -75,7 +76,8 @@ def scores_of_tokens():
         value = lambda w: jax.nn.log_softmax(x @ w)[y]  # noqa: E731
         return jax.grad(value)(PARAMS["w"])
 
-    return np.asarray(jax.vmap(jax.vmap(one))(X, LABELS)).reshape((COUNT, TOKENS, -1))
+    each = jax.jit(jax.vmap(jax.vmap(one)))(X, LABELS)
+    return np.asarray(each).reshape((COUNT, TOKENS, -1))
 
 
 def test_scores_and_their_squares():
@@ -111,7 +113,7 @@ def test_what_is_drawn_has_the_mean_of_the_rows(choice):
         return jax.vmap(dense)(keys)
 
     found = drawn(jax.random.split(jax.random.key(0), draws))
-    exact = as_rows(ff.estimators.exact, STRUCTURES["full"])[1]
+    exact = as_rows(ff.estimators.exact, "full", chunk_size=3)[1]
     error = np.abs(np.mean(found, 0) - exact) / (np.std(found, 0) / np.sqrt(draws))
     assert np.max(error) < 4  # of 36 entries, some equal
 
@@ -128,15 +130,13 @@ def test_kronecker_factors(sharing, batched):
     # the batch is pulled back as one with random signs: from one key for each example
     found = ff.estimators.exact(network, CATEGORICAL, structure)
     key = jax.random.key(0) if batched else None
-    dense = lambda *batch: ff.information.to_dense(  # noqa: E731
-        found(NETWORK, batch, key)
-    )
+    dense = jax.jit(lambda *batch: ff.information.to_dense(found(NETWORK, batch, key)))
     ones = dense(X, LABELS, np.ones((COUNT, TOKENS)))
     np.testing.assert_allclose(ones, dense(X, LABELS), **CLOSE)
     if sharing == "expand" and not batched:
         flat = ff.structures.kronecker(ff.layers.find_layers(network, NETWORK, ROWS[0]))
-        rows = ff.estimators.exact(network, CATEGORICAL, flat)(NETWORK, ROWS)
-        expected = ff.information.to_dense(rows)
+        rows = ff.estimators.exact(network, CATEGORICAL, flat)
+        expected = jax.jit(lambda *b: ff.information.to_dense(rows(NETWORK, b)))(*ROWS)
         np.testing.assert_allclose(dense(*TOKENWISE), expected, **CLOSE)
 
 
@@ -194,10 +194,8 @@ def test_the_mean_loss_and_its_gradient():
 
 def test_accumulated_and_as_a_preconditioner():
     estimator = ff.estimators.exact(apply_fn, CATEGORICAL, STRUCTURES["full"])
-    longer = [(np.concatenate([a, a]) for a in b) for b in (TOKENWISE, ROWS)]
     mine, rows = (
-        ff.accumulate(estimator, PARAMS, [batch, tuple(twice)])
-        for batch, twice in zip((TOKENWISE, ROWS), longer, strict=True)
+        ff.accumulate(estimator, PARAMS, [batch] * 3) for batch in (TOKENWISE, ROWS)
     )
     stack = ff.Stacked(*(np.stack([a, a, a]) for a in TOKENWISE))
     stacked = ff.accumulate(estimator, PARAMS, stack)

@@ -1,5 +1,6 @@
 """What only the prior determines is found, named, and said once a state."""
 
+import functools
 import re
 import warnings
 
@@ -28,10 +29,10 @@ def named(state) -> list[str]:
     return [direction.name for direction in ff.diagnostics.undetermined(state)]
 
 
-def fitted(likelihood, x, y, prior_precision, params=None):
+@functools.partial(jax.jit, static_argnums=0)
+def fitted(likelihood, x, y, prior_precision):
     flow = ff.fisher_flow(linear, likelihood, prior_precision=prior_precision)
-    params = jnp.zeros(x.shape[1]) if params is None else params
-    return ff.warm_start(flow, flow.init(params), (jnp.asarray(x), jnp.asarray(y)))
+    return ff.warm_start(flow, flow.init(jnp.zeros(x.shape[1])), (x, y))
 
 
 def regression(x, prior_precision=1e-6, dtype="float64"):

@@ -71,23 +71,28 @@ def test_the_points_are_of_mean_zero_and_covariance_one():
 # ---- the integrals
 
 
+@functools.cache
+def moments_of_a_sigmoid(m, s):
+    """By a sum over points on the scales of all that is integrated."""
+    grid = np.linspace(-12, 12, 20_001)
+    centers = [(m, s), (0.0, 3.0), (m + s**2, s), (m + 2 * s**2, s)]
+    z = np.unique(np.concatenate([c + w * grid for c, w in centers]))
+    log_weights = -np.square((z - m) / s) / 2 + np.log(np.gradient(z))
+    log_weights -= special.logsumexp(log_weights)
+    log_mean = special.logsumexp(log_weights + special.log_expit(z))
+    log_rest = special.logsumexp(log_weights + special.log_expit(-z))
+    away = special.expit(z) - np.exp(log_mean)
+    return log_mean, log_rest, np.exp(log_weights) @ np.square(away)
+
+
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_the_average_of_a_sigmoid(dtype):
-    """Against a sum over a million points on the scales of all that is integrated."""
     means, stds = (0.0, 0.3, -2.0, 5.0, -20.0), (1e-3, 0.3, 1.99, 2.01, 3.0, 20.0, 1e4)
     mean, std = map(np.ravel, np.meshgrid(means, stds))
-    given = jnp.asarray(mean, dtype), jnp.asarray(std, dtype) ** 2
-    found = jax.jit(quadrature.sigmoid_moments)(*given)
-    grid = np.linspace(-12, 12, 20_001)
+    given = np.asarray(mean, dtype), np.asarray(std, dtype) ** 2
+    found = jax.tree.map(np.asarray, jax.jit(quadrature.sigmoid_moments)(*given))
     for i, (m, s) in enumerate(zip(mean, std, strict=True)):
-        centers = [(m, s), (0.0, 3.0), (m + s**2, s), (m + 2 * s**2, s)]
-        z = np.unique(np.concatenate([c + w * grid for c, w in centers]))
-        log_weights = -np.square((z - m) / s) / 2 + np.log(np.gradient(z))
-        log_weights -= special.logsumexp(log_weights)
-        log_mean = special.logsumexp(log_weights + special.log_expit(z))
-        log_rest = special.logsumexp(log_weights + special.log_expit(-z))
-        away = special.expit(z) - np.exp(log_mean)
-        exact = np.exp(log_weights) @ np.square(away)
+        log_mean, log_rest, exact = moments_of_a_sigmoid(m, s)
         error = 1e-5 if dtype == "float64" else 1e-4
         assert abs(found.log_mean[i] - log_mean) < error, (m, s)
         assert abs(found.log_rest[i] - log_rest) < error, (m, s)
@@ -165,20 +170,20 @@ def test_classes_against_a_hundred_thousand_draws(classes):
     mean, root = wide_outputs(classes)
     whole = root @ np.swapaxes(root, 1, 2)
     # what all logits share is no uncertainty of the probabilities
-    shared = whole + 100.0
+    shared, wanted = whole + 100.0, draws(mean, root)
     for covariance in (whole, shared):
         variance = np.diagonal(covariance, axis1=1, axis2=2)
-        given = ff.predictions.Outputs(*map(jnp.asarray, (mean, variance, covariance)))
+        given = ff.predictions.Outputs(mean, variance, covariance)
         found = averaged(given, LINK, CATEGORICAL)
         np.testing.assert_allclose(np.sum(found.mean, -1), 1, rtol=1e-12)
-        check_against_draws(found, draws(mean, root))
+        check_against_draws(found, wanted)
 
 
 def test_two_classes_are_one_logit():
     mean, root = wide_outputs(2)
     covariance = root @ np.swapaxes(root, 1, 2)
     variance = np.diagonal(covariance, axis1=1, axis2=2)
-    given = ff.predictions.Outputs(*map(jnp.asarray, (mean, variance, covariance)))
+    given = ff.predictions.Outputs(mean, variance, covariance)
     apart = np.array([1.0, -1.0])
     logit = mean @ apart, np.einsum("nij,i,j->n", covariance, apart, apart)
     one = ff.predictions.Outputs(*map(jnp.asarray, logit))
@@ -195,7 +200,7 @@ def test_little_uncertainty_is_linear():
     expected = np.sqrt(np.sum((slope @ root) ** 2, -1))
     covariance = root @ np.swapaxes(root, 1, 2)
     variance = np.diagonal(covariance, axis1=1, axis2=2)
-    given = ff.predictions.Outputs(*map(jnp.asarray, (mean, variance, covariance)))
+    given = ff.predictions.Outputs(mean, variance, covariance)
     found = averaged(given, LINK, CATEGORICAL)
     np.testing.assert_allclose(found.mean, share, rtol=1e-6)
     np.testing.assert_allclose(found.std, expected, rtol=1e-3)
@@ -252,9 +257,8 @@ def test_positions_one_after_the_other():
 
 def test_very_many_classes_form_no_covariance():
     classes, rows = 80, 3
-    params = jnp.asarray(RNG.normal(size=(4, classes)))
-    x = jnp.asarray(RNG.normal(size=(rows, 4)))
-    entries = jnp.asarray(RNG.uniform(1, 9, size=params.shape))
+    params, x = RNG.normal(size=(4, classes)), RNG.normal(size=(rows, 4))
+    entries = RNG.uniform(1, 9, size=params.shape)
     state = ff.Posterior(params, ff.structures.Diagonal(entries), jnp.ones(()))
 
     def linear(params, x):
@@ -270,7 +274,7 @@ def test_very_many_classes_form_no_covariance():
     found = jax.jit(found)(state)
     np.testing.assert_allclose(found.mean, wanted.mean, rtol=1e-12)
     np.testing.assert_allclose(found.std, wanted.std, rtol=1e-9)
-    jacobian = jax.jacrev(lambda p: CATEGORICAL.line(linear(p, x)))(params)
+    jacobian = jax.jit(jax.jacrev(lambda p: CATEGORICAL.line(linear(p, x))))(params)
     line = np.sum(np.square(jacobian) / entries, (-2, -1))
     np.testing.assert_allclose(outputs.line_variance, line, rtol=1e-9)
     with pytest.raises(ValueError, match="of more than 64 classes the variance"):
