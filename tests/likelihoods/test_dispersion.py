@@ -1,5 +1,7 @@
 """Likelihoods of unknown dispersion: gaussian(scale=None), gamma(shape=None), quasi."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -72,26 +74,34 @@ def test_unit_dispersion_until_it_is_known(unknown):
     )
 
 
+def numbers(likelihood, outputs, targets, probes):
+    return (
+        likelihood.log_prob(outputs, targets),
+        likelihood.mean(outputs),
+        likelihood.variance(outputs),
+        likelihood.root(outputs, probes),
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def traced(likelihood, dispersion, *given):
+    *given, key = given
+    known = likelihood.with_dispersion(dispersion)
+    return numbers(known, *given), known.sample(key, given[0])
+
+
 @pytest.mark.parametrize("dispersion", [0.3, 2.5])
 def test_with_dispersion_is_the_known_likelihood(unknown, dispersion):
     likelihood, known, _, targets = unknown
     outputs, probes, key = jnp.asarray(OUTPUTS), jnp.ones(3), jax.random.key(0)
 
     def quantities(likelihood):
-        return (
-            likelihood.log_prob(outputs, targets),
-            likelihood.mean(outputs),
-            likelihood.variance(outputs),
-            likelihood.root(outputs, probes),
-        )
-
-    @jax.jit
-    def traced(dispersion):
-        given = likelihood.with_dispersion(dispersion)
-        return quantities(given), given.sample(key, outputs)
+        return numbers(likelihood, outputs, targets, probes)
 
     expected = quantities(known(dispersion))
-    traced_quantities, sample = traced(dispersion)
+    traced_quantities, sample = traced(
+        likelihood, dispersion, outputs, targets, probes, key
+    )
     for values in (
         quantities(likelihood.with_dispersion(dispersion)),
         traced_quantities,
@@ -148,15 +158,21 @@ def test_a_quasi_likelihood_is_a_double_exponential_family(name):
     unknown, known, unit_variance, targets, saturated = QUASI[name]
     outputs, once = jnp.asarray(OUTPUTS), known(1.0)
     most = saturated(targets)
+
+    @jax.jit
+    def both(dispersion):
+        given = unknown.with_dispersion(dispersion)
+        slope = jax.grad(lambda z: given.log_prob(z, targets).sum())(outputs)
+        score = (targets - once.mean(outputs)) / given.variance(outputs)
+        return slope, score * jax.vmap(jax.grad(once.mean))(outputs)
+
     for dispersion in (0.4, 3.0):
         value = known(dispersion).log_prob(outputs, targets)
         own = once.log_prob(outputs, targets)
         expected = (own - most) / dispersion + most - np.log(dispersion) / 2
         np.testing.assert_allclose(value, expected, rtol=1e-10)
-        slope = jax.grad(lambda z, d=dispersion: known(d).log_prob(z, targets).sum())
-        score = (targets - once.mean(outputs)) / known(dispersion).variance(outputs)
-        of_mean = jax.vmap(jax.grad(lambda z: once.mean(z)))(outputs)
-        np.testing.assert_allclose(slope(outputs), score * of_mean, rtol=1e-9)
+        slope, score = both(dispersion)
+        np.testing.assert_allclose(slope, score, rtol=1e-9)
     # V(y) as the normal density of that height has it: near it for a large y
     value = unknown.log_unit_variance(targets)
     np.testing.assert_allclose(value, -2 * most - np.log(2 * np.pi), rtol=1e-10)
@@ -170,11 +186,15 @@ def test_a_quasi_likelihood_is_a_double_exponential_family(name):
 
 def test_draws_of_a_dispersion():
     """A mean and a variance, within 5 standard errors of 20000 draws."""
-    outputs, key = jnp.full((20_000,), 0.8), jax.random.key(1)
-    for _, known, _, _, _ in QUASI.values():
+    outputs, key = np.full((20_000,), 0.8), jax.random.key(1)
+    for unknown, known, _, _, _ in QUASI.values():
+
+        @jax.jit
+        def sample(dispersion, unknown=unknown):
+            return unknown.with_dispersion(dispersion).sample(key, outputs)
+
         for dispersion in (0.4, 1.7):
-            likelihood = known(dispersion)
-            draws = np.asarray(jax.jit(likelihood.sample)(key, outputs))
+            likelihood, draws = known(dispersion), np.asarray(sample(dispersion))
             if known is likelihoods.bernoulli and dispersion > 1:
                 assert np.all(np.isnan(draws))  # no number in [0, 1] varies so much
                 continue

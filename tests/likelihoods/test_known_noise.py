@@ -45,7 +45,7 @@ def test_the_density_is_scipys(kind):
     expected = log_densities(MEANS, TARGETS, covariances)
     value = jax.jit(likelihood.log_prob)(outputs, TARGETS)
     np.testing.assert_allclose(value, expected, rtol=1e-12)
-    each = jax.vmap(likelihood.log_prob)(outputs, TARGETS)
+    each = jax.jit(jax.vmap(likelihood.log_prob))(outputs, TARGETS)
     np.testing.assert_allclose(each, expected, rtol=1e-12)
     # further axes are further observations
     deep = likelihood.log_prob(jnp.stack([outputs] * 2, 1), np.stack([TARGETS] * 2, 1))
@@ -87,6 +87,12 @@ def test_moments_and_samples(kind):
     assert np.all(np.abs(products.mean(0) - covariances[1]) < 5 * error)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def marginal_density(likelihood, *given):
+    one = lambda z, y, u: likelihood.observing(u).log_prob(z, y)  # noqa: E731
+    return jax.vmap(jax.value_and_grad(one))(*given)
+
+
 @pytest.mark.parametrize("missing", [[], [1], [0, 2], [0, 1, 2]], ids=str)
 def test_what_is_observed_has_its_marginal_density(kind, missing):
     likelihood, outputs, covariances = kind
@@ -95,9 +101,7 @@ def test_what_is_observed_has_its_marginal_density(kind, missing):
     seen = [i for i in range(3) if i not in missing]
     marginal = covariances[:, seen][:, :, seen]
     observed = likelihood.observing(used)
-    value, score = jax.vmap(
-        jax.value_and_grad(lambda z, y, u: likelihood.observing(u).log_prob(z, y))
-    )(jnp.asarray(outputs), targets, used)
+    value, score = marginal_density(likelihood, outputs, targets, used)
     if seen:
         expected = log_densities(MEANS[:, seen], targets[:, seen], marginal)
         np.testing.assert_allclose(value, expected, rtol=1e-12)

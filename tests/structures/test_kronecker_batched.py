@@ -82,6 +82,7 @@ def test_equal_to_single_examples_where_they_do_not_interact(name, make):
     close(batched, single)
 
 
+@functools.cache
 def rows_of_the_first_layer():
     """(n, n, C, O): of every output with respect to every row."""
     p = PARAMS
@@ -93,7 +94,9 @@ def rows_of_the_first_layer():
         return hidden @ p["v"]
 
     hidden = X @ p["w"] + p["b"]
-    return np.moveaxis(jax.jacobian(after)(hidden), 2, 1), after(hidden)
+    both = jit(lambda h: (jax.jacobian(after)(h), after(h)))
+    jacobian, outputs = map(np.asarray, both(hidden))
+    return np.moveaxis(jacobian, 2, 1), outputs
 
 
 def output_fisher(outputs):
@@ -248,7 +251,9 @@ def test_one_square_of_the_whole_batch():
     drawn = np.asarray(drawn.entries["v"])
     _, first = np.unique(drawn.reshape((64, -1)).round(9), axis=0, return_index=True)
     assert len(first) == 8
-    jacobian = jax.jacobian(lambda v: scaled({"v": v}, X))(params["v"])
-    fisher = output_fisher(scaled(params, X))
+    of_v = lambda v: scaled({"v": v}, X)  # noqa: E731
+    both = jit(lambda v: (jax.jacobian(of_v)(v), of_v(v)))
+    jacobian, outputs = map(np.asarray, both(params["v"]))
+    fisher = output_fisher(outputs)
     want = np.einsum("icvo,icd,idvo->vo", jacobian, fisher, jacobian)
     np.testing.assert_allclose(drawn[first].mean(0), want, rtol=1e-8)
