@@ -94,7 +94,7 @@ def test_inputs_may_be_any_pytree_and_params_a_bare_array():
 def test_bfloat16_params_give_a_float32_information(chunk_size):
     model = NAMED["categorical"]
     params, inputs = jax.tree.map(
-        lambda x: jnp.asarray(x, jnp.bfloat16), (model.params, model.inputs)
+        lambda x: np.asarray(x).astype(jnp.bfloat16), (model.params, model.inputs)
     )
     estimator = ff.estimators.exact(
         model.apply_fn, model.likelihood, FULL, chunk_size=chunk_size
@@ -122,11 +122,7 @@ def test_vmap_over_parameters_is_the_loop():
 
 def test_an_operation_that_cannot_be_mapped_runs_one_by_one():
     """One expert by `lax.ragged_dot`, against the product that it is."""
-    x = np.asarray(jax.random.normal(jax.random.key(0), (4, 3)))
-    kernel, batch = (
-        jax.random.normal(jax.random.key(1), (1, 3, 3)),
-        (x, np.arange(4) % 3),
-    )
+    kernel, batch = cases.draw(1, 3, 3), (cases.draw(4, 3, seed=1), np.arange(4) % 3)
 
     def expert(kernel, x):
         return jax.lax.ragged_dot(x, kernel, jnp.full(1, x.shape[0], jnp.int32))

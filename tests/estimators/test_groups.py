@@ -256,7 +256,7 @@ def test_frozen_leaves_have_no_information(groups):
 def test_half_precision_gives_a_finite_float32_information(name, groups):
     model = NAMED["categorical"]
     params, inputs = jax.tree.map(
-        lambda x: jnp.asarray(x, jnp.bfloat16), (model.params, model.inputs)
+        lambda x: np.asarray(x).astype(jnp.bfloat16), (model.params, model.inputs)
     )
     estimator = build(name, groups=groups)
     found = jax.jit(estimator)(params, (inputs, None), KEY).entries

@@ -76,14 +76,14 @@ def test_a_state_passes_through_optaxs_tree_functions(case, compensated):
         information = compensate(information) if compensated else information
         return State(jnp.zeros((), jnp.int32), information)
 
-    state = init(cases.PARAMS)
+    state = jax.tree.map(np.asarray, init(cases.PARAMS))
     # map_params calls init on a placeholder that has no leaves
     mapped = optax.tree.map_params(init, lambda x: x * 2.0, state)
     assert jax.tree.structure(mapped) == jax.tree.structure(state)
     chained = (optax.EmptyState(), {"inner": state})
     found = optax.tree.get(chained, "information")
     assert jax.tree.structure(found) == jax.tree.structure(state.information)
-    zeros = jax.tree.map(jnp.zeros_like, found)
+    zeros = jax.tree.map(np.zeros_like, found)
     changed = optax.tree.get(optax.tree.set(chained, information=zeros), "information")
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(changed))
 
@@ -124,8 +124,9 @@ def test_masked_parameters_leave_their_place_out(case):
 @every_structure
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
 def test_information_of_narrow_vectors_is_float32(case, dtype):
-    narrow = jax.tree.map(lambda x: jnp.asarray(x, dtype), cases.PARAMS)
-    stack = jax.tree.map(lambda x: jnp.asarray(x, dtype), cases.tree(cases.rows()))
+    narrow, stack = jax.tree.map(
+        lambda x: np.asarray(x).astype(dtype), (cases.PARAMS, cases.tree(cases.rows()))
+    )
     for made in (
         jax.eval_shape(case.structure.reduce, stack),
         jax.eval_shape(lambda: case.structure.isotropic(narrow, 1.0)),
