@@ -96,7 +96,8 @@ def check_clusters(recipe: Recipe, batch: Batch) -> None:
             "its own in ff.Batch(inputs, targets, weights, clusters=ids)."
         )
     if recipe.bad_rows == "raise" and checks.is_concrete((ids, batch.weights)):
-        rows = np.flatnonzero(_unknown(number, batch))
+        at_hand = jax.tree.map(np.asarray, (ids, batch.weights))
+        rows = np.flatnonzero(_unknown(number, *at_hand))
         if len(rows):
             raise ValueError(
                 f"clusters are numbered 0 to {number - 1} (num_clusters={number}); got "
@@ -108,13 +109,13 @@ def known_clusters(recipe: Recipe, batch: Batch) -> tuple[Batch, jax.Array]:
     """The batch without rows of no known cluster, and how many these are."""
     if recipe.num_clusters is None:
         return batch, jnp.zeros((), jnp.int32)
-    unknown = _unknown(recipe.num_clusters, batch)
+    unknown = _unknown(recipe.num_clusters, batch.clusters, batch.weights)
     out = unknown.reshape(unknown.shape + (1,) * (batch.weights.ndim - 1))
     weights = jnp.where(out, jnp.zeros_like(batch.weights), batch.weights)
     return batch._replace(weights=weights), jnp.sum(unknown, dtype=jnp.int32)
 
 
-def _unknown(number: int, batch: Batch) -> jax.Array:
-    ids, weights = batch.clusters, batch.weights
-    used = jnp.any(weights != 0, axis=tuple(range(1, weights.ndim)))
+def _unknown(number: int, ids: Any, weights: Any) -> Any:
+    """Of arrays of jax or of numpy."""
+    used = (weights != 0).any(axis=tuple(range(1, weights.ndim)))
     return used & ((ids < 0) | (ids >= number))

@@ -147,6 +147,11 @@ def _variance(member: Gaussian, robust: bool | str) -> PyTree:
     else:
         values = ops.inverse_diagonal(information, member.mean)
         factor = 1.0 if member.dispersion is None else member.dispersion
+    return _hidden(values, hidden, factor)
+
+
+@jax.jit
+def _hidden(values: PyTree, hidden: PyTree, factor: Any) -> PyTree:
     eps = float(jnp.finfo(trees.float_dtype(values)).eps)
     least = (10 * trees.size(values) * eps) ** 2
     return jax.tree.map(
