@@ -71,7 +71,7 @@ def estimate(factory, likelihood):
 
 def descend(optimizer, likelihood):
     loss = ff.negative_log_likelihood(apply_fn, likelihood)
-    state, gradient = optimizer.init(PARAMS), jax.grad(loss)(PARAMS, BATCH)
+    state, gradient = optimizer.init(PARAMS), jax.jit(jax.grad(loss))(PARAMS, BATCH)
     return optimizer.update(gradient, state, PARAMS, batch=BATCH, key=KEY)[0]
 
 
@@ -112,9 +112,9 @@ ESTIMATORS = {
 # what the functions that take a likelihood make of it
 USES = {
     "fisher_flow": flow,
-    "negative_log_likelihood": lambda own: ff.negative_log_likelihood(apply_fn, own)(
-        PARAMS, BATCH
-    ),
+    "negative_log_likelihood": lambda own: jax.jit(
+        ff.negative_log_likelihood(apply_fn, own)
+    )(PARAMS, BATCH),
     "kfac": lambda own: descend(ff.kfac(0.1, apply_fn, own, LAYERS, key=KEY), own),
     "natural_gradient": lambda own: descend(
         ff.natural_gradient(
@@ -160,9 +160,9 @@ USES = {
         for direction in ff.diagnostics.undetermined(VAGUE, apply_fn, own, [BATCH])
     ],
     "scores": lambda own: ff.scores(apply_fn, own, PARAMS, BATCH),
-    "root_columns": lambda own: likelihoods.root_columns(
-        own, X[:, 0], jax.random.key(0)
-    ),
+    "root_columns": lambda own: jax.jit(
+        functools.partial(likelihoods.root_columns, own)
+    )(X[:, 0], jax.random.key(0)),
     "cholesky_root": lambda own: likelihoods.cholesky_root(own).probe_shape((4,)),
     "diagonal_root": lambda own: likelihoods.diagonal_root(own).probe_shape((4,)),
     "rank_root": lambda own: likelihoods.rank_root(own, 1).probe_shape((4,)),

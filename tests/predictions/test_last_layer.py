@@ -13,7 +13,7 @@ from program_size import largest
 
 RNG = np.random.default_rng(0)
 CATEGORICAL = ff.likelihoods.categorical()
-X = jnp.asarray(RNG.normal(size=(4, 6)))
+X = RNG.normal(size=(4, 6))
 
 
 def network(params, x):
@@ -22,9 +22,9 @@ def network(params, x):
 
 def last(classes, features=3, dtype=float):
     params = {
-        "hidden": jnp.asarray(RNG.normal(size=(6, features)), dtype),
-        "head": jnp.asarray(6 * RNG.normal(size=(features, classes)), dtype),
-        "bias": jnp.asarray(RNG.normal(size=classes), dtype),
+        "hidden": np.asarray(RNG.normal(size=(6, features)), dtype),
+        "head": np.asarray(6 * RNG.normal(size=(features, classes)), dtype),
+        "bias": np.asarray(RNG.normal(size=classes), dtype),
     }
     return ff.only(network, params, lambda path: "hidden" not in path)
 
@@ -36,10 +36,10 @@ def eigen(apply_fn, params, classes, features=3):
     return ff.Posterior(
         params,
         EigenKronecker(
-            {name: jnp.asarray(RNG.uniform(1, 9, size=(1, features + 1, classes)))},
-            {name: jnp.asarray(turn[0])[None]},
-            {name: jnp.asarray(turn[1])[None]},
-            {name: jnp.asarray([0.5])},
+            {name: RNG.uniform(1, 9, size=(1, features + 1, classes))},
+            {name: turn[0][None]},
+            {name: turn[1][None]},
+            {name: np.array([0.5])},
             {},
             jnp.asarray(1.0),
             layers,
@@ -62,11 +62,11 @@ def test_many_classes_in_closed_form(structure):
     if structure == "eigen":
         posterior = eigen(apply_fn, params, 5)
     else:
-        entries = jax.tree.map(lambda x: jnp.exp(x), params)
+        entries = jax.tree.map(np.exp, params)
         posterior = ff.Posterior(
             params, ff.structures.Diagonal(entries), jnp.asarray(1.0)
         )
-    x = X * jnp.array([[1.0], [1.0], [1.0], [30.0]])
+    x = X * np.array([[1.0], [1.0], [1.0], [30.0]])
 
     @jax.jit
     def found(posterior):
