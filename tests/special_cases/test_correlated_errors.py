@@ -196,7 +196,7 @@ def test_calibration_of_what_is_there(how):
 
     found = ff.calibrate(state, model, likelihood, [batch])
     np.testing.assert_allclose(found.before, loss(1.0), rtol=1e-8)
-    np.testing.assert_allclose(found.after, loss(found.scale), rtol=1e-8)
+    np.testing.assert_allclose(found.after, loss(float(found.scale)), rtol=1e-8)
     best = min(loss(scale) for scale in np.geomspace(1e-9, 1e6, 61))
     assert found.after <= best + 1e-9
 
@@ -219,7 +219,8 @@ def test_calibration_with_weights_of_the_targets_shape():
     hidden = np.where(weights > 0, TARGETS, np.nan)
     found = ff.calibrate(state, model, likelihood, [(INPUTS, hidden, weights)])
     np.testing.assert_allclose(found.before, loss(1.0, 0.7), rtol=1e-8)
-    np.testing.assert_allclose(found.after, loss(found.scale, found.noise), rtol=1e-8)
+    at_end = loss(float(found.scale), float(found.noise))
+    np.testing.assert_allclose(found.after, at_end, rtol=1e-8)
     grid = np.geomspace(1e-4, 1e2, 41)
     assert found.after <= min(loss(s, n) for s in grid for n in grid) + 1e-9
 

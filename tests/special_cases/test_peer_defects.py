@@ -93,7 +93,8 @@ def test_the_evidence_of_several_classes_is_a_number_that_depends_on_the_prior()
             params, information, log_likelihood, prior
         )
 
-    values, slopes = jax.vmap(jax.value_and_grad(evidence))(jnp.array([1e-3, 1.0, 50]))
+    both = jax.jit(jax.vmap(jax.value_and_grad(evidence)))
+    values, slopes = both(jnp.array([1e-3, 1.0, 50]))
     assert np.all(np.isfinite(values)) and np.all(np.isfinite(slopes))
     assert slopes[0] > 0 > slopes[2]  # the best is within, not at the smallest
 
