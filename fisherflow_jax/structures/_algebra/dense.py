@@ -487,8 +487,19 @@ def _propagate(information: Any, noise: Any, transition: Any | None = None) -> A
         return _symmetric(jnp.linalg.solve(system, block))
 
     def move(block: jax.Array, noise: jax.Array, step: jax.Array) -> jax.Array:
-        covariance = step @ inverse_matrix(block) @ jnp.swapaxes(step, -1, -2) + noise
-        return inverse_matrix(_symmetric(covariance))
+        # -(A I^-1 A^T + Q)^-1 is a block of [[I, A^T], [A, -Q]]^-1: I, which rounding
+        # may have made indefinite, A or Q may be singular, as long as the whole is not
+        block, before = linalg.equilibrated(block)
+        after = before / jnp.sqrt(1 + linalg.diagonal(noise) * jnp.square(before))
+        step = after[..., :, None] * step / before[..., None, :]
+        noise = after[..., :, None] * noise * after[..., None, :]
+        above = jnp.concatenate([block, jnp.swapaxes(step, -1, -2)], -1)
+        below = jnp.concatenate([step, -noise], -1)
+        none = jnp.zeros_like(block)
+        right = jnp.concatenate([none, -_identity(block)], -2)
+        found = jnp.linalg.solve(jnp.concatenate([above, below], -2), right)
+        found = found[..., block.shape[-1] :, :]
+        return _symmetric(after[..., :, None] * found * after[..., None, :])
 
     blocks = matrices(information)
     noises = _operator_blocks(information, noise, "process_noise")

@@ -1,0 +1,52 @@
+"""Dummies that sum to the intercept, under memories that invert what they keep."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fisherflow_jax as ff
+
+NUMBER, ROWS, PRIOR = 24, 9, 1e-6
+LEVELS = np.eye(3)[np.arange(ROWS) % 3]
+TRAP = np.column_stack([np.ones(ROWS), LEVELS])
+NOISE = np.random.default_rng(2).normal(size=(NUMBER, ROWS))
+
+
+def linear(params, inputs):
+    return inputs @ params
+
+
+def stream(flow, inputs, targets, dtype):
+    """The last state and what was said of each update."""
+    inputs = np.broadcast_to(inputs, (len(targets), *inputs.shape))
+    batches = jnp.asarray(inputs, dtype), jnp.asarray(targets, dtype)
+    start = flow.init(jnp.zeros(inputs.shape[-1], dtype))
+    return jax.jit(lambda b: jax.lax.scan(flow.update, start, b))(batches)
+
+
+MOVE = np.diag([1.0, 0.9, 0.9, 0.9]) + 0.1 * np.eye(4, k=1)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("move", [MOVE, np.diag([0.0, 1.0, 1.0, 0.5])])
+def test_a_transition_inverts_no_information(move, dtype):
+    """Against Kalman's filter in covariance form, in numpy."""
+    noise, targets = 1e-3, LEVELS @ [1.0, 2.0, 3.0] + NOISE
+    memory = ff.memories.random_walk(noise, move)
+    flow = ff.fisher_flow(
+        linear, ff.likelihoods.gaussian(), memory=memory, prior_precision=PRIOR
+    )
+    state, _ = stream(flow, TRAP, targets, dtype)
+    mean, covariance = np.zeros(4), np.eye(4) / PRIOR
+    for observed in targets:
+        mean, covariance = move @ mean, move @ covariance @ move.T + noise * np.eye(4)
+        spread = TRAP @ covariance @ TRAP.T + np.eye(ROWS)
+        gain = np.linalg.solve(spread, TRAP @ covariance).T
+        mean = mean + gain @ (observed - TRAP @ mean)
+        covariance = covariance - gain @ TRAP @ covariance
+    cells = TRAP[:3]
+    error = np.sqrt(np.diag(cells @ covariance @ cells.T))
+    gap = np.abs(cells @ np.asarray(state.mean, float) - cells @ mean) / error
+    assert state.num_skipped == 0
+    np.testing.assert_array_less(gap, 0.02)
