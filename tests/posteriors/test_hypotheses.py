@@ -16,6 +16,7 @@ MEAN = np.linspace(-1.0, 2.0, cases.SIZE)
 FEW = [c for c in STRUCTURES if c.name in ("scalar", "full", "low_rank-4")]
 
 
+@jax.jit
 def nonlinear(params):
     """Four functions of all the parameters, `(2, 2)`."""
     a, b = params["conv"][:, 0, :2], params["kernel"][:2]
