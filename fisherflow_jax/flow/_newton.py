@@ -86,6 +86,8 @@ def single_step(objective: Objective, start: PyTree, rest: PyTree = None) -> Sol
 class _Search(NamedTuple):
     mean: PyTree
     rest: PyTree  # what rounding took from it; None: not kept
+    objective: jax.Array
+    gradient: PyTree
     step_size: jax.Array  # () of the last step; 0: none was found
     decrement: jax.Array
     last: jax.Array  # () bool, no further step is needed
@@ -98,10 +100,10 @@ class _Walk(NamedTuple):
 
     mean: PyTree
     objective: jax.Array
+    gradient: PyTree
     direction: PyTree  # what the step subtracts
     length: jax.Array  # () its squared length
-    # () that of the step that led here; infinity: none; 0: the point is not evaluated
-    before: jax.Array
+    before: jax.Array  # () that of the step that led here; infinity: none
     size: jax.Array  # () of it, to try next
     short: jax.Array  # () the longest size found too short; 0: none
     long: jax.Array  # () the shortest size found too long; infinity: none
@@ -116,8 +118,7 @@ class _Walk(NamedTuple):
     def goes_on(self) -> jax.Array:
         contracts = self.is_full & (jnp.abs(self.length) <= _CONTRACTION * self.before)
         possible = (self.short < self.size) & (self.size < self.long)
-        led = (self.before > 0) & (self.before < jnp.inf)
-        goes = jax.lax.select(led, contracts, possible)
+        goes = jax.lax.select(self.before < jnp.inf, contracts, possible)
         # rounding may make a squared length negative
         return ~self.last & (self.length > 0) & goes
 
@@ -157,10 +158,13 @@ def damped_newton(
       efficient line search", 2005: slopes in place of values that rounding hides.
     """
     live, objective = objective, objective.held()
-    zero = jnp.zeros((), trees.float_dtype(start))
+    value, gradient = objective.evaluate(start)
+    zero = jnp.zeros_like(value)
     search = _Search(
         mean=start,
         rest=None if rest is None else optax.tree.zeros_like(rest),
+        objective=value,
+        gradient=gradient,
         step_size=zero,
         decrement=zero,
         last=jnp.zeros((), bool),
@@ -188,7 +192,7 @@ def damped_newton(
 def _turn(search: _Search, objective: Objective, start: PyTree) -> _Search:
     """The information of a point, and the steps by its factors."""
     own, factors = objective.factorised(search.mean)
-    walk = _walk(search.mean, objective, start, own, factors)
+    walk = _walk(search, objective, start, own, factors)
     none = None if search.rest is None else optax.tree.zeros_like(search.rest)
     there = linalg.moved(walk.mean, none, optax.tree.scale(-1, walk.direction))
     mean, rest = trees.where(walk.last, there, (walk.mean, none))
@@ -198,6 +202,8 @@ def _turn(search: _Search, objective: Objective, start: PyTree) -> _Search:
     return _Search(
         mean=mean,
         rest=rest,
+        objective=walk.objective,
+        gradient=walk.gradient,
         step_size=jnp.where(stuck, jnp.zeros_like(walk.size), walk.size),
         decrement=jnp.where(walk.last | still, walk.length, walk.before),
         last=walk.last,
@@ -207,18 +213,17 @@ def _turn(search: _Search, objective: Objective, start: PyTree) -> _Search:
 
 
 def _walk(
-    mean: PyTree,
+    search: _Search,
     objective: Objective,
     start: PyTree,
     own: Any,
     factors: ops.Regularised,
 ) -> _Walk:
     """Steps by the factors of a point, from there on."""
-    dtype = trees.float_dtype(start)
+    dtype = search.objective.dtype
     tolerance = _TOLERANCE_64 if dtype == jnp.float64 else _TOLERANCE
     rounding = _rounding(objective, own, start)
-    zero = jnp.zeros((), dtype)
-    infinity = jnp.full_like(zero, jnp.inf)
+    zero, infinity = jnp.zeros((), dtype), jnp.full((), jnp.inf, dtype)
 
     def turn(walk: _Walk) -> _Walk:
         reached = optax.tree.add_scale(walk.mean, -walk.size, walk.direction)
@@ -227,41 +232,43 @@ def _walk(
         change = value - walk.objective, trees.dot(gradient, walk.direction)
         hidden = jnp.sqrt(jnp.finfo(dtype).eps) * jnp.abs(value)
         taken, too_short = _judge(walk, change, (noise.of(walk.direction), hidden))
-        # the point itself is reached without a step, and a good one is followed by more
-        taken = taken | (walk.before < jnp.inf)
 
         def after() -> _Walk:
             ahead = factors.divide(gradient)
             length = trees.dot(gradient, ahead)
-            # Newton's next step is of the order of the square of its last one; one by
-            # the factors of a point before, its length times the rate
-            near = jax.lax.select(
-                walk.before == 0,
-                jnp.abs(length) <= tolerance,
-                walk.is_full & (jnp.square(length) <= _CHORD_TOLERANCE * walk.length),
-            )
+            # a step by the factors of a point before is of the order of its own length
+            # times the rate
+            near = jnp.square(length) <= _CHORD_TOLERANCE * walk.length
             contracts = jnp.abs(length) <= _CONTRACTION * walk.length
             return walk._replace(
                 mean=reached,
                 objective=value,
+                gradient=gradient,
                 direction=ahead,
                 length=length,
                 before=walk.length,
-                last=(near & contracts) | noise.hides(length, ahead),
+                last=(walk.is_full & near & contracts) | noise.hides(length, ahead),
             )
 
+        # a good step is followed by more, however they end
+        taken = taken | (walk.before < jnp.inf)
         return jax.lax.cond(taken, after, lambda: walk.resized(too_short))
 
+    direction = factors.divide(search.gradient)
+    length = trees.dot(search.gradient, direction)
+    # Newton's next step would be of the order of the square of this one
+    near = jnp.abs(length) <= tolerance
     begun = _Walk(
-        mean=mean,
-        objective=zero,
-        direction=optax.tree.zeros_like(mean),
-        length=infinity,
-        before=zero,
+        mean=search.mean,
+        objective=search.objective,
+        gradient=search.gradient,
+        direction=direction,
+        length=length,
+        before=infinity,
         size=jnp.ones_like(zero),
         short=zero,
         long=infinity,
-        last=jnp.zeros((), bool),
+        last=near | rounding(search.mean).hides(length, direction),
     )
     return jax.lax.while_loop(lambda walk: walk.goes_on, turn, begun)
 
