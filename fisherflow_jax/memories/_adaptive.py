@@ -1,14 +1,16 @@
 """Everything since the last change: a two-sample test at each update."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from scipy.special import chdtri
 
 from fisherflow_jax import information as ops
-from fisherflow_jax._ground import checks, choices, trees
+from fisherflow_jax._ground import checks, choices, linalg, trees
 from fisherflow_jax.memories._memory import Belief, Memory, Sum, total
 from fisherflow_jax.memories._windowed import Window, empty_window, push
 from fisherflow_jax.structures.capabilities import ADAPTIVE
@@ -32,7 +34,7 @@ class ChangeReport(NamedTuple):
     """What an adaptive memory says of an update, in `info.memory`."""
 
     alarm: jax.Array  # () bool
-    statistic: jax.Array  # () the largest of the windows'; NaN: none could be tested
+    statistic: jax.Array  # () of the window furthest above its threshold; NaN: none
     threshold: jax.Array  # () an alarm is a statistic above it
     change_point: jax.Array  # () int32, index of the first update after the change; -1
 
@@ -52,7 +54,9 @@ def adaptive(
     computed from the score of the window at the rest's estimate: divided by the
     estimated dispersion, if that is unknown; with the sandwich variance of both, if the
     flow is built with `robust=True` (without it, overdispersed counts raise false
-    alarms). An alarm is raised when the largest
+    alarms). A window whose information is singular (redundant columns, dummies that sum
+    to the intercept) is tested along what it determines, with its rank in place of d.
+    An alarm is raised when a statistic
     exceeds the quantile that gives `average_run_length` updates between false alarms;
     the belief is then cut to the window that raised it and the prior: what came after
     the change is kept, what came before is dropped. Made for jumps; for continuous
@@ -67,7 +71,8 @@ def adaptive(
       A `Memory` whose `info.memory` is a `ChangeReport` (alarm, statistic, threshold,
       change_point: the index of an update, counted from the first with the warm start
       included).
-      Storage: `size` sites; cost: log2(size) solves an update. Full structure only:
+      Storage: `size` sites; cost: log2(size) solves an update, with `robust=True` or
+      singular windows eigenvectors too. Full structure only:
       elsewhere the statistic is not chi-square.
 
     Raises:
@@ -100,20 +105,24 @@ def adaptive(
         window = push(storage.window, belief, site, size)
         length = storage.length + 1
         dimension = trees.size(belief.mean)
-        threshold = float(chdtri(dimension, _TAIL / average_run_length))
 
         age = (window.head - 1 - jnp.arange(size, dtype=jnp.int32)) % size
         width = jnp.asarray(widths, jnp.int32)
         newest = (age[None, :] < width[:, None]).astype(site.weight.dtype)
         sums = jax.vmap(lambda weights: total(window.sites, weights))(newest)
-        values = jax.vmap(lambda s: _statistic(s, belief, window.reference))(sums)
+        # one by one, so that only a window without full rank takes eigenvectors
+        values, ranks = jax.lax.map(
+            lambda s: _statistic(s, belief, window.reference), sums
+        )
+        quantiles = chdtri(np.arange(dimension + 1), _TAIL / average_run_length)
+        thresholds = jnp.asarray(quantiles, values.dtype)[ranks]
         # too few observations leave the window's information singular
         testable = (width <= length - guard) & (sums.weight >= 2 * dimension)
-        testable = testable & jnp.isfinite(values)
-        values = jnp.where(testable, values, -jnp.inf)
+        testable = testable & jnp.isfinite(values) & (ranks > 0)
+        excess = jnp.where(testable, values - thresholds, -jnp.inf)
 
-        best = jnp.argmax(values)
-        alarm = values[best] > threshold
+        best = jnp.argmax(excess)
+        alarm = excess[best] > 0
         statistic = jnp.where(jnp.any(testable), values[best], jnp.nan)
         chosen = jax.tree.map(lambda x: x[best], sums)
         cut = belief.replaced_by(chosen, window.reference)
@@ -123,7 +132,7 @@ def adaptive(
         report = ChangeReport(
             alarm=alarm,
             statistic=statistic,
-            threshold=jnp.asarray(threshold, statistic.dtype),
+            threshold=thresholds[best],
             change_point=change,
         )
         return Segment(window, length), belief, report
@@ -141,35 +150,52 @@ def adaptive(
     )
 
 
-def _statistic(window: Sum, belief: Belief, origin: PyTree) -> jax.Array:
-    """The Wald statistic of a window against everything before it."""
+def _statistic(
+    window: Sum, belief: Belief, origin: PyTree
+) -> tuple[jax.Array, jax.Array]:
+    """The Wald statistic of a window against everything before it, and its rank."""
     information, sums, shift = window.curvature, belief.sums, window.linear.vector
     rest = ops.add(sums.curvature, ops.scale(information, -1.0))
     offset = optax.tree.sub(belief.mean, origin)
     rest_shift = optax.tree.sub(ops.matvec(sums.curvature, offset), shift)
-    reference = ops.solve(rest, rest_shift)
-    score = optax.tree.sub(shift, ops.matvec(information, reference))
-    # (I_w + I_w I_r^-1 I_w)^-1 = I_w^-1 I_r I^-1
-    gap = ops.solve(information, score)
+    divide = ops.regularised(rest, origin).divide
+    score = optax.tree.sub(shift, ops.matvec(information, divide(rest_shift)))
     if sums.quadratic:
-        return _robust_statistic(window, rest, gap, sums)
-    inner = ops.matvec(rest, ops.solve(sums.curvature, score))
-    statistic = trees.dot(gap, inner)
+        return _robust_statistic(window, divide, score, sums)
+    # (I_w + I_w I_r^-1 I_w)^+ = I_w^+ I_r I^-1 for a score, which I_w spans
+    filled, hidden = ops.resolved(information, origin)
+    size = trees.size(origin)
+    rank = size - jnp.round(jnp.sum(trees.ravel(hidden))).astype(jnp.int32)
+    inner = ops.regularised(sums.curvature, origin).divide(score)
+    statistic = trees.dot(ops.solve(filled, score), ops.matvec(rest, inner))
     if sums.linear is None:
-        return statistic
+        return statistic, rank
     # by the estimated dispersion: of the data alone, wherever the prior is centred
-    return statistic * (sums.weight - trees.size(belief.mean)) / sums.linear.own
+    return statistic * (sums.weight - size) / sums.linear.own, rank
 
 
-def _robust_statistic(window: Sum, rest: Any, gap: PyTree, sums: Sum) -> jax.Array:
+def _robust_statistic(
+    window: Sum, divide: Callable, score: PyTree, sums: Sum
+) -> tuple[jax.Array, jax.Array]:
     """The same with the sandwich variance of both estimates.
 
     The scores of a short window alone say too little of their variance, so that of all
     observations is taken, in proportion to each side's.
     """
-    share, meat = window.weight / sums.weight, ops.plain(*sums.quadratic)
-    covariance = ops.add(
-        ops.sandwich(window.curvature, ops.scale(meat, share)),
-        ops.sandwich(rest, ops.scale(meat, 1 - share)),
-    )
-    return trees.dot(gap, ops.solve(covariance, gap))
+    share = window.weight / sums.weight
+    meat = ops.to_dense(ops.plain(*sums.quadratic), score)
+    matrix, scales = linalg.equilibrated(ops.to_dense(window.curvature, score))
+    values, basis = linalg.eigh(matrix)
+    seen = values > len(matrix) * float(jnp.finfo(matrix.dtype).eps)
+    basis = jnp.where(seen[None, :], basis, 0)
+    # the difference of the estimates along what the window determines, and its variance
+    own = basis / (scales[:, None] * jnp.where(seen, values, 1)[None, :])
+    gap = trees.ravel(score) @ own
+    along = trees.unravel((basis * scales[:, None]).T, score)
+    other = trees.ravel(jax.vmap(divide)(along), 1)
+    variance = share * own.T @ meat @ own + (1 - share) * other @ meat @ other.T
+    variance = variance + jnp.diag((~seen).astype(gap.dtype))
+    variance, scales = linalg.equilibrated(variance)
+    root = linalg.cholesky(variance)
+    whitened = jax.scipy.linalg.solve_triangular(root, gap / scales, lower=True)
+    return jnp.sum(jnp.square(whitened)), jnp.sum(seen).astype(jnp.int32)

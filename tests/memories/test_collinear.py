@@ -50,3 +50,43 @@ def test_a_transition_inverts_no_information(move, dtype):
     gap = np.abs(cells @ np.asarray(state.mean, float) - cells @ mean) / error
     assert state.num_skipped == 0
     np.testing.assert_array_less(gap, 0.02)
+
+
+LIKELIHOODS = {
+    "known": ff.likelihoods.gaussian(),
+    "unknown": ff.likelihoods.gaussian(None),
+}
+CHANGE = 16
+JUMPED = NOISE + 3.0 * (np.arange(NUMBER) >= CHANGE)[:, None]
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize(
+    ("likelihood", "robust"), [("known", False), ("unknown", False), ("known", True)]
+)
+def test_an_alarm_is_that_of_the_model_without_redundant_columns(
+    likelihood, robust, dtype
+):
+    """The statistic, its degrees of freedom, and what is kept after the jump."""
+    flow = ff.fisher_flow(
+        linear,
+        LIKELIHOODS[likelihood],
+        memory=ff.memories.adaptive(500, size=4, guard=3),
+        prior_precision=PRIOR,
+        robust=robust,
+    )
+    (trap, found), (plain, expected) = (
+        stream(flow, x, JUMPED, dtype) for x in (TRAP, LEVELS)
+    )
+    found, expected = found.memory, expected.memory
+    assert np.flatnonzero(expected.alarm).tolist() == [CHANGE]
+    for name in ("alarm", "change_point"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    # an unknown dispersion is told by the observations less the parameters
+    close = 0.06 if likelihood == "unknown" else 1e-3
+    np.testing.assert_allclose(found.statistic, expected.statistic, rtol=close)
+    tested = ~np.isnan(expected.statistic)
+    thresholds = (x.threshold[tested] for x in (found, expected))
+    np.testing.assert_array_equal(*thresholds)
+    cells = TRAP[:3] @ np.asarray(trap.mean)
+    np.testing.assert_allclose(cells, plain.mean, atol=1e-3)
