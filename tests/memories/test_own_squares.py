@@ -209,7 +209,7 @@ def test_longley_in_raw_units(size):
 
 @jax.jit
 def walk(noise, batches):
-    """The flow after a stream; the noise is traced, so that one program does for all."""
+    """The flow after a stream; one program for all noises."""
     flow = ff.fisher_flow(
         linear,
         ff.likelihoods.gaussian(scale=None),
