@@ -119,8 +119,10 @@ class _Walk(NamedTuple):
         contracts = self.is_full & (jnp.abs(self.length) <= _CONTRACTION * self.before)
         possible = (self.short < self.size) & (self.size < self.long)
         goes = jax.lax.select(self.before < jnp.inf, contracts, possible)
-        # rounding may make a squared length negative
-        return ~self.last & (self.length > 0) & goes
+        # rounding may make a squared length negative; one that overflows leads nowhere,
+        # and from there to others that do, without end
+        sound = (self.length > 0) & (self.length < jnp.inf)
+        return ~self.last & sound & goes
 
     def resized(self, too_short: jax.Array) -> "_Walk":
         """After a trial that was too short, or else too long."""
