@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import fisherflow_jax as ff
+from fisherflow_jax.flow import _newton as newton
 
 
 def counts(num_steps, **options):
@@ -72,3 +73,21 @@ def test_an_update_is_written_once():
     flow = counts(4)
     program = jax.make_jaxpr(flow.update)(flow.init(jnp.array(0.0)), ONE_COUNT)
     assert str(program).count("name=steady_cholesky") == 2
+
+
+def test_a_step_whose_length_overflows_is_not_taken():
+    """From there the search went on without end."""
+    one, infinity = jnp.ones(()), jnp.full((), jnp.inf)
+    walk = newton._Walk(
+        mean=one,
+        objective=one,
+        gradient=infinity,
+        direction=one,
+        length=one,
+        before=infinity,
+        size=one,
+        short=0 * one,
+        long=infinity,
+        last=jnp.zeros((), bool),
+    )
+    assert walk.goes_on and not walk._replace(length=infinity).goes_on
