@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from scipy.special import chdtri
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import checks, choices, linalg, trees
@@ -114,6 +113,8 @@ def adaptive(
         values, ranks = jax.lax.map(
             lambda s: _statistic(s, belief, window.reference), sums
         )
+        from scipy.special import chdtri  # a fifth of the package's import
+
         quantiles = chdtri(np.arange(dimension + 1), _TAIL / average_run_length)
         thresholds = jnp.asarray(quantiles, values.dtype)[ranks]
         # too few observations leave the window's information singular
