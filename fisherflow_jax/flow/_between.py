@@ -40,7 +40,8 @@ def advance(
       steps: how many updates, at least 0; may be traced.
 
     Returns:
-      A state. Cost: that of the memory's own step, and a factorisation.
+      A state. Cost: that of the memory's own step, and a factorisation where it moves
+      the information.
     """
     belonging.check_kind(state)
     checks.not_negative(steps, "steps")
@@ -57,25 +58,31 @@ def _waited(
 
     def wait(_: Any, state: FlowState) -> FlowState:
         believed = belief_of(state)
-        believed = recipe.memory.predict(state.memory, believed, batch, believed.mean)
+        ahead = recipe.memory.predict(state.memory, believed, batch, believed.mean)
+        logdet = step.logdet_of(ahead, believed, state.log_determinant)
         site = no_site(recipe, state.mean)
         if state.nuisance is not None:
             nuisance = nuisances.waited(recipe, state.nuisance, state.count, batch)
             state = state._replace(nuisance=nuisance)
-        return _kept(recipe, state, believed, site, jnp.zeros_like(state.count))
+        return _kept(recipe, state, ahead, logdet, site, jnp.zeros_like(state.count))
 
     return jax.lax.fori_loop(0, steps, wait, state)
 
 
 def _kept(
-    recipe: Recipe, state: FlowState, belief: Belief, site: Sum, gain: jax.Array
+    recipe: Recipe,
+    state: FlowState,
+    belief: Belief,
+    logdet: jax.Array,
+    site: Sum,
+    gain: jax.Array,
 ) -> FlowState:
     """The state that remembers a belief, with the site in it; without one that is not
     finite."""
-    storage, belief, _ = recipe.memory.remember(state.memory, belief, site)
-    logdet = ops.regularised(belief.sums.curvature, belief.mean).logdet
-    sound = trees.all_finite((belief.mean, belief.sums.weight, logdet))
-    return step.settle(state, belief, logdet, storage, gain, Events.none(), sound)
+    storage, kept, _ = recipe.memory.remember(state.memory, belief, site)
+    logdet = step.logdet_of(kept, belief, logdet)
+    sound = trees.all_finite((kept.mean, kept.sums.weight, logdet))
+    return step.settle(state, kept, logdet, storage, gain, Events.none(), sound)
 
 
 def absorb(
@@ -170,8 +177,8 @@ def _absorbed(
     moved = ops.matvec(curvature, move)
     site = site._replace(linear=None)
     belief = before._replace(mean=mean, rest=rest, sums=before.sums.plus(site))
-    logdets = [
-        ops.regularised(each.sums.curvature, mean).logdet for each in (before, belief)
-    ]
+    whole = ops.regularised(belief.sums.curvature, mean).logdet
+    logdets = step.logdet_of(before, believed, state.log_determinant), whole
     gain = evidence.known_dispersion(log_likelihood, trees.dot(move, moved), *logdets)
-    return _kept(recipe, state, belief, site._replace(linear=Shift(moved)), gain)
+    site = site._replace(linear=Shift(moved))
+    return _kept(recipe, state, belief, whole, site, gain)

@@ -113,9 +113,7 @@ def adaptive(
         values, ranks = jax.lax.map(
             lambda s: _statistic(s, belief, window.reference), sums
         )
-        from scipy.special import chdtri  # a fifth of the package's import
-
-        quantiles = chdtri(np.arange(dimension + 1), _TAIL / average_run_length)
+        quantiles = _quantiles(dimension, _TAIL / average_run_length)
         thresholds = jnp.asarray(quantiles, values.dtype)[ranks]
         # too few observations leave the window's information singular
         testable = (width <= length - guard) & (sums.weight >= 2 * dimension)
@@ -149,6 +147,13 @@ def adaptive(
             "chosen), such as a last layer, with structure=ff.structures.full()."
         },
     )
+
+
+def _quantiles(most: int, tail: float) -> np.ndarray:
+    """Of chi-square, with none up to so many degrees of freedom."""
+    from scipy.special import chdtri  # a fifth of the package's import
+
+    return chdtri(np.arange(most + 1), tail)
 
 
 def _statistic(
