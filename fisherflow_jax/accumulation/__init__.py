@@ -7,3 +7,4 @@ from fisherflow_jax.accumulation._running import accumulate as accumulate
 from fisherflow_jax.accumulation._updating import Accumulation as Accumulation
 from fisherflow_jax.accumulation._updating import Accumulator as Accumulator
 from fisherflow_jax.accumulation._updating import accumulator as accumulator
+from fisherflow_jax.accumulation._updating import gathered as gathered

@@ -34,6 +34,11 @@ class Accumulation(NamedTuple):
         return ops.scale(self.information, 1 / self.count)
 
 
+def gathered(given: Any) -> Any:
+    """The information of an accumulation; anything else as it is."""
+    return given.information if isinstance(given, Accumulation) else given
+
+
 class Accumulator(NamedTuple):
     """An accumulation's functions. Made by `ff.accumulator`.
 

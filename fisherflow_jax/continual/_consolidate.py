@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import checks, trees
-from fisherflow_jax.accumulation import Accumulation
+from fisherflow_jax.accumulation import gathered
 from fisherflow_jax.posteriors import Posterior, check_about, gaussian
 
 PyTree = Any
@@ -74,8 +74,7 @@ def consolidate(
     for name, leaf in trees.named_leaves(mean):
         if not checks.holds(jnp.isfinite(leaf)):
             raise ValueError(f"the mean must be finite; parameter {name} is not.")
-    if isinstance(information, Accumulation):
-        information = information.information
+    information = gathered(information)
     check_about(information, mean)
     dtype = trees.float_dtype(mean)
     temperature = jnp.asarray(getattr(state, "temperature", 1.0), dtype)

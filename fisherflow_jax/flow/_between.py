@@ -9,7 +9,7 @@ import optax
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import batch as batches
 from fisherflow_jax._ground import checks, choices, trees
-from fisherflow_jax.accumulation import Accumulation
+from fisherflow_jax.accumulation import gathered
 from fisherflow_jax.flow import _belonging as belonging
 from fisherflow_jax.flow import _evidence as evidence
 from fisherflow_jax.flow import _nuisance as nuisances
@@ -122,8 +122,7 @@ def absorb(
     _check_tells_all(recipe)
     mean = trees.widen(trees.real_arrays(mean, "mean"))
     trees.check_shapes(mean, state.mean, "the mean must be like the state's")
-    if isinstance(information, Accumulation):
-        information = information.information
+    information = gathered(information)
     checks.not_negative(num_observations, "num_observations")
     numbers = num_observations, log_likelihood
     dtype = state.count.dtype

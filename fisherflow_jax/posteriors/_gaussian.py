@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import checks, keys, trees
-from fisherflow_jax.accumulation import Accumulation
+from fisherflow_jax.accumulation import gathered
 from fisherflow_jax.posteriors._belief import Gaussian, described, gaussian, gaussians
 from fisherflow_jax.structures import Structure
 from fisherflow_jax.structures import _prior as priors
@@ -102,13 +102,13 @@ def posterior(
         )
     if isinstance(information, Structure):
         information = information.empty(mean)
-    information = _gathered(information)
+    information = gathered(information)
     check_about(information, mean)
     temperature = jnp.asarray(temperature, trees.float_dtype(mean))
     if temperature.shape != ():
         raise ValueError(f"temperature is one number; got shape {temperature.shape}.")
     checks.positive(temperature, "temperature")
-    precision = priors.as_precision(_gathered(prior_precision), mean)
+    precision = priors.as_precision(gathered(prior_precision), mean)
     # of several numbers a structure may ask the values
     one_number = trees.is_leaf(prior_precision) and jnp.ndim(prior_precision) == 0
     run = _compiled if one_number else _tempered
@@ -128,11 +128,6 @@ def _tempered(information: Any, precision: Any, temperature: jax.Array) -> tuple
 
 # operation by operation, a first call would take seconds
 _compiled, _entries = jax.jit(_tempered), jax.jit(ops.diagonal)
-
-
-def _gathered(given: Any) -> Any:
-    """The information of an accumulation; anything else as it is."""
-    return given.information if isinstance(given, Accumulation) else given
 
 
 def check_about(information: Any, mean: PyTree) -> None:
