@@ -36,7 +36,6 @@ from fisherflow_jax import information as information
 from fisherflow_jax import layers as layers
 from fisherflow_jax import likelihoods as likelihoods
 from fisherflow_jax import memories as memories
-from fisherflow_jax import predictions as predictions
 from fisherflow_jax import structures as structures
 from fisherflow_jax import transforms as transforms
 from fisherflow_jax._ground.batch import Batch as Batch
@@ -74,8 +73,6 @@ from fisherflow_jax.posteriors import sample as sample
 from fisherflow_jax.posteriors import standard_error as standard_error
 from fisherflow_jax.posteriors import summary as summary
 from fisherflow_jax.posteriors import wald_test as wald_test
-from fisherflow_jax.predictions import Prediction as Prediction
-from fisherflow_jax.predictions import predict as predict
 from fisherflow_jax.transforms import adam as adam
 from fisherflow_jax.transforms import clip_by_kl as clip_by_kl
 from fisherflow_jax.transforms import get_information as get_information
@@ -93,11 +90,14 @@ if _typing.TYPE_CHECKING:
     from fisherflow_jax import flax as flax
     from fisherflow_jax import metrics as metrics
     from fisherflow_jax import plots as plots
+    from fisherflow_jax import predictions as predictions
     from fisherflow_jax import testing as testing
     from fisherflow_jax._laplace import Laplace as Laplace
     from fisherflow_jax._laplace import laplace as laplace
     from fisherflow_jax.calibration import Calibration as Calibration
     from fisherflow_jax.calibration import calibrate as calibrate
+    from fisherflow_jax.predictions import Prediction as Prediction
+    from fisherflow_jax.predictions import predict as predict
 
 __version__ = "0.1.0"
 
@@ -110,18 +110,21 @@ _LAZY = {
     "flax",
     "metrics",
     "plots",
+    "predictions",
     "testing",
 }
 _LAZY_NAMES = {
     "Calibration": "calibration",
     "Laplace": "_laplace",
+    "Prediction": "predictions",
     "calibrate": "calibration",
     "laplace": "_laplace",
+    "predict": "predictions",
 }
 # Rooms of which the package shows names alone.
 _UNSHOWN = {"accumulation", "flow", "model", "posteriors"}
 
-for _room in (information, likelihoods, memories, predictions, structures, transforms):
+for _room in (information, likelihoods, memories, structures, transforms):
     _show(_room.__name__)
 _show(__name__)
 

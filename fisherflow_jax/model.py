@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from fisherflow_jax._ground import batch as batches
 from fisherflow_jax._ground import calling, checks, choices, screening, trees
@@ -22,7 +21,7 @@ from fisherflow_jax.layers import (
     moves,
     one_row,
 )
-from fisherflow_jax.layers._compat import has_tangents
+from fisherflow_jax.layers._compat import as_function, has_tangents
 from fisherflow_jax.likelihoods import Likelihood
 
 PyTree = Any
@@ -270,7 +269,7 @@ class Once:
                     lambda *arrays: self.function(*rebuild(arrays)), return_shape=True
                 )(*arrays)
             structure = jax.tree.structure(outputs)
-            self.traced[key] = jaxpr_as_fun(jaxpr), structure, has_tangents(jaxpr)
+            self.traced[key] = as_function(jaxpr), structure, has_tangents(jaxpr)
         run, output_tree, tangents = self.traced[key]
         return run, output_tree, arrays, tangents
 
@@ -287,7 +286,7 @@ class Traced(NamedTuple):
         closed, outputs = jax.make_jaxpr(function, return_shape=True)(like)
 
         def run(arrays: Sequence, argument: PyTree) -> Any:
-            call = jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, arrays))
+            call = as_function(closed, arrays)
             return jax.tree.unflatten(
                 jax.tree.structure(outputs), call(*jax.tree.leaves(argument))
             )

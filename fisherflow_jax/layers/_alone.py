@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import jaxpr_as_fun
 
 from fisherflow_jax._ground import batch as batches
 from fisherflow_jax._ground import checks, trees
+from fisherflow_jax.layers._compat import as_function
 
 PyTree = Any
 
@@ -197,7 +197,7 @@ def moves(function: Callable, params: PyTree, inputs: PyTree) -> bool:
     if not checks.is_concrete((slopes.consts, arrays)):  # what a trace closes over
         return False
     with jax.ensure_compile_time_eval():
-        found = map(np.asarray, jax.jit(jaxpr_as_fun(slopes))(*arrays))
+        found = map(np.asarray, jax.jit(as_function(slopes))(*arrays))
     return any(np.any(np.isfinite(x) & (x != 0)) for x in found)
 
 

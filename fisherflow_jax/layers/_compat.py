@@ -14,11 +14,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-from jax.extend import core
 
 from fisherflow_jax.layers._views import View
 
-_JAXPR = (core.Jaxpr, core.ClosedJaxpr)
 Path = tuple[int, ...]  # of equations, from the outermost body inwards
 
 
@@ -206,6 +204,19 @@ def read(jaxpr: Any) -> Program:
     )
 
 
+def as_function(jaxpr: Any, constants: Sequence[Any] | None = None) -> Callable:
+    """A program as a function of its arguments, closing over these constants."""
+    from jax.extend import core  # loads much of JAX that an import does not need
+
+    if constants is not None:
+        jaxpr = core.ClosedJaxpr(jaxpr.jaxpr, constants)
+    return core.jaxpr_as_fun(jaxpr)
+
+
+def _is_program(value: Any) -> bool:
+    return hasattr(value, "eqns")
+
+
 def has_tangents(jaxpr: Any) -> bool:
     """Whether a program can be differentiated forwards: no `custom_vjp` is in it.
 
@@ -217,10 +228,8 @@ def has_tangents(jaxpr: Any) -> bool:
             return False
         if name.startswith("custom_jvp"):
             continue
-        held = jax.tree.leaves(
-            tuple(eqn.params.values()), is_leaf=lambda x: isinstance(x, _JAXPR)
-        )
-        bodies = [each for each in held if isinstance(each, _JAXPR)]
+        held = jax.tree.leaves(tuple(eqn.params.values()), is_leaf=_is_program)
+        bodies = filter(_is_program, held)
         if not all(map(has_tangents, bodies)):
             return False
     return True
@@ -229,7 +238,7 @@ def has_tangents(jaxpr: Any) -> bool:
 def _atom(atom: Any) -> Atom:
     shape = tuple(getattr(atom.aval, "shape", ()))
     dtype = getattr(atom.aval, "dtype", None)
-    if isinstance(atom, core.Literal):
+    if hasattr(atom, "val"):  # a literal
         return Atom(None, atom.val, shape, dtype)
     return Atom(atom, None, shape, dtype)
 
@@ -274,7 +283,7 @@ def _operation(name: str, params: dict) -> Any:
     if name.startswith("reduce_window"):
         return _windows(params)
     bodies = (params.get("jaxpr"), params.get("call_jaxpr"))
-    body = next((each for each in bodies if isinstance(each, _JAXPR)), None)
+    body = next(filter(_is_program, bodies), None)
     if body is not None and name in (*_CALLS, "eval_jaxpr"):
         return Call(body, lambda function: function)
     if body is not None and name in _CHECKPOINTS:

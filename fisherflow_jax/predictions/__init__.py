@@ -1,5 +1,6 @@
 """Predictions with their uncertainty, by linearising the model at the mean."""
 
+from fisherflow_jax._ground.naming import show
 from fisherflow_jax.predictions._joint import Joint as Joint
 from fisherflow_jax.predictions._joint import joint as joint
 from fisherflow_jax.predictions._links import Averaged as Averaged
@@ -21,3 +22,6 @@ from fisherflow_jax.predictions._top_tokens import TopTokens as TopTokens
 from fisherflow_jax.predictions._top_tokens import top_tokens as top_tokens
 from fisherflow_jax.predictions._weight_samples import WeightSamples as WeightSamples
 from fisherflow_jax.predictions._weight_samples import weight_samples as weight_samples
+
+Prediction.__module__ = "fisherflow_jax"
+show(__name__)
