@@ -30,7 +30,8 @@ def find_layers(
     for K stacked kernels and T positions that share them; a parameter that is added to
     all outputs of one layer, and to nothing else, is its bias. Parameters are followed
     through reshapes, transposes, flips, broadcasts and changes of type, through `jit`,
-    `vmap`, `jax.checkpoint` and `lax.scan`. All others are listed with the reason:
+    `vmap`, `jax.checkpoint` and `lax.scan`, also where a body hands back what it was
+    given. All others are listed with the reason:
     `str(layers)` is a table of how each parameter is treated. An operation that is not
     known never fails; its parameters are in that list.
 

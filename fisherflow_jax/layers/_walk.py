@@ -88,7 +88,7 @@ def walk(program: Program, shapes: list[tuple[int, ...]]) -> Walk:
     """Walks a program whose first inputs are parameters of these shapes."""
     empty = (i for i, shape in enumerate(shapes) if math.prod(shape) == 0)
     reasons = dict.fromkeys(empty, "without entries")
-    found = Walk([], [], reasons, set(), Counter())
+    found = _nothing()._replace(reasons=reasons)
     values: list[Any] = [
         Parameter(i, views.whole(shape), ()) for i, shape in enumerate(shapes)
     ]
@@ -96,6 +96,10 @@ def walk(program: Program, shapes: list[tuple[int, ...]]) -> Walk:
     for output in _body(found, program, values, (), ()):
         found.reject(output, "returned as an output")
     return found
+
+
+def _nothing() -> Walk:
+    return Walk([], [], {}, set(), Counter())
 
 
 def _body(
@@ -133,8 +137,7 @@ def _step(
         case _compat.Call():
             return _body(found, _compat.read(operation.body), operands, path, scans)
         case _compat.Scan():
-            _scan(found, operation, operands, path, scans)
-            return unknown
+            return _scan(found, operation, operands, path, scans)
         case _compat.StopGradient():
             found.stopped.update(operands[i].leaf for i in parameters)
             return unknown
@@ -176,24 +179,53 @@ def _reordered(found: Walk, operation: _compat.Reorder, value: Any, after: Atom)
 
 def _scan(
     found: Walk, scan: _compat.Scan, operands: list, path: Path, scans: Scans
-) -> None:
-    first_slice = scan.num_constants + scan.num_carries
+) -> list:
+    """What comes out: a parameter, or slices of it, may be handed back as they were."""
+    constants, end = scan.num_constants, scan.num_constants + scan.num_carries
+    body, around = _compat.read(scan.body), (*scans, scan.length)
     inside: list[Any] = [None] * len(operands)
     for i, value in enumerate(operands):
-        if not isinstance(value, Parameter):
-            continue
-        if i < scan.num_constants:
+        if isinstance(value, Parameter) and i < end:
             inside[i] = value._replace(slices=(*value.slices, None))
-        elif i < first_slice:
-            found.reject(value, "carried through scan")
-        else:
+        elif isinstance(value, Parameter):
             axis, *rest = value.view.axes
             sliced = None if views.is_repeated(axis) else axis
             view = value.view.with_axes(rest)
             inside[i] = Parameter(value.leaf, view, (*value.slices, sliced))
-    body = _compat.read(scan.body)
-    for result in _body(found, body, inside, path, (*scans, scan.length)):
-        found.reject(result, "returned from scan")
+    for i in _changed(body, inside, range(constants, end), path, around):
+        found.reject(operands[i], "carried through scan")
+        operands = [*operands[:i], None, *operands[i + 1 :]]
+        inside[i] = None
+    results = _body(found, body, inside, path, around)
+    after: list[Any] = list(operands[constants:end])
+    for i, result in enumerate(results):
+        if i < len(after) and after[i] is None:
+            found.reject(result, "carried through scan")
+        elif i >= len(after) and isinstance(result, Parameter):
+            *slices, own = result.slices
+            view = result.view
+            view = view.with_axes([own or ((scan.length, 0),), *view.axes])
+            after.append(Parameter(result.leaf, view, tuple(slices)))
+        elif i >= len(after):
+            after.append(None)
+    return after
+
+
+def _changed(
+    body: Program, inside: list, carries: range, path: Path, scans: Scans
+) -> list[int]:
+    """The carried parameters that a scan's body does not hand back as they were."""
+    changed: list[int] = []
+    while True:
+        carried = [i for i in carries if isinstance(inside[i], Parameter)]
+        if not carried:
+            return changed
+        results = _body(_nothing(), body, inside, path, scans)
+        other = [i for i in carried if results[i - carries.start] != inside[i]]
+        if not other:
+            return changed
+        changed += other
+        inside = [None if i in changed else x for i, x in enumerate(inside)]
 
 
 def _use(

@@ -208,6 +208,14 @@ FOUND = {
         b=Bias("w"),
         **V_DENSE,
     ),
+    "scanned layers, handed back": model(
+        models.handed_back,
+        {"w": (3, 4, 4), "b": (3, 4), "v": (4, 2)},
+        X,
+        w=dense(4, 4, stacked=3, shared=2),
+        b="added at some uses of its layer only",
+        **V_DENSE,
+    ),
     "recurrent": model(
         models.recurrent,
         {"w": (4, 3), "u": (3, 3), "b": (3,)},

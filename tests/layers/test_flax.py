@@ -74,26 +74,40 @@ def test_linen():
     compare(apply_fn, params, X, 1e-4)
 
 
-class Perceptron(nnx.Module):
+class Layer(nnx.Module):
     def __init__(self, rngs):
-        self.hidden = nnx.Linear(4, 3, rngs=rngs)
-        self.out = nnx.Linear(3, 2, rngs=rngs)
+        self.linear = nnx.Linear(4, 4, rngs=rngs)
 
     def __call__(self, x):
-        return self.out(nnx.relu(self.hidden(x)))
+        return nnx.relu(self.linear(x))
+
+
+class Perceptron(nnx.Module):
+    """Scanned layers, each handed back by `nnx.remat`, and a last one."""
+
+    def __init__(self, rngs):
+        self.hidden = nnx.split_rngs(splits=3)(nnx.vmap(Layer))(rngs)
+        self.out = nnx.Linear(4, 2, rngs=rngs)
+
+    def __call__(self, x):
+        @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
+        @nnx.remat
+        def run(x, layer):
+            return layer(x)
+
+        return self.out(run(x, self.hidden))
 
 
 def test_nnx():
-    graph, params = nnx.split(Perceptron(nnx.Rngs(0)))
+    graph, params, rest = nnx.split(Perceptron(nnx.Rngs(0)), nnx.Param, ...)
 
     def apply_fn(params, x):
-        return nnx.merge(graph, params)(x)
+        return nnx.merge(graph, params, rest)(x)
 
-    layers = find_layers(apply_fn, params, X[0])
-    sizes = [(x.num_inputs, x.num_outputs, x.num_positions) for x in layers.layers]
-    assert sizes == [(4, 3, 1), (3, 2, 1)]
-    assert layers.fallback == ()
-    assert [layers.names[x.bias] for x in layers.layers] == [
-        name for name in layers.names if "bias" in name
-    ]
+    assert treatments(find_layers(apply_fn, params, X[0])) == {
+        "hidden.linear.kernel": dense(4, 4, stacked=3),
+        "hidden.linear.bias": Bias("hidden.linear.kernel"),
+        "out.kernel": dense(4, 2),
+        "out.bias": Bias("out.kernel"),
+    }
     compare(apply_fn, params, X[0], 1e-4)
