@@ -196,18 +196,19 @@ def _scan(
         found.reject(operands[i], "carried through scan")
         operands = [*operands[:i], None, *operands[i + 1 :]]
         inside[i] = None
-    results = _body(found, body, inside, path, around)
-    after: list[Any] = list(operands[constants:end])
-    for i, result in enumerate(results):
-        if i < len(after) and after[i] is None:
+    after: list[Any] = []
+    for i, result in enumerate(_body(found, body, inside, path, around)):
+        value = None
+        if i < scan.num_carries and inside[constants + i] is not None:
+            value = operands[constants + i]
+        elif i < scan.num_carries:
             found.reject(result, "carried through scan")
-        elif i >= len(after) and isinstance(result, Parameter):
+        elif isinstance(result, Parameter):
             *slices, own = result.slices
-            view = result.view
-            view = view.with_axes([own or ((scan.length, 0),), *view.axes])
-            after.append(Parameter(result.leaf, view, tuple(slices)))
-        elif i >= len(after):
-            after.append(None)
+            axes = own or ((scan.length, 0),), *result.view.axes
+            view = result.view.with_axes(axes)
+            value = Parameter(result.leaf, view, tuple(slices))
+        after.append(value)
     return after
 
 

@@ -52,8 +52,9 @@ def scanned(p, x, wrap=lambda step: step):
     def body(h, layer):
         return jnp.tanh(h @ layer["w"] + layer["b"][None]), None
 
-    h, _ = lax.scan(wrap(body), x, {"w": p["w"], "b": p["b"]}, reverse=True)
-    return h @ p["v"]
+    start = x @ p["u"]
+    h, _ = lax.scan(wrap(body), start, {"w": p["w"], "b": p["b"]}, reverse=True)
+    return (h + p["c"][None]) @ p["v"]
 
 
 def handed_back(p, x):
