@@ -267,14 +267,24 @@ def _num_columns(pull: Pull, params: PyTree, batch: Batch) -> int:
 
 
 def products(layer: Layer, inputs: Any, gradients: Any, weights: Any) -> OuterProducts:
-    """The vectors of a layer's kernel."""
+    """The vectors of a layer's kernel; of pairs where it is tied."""
+    if weights.ndim > 1:
+        weights = weights.reshape((weights.shape[0], -1))
+    turned = None
+    if layer.num_turned:
+        (inputs, entering), (gradients, returning) = inputs, gradients
+        layout = layer.kernel_layout.transpose((0, 2, 1))
+        turned = OuterProducts(
+            entering, returning, weights, layer.num_outputs, False, layout
+        )
     return OuterProducts(
         inputs,
         gradients,
-        weights.reshape((weights.shape[0], -1)) if weights.ndim > 1 else weights,
+        weights,
         layer.num_inputs,
         layer.bias is not None,
         layer.kernel_layout,
+        turned,
     )
 
 
@@ -289,8 +299,13 @@ def _shapes_of_vectors(params: PyTree, layers: Layers, columns: int) -> list:
     for layer in layers.layers:
         each = (layer.num_stacked, layer.num_positions)
         ids = layer.kind == "embedding"
-        inputs = shape(1, *each) if ids else shape(1, *each, layer.num_inputs)
-        gradients = shape(1, columns, *each, layer.num_outputs)
+        inputs: Any = shape(1, *each) if ids else shape(1, *each, layer.num_inputs)
+        gradients: Any = shape(1, columns, *each, layer.num_outputs)
+        if layer.num_turned:
+            turned = (layer.num_stacked, layer.num_turned)
+            inputs = inputs, shape(1, *turned, layer.num_outputs)
+            back = shape(1, columns, *turned, layer.num_inputs)
+            gradients = gradients, back
         stack[layer.kernel] = products(layer, inputs, gradients, shape(1))
     return stack
 
@@ -300,7 +315,12 @@ def _words(layers: Layers) -> tuple[str, ...]:
     words = {}
     for layer in layers.layers:
         shared = layer.num_positions
-        if shared == 1:
+        if layer.num_turned:
+            path = (
+                "a gradient for each example, from inputs and gradients both ways, at "
+                f"{shared} and {layer.num_turned} positions"
+            )
+        elif shared == 1:
             path = "squares of inputs times squares of gradients"
         elif layer.kind == "embedding":
             path = f"gradients summed by id over {shared} positions"

@@ -164,15 +164,18 @@ def _grouped(pull: Pull, layers: Layers) -> Layers:
     return dataclasses.replace(layers, apart=not as_one)
 
 
-def _as_one(layers: Layers | None, parts: tuple, axis: int) -> dict[str, jax.Array]:
+def _as_one(layers: Layers | None, parts: tuple, axis: int) -> dict[str, Any]:
     """What each layer has, along the axis of stacked kernels of those alike."""
     if layers is None:
         return {}
-    found: dict[str, list[jax.Array]] = {}
+    found: dict[str, list] = {}
     for layer, part in zip(layers.layers, parts, strict=True):
         first, _ = layers.places[layers.names[layer.kernel]]
         found.setdefault(first, []).append(part)
-    return {first: trees.concatenated(x, axis) for first, x in found.items()}
+    return {
+        first: jax.tree.map(lambda *each: trees.concatenated(each, axis), *own)
+        for first, own in found.items()
+    }
 
 
 def _tree(

@@ -27,7 +27,9 @@ def find_layers(
 
     .. math:: h_{kt} = W_k^\top a_{kt} + b_k,
 
-    for K stacked kernels and T positions that share them; a parameter that is added to
+    for K stacked kernels and T positions that share them. One whose transpose is used
+    too, as tied embeddings are at the outputs, is one layer, called tied, whose
+    positions are those of both. A parameter that is added to
     all outputs of one layer, and to nothing else, is its bias. Parameters are followed
     through reshapes, transposes, flips, broadcasts and changes of type, through `jit`,
     `vmap`, `jax.checkpoint` and `lax.scan`, also where a body hands back what it was

@@ -23,7 +23,9 @@ class Layer:
 
     With inputs `a` of shape (K, T, I) and gradients `g` at its outputs, (K, T, O), the
     gradient of the kernel is `kernel_layout.to_leaf(einsum("kti,kto->kio", a, g))` and
-    that of the bias `bias_layout.to_leaf(sum_t g)`.
+    that of the bias `bias_layout.to_leaf(sum_t g)`. Where a layer is tied, its kernel's
+    transpose takes inputs `h`, (K, T', O), to outputs with gradients `d`, (K, T', I):
+    `einsum("kti,kto->kio", d, h)` is added.
     """
 
     kernel: int  # index of the leaf
@@ -35,6 +37,7 @@ class Layer:
     num_outputs: int  # O
     kernel_layout: View  # (K, I, O) <-> the kernel's leaf
     bias_layout: View | None  # (K, O) <-> the bias's leaf
+    num_turned: int  # T': positions at which the kernel's transpose is used
     # Where it is used says nothing of what it is: models that differ in it are equal.
     uses: tuple[tuple[int, ...], ...] = dataclasses.field(compare=False)
 
@@ -103,8 +106,10 @@ class Layers:
             square = "; one square a batch" if leaf in self.summed else ""
             rows[leaf] = (f"no layer: {reason}{square}", *[""] * 4)
         for layer in self.layers:
-            sizes = layer.num_outputs, layer.num_stacked, layer.num_positions
-            rows[layer.kernel] = (layer.kind, layer.num_inputs, *sizes)
+            shared = layer.num_positions + layer.num_turned
+            sizes = layer.num_outputs, layer.num_stacked, shared
+            kind = f"{layer.kind}, tied" if layer.num_turned else layer.kind
+            rows[layer.kernel] = (kind, layer.num_inputs, *sizes)
             if layer.bias is not None:
                 rows[layer.bias] = (f"bias of {self.names[layer.kernel]}", 1, *sizes)
         heads = ("parameter", "shape", "treatment", "inputs", "outputs", "stacked")
@@ -122,10 +127,11 @@ class Layers:
         """For each leaf a text that tells it from other treatments."""
         texts = {leaf: f"no layer ({reason})" for leaf, reason in self.fallback}
         for layer in self.layers:
+            tied = f", T' = {layer.num_turned}" if layer.num_turned else ""
             texts[layer.kernel] = (
                 f"{layer.kind} with K = {layer.num_stacked}, T = "
                 f"{layer.num_positions}, I = {layer.num_inputs}, O = "
-                f"{layer.num_outputs} ({layer.kernel_layout})"
+                f"{layer.num_outputs}{tied} ({layer.kernel_layout})"
             )
             if layer.bias is not None:
                 kernel = self.names[layer.kernel]

@@ -122,11 +122,12 @@ class Embedding(Dense):
 
     gather: Gather
     num_ids: int
+    place: int  # of the ids, in the vectors of indices
     kind = "embedding"
 
     def inputs(self, operand: jax.Array) -> jax.Array:
         """Ids `(K, T)`, int32; the number of rows for an id that the gather drops."""
-        ids = _ids(operand)
+        ids = self._ids(operand)
         if self.gather.clips:
             ids = jnp.clip(ids, 0, self.num_ids - 1)
         else:
@@ -137,17 +138,16 @@ class Embedding(Dense):
     def counts(self, operand: jax.Array) -> jax.Array | None:
         if self.gather.clips:
             return None
-        in_bounds = self._in_bounds(_ids(operand))
+        in_bounds = self._in_bounds(self._ids(operand))
         return jnp.expand_dims(in_bounds, self.gather.offset_dims)
 
     def _in_bounds(self, ids: jax.Array) -> jax.Array:
         return (ids >= 0) & (ids < self.num_ids)
 
-
-def _ids(operand: jax.Array) -> jax.Array:
-    ids = operand[..., 0]
-    # the number of rows may not fit the type of the ids
-    return ids.astype(jnp.int32) if ids.dtype.itemsize < 4 else ids
+    def _ids(self, operand: jax.Array) -> jax.Array:
+        ids = operand[..., self.place]
+        # the number of rows may not fit the type of the ids
+        return ids.astype(jnp.int32) if ids.dtype.itemsize < 4 else ids
 
 
 def match(equation: Equation, place: int) -> Dense:
@@ -215,17 +215,24 @@ def _convolved(convolution: Convolution, equation: Equation, place: int) -> Conv
 
 def _embedding(gather: Gather, equation: Equation, place: int) -> Embedding:
     shape, ndim = equation.inputs[0].shape, len(equation.outputs[0].shape)
-    rows, stacks = gather.index_map, gather.batch_dims
+    named, stacks = gather.index_map, gather.batch_dims
+    # what is taken whole has no choice, if the index may be moved
+    free = [i for i in named if not gather.clips or gather.slice_sizes[i] < shape[i]]
+    rows = tuple(free or named[:1])
     whole_rows = tuple(1 if i in rows + stacks else n for i, n in enumerate(shape))
     if (
         place != 0
         or len(rows) != 1
-        or gather.collapsed_dims != rows
+        or gather.collapsed_dims not in ((), rows)
         or gather.slice_sizes != whole_rows
     ):
         raise NotLinear("looked up by more than the ids of whole rows")
     # the output has the ids' axes in order, and between them those of the rows
     looked_up = others(ndim, gather.offset_dims)
+    features = gather.offset_dims
+    if not gather.collapsed_dims:  # an axis of one id, beside those of its row
+        one = others(len(shape), stacks).index(rows[0])
+        features = features[:one] + features[one + 1 :]
     of_stacks = tuple(looked_up[i] for i in gather.index_batch_dims)
     return Embedding(
         operand=1,
@@ -236,9 +243,10 @@ def _embedding(gather: Gather, equation: Equation, place: int) -> Embedding:
         ),
         output_axes=(
             of_stacks,
-            others(ndim, gather.offset_dims, of_stacks),
-            gather.offset_dims,
+            others(ndim, features, of_stacks),
+            features,
         ),
         gather=gather,
         num_ids=shape[rows[0]],
+        place=named.index(rows[0]),
     )

@@ -22,17 +22,27 @@ from fisherflow_jax.layers._walk import Broadcast, Use
 PyTree = Any
 
 
+class BothWays(NamedTuple):
+    """Of a tied layer: what its kernel and what the kernel's transpose has."""
+
+    forward: jax.Array  # inputs ([n,] K, T, I), or ids; gradients ([n,] K, T, O)
+    turned: jax.Array  # inputs ([n,] K, T', O); gradients ([n,] K, T', I)
+
+
+OfLayer = Any  # an array, or `BothWays` where the layer is tied
+
+
 class Returned(NamedTuple):
     """What one cotangent of the outputs brings back, by rows of a tapped batch."""
 
-    gradients: tuple[jax.Array, ...]  # of each layer ([n,] K, T, O)
+    gradients: tuple[OfLayer, ...]  # of each layer ([n,] K, T, O)
     rows: dict[int, jax.Array]  # leaf -> (n, *leaf.shape)
     sums: dict[int, jax.Array]  # leaf -> leaf.shape, summed over the batch
 
 
 def tap(
     apply_fn: Callable, layers: Layers, params: PyTree, inputs: PyTree
-) -> tuple[PyTree, tuple[jax.Array, ...], Callable]:
+) -> tuple[PyTree, tuple[OfLayer, ...], Callable]:
     r"""One example's outputs, what enters each layer, and how to pull back to them.
 
     For cotangents `v` of the outputs, `pull(v)` stops at the layers' outputs: no kernel
@@ -53,7 +63,8 @@ def tap(
       of shape (K, T, I), in its own type (for an embedding int32 ids (K, T), where the
       number of rows stands for an id out of bounds); and the linear function
       `pull(cotangent) -> (gradients, rest)` with `g` of shape (K, T, O) for each layer
-      and a dict of gradients for the leaves in `layers.fallback`, by index. Cost: one
+      and a dict of gradients for the leaves in `layers.fallback`, by index. A tied
+      layer has a pair `(forward, turned)` in place of `a`, and of `g`. Cost: one
       forward pass; a backward pass for each call of `pull`, without the products that
       make kernel gradients. Patches of convolutions are copies: the input times the
       size of the window.
@@ -82,7 +93,7 @@ def tap(
 
 def tap_batch(
     apply_fn: Callable, layers: Layers, params: PyTree, inputs: PyTree
-) -> tuple[PyTree, tuple[jax.Array, ...], Callable[[PyTree], Returned]]:
+) -> tuple[PyTree, tuple[OfLayer, ...], Callable[[PyTree], Returned]]:
     r"""A batch's outputs, what enters each layer, and how to pull back to its rows.
 
     The model is evaluated once, on the whole batch, so that its examples may interact.
@@ -137,16 +148,16 @@ def tap_batch(
 
 def find_and_tap(
     apply_fn: Callable, params: PyTree, inputs: PyTree
-) -> tuple[Layers, PyTree, tuple[jax.Array, ...], Callable]:
+) -> tuple[Layers, PyTree, tuple[OfLayer, ...], Callable]:
     """The layers of a model, and what `tap` returns for them, from one trace."""
     traced = trace(apply_fn, params, inputs)
     return traced.layers, *_tap_one(traced)
 
 
-def _tap_one(traced: Traced) -> tuple[PyTree, tuple[jax.Array, ...], Callable]:
+def _tap_one(traced: Traced) -> tuple[PyTree, tuple[OfLayer, ...], Callable]:
     outputs, entering, pull = _tap(traced)
 
-    def pull_one(cotangent: PyTree) -> tuple[tuple[jax.Array, ...], dict]:
+    def pull_one(cotangent: PyTree) -> tuple[tuple[OfLayer, ...], dict]:
         gradients, _, sums = pull(cotangent)
         return gradients, sums
 
@@ -155,7 +166,7 @@ def _tap_one(traced: Traced) -> tuple[PyTree, tuple[jax.Array, ...], Callable]:
 
 def _tap(
     traced: Traced,
-) -> tuple[PyTree, tuple[jax.Array, ...], Callable[[PyTree], Returned]]:
+) -> tuple[PyTree, tuple[OfLayer, ...], Callable[[PyTree], Returned]]:
     layers = traced.layers
     whole = layers.summed if layers.batched else [leaf for leaf, _ in layers.fallback]
     outputs, operands, pull_back = evaluate(traced, whole)
@@ -173,13 +184,16 @@ def _tap(
     return outputs, _of_layers(traced, operands, enters=True), pull
 
 
-def _of_layers(traced: Traced, values: dict, *, enters: bool) -> tuple[jax.Array, ...]:
+def _of_layers(traced: Traced, values: dict, *, enters: bool) -> tuple[OfLayer, ...]:
     """For each layer its uses as one, along the positions."""
     axis = 2 if traced.layers.batched else 1
-    layers = []
+    layers: list[OfLayer] = []
     for uses in traced.uses:
-        parts = [_arranged(traced, use, values[use.path], enters) for use in uses]
-        layers.append(trees.concatenated(parts, axis))
+        parts: tuple[list[jax.Array], ...] = ([], [])
+        for use in uses:
+            parts[use.turned].append(_arranged(traced, use, values[use.path], enters))
+        ways = [trees.concatenated(part, axis) for part in parts if part]
+        layers.append(BothWays(*ways) if len(ways) > 1 else ways[0])
     return tuple(layers)
 
 

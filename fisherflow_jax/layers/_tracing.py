@@ -165,8 +165,7 @@ def _settle(found: Walk) -> tuple[tuple[Use, ...], ...]:
     for leaf, uses in by_leaf.items():
         if leaf in biases:
             found.reasons.setdefault(leaf, "used as a kernel and as a bias")
-        if len({(use.kernel, use.linear.kind == "embedding") for use in uses}) > 1:
-            found.reasons.setdefault(leaf, "used in several orientations or kinds")
+        by_leaf[leaf] = _oriented(found, uses)
     kept = {leaf: uses for leaf, uses in by_leaf.items() if leaf not in found.reasons}
     for bias in biases:
         owners = {use.leaf for use in found.uses if use.bias and use.bias.leaf == bias}
@@ -174,6 +173,8 @@ def _settle(found: Walk) -> tuple[tuple[Use, ...], ...]:
             found.reasons.setdefault(bias, "added to the outputs of several layers")
         elif not owners <= kept.keys():
             found.reasons.setdefault(bias, "bias of a parameter that is no layer")
+        elif kept[min(owners)][-1].turned:
+            found.reasons.setdefault(bias, "bias of a kernel that is used both ways")
         elif len({use.bias for use in kept[min(owners)]}) > 1:
             found.reasons.setdefault(bias, "added at some uses of its layer only")
     refused = [bias for bias in biases if bias in found.reasons]
@@ -184,6 +185,24 @@ def _settle(found: Walk) -> tuple[tuple[Use, ...], ...]:
         )
         for leaf in sorted(kept)
     )
+
+
+def _oriented(found: Walk, uses: list[Use]) -> list[Use]:
+    """The uses of one leaf, of which some may use the transpose of its kernel."""
+
+    def is_table(use: Use) -> bool:
+        return use.linear.kind == "embedding"
+
+    first = next(filter(is_table, uses), uses[0])
+    as_it_is, transposed = first.kernel, first.kernel.transpose((0, 2, 1))
+    oriented = []
+    for use in uses:
+        turned = use.kernel != as_it_is or is_table(use) != is_table(first)
+        if turned and (use.kernel != transposed or is_table(use)):
+            reason = "used in several orientations or kinds"
+            found.reasons.setdefault(use.leaf, reason)
+        oriented.append(use._replace(turned=turned))
+    return sorted(oriented, key=lambda use: use.turned)
 
 
 def _fallback(
@@ -205,7 +224,8 @@ def _layer(uses: tuple[Use, ...]) -> Layer:
         bias=first.bias and first.bias.leaf,
         kind=first.linear.kind,
         num_stacked=stacked,
-        num_positions=sum(use.num_positions for use in uses),
+        num_positions=sum(use.num_positions for use in uses if not use.turned),
+        num_turned=sum(use.num_positions for use in uses if use.turned),
         num_inputs=inputs,
         num_outputs=outputs,
         kernel_layout=first.kernel,

@@ -56,6 +56,7 @@ class Use(NamedTuple):
     output: Atom
     num_positions: int
     bias: Bias | None = None
+    turned: bool = False  # whether its layer's kernel is this one's transpose
 
 
 class Broadcast(NamedTuple):

@@ -198,6 +198,8 @@ def layer_covariances(
     if not known.elementwise and (robust or known.layers is None):
         return None
     layers = layers_of.find_layers(apply_fn, mean, inputs, batched=False)
+    if any(layer.num_turned for layer in layers.layers):
+        return None  # gradients of a tied kernel are sums of two products
     sides, table = {}, layers
     if known.elementwise:
         if robust:

@@ -67,11 +67,22 @@ class _Matrix:
         return values
 
 
-def _turned(rows: jax.Array, columns: jax.Array) -> jax.Array:
+def _turned(rows: jax.Array, columns: jax.Array | None) -> jax.Array:
     """Rows `(..., K, S, D)` in the bases with these columns, `(K, D, D)`."""
-    turned = product("kni,kij->knj", flat(rows), columns)
+    if columns is None:
+        return rows
+    turned = product("kni,kij->knj", flat(rows), columns.astype(rows.dtype))
     stacked_first = jnp.moveaxis(rows, -3, 0).shape
     return jnp.moveaxis(turned.reshape(stacked_first), 0, -3)
+
+
+def _rows_of(columns: jax.Array, ids: jax.Array) -> jax.Array:
+    """One-hot rows of ids `(n, K, T)`, turned; of an id out of bounds zeros."""
+
+    def take(columns: jax.Array, ids: jax.Array) -> jax.Array:
+        return jnp.take(columns, ids, axis=0, mode="fill", fill_value=0)
+
+    return jax.vmap(take, (0, 1), 1)(columns, ids)
 
 
 def _squares_in(
@@ -80,21 +91,27 @@ def _squares_in(
     products: OuterProducts,
 ) -> jax.Array:
     """The diagonal `(K, I, O)` of the vectors' outer products in the eigenbasis."""
-    inputs, gradients = products.inputs, products.gradients
-    dtype = gradients.dtype
-    if output_columns is not None:
-        gradients = _turned(gradients, output_columns.astype(dtype))
-    if not products.one_hot:
+    inputs, turned, dtype = products.inputs, products.turned, products.dtype
+    gradients = _turned(products.gradients, output_columns)
+    if products.one_hot and input_columns is not None:  # of a tied table
+        inputs = _rows_of(input_columns.astype(dtype), inputs)
+    elif not products.one_hot:
         inputs = inputs.astype(dtype)
         inputs = with_bias(inputs) if products.has_bias else inputs
-        if input_columns is not None:
-            inputs = _turned(inputs, input_columns.astype(dtype))
+        inputs = _turned(inputs, input_columns)
+    if turned is not None:
+        turned = dataclasses.replace(
+            turned,
+            inputs=_turned(turned.inputs.astype(dtype), output_columns),
+            gradients=_turned(turned.gradients, input_columns),
+        )
     values = dataclasses.replace(
         products,
         inputs=inputs,
         gradients=gradients,
-        num_inputs=products.num_inputs if products.one_hot else inputs.shape[-1],
+        num_inputs=products.num_inputs if inputs.ndim == 3 else inputs.shape[-1],
         layout=_Matrix,
+        turned=turned,
     ).squares()
     if products.one_hot and products.has_bias:
         summed = jnp.sum(gradients, axis=3)

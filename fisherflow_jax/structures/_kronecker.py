@@ -53,7 +53,12 @@ def kronecker(
        G_k = \tfrac1T \sum_{nt} g_{nkt} g_{nkt}^\top
 
     with the inputs `a` of a layer and the vectors `g` pulled back to its outputs. A
-    merged bias is a row of the kernel that sees ones. Parameters that belong to no
+    merged bias is a row of the kernel that sees ones. Where a kernel is tied, and its
+    transpose takes h to outputs with gradients d, as a table of embeddings does at the
+    end of a language model, both uses are positions that share it: A has the sum of
+    :math:`d d^\top` added, and G is the mean of :math:`g g^\top` and
+    :math:`h h^\top` over T + T' positions. A change of the kernel's basis on one side
+    changes that side's factor alone. Parameters that belong to no
     layer keep the exact diagonal. Informations add by their factors and by n, which
     is not the sum of the operators: K-FAC of two batches is that of both together.
     A prior (one number a layer) is added exactly, in the eigenbasis.
@@ -63,8 +68,9 @@ def kronecker(
       sharing: `ff.structures.sharing.expand` (default) or `sharing.pool`, how positions
         that share a kernel are treated; or a mapping from the kernel's path (as in
         `layers.names`) to one, the others being expanded.
-      widest: sides of more than so many units, and the rows of embeddings, keep the
-        diagonal of their factor.
+      widest: sides of more than so many units keep the diagonal of their factor, and
+        so do the rows of a table that is only looked up. Those of a tied one have a
+        whole factor, which its outputs' gradients ask for, up to `widest` of them.
       eigenvalue_correction: an information of this structure (of a first pass, or of
         the past). Its eigenbasis is kept, and in it the exact diagonal of the
         information is summed: EK-FAC, whose error in the Frobenius norm is never
@@ -139,7 +145,8 @@ def kronecker(
 
     def empty_layer(layer: Layer, rows: int, dtype: Any) -> tuple[jax.Array, jax.Array]:
         stacked, columns = layer.num_stacked, layer.num_outputs
-        diagonal = layer.kind == "embedding" or rows > widest
+        only_ids = layer.kind == "embedding" and not layer.num_turned
+        diagonal = only_ids or rows > widest
         inputs = (rows,) if diagonal else (rows, rows)
         outputs = (columns,) if columns > widest else (columns, columns)
         left = jnp.zeros((stacked, *inputs), dtype)

@@ -40,7 +40,7 @@ class Dense(NamedTuple):
         return np.linalg.solve(self.whole, self.vector)
 
 
-ARRAYS = ("inputs", "gradients", "weights")  # of outer products
+ARRAYS = ("inputs", "gradients", "weights", "turned")  # of outer products
 
 
 @functools.partial(
@@ -58,7 +58,7 @@ def _packed(stack: PyTree) -> PyTree:
     def leaf(x: Any) -> Any:
         if not isinstance(x, OuterProducts):
             return x
-        arrays = {name: getattr(x, name) for name in ARRAYS}
+        arrays = {name: leaf(getattr(x, name)) for name in ARRAYS}
         others = ("num_inputs", "has_bias", "layout")
         return Packed(arrays, tuple((name, getattr(x, name)) for name in others))
 
@@ -69,7 +69,8 @@ def _unpacked(stack: PyTree) -> PyTree:
     def leaf(x: Any) -> Any:
         if not isinstance(x, Packed):
             return x
-        return OuterProducts(**x.arrays, **dict(x.others))
+        arrays = {name: leaf(value) for name, value in x.arrays.items()}
+        return OuterProducts(**arrays, **dict(x.others))
 
     return jax.tree.map(leaf, stack, is_leaf=lambda x: isinstance(x, Packed))
 
@@ -193,7 +194,10 @@ def times(stack: PyTree, factor: float) -> PyTree:
 
     def leaf(x: Any) -> Any:
         if isinstance(x, OuterProducts):
-            return dataclasses.replace(x, gradients=leaf(x.gradients))
+            both = {k: leaf(getattr(x, k)) for k in ("gradients", "turned")}
+            return dataclasses.replace(x, **both)
+        if x is None:
+            return None
         return x * jnp.asarray(factor, x.dtype)
 
     return jax.tree.map(leaf, stack)
@@ -206,6 +210,8 @@ def joined(left: PyTree, right: PyTree) -> PyTree:
         if isinstance(one, OuterProducts):
             both = {k: leaf(getattr(one, k), getattr(other, k)) for k in ARRAYS}
             return dataclasses.replace(one, **both)
+        if one is None:
+            return None
         return jnp.concatenate([one, other])
 
     return jax.tree.map(leaf, left, right)

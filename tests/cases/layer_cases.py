@@ -24,6 +24,7 @@ class Sizes(NamedTuple):
     outputs: int
     stacked: int = 1
     shared: int = 1
+    turned: int = 0
 
 
 class Bias(NamedTuple):
@@ -67,6 +68,7 @@ def treatments(layers):
                     layer.num_outputs,
                     layer.num_stacked,
                     layer.num_positions,
+                    layer.num_turned,
                 ),
             )
         )

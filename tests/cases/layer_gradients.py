@@ -10,10 +10,16 @@ from layer_cases import draw
 
 def kernel_gradient(layer, a, g):
     """What the layer's inputs and output gradients make of its kernel's gradient."""
+    turned = 0.0
+    if layer.num_turned:
+        (a, h), (g, d) = a, g
+        assert h.shape == (layer.num_stacked, layer.num_turned, layer.num_outputs)
+        assert d.shape == (layer.num_stacked, layer.num_turned, layer.num_inputs)
+        turned = jnp.einsum("kti,kto->kio", d, h.astype(d.dtype))
     if layer.kind == "embedding":
         a = jax.nn.one_hot(a, layer.num_inputs, dtype=g.dtype)
     products = jnp.einsum("kti,kto->kio", a.astype(g.dtype), g)
-    return layer.kernel_layout.to_leaf(products)
+    return layer.kernel_layout.to_leaf(products + turned)
 
 
 def by_taps(apply_fn, layers, params, inputs, cotangents):
@@ -28,8 +34,9 @@ def by_taps(apply_fn, layers, params, inputs, cotangents):
         leaves = dict(leaves)
         for layer, a, g in zip(layers.layers, entering, returned, strict=True):
             shared = layer.num_stacked, layer.num_positions
-            assert a.shape[:2] == shared
-            assert g.shape == (*shared, layer.num_outputs)
+            forward = (a[0], g[0]) if layer.num_turned else (a, g)
+            assert forward[0].shape[:2] == shared
+            assert forward[1].shape == (*shared, layer.num_outputs)
             leaves[layer.kernel] = kernel_gradient(layer, a, g)
             if layer.bias is not None:
                 leaves[layer.bias] = layer.bias_layout.to_leaf(jnp.sum(g, 1))

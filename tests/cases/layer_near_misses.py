@@ -54,19 +54,22 @@ def other_uses(p, x):
 
 
 NEAR_MISSES = {
-    "tied transposed": model(
-        lambda p, x: square(p, jnp.tanh(x @ p["w"] + p["b"][None]) @ p["w"].T),
-        WV | {"b": (4,)},
+    "soft and hard look-ups": model(
+        lambda p, ids: (
+            p["embed"][ids] + jax.nn.softmax(p["embed"][ids] @ p["w"]) @ p["embed"]
+        ),
+        {"embed": (5, 4), "w": (4, 5)},
+        IDS,
+        w=dense(4, 5, shared=3),
+        embed="used in several orientations or kinds",
+    ),
+    "reshaped and turned": model(
+        lambda p, x: (
+            x @ p["w"] @ p["w"].T.reshape(2, 2, 2, 2).swapaxes(1, 2).reshape(4, 4)
+        ),
+        {"w": (4, 4)},
         X,
         w="used in several orientations or kinds",
-        b="bias of a parameter that is no layer",
-        **V_DENSE,
-    ),
-    "tied embedding": model(
-        lambda p, ids: jnp.tanh(p["embed"][ids]) @ p["embed"].T,
-        {"embed": (5, 4)},
-        IDS,
-        embed="used in several orientations or kinds",
     ),
     "bias at one use": model(
         lambda p, x: square(p, jnp.tanh(x @ p["w"] + p["b"][None]) @ p["w"]),

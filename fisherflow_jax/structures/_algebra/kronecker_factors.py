@@ -18,6 +18,7 @@ from fisherflow_jax.structures._algebra.layer_vectors import named
 from fisherflow_jax.structures._algebra.outer_products import (
     OneOfMany,
     OuterProducts,
+    side_by_side,
     squares,
 )
 from fisherflow_jax.structures._structure import Structure
@@ -49,17 +50,46 @@ def factors(
     products: OuterProducts, sharing: Sharing, widest: int
 ) -> tuple[jax.Array, jax.Array]:
     """A `(K, I, I)` and G `(K, O, O)`, sums over examples; diagonals where wide."""
+    left, right, positions = _as_it_is(products, sharing, widest)
+    if products.turned is None:
+        return left, right
+    other_left, other_right, others = _turned(products.turned, sharing, widest)
+    if other_left.ndim > left.ndim:  # ids have a diagonal, gradients have none
+        identity = jnp.eye(left.shape[1], dtype=left.dtype)
+        left = left[:, :, None] * identity[None]
+    # each is a mean over its own positions
+    share = positions / (positions + others)
+    right = share * right + (1 - share) * other_right
+    return left + other_left, right
+
+
+def _turned(
+    products: OuterProducts, sharing: Sharing, widest: int
+) -> tuple[jax.Array, jax.Array, int]:
+    """Of a transposed kernel, for the kernel: what returns to it is at its inputs."""
+    returned, entered = products.gradients, products.inputs.astype(products.dtype)
+    rows = returned.reshape((-1, *returned.shape[2:]))
+    rows, entered = sharing(rows, entered[:, None])
+    weights = _of_positions(products.weights, entered.shape[3])
+    roots = jnp.sqrt(weights).astype(products.dtype)[:, None, None, :, None]
+    return _gram(rows, widest), _gram(entered * roots, widest), entered.shape[3]
+
+
+def _as_it_is(
+    products: OuterProducts, sharing: Sharing, widest: int
+) -> tuple[jax.Array, jax.Array, int]:
+    """The two factors, and the number of positions that are kept."""
     dtype = products.gradients.dtype
     if products.one_hot:
         inputs, gradients = _one_hot(products, sharing)
-        return inputs, _gram(gradients, widest)
+        return inputs, _gram(gradients, widest), gradients.shape[3]
     inputs = products.inputs.astype(dtype)
     if products.has_bias:
         inputs = with_bias(inputs)
     inputs, gradients = sharing(inputs, products.gradients)
     roots = jnp.sqrt(_of_positions(products.weights, inputs.shape[2])).astype(dtype)
     weighted = inputs * roots[:, None, :, None]
-    return _gram(weighted, widest), _gram(gradients, widest)
+    return _gram(weighted, widest), _gram(gradients, widest), gradients.shape[3]
 
 
 def _of_positions(weights: jax.Array, positions: int) -> jax.Array:
@@ -140,11 +170,7 @@ def as_one(leaves: Sequence[OuterProducts | OneOfMany]) -> OuterProducts:
         if first.many is last.many and ends == (0, first.many.inputs.shape[1]):
             return first.many
     products = [x.alone() if isinstance(x, OneOfMany) else x for x in leaves]
-    return dataclasses.replace(
-        products[0],
-        inputs=trees.concatenated([x.inputs for x in products], 1),
-        gradients=trees.concatenated([x.gradients for x in products], 2),
-    )
+    return side_by_side(products)
 
 
 def _is_of(leaf: OuterProducts | OneOfMany, layer: Layer) -> bool:

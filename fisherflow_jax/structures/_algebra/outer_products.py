@@ -2,11 +2,13 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from fisherflow_jax._ground import trees
 from fisherflow_jax._ground.linalg import product
 
 
@@ -26,6 +28,8 @@ class OuterProducts:
     num_inputs: int
     has_bias: bool  # whether the layer's bias sees the same gradients
     layout: Any  # .to_leaf((K, I, O)) -> like the leaf
+    # of a tied kernel's transpose, (K, O, I); what it gives the vectors is added
+    turned: "OuterProducts | None" = None
 
     @property
     def one_hot(self) -> bool:
@@ -50,6 +54,10 @@ class OuterProducts:
         """Numbers held at once by `squares`."""
         count, columns, stacked, positions, outputs = self.gradients.shape
         held = self.gradients.size + self.inputs.size
+        if self.turned is not None:
+            rows = self.inputs.size * self.num_inputs if self.one_hot else 0
+            both = self.turned.gradients.size + self.turned.inputs.size
+            return held + rows + both + 2 * count * columns * self.leaf_size
         if self.one_hot:
             return held + count * stacked * positions**2 + self.gradients.size
         if positions == 1:
@@ -62,9 +70,9 @@ class OuterProducts:
         Without sharing (T = 1) one product of squares, `(a^2)^T (sum_r g^2)`: no vector
         is formed.
         """
-        if self.one_hot:
+        if self.turned is None and self.one_hot:
             return self.layout.to_leaf(self._squares_of_rows())
-        if self.num_positions == 1:
+        if self.turned is None and self.num_positions == 1:
             gradients = jnp.sum(jnp.square(self.gradients[:, :, :, 0]), axis=1)
             squares = product(
                 "nki,nko->kio", jnp.square(self._wide_inputs()[:, :, 0]), gradients
@@ -76,6 +84,8 @@ class OuterProducts:
     def sum_of_squares(self) -> jax.Array:
         """The sum of all squared entries of all vectors, a number."""
         _, _, _, positions, outputs = self.gradients.shape
+        if self.turned is not None:
+            return jnp.sum(self.squares())
         if self.one_hot:
             return jnp.sum(self.gradients * self._summed_by_id())
         # |sum_t a_t g_t^T|^2 = sum_ts (a_t . a_s) (g_t . g_s)
@@ -90,7 +100,23 @@ class OuterProducts:
         return self.inputs.astype(self.gradients.dtype)
 
     def _products(self) -> jax.Array:
-        return product("nkti,nrkto->nrkio", self._wide_inputs(), self.gradients)
+        """The vectors, `(n, R, K, I, O)`."""
+        inputs = self._wide_inputs()
+        if self.one_hot:  # an id out of bounds is no row
+            inputs = jax.nn.one_hot(self.inputs, self.num_inputs, dtype=self.dtype)
+        products = product("nkti,nrkto->nrkio", inputs, self.gradients)
+        if self.turned is None:
+            return products
+        return products + jnp.swapaxes(self.turned._products(), -1, -2)
+
+    def _of_kernels(self, rows: slice) -> "OuterProducts":
+        """The vectors of some of the stacked kernels."""
+        return dataclasses.replace(
+            self,
+            inputs=self.inputs[:, rows],
+            gradients=self.gradients[:, :, rows],
+            turned=self.turned and self.turned._of_kernels(rows),
+        )
 
     def _summed_by_id(self) -> jax.Array:
         """At each position the sum of g over the positions with the same id."""
@@ -125,10 +151,18 @@ class OneOfMany:
         return self.many.dtype
 
     def alone(self) -> OuterProducts:
-        inputs, gradients = self.many.inputs, self.many.gradients
-        return dataclasses.replace(
-            self.many, inputs=inputs[:, self.rows], gradients=gradients[:, :, self.rows]
-        )
+        return self.many._of_kernels(self.rows)
+
+
+def side_by_side(every: Sequence[OuterProducts]) -> OuterProducts:
+    """The vectors of layers that are alike, their kernels stacked."""
+    turned = [x.turned for x in every if x.turned is not None]
+    return dataclasses.replace(
+        every[0],
+        inputs=trees.concatenated([x.inputs for x in every], 1),
+        gradients=trees.concatenated([x.gradients for x in every], 2),
+        turned=side_by_side(turned) if turned else None,
+    )
 
 
 PyTree = Any
@@ -199,7 +233,8 @@ def held(stack: PyTree) -> int | None:
 
 
 def _is_plain(leaf: OuterProducts) -> bool:
-    return not leaf.one_hot and leaf.num_positions == 1 and leaf.inputs.shape[1] == 1
+    simple = not leaf.one_hot and leaf.turned is None
+    return simple and leaf.num_positions == 1 and leaf.inputs.shape[1] == 1
 
 
 def rows(stack: PyTree) -> PyTree:
