@@ -33,7 +33,9 @@ def find_layers(
     all outputs of one layer, and to nothing else, is its bias. Parameters are followed
     through reshapes, transposes, flips, broadcasts and changes of type, through `jit`,
     `vmap`, `jax.checkpoint` and `lax.scan`, also where a body hands back what it was
-    given. All others are listed with the reason:
+    given, and into multiples, sums and products of two: in :math:`x^\top (W + s A B)`
+    the layer `B` is given :math:`s A^\top x`, and `A` gets :math:`B g` back. All
+    others are listed with the reason:
     `str(layers)` is a table of how each parameter is treated. An operation that is not
     known never fails; its parameters are in that list.
 

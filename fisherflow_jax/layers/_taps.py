@@ -198,6 +198,21 @@ def _of_layers(traced: Traced, values: dict, *, enters: bool) -> tuple[OfLayer, 
 
 
 def _arranged(traced: Traced, use: Use, values: jax.Array, enters: bool) -> jax.Array:
+    """What enters the kernel of a use, or returns to it, as `([n,] K, T, ...)`."""
+    values = _of_operation(traced, use, values, enters)
+    other = use.before if enters else use.behind
+    if other is not None:
+        matrices = other.view.from_leaf(traced.arguments[other.leaf])
+        if not enters:
+            matrices = jnp.swapaxes(matrices, 1, 2)
+        values, matrices = trees.widen((values, matrices))
+        values = jnp.einsum("...kti,kio->...kto", values, matrices)
+    return use.scale * values if enters and use.scale != 1 else values
+
+
+def _of_operation(
+    traced: Traced, use: Use, values: jax.Array, enters: bool
+) -> jax.Array:
     """`(*scans, *shape)` as `([n,] K, T, ...)`."""
     depth = len(use.scans)
 

@@ -58,7 +58,7 @@ def trace(
         jaxpr, outputs = _compat.trace(flat_apply, *arguments)
     program = _compat.read(jaxpr)
     shapes = tuple(tuple(leaf.shape) for _, leaf in named)
-    found, together, lost = walk(program, list(shapes)), None, None
+    found, together, lost = walk(program, list(shapes), _shared(inputs)), None, None
     rows: dict[Path, Examples] = {}
     if count is not None:
         entering = _entering(params, inputs, count)
@@ -93,6 +93,15 @@ def trace(
         examples=rows,
         broadcasts=broadcasts,
     )
+
+
+def _shared(inputs: PyTree) -> list[bool]:
+    """Of each array of the inputs, whether all examples share it."""
+    alike = [
+        (batches.is_shared(x), jax.tree.leaves(batches.unshare(x)))
+        for x in jax.tree.leaves(inputs, is_leaf=batches.is_shared)
+    ]
+    return [shared for shared, held in alike for x in held if trees.is_array(x)]
 
 
 def _entering(params: PyTree, inputs: PyTree, count: int) -> list[following.Value]:

@@ -6,25 +6,20 @@ output of one linear operation (where a bias may be added). Everything else is N
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
 from fisherflow_jax.layers import _compat
+from fisherflow_jax.layers import _terms as of
 from fisherflow_jax.layers import _views as views
 from fisherflow_jax.layers._compat import Atom, Equation, Path, Program
 from fisherflow_jax.layers._linear import Dense, Embedding, NotLinear, match
-from fisherflow_jax.layers._views import Axis, NotStrided, View
+from fisherflow_jax.layers._terms import Factor, Fixed, Parameter, Product, terms
+from fisherflow_jax.layers._views import NotStrided, View
 
 Scans = tuple[int, ...]  # lengths of the scans around, the outermost first
-
-
-class Parameter(NamedTuple):
-    """A view of a parameter, or of one slice of it within scans."""
-
-    leaf: int
-    view: View
-    slices: tuple[Axis | None, ...]  # for each scan around: what it slices; None: whole
 
 
 class Output(NamedTuple):
@@ -57,6 +52,11 @@ class Use(NamedTuple):
     num_positions: int
     bias: Bias | None = None
     turned: bool = False  # whether its layer's kernel is this one's transpose
+    scale: float = 1.0  # of the kernel
+    # of a kernel that is a product: the other factor, which what enters (or what
+    # returns) has passed on the way
+    before: Factor | None = None
+    behind: Factor | None = None
 
 
 class Broadcast(NamedTuple):
@@ -78,39 +78,53 @@ class Walk(NamedTuple):
     reasons: dict[int, str]  # leaf -> why it is no layer's
     stopped: set[int]  # leaves with a use that has no gradient
     times: Counter[int]  # leaf -> uses that are no layer's kernel
+    products: list[Product]
+
+    def leaves(self, term: Parameter) -> list[int]:
+        own = term.leaf
+        return [own] if own >= 0 else [x.leaf for x in self.products[~own]]
 
     def reject(self, value: Any, reason: str) -> None:
-        if isinstance(value, Parameter):
-            self.reasons.setdefault(value.leaf, reason)
-            self.times[value.leaf] += 1
+        for term in terms(value):
+            for leaf in self.leaves(term):
+                self.reasons.setdefault(leaf, term.after or reason)
+                self.times[leaf] += 1
 
 
-def walk(program: Program, shapes: list[tuple[int, ...]]) -> Walk:
-    """Walks a program whose first inputs are parameters of these shapes."""
+def walk(
+    program: Program, shapes: list[tuple[int, ...]], shared: Sequence[bool]
+) -> Walk:
+    """Walks a program whose first inputs are parameters of these shapes.
+
+    Of the others it is told which are shared by all examples.
+    """
     empty = (i for i, shape in enumerate(shapes) if math.prod(shape) == 0)
     reasons = dict.fromkeys(empty, "without entries")
     found = _nothing()._replace(reasons=reasons)
     values: list[Any] = [
         Parameter(i, views.whole(shape), ()) for i, shape in enumerate(shapes)
     ]
-    values += [None] * (len(program.inputs) - len(values))
+    values += [Fixed() if each else None for each in shared]
     for output in _body(found, program, values, (), ()):
         found.reject(output, "returned as an output")
     return found
 
 
 def _nothing() -> Walk:
-    return Walk([], [], {}, set(), Counter())
+    return Walk([], [], {}, set(), Counter(), [])
 
 
 def _body(
     found: Walk, program: Program, values: list, path: Path, scans: Scans
 ) -> list:
-    known = dict(zip(program.inputs, values, strict=True))
+    known = {variable: of.fixed(x) for variable, x in program.constants.items()}
+    known |= zip(program.inputs, values, strict=True)
     every = [equation.inputs for equation in program.equations] + [program.outputs]
     times_used = Counter(atom.variable for atoms in every for atom in atoms)
 
     def value_of(atom: Atom) -> Any:
+        if atom.variable is None:
+            return of.fixed(atom.value)
         value = known.get(atom.variable)
         # an output used twice has a gradient that no single bias has
         shared = isinstance(value, Output) and times_used[atom.variable] > 1
@@ -118,9 +132,15 @@ def _body(
 
     for i, equation in enumerate(program.equations):
         operands = [value_of(atom) for atom in equation.inputs]
-        if any(operand is not None for operand in operands):
+        if all(isinstance(operand, Fixed) for operand in operands):
+            results = [Fixed()] * len(equation.outputs)
+            if isinstance(equation.operation, _compat.Reorder):
+                results = operands
+        elif all(operand is None or isinstance(operand, Fixed) for operand in operands):
+            continue
+        else:
             results = _step(found, equation, operands, (*path, i), scans)
-            known |= zip((x.variable for x in equation.outputs), results, strict=True)
+        known |= zip((x.variable for x in equation.outputs), results, strict=True)
     return [value_of(atom) for atom in program.outputs]
 
 
@@ -130,7 +150,7 @@ def _step(
     """What the outputs of an equation are, where an operand is followed."""
     operation = equation.operation
     unknown = [None] * len(equation.outputs)
-    parameters = [i for i, x in enumerate(operands) if isinstance(x, Parameter)]
+    parameters = [i for i, x in enumerate(operands) if terms(x)]
     match operation:
         case _compat.Reorder():
             every = zip(operands, equation.outputs, strict=True)
@@ -140,9 +160,13 @@ def _step(
         case _compat.Scan():
             return _scan(found, operation, operands, path, scans)
         case _compat.StopGradient():
-            found.stopped.update(operands[i].leaf for i in parameters)
-            return unknown
+            stopped = [found.leaves(x) for i in parameters for x in terms(operands[i])]
+            found.stopped.update(*stopped)
+            return [Fixed()] if parameters else unknown
         case _compat.Add() | _compat.Elementwise():
+            combined = of.combined(equation, operands)
+            if combined is not None:
+                return [combined]
             output = equation.outputs[0]
             for place in parameters:
                 _note_broadcast(found, place, operands[place], path, scans, output)
@@ -151,26 +175,34 @@ def _step(
                     return unknown
                 if not parameters:
                     # the operand whose gradient is the sum's: a bias may be added next
-                    known = (x for x in operands if x and x.view.shape == output.shape)
+                    outputs = (x for x in operands if isinstance(x, Output))
+                    known = (x for x in outputs if x.view.shape == output.shape)
                     return [next(known, None)]
     try:
         if len(parameters) > 1 and equation.name == "dot_general":
-            raise NotLinear("multiplied by another parameter")
+            factors, value = of.product(equation, operands, scans)
+            found.products.append(factors)
+            return [value._replace(leaf=~(len(found.products) - 1))]
         if len(parameters) != 1:
             raise NotLinear(f"used in {equation.name}")
-        use = _use(equation, parameters[0], operands[parameters[0]], path, scans)
+        uses = _uses(found, equation, operands, path, scans)
     except NotLinear as reason:
         for operand in operands:
             found.reject(operand, str(reason))
         return unknown
-    found.uses.append(use)
-    return [Output(len(found.uses) - 1, views.whole(use.output.shape))]
+    found.uses.extend(uses)
+    return [Output(len(found.uses) - 1, views.whole(equation.outputs[0].shape))]
 
 
 def _reordered(found: Walk, operation: _compat.Reorder, value: Any, after: Atom) -> Any:
+    def moved(value: Any) -> Any:
+        return value._replace(view=operation.apply(value.view))
+
+    if isinstance(value, Fixed):
+        return value
     try:
         if value is not None and jnp.issubdtype(after.dtype, jnp.floating):
-            return value._replace(view=operation.apply(value.view))
+            return of.each(moved, value) if terms(value) else moved(value)
         reason = f"converted to {after.dtype}"
     except NotStrided:
         reason = f"reshaped to {after.shape} across what it was made of"
@@ -184,16 +216,28 @@ def _scan(
     """What comes out: a parameter, or slices of it, may be handed back as they were."""
     constants, end = scan.num_constants, scan.num_constants + scan.num_carries
     body, around = _compat.read(scan.body), (*scans, scan.length)
+
+    def whole(term: Parameter) -> Parameter:
+        return term._replace(slices=(*term.slices, None))
+
+    def of_step(term: Parameter) -> Parameter:
+        axis, *rest = term.view.axes
+        sliced = None if views.is_repeated(axis) else axis
+        view = term.view.with_axes(rest)
+        return term._replace(view=view, slices=(*term.slices, sliced))
+
+    def of_all_steps(term: Parameter) -> Parameter:
+        *slices, own = term.slices
+        axes = own or ((scan.length, 0),), *term.view.axes
+        return term._replace(view=term.view.with_axes(axes), slices=tuple(slices))
+
     inside: list[Any] = [None] * len(operands)
     for i, value in enumerate(operands):
-        if isinstance(value, Parameter) and i < end:
-            inside[i] = value._replace(slices=(*value.slices, None))
-        elif isinstance(value, Parameter):
-            axis, *rest = value.view.axes
-            sliced = None if views.is_repeated(axis) else axis
-            view = value.view.with_axes(rest)
-            inside[i] = Parameter(value.leaf, view, (*value.slices, sliced))
-    for i in _changed(body, inside, range(constants, end), path, around):
+        if terms(value):
+            inside[i] = of.each(whole if i < end else of_step, value)
+        elif isinstance(value, Fixed) and not constants <= i < end:
+            inside[i] = Fixed()
+    for i in _changed(found, body, inside, range(constants, end), path, around):
         found.reject(operands[i], "carried through scan")
         operands = [*operands[:i], None, *operands[i + 1 :]]
         inside[i] = None
@@ -204,25 +248,23 @@ def _scan(
             value = operands[constants + i]
         elif i < scan.num_carries:
             found.reject(result, "carried through scan")
-        elif isinstance(result, Parameter):
-            *slices, own = result.slices
-            axes = own or ((scan.length, 0),), *result.view.axes
-            view = result.view.with_axes(axes)
-            value = Parameter(result.leaf, view, tuple(slices))
+        elif terms(result):
+            value = of.each(of_all_steps, result)
         after.append(value)
     return after
 
 
 def _changed(
-    body: Program, inside: list, carries: range, path: Path, scans: Scans
+    found: Walk, body: Program, inside: list, carries: range, path: Path, scans: Scans
 ) -> list[int]:
     """The carried parameters that a scan's body does not hand back as they were."""
     changed: list[int] = []
     while True:
-        carried = [i for i in carries if isinstance(inside[i], Parameter)]
+        carried = [i for i in carries if terms(inside[i])]
         if not carried:
             return changed
-        results = _body(_nothing(), body, inside, path, scans)
+        trial = _nothing()._replace(products=list(found.products))
+        results = _body(trial, body, inside, path, scans)
         other = [i for i in carried if results[i - carries.start] != inside[i]]
         if not other:
             return changed
@@ -230,42 +272,52 @@ def _changed(
         inside = [None if i in changed else x for i, x in enumerate(inside)]
 
 
-def _use(
-    equation: Equation, place: int, value: Parameter, path: Path, scans: Scans
-) -> Use:
-    linear, output = match(equation, place), equation.outputs[0]
-    try:
-        kernel = _stacked(linear.kernel(value.view), value.slices)
-    except NotStrided:
-        raise NotLinear(f"reshaped before {equation.name}") from None
-    if not kernel.is_bijection:
-        raise NotLinear(f"broadcast before {equation.name}")
-    # T: the positions of one output, for each step of a scan that shares the kernel
-    sliced = tuple(axis is not None for axis in value.slices)
-    shared = [n for n, is_sliced in zip(scans, sliced, strict=True) if not is_sliced]
-    positions = math.prod([*shared, linear.outputs(views.whole(output.shape)).shape[1]])
-    return Use(
-        path=path,
-        linear=linear,
-        leaf=value.leaf,
-        kernel=kernel,
-        scans=scans,
-        sliced=sliced,
-        output=output,
-        num_positions=positions,
-    )
-
-
-def _stacked(view: View, slices: tuple[Axis | None, ...]) -> View:
-    """The view whose first axis also runs over what scans slice."""
-    # a scan's slice [s] of leaf[s, k, i, o] is kernel s K + k: scans are the slower
-    pieces = [piece for axis in slices if axis is not None for piece in axis]
-    return view.with_axes([(*pieces, *view.axes[0]), *view.axes[1:]])
+def _uses(
+    found: Walk, equation: Equation, operands: list, path: Path, scans: Scans
+) -> list[Use]:
+    """Of each parameter in the one operand that has any; the last has its outputs."""
+    place = next(i for i, x in enumerate(operands) if terms(x))
+    linear, output, uses = match(equation, place), equation.outputs[0], []
+    for term in terms(operands[place]):
+        if isinstance(linear, Embedding) and (term.leaf < 0 or term.scale != 1):
+            raise NotLinear(f"used in {equation.name}")  # it enters as ids, not rows
+        try:
+            kernel = term.stacked(linear.kernel(term.view))
+        except NotStrided:
+            raise NotLinear(f"reshaped before {equation.name}") from None
+        if not kernel.is_bijection:
+            raise NotLinear(f"broadcast before {equation.name}")
+        # T: the positions of one output, for each step of a scan that shares the kernel
+        shared = [n for n, own in zip(scans, term.sliced, strict=True) if not own]
+        rows = linear.outputs(views.whole(output.shape)).shape[1]
+        use = Use(
+            path=path,
+            linear=linear,
+            leaf=term.leaf,
+            kernel=kernel,
+            scans=scans,
+            sliced=term.sliced,
+            output=output,
+            num_positions=math.prod([*shared, rows]),
+            scale=term.scale,
+        )
+        if term.leaf >= 0:
+            uses.append(use)
+            continue
+        try:
+            first, last = of.factors(found.products[~term.leaf], kernel)
+        except NotStrided:
+            raise NotLinear(f"reshaped before {equation.name}") from None
+        uses.append(use._replace(leaf=first.leaf, kernel=first.view, behind=last))
+        uses.append(use._replace(leaf=last.leaf, kernel=last.view, before=first))
+    return uses
 
 
 def _note_broadcast(
     found: Walk, place: int, value: Parameter, path: Path, scans: Scans, output: Atom
 ) -> None:
+    if not isinstance(value, Parameter) or value.leaf < 0 or value.scale != 1:
+        return
     dimensions = range(len(value.view.shape))
     if len(dimensions) not in (0, len(output.shape)):
         return
@@ -285,16 +337,20 @@ def _merge_bias(found: Walk, operands: list, shape: tuple[int, ...]) -> bool:
             pass
         case _:
             return False
-    use = found.uses[output.use]
     if (
-        # ids out of bounds have outputs that depend on the bias alone
-        (isinstance(use.linear, Embedding) and not use.linear.gather.clips)
-        or tuple(axis is not None for axis in parameter.slices) != use.sliced
+        parameter.leaf < 0
+        or parameter.scale != 1
         or not output.view.is_bijection
         or output.view.shape != shape
         or len(parameter.view.shape) != len(shape)
     ):
         return False
+    path = found.uses[output.use].path
+    owners = (i for i, use in enumerate(found.uses) if use.path == path)
+    owner = next((i for i in owners if _may_own(found.uses[i], parameter)), None)
+    if owner is None:
+        return False
+    use = found.uses[owner]
     # axes of length 1 may be left for the addition to broadcast
     added = parameter.view.broadcast(shape, range(len(shape)))
     try:
@@ -303,10 +359,16 @@ def _merge_bias(found: Walk, operands: list, shape: tuple[int, ...]) -> bool:
     except NotStrided:
         return False
     stacks, _, features = by_feature.axes
-    bias = _stacked(by_feature.with_axes([stacks, features]), parameter.slices)
+    bias = parameter.stacked(by_feature.with_axes([stacks, features]))
     # one that differs between positions has more entries than the features
     if not bias.is_bijection:
         return False
-    found.uses[output.use] = use._replace(bias=Bias(parameter.leaf, bias))
+    found.uses[owner] = use._replace(bias=Bias(parameter.leaf, bias))
     found.times[parameter.leaf] += 1
     return True
+
+
+def _may_own(use: Use, bias: Parameter) -> bool:
+    # ids out of bounds have outputs that depend on the bias alone
+    whole = not isinstance(use.linear, Embedding) or use.linear.gather.clips
+    return whole and use.behind is None and use.sliced == bias.sliced

@@ -300,6 +300,45 @@ FOUND = {
         columns=embedding(3, 2, shared=3),
         row=embedding(3, 2),
     ),
+    "scaled": model(
+        lambda p, x: jnp.tanh(-x @ (0.5 * p["w"] / 3.0) + p["b"][None]),
+        WB,
+        X,
+        **DENSE_WB,
+    ),
+    "adapters": model(
+        models.adapters,
+        {
+            "w": (4, 4),
+            "b": (4,),
+            "left": (4, 2),
+            "right": (2, 4),
+            "down": (2, 2, 1),
+            "up": (1, 4),
+            "square": (4, 4),
+            "a": (3, 4, 1),
+            "c": (3, 1, 4),
+        },
+        X,
+        w=dense(4, 4),
+        b=Bias("w"),
+        left=dense(4, 2),
+        right=dense(2, 4),
+        down=dense(1, 4),
+        up=dense(4, 1),
+        # twice in a product, and once more
+        square=dense(4, 4, shared=3),
+        a=dense(4, 1, stacked=3, shared=2),
+        c=dense(1, 4, stacked=3, shared=2),
+    ),
+    "adapted convolution": model(
+        models.adapted_convolution,
+        {"w": (2, 2, 3), "left": (4, 1), "right": (1, 3)},
+        draw(3, 4, 2),
+        w=convolution(4, 3, shared=2),
+        left=convolution(4, 1, shared=2),
+        right=convolution(1, 3, shared=2),
+    ),
     "tied": model(
         lambda p, x: (
             jnp.tanh(jnp.tanh(x @ p["w"] + p["b"][None]) @ p["w"] + p["b"][None])

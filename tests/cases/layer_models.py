@@ -156,3 +156,30 @@ def reordered(p, x):
     h = (x @ w + jnp.zeros(3)[None])[:, :, None]  # this sum hides the product
     g = jnp.flip((x @ jax.device_put(p["v"])).reshape(-1, 3, 1), 1) + b[None]
     return jnp.tanh(h * g)[..., 0]
+
+
+def adapters(p, x):
+    """Kernels that are sums, multiples and products of parameters."""
+    w = p["w"] + 0.5 * (p["left"] @ p["right"])
+    h = jnp.tanh(x @ w + p["b"][None])
+    # stored the other way round, in heads; half of it is fixed
+    heads = jnp.einsum("hkr,rd->hkd", p["down"], p["up"]) / -4.0
+    h = jnp.tanh(jnp.einsum("hkd,bd->bhk", heads + jnp.ones((2, 2, 4)), h))
+    h = h.reshape(-1, 4) @ (p["square"] @ p["square"] - p["square"])
+
+    @jax.checkpoint
+    def body(h, layer):
+        kernel = lax.stop_gradient(p["w"]) + 2.0 * (layer["a"] @ layer["c"])
+        return jnp.tanh(h @ kernel), layer
+
+    h, back = lax.scan(body, h, {"a": p["a"], "c": p["c"]}, reverse=True)
+    # products of stacks, made outside of the scan that takes them
+    kernels = jnp.flip(jnp.matmul(back["a"], back["c"]), 0)[::-1]
+    return lax.scan(lambda h, kernel: (h + h @ (0.5 * kernel), None), h, kernels)[0]
+
+
+def adapted_convolution(p, x):
+    kernel = p["w"] + (p["left"] @ p["right"]).reshape(2, 2, 3)
+    return lax.conv_general_dilated(
+        x, kernel, (2,), "VALID", dimension_numbers=("NWC", "WIO", "NWC")
+    )

@@ -31,7 +31,9 @@ def other_uses(p, x):
     )
     cut = jnp.sum(x @ p["cut"].T.reshape(4, 3))
     h = cut + x @ jnp.sort(p["sorted"]) + x @ jax.nn.relu(p["positive"])
-    h = h + x @ (p["product"] @ p["product"])
+    h = h + x @ (p["product"] @ p["product"]).reshape(2, 2, 4).swapaxes(0, 1).reshape(
+        4, 4
+    )
     h = h + p["integers"].astype(jnp.int32).astype(x.dtype)[None]
     _, rows = lax.scan(lambda c, row: (c, row[::-1]), 0, p["returned"])
     h = h + rows[:1] + lax.scan(lambda c, r: (c * r[None], None), h, p["stack"])[0]
@@ -112,20 +114,21 @@ NEAR_MISSES = {
         w="used in mul",
         **V_DENSE,
     ),
-    "low-rank update": model(
-        lambda p, x: square(p, x @ (p["w"] + p["left"] @ p["right"])),
-        WV | {"left": (4, 1), "right": (1, 4)},
+    "products": model(
+        lambda p, x: square(
+            p,
+            x @ (p["a"] @ p["b"] @ p["c"])  # of three
+            + x @ (p["masked"] * jnp.eye(4))
+            + x @ ((1.0 + p["moved"]) @ p["w"])
+            + x @ jnp.tanh(p["s"] + 2.0 * p["t"]),
+        ),
+        WV | dict.fromkeys(("a", "b", "c", "masked", "moved", "s", "t"), (4, 4)),
         X,
-        w="used in add",
-        left="multiplied by another parameter",
-        right="multiplied by another parameter",
-        **V_DENSE,
-    ),
-    "scaled": model(
-        lambda p, x: square(p, x @ (0.5 * p["w"])),
-        WV,
-        X,
-        w="used in mul",
+        **dict.fromkeys("abcw", "multiplied by another parameter"),
+        masked="used in mul",
+        moved="used in add",
+        s="used in add",
+        t="used in mul",
         **V_DENSE,
     ),
     "custom derivative": model(

@@ -35,6 +35,7 @@ KEPT = (
     "scanned layers, checkpointed",
     "scanned experts",
     "tied",
+    "adapters",
 )
 SUMMED = ("stopped", "weight norm")
 CASES = {name: FOUND[name] for name in KEPT} | {"time-major": TIME_MAJOR}

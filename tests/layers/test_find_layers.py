@@ -37,7 +37,7 @@ def test_equal_models_have_equal_layers():
     variants = [found(name) for name in ("affine", "jit", "vmap", "checkpoint")]
     assert len(set(variants)) == 1
     assert found("scanned layers") == found("scanned layers, checkpointed")
-    assert found("affine") != found("scaled")
+    assert found("affine") != found("positions")
 
 
 def test_layers_are_in_the_order_of_their_kernels():

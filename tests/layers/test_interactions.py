@@ -359,11 +359,11 @@ def test_asked_for_where_nothing_is_seen():
 
 
 def test_one_square_a_batch_is_told():
-    def scaled(p, x):
-        return normalise(x @ (2 * p["w"]), 0)
+    def bent(p, x):
+        return normalise(x @ jnp.tanh(p["w"]), 0)
 
-    assert "no layer: used in mul; one square a batch" in str(find_layers(scaled, W, X))
-    assert "one square" not in str(find_layers(scaled, W, X, batched=False))
+    assert "no layer: used in tanh; one square a batch" in str(find_layers(bent, W, X))
+    assert "one square" not in str(find_layers(bent, W, X, batched=False))
 
 
 @pytest.mark.parametrize(
