@@ -258,6 +258,38 @@ def check_shapes(tree: PyTree, like: PyTree, rule: str) -> None:
         raise ValueError(f"{rule}: got shapes {shapes[0]}, not {shapes[1]}.")
 
 
+def laid_over(tree: PyTree, like: PyTree) -> PyTree:
+    """`like`, and over it the leaves of `tree`: by name, at the beginning of each axis.
+
+    Raises:
+      ValueError: for a leaf that `like` lacks, or has with fewer axes or entries.
+    """
+    over, under = dict(named_leaves(tree)), named_leaves(like)
+    if gone := over.keys() - dict(under).keys():
+        raise ValueError(
+            f"params lack {', '.join(sorted(gone))}, of which something is known: "
+            f"parameters may be added and grow; got {[name for name, _ in under]}."
+        )
+
+    def leaf(name: str, below: Any) -> jax.Array:
+        below, above = jnp.asarray(below), over.get(name)
+        if above is None:
+            return below
+        sizes = above.shape, below.shape
+        if above.ndim != below.ndim or any(n > m for n, m in zip(*sizes, strict=True)):
+            raise ValueError(
+                f"parameter {name} has shape {below.shape}, and something is known of "
+                f"its former shape {above.shape}: axes may grow at their ends."
+            )
+        alike = below.dtype == above.dtype
+        dtype = below.dtype if alike else wide_dtype(below.dtype, above.dtype)
+        both = below.astype(dtype), above.astype(dtype)
+        return jax.lax.dynamic_update_slice(*both, (0,) * above.ndim)
+
+    leaves = [leaf(name, below) for name, below in under]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
 def is_leaf(tree: PyTree) -> bool:
     """Whether a tree is a single leaf: a number or an array."""
     return same_structure(tree, 0)

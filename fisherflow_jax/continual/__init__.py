@@ -2,6 +2,7 @@
 
 from fisherflow_jax._ground.naming import show
 from fisherflow_jax.continual._consolidate import consolidate as consolidate
+from fisherflow_jax.continual._extend import extend as extend
 from fisherflow_jax.continual._penalty import ElasticPenaltyState as ElasticPenaltyState
 from fisherflow_jax.continual._penalty import add_elastic_penalty as add_elastic_penalty
 from fisherflow_jax.continual._penalty import elastic_penalty as elastic_penalty

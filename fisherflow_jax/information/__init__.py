@@ -27,7 +27,6 @@ from fisherflow_jax.information._derived import eigenvalues as eigenvalues
 from fisherflow_jax.information._derived import factored as factored
 from fisherflow_jax.information._derived import factorise as factorise
 from fisherflow_jax.information._derived import parts as parts
-from fisherflow_jax.information._derived import restrict as restrict
 from fisherflow_jax.information._derived import sample as sample
 from fisherflow_jax.information._derived import whiten as whiten
 from fisherflow_jax.information._derived import whitener as whitener
@@ -62,6 +61,8 @@ from fisherflow_jax.information._operations import squares as squares
 from fisherflow_jax.information._operations import to_dense as to_dense
 from fisherflow_jax.information._operations import total as total
 from fisherflow_jax.information._operations import trace as trace
+from fisherflow_jax.information._places import embed as embed
+from fisherflow_jax.information._places import restrict as restrict
 from fisherflow_jax.information._regularised import Regularised as Regularised
 from fisherflow_jax.information._regularised import regularised as regularised
 from fisherflow_jax.information._regularised import resolved as resolved

@@ -309,31 +309,3 @@ def _(factors: Spectral) -> Parts:
 @parts.register
 def _(factors: Floored) -> Parts:
     return [*parts(factors.spectrum), *((name, 0) for name in sorted(factors.raised))]
-
-
-@functools.singledispatch
-def restrict(information: Information, shown: PyTree, like: PyTree | None = None):
-    """The information about some parameters, the others being held.
-
-    Rows and columns of what `shown` shows, a tree like the parameters with
-    `optax.MaskedNode` at what is held; kept in the structure that the information has,
-    about a tree with these holes. One number for all parameters, and layers by name,
-    fit such a tree as they are.
-
-    Args:
-      information: of any structure.
-      shown: a tree with the parameters' shapes, and holes.
-      like: the whole tree, for structures that store no shape.
-
-    Returns:
-      An information. A structure that does not register it returns a `Full`, by its
-      dense matrix; `Structure.restrict` brings that back into the structure.
-
-    Raises:
-      ValueError: where a dense matrix of more than 4,096 parameters would be needed,
-        with its bytes.
-    """
-    raise TypeError(
-        f"a {type(information).__name__} information has no restriction to some of "
-        "the parameters."
-    )

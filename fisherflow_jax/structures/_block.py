@@ -147,6 +147,29 @@ def _(information: Block, shown: PyTree, like: PyTree | None = None) -> Block:
     return Block({name: x for name, x in parts.items() if jax.tree.leaves(x)})
 
 
+@ops.embed.register
+def _(
+    information: Block,
+    entries: PyTree,
+    like: PyTree | None = None,
+    template: Any | None = None,
+) -> Block:
+    if not isinstance(template, Block):
+        groups = {
+            leaf: name
+            for name, tree in information.groups.items()
+            for leaf, _ in trees.named_leaves(tree)
+        }
+        new = [leaf for leaf, _ in trees.named_leaves(entries) if leaf not in groups]
+        if new:
+            raise ValueError(
+                f"which block {', '.join(new)} belongs to is not known: give structure="
+                "ff.structures.block(partition), with a partition of all parameters."
+            )
+        template = _groups(groups.__getitem__, entries)
+    return dense.embedded(information, template, entries)
+
+
 # ---- output units of each leaf
 
 
@@ -161,3 +184,13 @@ def _(information: UnitBlock) -> dense.Layout:
     count = len(jax.tree.leaves(information.units))
     groups: dict[str | None, list[int]] = {str(i): [i] for i in range(count)}
     return dense.Layout(information.units, groups, True, UnitBlock)
+
+
+@ops.embed.register
+def _(
+    information: UnitBlock,
+    entries: PyTree,
+    like: PyTree | None = None,
+    template: Any | None = None,
+) -> UnitBlock:
+    return dense.embedded(information, _units(entries), entries)

@@ -98,6 +98,7 @@ for _operation in (
     ops.logdet,
     ops.regularised,
     ops.resolved,
+    ops.embed,
     ops.trace,
     ops.diagonal,
     ops.inverse_diagonal,

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import choices, trees
@@ -98,3 +99,24 @@ def _(information: Diagonal, like: PyTree | None = None) -> jax.Array:
 @ops.restrict.register
 def _(information: Diagonal, shown: PyTree, like: PyTree | None = None) -> Diagonal:
     return Diagonal(trees.punch(information.entries, shown))
+
+
+@ops.embed.register
+def _(
+    information: Diagonal,
+    entries: PyTree,
+    like: PyTree | None = None,
+    template: Any | None = None,
+) -> Diagonal:
+    fresh = optax.tree.cast(entries, trees.float_dtype(information.entries))
+    return Diagonal(trees.laid_over(information.entries, fresh))
+
+
+@ops.embed.register
+def _(
+    information: Scalar,
+    entries: PyTree,
+    like: PyTree | None = None,
+    template: Any | None = None,
+) -> Diagonal:
+    return ops.embed(Diagonal(ops.diagonal(information, like)), entries)

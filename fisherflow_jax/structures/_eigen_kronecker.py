@@ -130,6 +130,18 @@ def _(information: EigenKronecker, name: str) -> tuple[jax.Array, Sides]:
 eigenbasis.register(EigenKronecker)
 
 
+@ops.embed.register
+def _(
+    information: EigenKronecker, entries: Any, like: Any = None, template: Any = None
+) -> EigenKronecker:
+    if template is not None and template.layers == information.layers:
+        return information
+    raise ValueError(
+        "corrected eigenvalues are kept in bases of layers of one size: layers that "
+        "grow, or are new, need the structure kronecker(layers) without correction."
+    )
+
+
 # ---- sums: in the basis on the left, what is diagonal there
 
 

@@ -58,11 +58,7 @@ def full() -> Structure:
              [2., 4.]], dtype=float32)
     """
 
-    def empty(params: PyTree) -> Full:
-        sizes = jax.tree.map(lambda _: trees.size(params), params)
-        return Full(dense.empty_rows(params, sizes))
-
-    kept = dense.structure("full()", empty, capabilities.ADAPTIVE)
+    kept = dense.structure("full()", _empty, capabilities.ADAPTIVE)
 
     def reduce(stack: PyTree) -> Full:
         is_product = outer_products.is_product
@@ -77,6 +73,12 @@ def full() -> Structure:
     )
 
 
+def _empty(params: PyTree) -> Full:
+    """The shapes of a whole matrix."""
+    sizes = jax.tree.map(lambda _: trees.size(params), params)
+    return Full(dense.empty_rows(params, sizes))
+
+
 @dense.layout.register
 def _(information: Full) -> dense.Layout:
     leaves = [*range(len(jax.tree.leaves(information.rows)))]
@@ -89,3 +91,25 @@ def _(information: Any, shown: PyTree, like: PyTree | None = None) -> Full:
     """For a structure without its own: rows and columns of its matrix."""
     matrix = ops.dense_matrix(information, like, "a restriction")
     return ops.restrict(from_matrix(matrix, ops.shapes(information, like)), shown)
+
+
+@ops.embed.register(object)
+def _(
+    information: Any,
+    entries: PyTree,
+    like: PyTree | None = None,
+    template: Any | None = None,
+) -> Full:
+    """For a structure without its own: its matrix, in a larger one."""
+    matrix = ops.dense_matrix(information, like, "a larger one")
+    return ops.embed(from_matrix(matrix, ops.shapes(information, like)), entries)
+
+
+@ops.embed.register
+def _(
+    information: Full,
+    entries: PyTree,
+    like: PyTree | None = None,
+    template: Any | None = None,
+) -> Full:
+    return dense.embedded(information, _empty(entries), entries)

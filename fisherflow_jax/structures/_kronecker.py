@@ -13,7 +13,12 @@ from fisherflow_jax._ground.linalg import product
 from fisherflow_jax.layers import Layer, Layers
 from fisherflow_jax.structures import _eigen_kronecker as eigen_kronecker
 from fisherflow_jax.structures import _moving_kronecker as moving_kronecker
-from fisherflow_jax.structures._algebra import dense, kronecker_factors, layer_vectors
+from fisherflow_jax.structures._algebra import (
+    dense,
+    kronecker_factors,
+    larger_layers,
+    layer_vectors,
+)
 from fisherflow_jax.structures._algebra import eigen as eigenbasis
 from fisherflow_jax.structures._algebra.eigen import Sides
 from fisherflow_jax.structures._algebra.kronecker_factors import factors
@@ -184,6 +189,16 @@ def _(information: Kronecker, name: str) -> tuple[jax.Array, Sides]:
 
 
 eigenbasis.register(Kronecker)
+
+
+@ops.embed.register
+def _(
+    information: Kronecker,
+    entries: PyTree,
+    like: PyTree | None = None,
+    template: Any | None = None,
+) -> Kronecker:
+    return larger_layers.embedded(information, entries, template)
 
 
 # ---- what needs no eigenbasis: products and traces of the factors

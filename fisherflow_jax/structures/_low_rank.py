@@ -194,6 +194,19 @@ def _(information: LowRank, shown: PyTree, like: PyTree | None = None) -> LowRan
     )
 
 
+@ops.embed.register
+def _(
+    information: LowRank,
+    entries: PyTree,
+    like: PyTree | None = None,
+    template: Any | None = None,
+) -> LowRank:
+    rank, dtype = _rank(information), trees.float_dtype(information)
+    none = jax.tree.map(lambda x: jnp.zeros((rank, *x.shape), dtype), entries)
+    base = ops.embed(Diagonal(information.base), entries).entries
+    return LowRank(base, trees.laid_over(information.factors, none))
+
+
 @ops.logdet.register
 def _(information: LowRank, like: PyTree | None = None) -> jax.Array:
     base, _, factor = _whitened(information)

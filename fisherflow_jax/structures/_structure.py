@@ -97,7 +97,34 @@ class Structure(NamedTuple):
         keeps of the dense matrix: `from_full`, or else `reduce` of a root's rows.
         """
         part = ops.restrict(information, shown, like)
-        if type(part) is type(information):
+        return self._brought_back(part, type(information))
+
+    def embed(self, information: Any, entries: Any, like: Any = None) -> Any:
+        """`ff.information.embed`, kept in this structure.
+
+        Brought back into it as by `restrict`. Of another structure it is added to an
+        empty one.
+
+        Raises:
+          ValueError: where this structure cannot hold it.
+        """
+        self.check_fits(entries)
+        template = jax.eval_shape(lambda: self.isotropic(entries, 0.0))
+        part, kind = ops.embed(information, entries, like, template), type(template)
+        own = type(information) is kind and not ops.facts(part).elementwise
+        if own:
+            return self._brought_back(part, kind)
+        total = ops.add(self.empty(entries), part)
+        if type(total) is not kind:
+            raise ValueError(
+                f"structure {self.name} cannot hold what is known beside a prior of "
+                f"what is new: that takes a {type(total).__name__}."
+            )
+        return total
+
+    def _brought_back(self, part: Any, kind: type) -> Any:
+        """Of an information in the default's type, what this structure keeps."""
+        if type(part) is kind:
             return part
         if self.from_full is not None:
             return self.from_full(part)

@@ -144,6 +144,28 @@ def restrict(m: Material) -> Any:
     return ops.to_dense(part, holed), m.dense.whole[np.ix_(kept, kept)]
 
 
+def embed(m: Material) -> Any:
+    """embed: an embedded restriction has its own rows and columns again, and beside
+    them the precision of what is new"""
+    leaves, treedef = jax.tree.flatten(m.params)
+    shown: list[Any] = [
+        optax.MaskedNode() if index % 2 else leaf for index, leaf in enumerate(leaves)
+    ]
+    holed = jax.tree.unflatten(treedef, shown)
+    part = m.structure.restrict(m.whole, holed, m.params)
+    entries = jax.tree.map(lambda x: np.full(x.shape, NOISE, x.dtype), m.params)
+    try:
+        found = m.structure.embed(part, entries, holed)
+    except ValueError:  # one number: a richer structure holds it
+        found = ops.embed(part, entries, holed)
+    sizes = [leaf.size for leaf in leaves]
+    kept = np.repeat(np.arange(len(leaves)) % 2 == 0, sizes)
+    if ops.facts(part).layers is not None:  # by name, as they were
+        kept = np.ones_like(kept)
+    expected = np.where(np.outer(kept, kept), m.dense.whole, 0.0)
+    return m.matrix(found), expected + NOISE * np.diag(~kept)
+
+
 def determinant(m: Material) -> Any:
     """determinant: determinant is log |s F + P| for a number P as prior"""
     prior = m.scalar(NOISE)

@@ -191,6 +191,50 @@ def rows_shown(information: Any, shown: PyTree) -> PyTree:
     return jax.tree.unflatten(treedef, rows)
 
 
+def embedded(information: Any, shapes: Any, entries: PyTree) -> Any:
+    """The blocks within larger ones, which are laid out as `shapes`."""
+    old = layout(information)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape[1:], x.dtype), old.tree)
+    fresh = ops.embed(Diagonal(zeros), entries)  # which names what is gone
+    empty = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    kept, cells, room = layout(empty), _cells(old), _cells(layout(empty))
+    if parted := [" and ".join(pair) for pair in cells if pair not in room]:
+        raise ValueError(
+            f"what is known of {', '.join(parted)} is in one block, and the partition "
+            "of the new parameters parts them: keep the former blocks together."
+        )
+    room |= {pair: trees.laid_over(cells[pair], room[pair]) for pair in cells}
+    rows = jax.tree.map(lambda x: x[:0], kept.tree)
+    leaves, treedef = jax.tree.flatten(rows)
+    names = [name for name, _ in trees.named_leaves(rows)]
+    for group in kept.groups.values():
+        for i in group:
+            shape = leaves[i].shape[1:]
+            column = [room[names[j], names[i]] for j in group]
+            count = [math.prod(x.shape[: x.ndim - len(shape)]) for x in column]
+            parts = [x.reshape((n, *shape)) for x, n in zip(column, count, strict=True)]
+            leaves[i] = jnp.concatenate(parts)
+    built = kept.build(jax.tree.unflatten(treedef, leaves))
+    return ops.add(built, fresh)
+
+
+def _cells(kept: Layout) -> dict[tuple[str, str], jax.Array]:
+    """The rows of one leaf and the columns of another, `(*leaf.shape, *other.shape)`.
+
+    Without the leaf's last axis where that has a matrix for each entry.
+    """
+    leaves, cells = trees.named_leaves(kept.tree), {}
+    for group in kept.groups.values():
+        for name, rows in (leaves[i] for i in group):
+            start, shape = 0, rows.shape[1:]
+            for other, beside in (leaves[j] for j in group):
+                lead = beside.shape[1:-1] if kept.of_units else beside.shape[1:]
+                stop = start + math.prod(lead)
+                cells[other, name] = rows[start:stop].reshape((*lead, *shape))
+                start = stop
+    return cells
+
+
 def _identity(matrix: jax.Array) -> jax.Array:
     identity = jnp.eye(matrix.shape[-1], dtype=matrix.dtype)
     return jnp.broadcast_to(identity, matrix.shape)
