@@ -1,10 +1,10 @@
 """K-FAC and Adam on a small language model whose embeddings are tied.
 
-A transformer of two layers reads the descriptions of scikit-learn's data sets, which come
-with the package, character by character. The table of characters is looked up at the
-inputs and multiplies at the outputs: one layer of K-FAC. Each method is tuned over one
-printed grid, and judged by the steps that it takes to Adam's last loss. Needs the extra
-`benchmarks`:
+A transformer of two layers reads the descriptions of scikit-learn's data sets, which
+come with the package, character by character. The table of characters is looked up at
+the inputs and multiplies at the outputs: one layer of K-FAC. Each method is tuned over
+one printed grid, and judged by the steps that it takes to Adam's last loss. Needs the
+extra `benchmarks`:
 
     python benchmarks/language_model.py            # a few minutes
     python benchmarks/language_model.py --quick    # two settings, few steps
@@ -38,10 +38,10 @@ TEXTS = (
 )
 LENGTH, WIDTH, HEADS = 32, 32, 4
 LEARNING_RATES = 0.001, 0.003, 0.01, 0.03, 0.1, 0.3
-DAMPINGS = 1e-4, 1e-3, 1e-2
+DAMPINGS = 1e-3, 1e-2, 1e-1
 QUICK = Setting(0.01, 1e-3), Setting(0.1, 1e-3)
-STEPS = {ADAM: 600, KFAC: 300}
-LOOKS = 50, 100, 200, 300, 600
+STEPS = {ADAM: 400, KFAC: 400}
+LOOKS = 50, 100, 200, 300, 400
 
 
 def language_model(seed: int) -> Problem:

@@ -10,6 +10,7 @@ the parameters of `scan` are structured.
 """
 
 import contextlib
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -93,6 +94,23 @@ class Same(NamedTuple):
     """Axes of one length at one place are one axis, save those that are mixed."""
 
     mixed: tuple[int, ...] = ()  # negative: from the end of each operand
+
+
+class Cut(NamedTuple):
+    """Slices of an operand, one for each output."""
+
+    ends: tuple[dict[int, tuple[int, int, int]], ...]  # by axis: start, stop, step
+    mixed: tuple[int, ...] = ()  # as in `Same`
+
+
+class Join(NamedTuple):
+    """Operands one after the other along an axis."""
+
+    axis: int
+
+    @property
+    def mixed(self) -> tuple[int, ...]:
+        return (self.axis,)
 
 
 class Update(NamedTuple):
@@ -386,6 +404,18 @@ def _ints(values: Sequence[Any]) -> tuple[int, ...]:
     return tuple(map(int, values))
 
 
+def _slice(params: dict) -> Cut:
+    starts, stops = params["start_indices"], params["limit_indices"]
+    steps = params["strides"] or (1,) * len(starts)
+    return Cut((dict(enumerate(zip(starts, stops, steps, strict=True))),))
+
+
+def _split(params: dict) -> Cut:
+    axis, stops = params["axis"], list(itertools.accumulate(map(int, params["sizes"])))
+    ends = zip([0, *stops], stops, strict=False)
+    return Cut(tuple({axis: (*each, 1)} for each in ends), (axis,))
+
+
 def _scan(params: dict) -> Scan:
     if "ft_in" in params:
         constants, carries, _ = map(len, params["ft_in"].unpack())
@@ -439,13 +469,14 @@ _OPERATIONS: dict[str, Callable[[dict], Any]] = {
     **dict.fromkeys(("random_bits", "random_gamma"), lambda p: Random()),
     **dict.fromkeys(_POINTWISE.split(), lambda p: Same()),
     **dict.fromkeys(_MATRICES.split(), lambda p: Same((-2, -1))),
-    **dict.fromkeys(("slice", "dynamic_slice"), lambda p: Same()),
+    "slice": _slice,
+    "dynamic_slice": lambda p: Same(),
     "lu_pivots_to_permutation": lambda p: Same((-1,)),
     "fft": lambda p: Same(tuple(range(-len(p["fft_lengths"]), 0))),
     "top_k": lambda p: Same((p.get("axis", -1),)),
     "approx_top_k": lambda p: Same((p["reduction_dimension"],)),
-    "concatenate": lambda p: Same((p["dimension"],)),
-    "split": lambda p: Same((p["axis"],)),
+    "concatenate": lambda p: Join(p["dimension"]),
+    "split": _split,
     "pad": _padding,
     "dynamic_update_slice": lambda p: Update(),
     "iota": lambda p: Iota(p["dimension"]),

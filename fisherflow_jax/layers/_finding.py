@@ -29,15 +29,17 @@ def find_layers(
 
     for K stacked kernels and T positions that share them. One whose transpose is used
     too, as tied embeddings are at the outputs, is one layer, called tied, whose
-    positions are those of both. A parameter that is added to
-    all outputs of one layer, and to nothing else, is its bias. Parameters are followed
-    through reshapes, transposes, flips, broadcasts and changes of type, through `jit`,
-    `vmap`, `jax.checkpoint` and `lax.scan`, also where a body hands back what it was
-    given, and into multiples, sums and products of two: in :math:`x^\top (W + s A B)`
-    the layer `B` is given :math:`s A^\top x`, and `A` gets :math:`B g` back. All
-    others are listed with the reason:
-    `str(layers)` is a table of how each parameter is treated. An operation that is not
-    known never fails; its parameters are in that list.
+    positions are those of both. Slices of a kernel are one layer: those that multiply
+    one input are one product, others are further positions, and an index picks one of K
+    stacked kernels. Kernels that are concatenated are one layer each. A parameter that
+    is added to all outputs of one layer, and to nothing else, is its bias. Parameters
+    are followed through reshapes, transposes, flips, broadcasts and changes of type,
+    through `jit`, `vmap`, `jax.checkpoint` and `lax.scan`, also where a body hands back
+    what it was given, and into multiples, sums and products of two: in
+    :math:`x^\top (W + s A B)` the layer `B` is given :math:`s A^\top x`, and `A` gets
+    :math:`B g` back. All others are listed with the reason: `str(layers)` is a table of
+    how each parameter is treated. An operation that is not known never fails; its
+    parameters are in that list.
 
     Estimators map the model over single examples, which is one pass of the batch. Where
     examples interact, by batch normalisation in training mode or by one dropout mask,

@@ -36,7 +36,13 @@ def places(equation: Equation, shape: Sequence[int]) -> list[Places]:
             return [(along, operation.axes)] * len(ndims)
         case _compat.Random():  # a key's axes lead
             return [(dict(enumerate(range(ndim))), ()) for ndim in ndims]
-        case _compat.Same() | _compat.Add() | _compat.Elementwise():
+        case (
+            _compat.Same()
+            | _compat.Add()
+            | _compat.Elementwise()
+            | _compat.Cut()
+            | _compat.Join()
+        ):
             mixed = getattr(operation, "mixed", ())
             return [(_at_their_places(n, len(shape), mixed), ()) for n in ndims]
         case _compat.Update():

@@ -191,7 +191,14 @@ def _of_layers(traced: Traced, values: dict, *, enters: bool) -> tuple[OfLayer, 
     for uses in traced.uses:
         parts: tuple[list[jax.Array], ...] = ([], [])
         for use in uses:
-            parts[use.turned].append(_arranged(traced, use, values[use.path], enters))
+            value, own = (
+                _arranged(traced, use, values[use.path], enters),
+                parts[use.turned],
+            )
+            if not use.beside:
+                own.append(value)
+            elif use.part and (use.part.axis == 0 or not enters):
+                own[-1] = own[-1] + value
         ways = [trees.concatenated(part, axis) for part in parts if part]
         layers.append(BothWays(*ways) if len(ways) > 1 else ways[0])
     return tuple(layers)
@@ -207,6 +214,8 @@ def _arranged(traced: Traced, use: Use, values: jax.Array, enters: bool) -> jax.
             matrices = jnp.swapaxes(matrices, 1, 2)
         values, matrices = trees.widen((values, matrices))
         values = jnp.einsum("...kti,kio->...kto", values, matrices)
+    if use.part and use.part.axis in (0, 1 if enters else 2):
+        values = use.part.moved(values, -3 if use.part.axis == 0 else -1)
     return use.scale * values if enters and use.scale != 1 else values
 
 

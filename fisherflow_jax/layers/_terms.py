@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from fisherflow_jax.layers import _views as views
-from fisherflow_jax.layers._compat import Equation
+from fisherflow_jax.layers._compat import Cut, Equation, Stack
 from fisherflow_jax.layers._linear import NotLinear, grouped, match
+from fisherflow_jax.layers._parts import Box, Part, joined, sliced
 from fisherflow_jax.layers._views import Axis, NotStrided, View
 
+Scans = tuple[int, ...]  # lengths of the scans around, the outermost first
 MULTIPLIED = "multiplied by another parameter"
 
 
@@ -30,6 +32,7 @@ class Parameter(NamedTuple):
     scale: float = 1.0
     after: str | None = None  # what makes it more than a view
     added: bool = False  # to something else
+    box: Box | None = None  # where it is a part: of its leaf, or of what it is in
 
     def stacked(self, view: View) -> View:
         """The view whose first axis also runs over what scans slice."""
@@ -71,6 +74,60 @@ def each(change: Callable, value: Any) -> Any:
     return Sum(made) if len(made) > 1 else made[0]
 
 
+def cut(operation: Cut, value: Any) -> list[Any] | None:
+    """What slices of a parameter are; None: they are not followed."""
+
+    def of(value: Any, ends: dict[int, tuple[int, int, int]]) -> Any:
+        for axis, (start, stop, step) in ends.items():
+            if (start, stop, step) == (0, value.view.shape[axis], 1):
+                continue
+            if value.box is not None or step != 1:
+                raise NotStrided
+            view, box = sliced(value.view, axis, start, stop)
+            after = value.after or "used in slice"
+            value = value._replace(view=view, box=box, after=after)
+        return value
+
+    if not isinstance(value, Parameter) or value.leaf < 0:
+        return None
+    try:
+        return [of(value, ends) for ends in operation.ends]
+    except NotStrided:
+        return None
+
+
+def concatenated(equation: Equation, operands: Sequence[Any], scans: Scans) -> Any:
+    """The parts of a concatenation, as a sum; None: something else is in it."""
+    shape, start, made = equation.outputs[0].shape, 0, []
+    axis, is_stack = equation.operation.axis, isinstance(equation.operation, Stack)
+    for value, atom in zip(operands, equation.inputs, strict=True):
+        if isinstance(value, Parameter) and value.leaf >= 0 and value.box is None:
+            stacks = [n for n, own in zip(scans, value.sliced, strict=True) if own]
+            own = [x for x in value.slices if x is not None]
+            view = value.view.expand_dims([axis]) if is_stack else value.view
+            inner = view.with_axes([*own, *view.axes])
+            view, box = joined(inner, stacks, shape, axis, start)
+            axes = list(view.axes)
+            slices = tuple(axes.pop(0) if own else None for own in value.sliced)
+            view, after = view.with_axes(axes), value.after or "used in concatenate"
+            new = value._replace(view=view, slices=slices, box=box, after=after)
+            made.append(new)
+        elif not isinstance(value, Fixed):
+            return None
+        start += 1 if is_stack else atom.shape[axis]
+    return (Sum(tuple(made)) if len(made) > 1 else made[0]) if made else None
+
+
+def placed(term: Parameter, view: View) -> tuple[View, Part | None]:
+    """A view of a term, its stacks first, as that of its leaf; and which part it is.
+
+    Raises:
+      NotStrided: where the part's axis was cut on the way.
+    """
+    view = term.stacked(view)
+    return term.box.placed(view) if term.box else (view, None)
+
+
 def fixed(value: Any) -> Fixed:
     """What a constant is."""
     known = jnp.shape(value) == () and not isinstance(value, jax.core.Tracer)
@@ -106,7 +163,7 @@ def combined(equation: Equation, operands: Sequence[Any]) -> Any:
 
 
 def product(
-    equation: Equation, operands: Sequence[Any], scans: tuple[int, ...]
+    equation: Equation, operands: Sequence[Any], scans: Scans
 ) -> tuple[Product, Parameter]:
     """Of two parameters; and what comes out, as a view of a leaf of its own.
 
@@ -118,7 +175,7 @@ def product(
     if (
         not (isinstance(left, Parameter) and isinstance(right, Parameter))
         or left.sliced != right.sliced
-        or any(x.leaf < 0 or x.added for x in (left, right))
+        or any(x.leaf < 0 or x.added or x.box for x in (left, right))
     ):
         raise NotLinear(MULTIPLIED)
     try:

@@ -174,7 +174,7 @@ def _settle(found: Walk) -> tuple[tuple[Use, ...], ...]:
     for leaf, uses in by_leaf.items():
         if leaf in biases:
             found.reasons.setdefault(leaf, "used as a kernel and as a bias")
-        by_leaf[leaf] = _oriented(found, uses)
+        by_leaf[leaf] = _side_by_side(_oriented(found, uses))
     kept = {leaf: uses for leaf, uses in by_leaf.items() if leaf not in found.reasons}
     for bias in biases:
         owners = {use.leaf for use in found.uses if use.bias and use.bias.leaf == bias}
@@ -214,6 +214,37 @@ def _oriented(found: Walk, uses: list[Use]) -> list[Use]:
     return sorted(oriented, key=lambda use: use.turned)
 
 
+def _side_by_side(uses: list[Use]) -> list[Use]:
+    """Slices that may stand at the same positions, one after the other."""
+    groups: list[list[Use]] = []
+    for use in uses:
+        fitting = (group for group in groups if all(_fits(use, x) for x in group))
+        group = next(fitting, None)
+        if group is None:
+            groups.append([use])
+        else:
+            group.append(use._replace(beside=True))
+    return [use for group in groups for use in group]
+
+
+def _fits(one: Use, other: Use) -> bool:
+    """Whether two slices are of one product: of several kernels, or of one input."""
+    if not (one.part and other.part and one.part.is_beside(other.part)):
+        return False
+    alike = (
+        (x.turned, x.num_positions, x.output.dtype, x.scale, x.sliced)
+        for x in (one, other)
+    )
+    same_input = (
+        one.entering is other.entering
+        and one.path[:-1] == other.path[:-1]
+        and one.linear.input_axes == other.linear.input_axes
+    )
+    return len(set(alike)) == 1 and (
+        one.part.axis == 0 or (one.part.axis == 2 and same_input)
+    )
+
+
 def _fallback(
     found: Walk, layers: tuple[tuple[Use, ...], ...], count: int
 ) -> tuple[tuple[int, str], ...]:
@@ -228,13 +259,14 @@ def _fallback(
 def _layer(uses: tuple[Use, ...]) -> Layer:
     first = uses[0]
     stacked, inputs, outputs = first.kernel.shape
+    own = [use for use in uses if not use.beside]
     return Layer(
         kernel=first.leaf,
         bias=first.bias and first.bias.leaf,
         kind=first.linear.kind,
         num_stacked=stacked,
-        num_positions=sum(use.num_positions for use in uses if not use.turned),
-        num_turned=sum(use.num_positions for use in uses if use.turned),
+        num_positions=sum(use.num_positions for use in own if not use.turned),
+        num_turned=sum(use.num_positions for use in own if use.turned),
         num_inputs=inputs,
         num_outputs=outputs,
         kernel_layout=first.kernel,

@@ -96,6 +96,38 @@ class View:
                 axes[dimension] = axis
         return self.with_axes(axes)
 
+    def within(self, inner: "View") -> "View":
+        """This view of an array, of the leaf whose view `inner` the array is.
+
+        Raises:
+          NotStrided: where the pieces of the two do not fit each other.
+        """
+        steps, step = [], 1  # of the array's pieces, the fastest first
+        for size, stride in reversed(inner.pieces):
+            steps.append((step, size, stride))
+            step *= size
+
+        def pieces(size: int, stride: int) -> Axis:
+            found: list[tuple[int, int]] = []
+            for step, count, of_leaf in steps:
+                if size == 1 or stride >= step * count:
+                    continue
+                skip, rest = divmod(stride, step)
+                here = min(size, count // skip) if skip else 0
+                if rest or not here or count % skip or size % here:
+                    raise NotStrided
+                found.append((here, skip * of_leaf))
+                size, stride = size // here, stride * here
+            return tuple(reversed(found))
+
+        if self.offset:
+            raise NotStrided
+        axes = [[x for piece in axis for x in pieces(*piece)] for axis in self.axes]
+        view = inner.with_axes(axes)
+        if view.shape != self.shape:
+            raise NotStrided
+        return view
+
     def to_leaf(self, values: jax.Array) -> jax.Array:
         """Values of this view's shape, as an array of the leaf's shape."""
         self._check_bijection()

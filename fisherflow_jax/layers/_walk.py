@@ -16,10 +16,16 @@ from fisherflow_jax.layers import _terms as of
 from fisherflow_jax.layers import _views as views
 from fisherflow_jax.layers._compat import Atom, Equation, Path, Program
 from fisherflow_jax.layers._linear import Dense, Embedding, NotLinear, match
-from fisherflow_jax.layers._terms import Factor, Fixed, Parameter, Product, terms
+from fisherflow_jax.layers._parts import Part
+from fisherflow_jax.layers._terms import (
+    Factor,
+    Fixed,
+    Parameter,
+    Product,
+    Scans,
+    terms,
+)
 from fisherflow_jax.layers._views import NotStrided, View
-
-Scans = tuple[int, ...]  # lengths of the scans around, the outermost first
 
 
 class Output(NamedTuple):
@@ -57,6 +63,9 @@ class Use(NamedTuple):
     # returns) has passed on the way
     before: Factor | None = None
     behind: Factor | None = None
+    part: Part | None = None  # of the kernel, or of the operation
+    entering: Any = None  # the variable of the other operand
+    beside: bool = False  # whether it goes with the use before, of another part
 
 
 class Broadcast(NamedTuple):
@@ -163,6 +172,14 @@ def _step(
             stopped = [found.leaves(x) for i in parameters for x in terms(operands[i])]
             found.stopped.update(*stopped)
             return [Fixed()] if parameters else unknown
+        case _compat.Cut() if parameters:
+            made = of.cut(operation, operands[0])
+            if made is not None:
+                return made
+        case _compat.Join() | _compat.Stack():
+            whole = of.concatenated(equation, operands, scans)
+            if whole is not None:
+                return [whole]
         case _compat.Add() | _compat.Elementwise():
             combined = of.combined(equation, operands)
             if combined is not None:
@@ -279,10 +296,11 @@ def _uses(
     place = next(i for i, x in enumerate(operands) if terms(x))
     linear, output, uses = match(equation, place), equation.outputs[0], []
     for term in terms(operands[place]):
-        if isinstance(linear, Embedding) and (term.leaf < 0 or term.scale != 1):
+        plain = term.leaf >= 0 and term.scale == 1 and term.box is None
+        if isinstance(linear, Embedding) and not plain:
             raise NotLinear(f"used in {equation.name}")  # it enters as ids, not rows
         try:
-            kernel = term.stacked(linear.kernel(term.view))
+            kernel, part = of.placed(term, linear.kernel(term.view))
         except NotStrided:
             raise NotLinear(f"reshaped before {equation.name}") from None
         if not kernel.is_bijection:
@@ -300,6 +318,8 @@ def _uses(
             output=output,
             num_positions=math.prod([*shared, rows]),
             scale=term.scale,
+            part=part,
+            entering=equation.inputs[linear.operand].variable,
         )
         if term.leaf >= 0:
             uses.append(use)
@@ -316,7 +336,8 @@ def _uses(
 def _note_broadcast(
     found: Walk, place: int, value: Parameter, path: Path, scans: Scans, output: Atom
 ) -> None:
-    if not isinstance(value, Parameter) or value.leaf < 0 or value.scale != 1:
+    known = isinstance(value, Parameter) and value.leaf >= 0 and value.box is None
+    if not known or value.scale != 1:
         return
     dimensions = range(len(value.view.shape))
     if len(dimensions) not in (0, len(output.shape)):
@@ -329,43 +350,48 @@ def _note_broadcast(
 
 
 def _merge_bias(found: Walk, operands: list, shape: tuple[int, ...]) -> bool:
-    """Whether an addition adds a bias to the output of a use; if so, notes it."""
+    """Whether an addition adds biases to the output of uses; if so, notes them."""
     match operands:
-        case [Output() as output, Parameter() as parameter]:
-            pass
-        case [Parameter() as parameter, Output() as output]:
+        case [Output() as output, added] | [added, Output() as output] if terms(added):
             pass
         case _:
             return False
-    if (
-        parameter.leaf < 0
-        or parameter.scale != 1
-        or not output.view.is_bijection
-        or output.view.shape != shape
-        or len(parameter.view.shape) != len(shape)
-    ):
+    if not output.view.is_bijection or output.view.shape != shape:
         return False
-    path = found.uses[output.use].path
-    owners = (i for i, use in enumerate(found.uses) if use.path == path)
-    owner = next((i for i in owners if _may_own(found.uses[i], parameter)), None)
-    if owner is None:
+    owned = [_owned(found, output, term, shape) for term in terms(added)]
+    owners = {owner for owner, _ in owned}
+    if None in owners or len(owners) < len(owned):
         return False
-    use = found.uses[owner]
-    # axes of length 1 may be left for the addition to broadcast
-    added = parameter.view.broadcast(shape, range(len(shape)))
-    try:
-        # what is added at each place of the operation's own output, as (K, T, O)
-        by_feature = use.linear.outputs(views.reordered(added, output.view))
-    except NotStrided:
-        return False
-    stacks, _, features = by_feature.axes
-    bias = parameter.stacked(by_feature.with_axes([stacks, features]))
-    # one that differs between positions has more entries than the features
-    if not bias.is_bijection:
-        return False
-    found.uses[owner] = use._replace(bias=Bias(parameter.leaf, bias))
-    found.times[parameter.leaf] += 1
+    for owner, bias in owned:
+        found.uses[owner] = found.uses[owner]._replace(bias=bias)
+        found.times[bias.leaf] += 1
     return True
+
+
+def _owned(
+    found: Walk, output: Output, term: Parameter, shape: tuple[int, ...]
+) -> tuple[Any, Any]:
+    """The use whose bias a term is; `(None, None)`: there is none."""
+    none, path = (None, None), found.uses[output.use].path
+    if term.leaf < 0 or term.scale != 1 or len(term.view.shape) != len(shape):
+        return none
+    # axes of length 1 may be left for the addition to broadcast
+    added = term.view.broadcast(shape, range(len(shape)))
+    for owner, use in enumerate(found.uses):
+        if use.path != path or not _may_own(use, term):
+            continue
+        try:
+            # what is added at each place of the operation's own output, as (K, T, O)
+            by_feature = use.linear.outputs(views.reordered(added, output.view))
+            stacks, _, features = by_feature.axes
+            bias, part = of.placed(term, by_feature.with_axes([stacks, features]))
+        except NotStrided:
+            return none
+        # one that differs between positions has more entries than the features
+        same = use.part == (part and part._replace(axis=2 * part.axis))
+        if same and bias.is_bijection:
+            return owner, Bias(term.leaf, bias)
+    return none
 
 
 def _may_own(use: Use, bias: Parameter) -> bool:
