@@ -88,6 +88,7 @@ def add_elastic_penalty(
     *,
     strength: jax.typing.ArrayLike = 1.0,
     implicit_rate: float | None = None,
+    inner: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Adds the gradient of `elastic_penalty` to that of the loss.
 
@@ -103,6 +104,15 @@ def add_elastic_penalty(
     .. math:: (1 + \tfrac{\eta \lambda}{n} I)^{-1}
        \big(g + \tfrac{\lambda}{n} I (\theta - \hat\theta)\big)
 
+    What rescales gradients by their curvature, as `ff.kfac` does, sees that of its
+    batches alone, and would have to be damped by a stiff penalty's. Given as `inner` it
+    is chained after the penalty, and told the penalty's:
+
+    .. math:: (\bar F + \tfrac{\lambda}{n} I + \text{damping})^{-1}
+       \big(g + \tfrac{\lambda}{n} I (\theta - \hat\theta)\big)
+
+    Kronecker factors are added, as those of two batches are.
+
     Weight decay beside it counts the prior again, which the information includes.
 
     Args:
@@ -112,16 +122,23 @@ def add_elastic_penalty(
         compile nothing.
       implicit_rate: the learning rate of gradient descent that follows; None: the
         penalty's gradient as it is.
+      inner: an optimiser that divides by a mean information: `ff.kfac(...)`,
+        `ff.natural_gradient(...)`, a chain with `ff.scale_by_fisher(...)`. The anchor's
+        information is in its structure, of the same layers. Inverses that are kept for
+        some steps have the anchor of their time: begin a task with a new state.
 
     Returns:
       A transformation whose update is `update(updates, state, params, *, anchor,
       model_params=None, **extra)`. The anchor, anything with `.mean` and
       `.information`, is an argument, so that its arrays are kept once; before the first
       task it is the prior. `model_params`: the whole parameters, where `params` has
-      holes. Cost: a product with the information, and a solve with `implicit_rate`.
+      holes. With `inner`, its state comes second, as in a chain. Cost: a product with
+      the information, and a solve with `implicit_rate`.
 
     Raises:
-      ValueError: as `elastic_penalty`; at update, without an anchor or parameters.
+      ValueError: as `elastic_penalty`; for `implicit_rate` beside `inner`; at update,
+        without an anchor or parameters, or for an anchor in another structure than that
+        of `inner`.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -148,9 +165,36 @@ def add_elastic_penalty(
         numbers = num_observations, strength
         return ElasticPenaltyState(*(jnp.asarray(x, dtype) for x in numbers))
 
+    update = functools.partial(_update, implicit_rate)
+    if inner is None:
+        return optax.GradientTransformationExtraArgs(init, update)
+    if implicit_rate is not None:
+        raise ValueError(
+            "implicit_rate is of gradient descent: inner divides by the penalty's "
+            "curvature itself."
+        )
+    inner = optax.with_extra_args_support(inner)
     return optax.GradientTransformationExtraArgs(
-        init, functools.partial(_update, implicit_rate)
+        lambda params: (init(params), inner.init(params)),
+        functools.partial(_update_within, inner),
     )
+
+
+def _update_within(
+    inner: optax.GradientTransformationExtraArgs,
+    updates: PyTree,
+    state: tuple[ElasticPenaltyState, Any],
+    params: PyTree | None = None,
+    *,
+    anchor: Any = None,
+    **extra: Any,
+) -> tuple[PyTree, tuple[ElasticPenaltyState, Any]]:
+    penalty, below = state
+    held, _ = _update(None, updates, penalty, params, anchor=anchor, **extra)
+    share = penalty.strength / penalty.num_observations
+    curvature = ops.scale(gaussian(anchor).information, share)
+    moved, below = inner.update(held, below, params, curvature=curvature, **extra)
+    return moved, (penalty, below)
 
 
 def _update(

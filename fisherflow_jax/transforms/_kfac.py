@@ -92,11 +92,11 @@ def kfac(
 
     Returns:
       A transformation whose update is `update(updates, state, params, *, batch,
-      key=None, model_params=None)`. With a bound the last part of its state is a
-      `ClipByKLState`. Cost of a step: a gradient, the estimator's passes, and the
-      products with the inverses; every `inverse_period` steps the inverses, I^3 + O^3 a
-      layer; with a bound, a tangent pass of the batch (two forward passes of a model
-      with a `jax.custom_vjp`).
+      key=None, model_params=None, curvature=None)`, as of `ff.scale_by_fisher`. With
+      a bound the last part of its state is a `ClipByKLState`. Cost of a step: a
+      gradient, the estimator's passes, and the products with the inverses; every
+      `inverse_period` steps the inverses, I^3 + O^3 a layer; with a bound, a tangent
+      pass of the batch (two forward passes of a model with a `jax.custom_vjp`).
 
     Raises:
       ValueError: as `ff.scale_by_fisher`; for layers of another model, for an estimator
@@ -214,12 +214,15 @@ def _update(
     batch: Any = None,
     key: Any = None,
     model_params: PyTree | None = None,
+    curvature: Any = None,
     adapts_damping: Any = None,
     **extra: Any,
 ) -> tuple[PyTree, tuple]:
     """A step of the descent, within the region."""
     del extra
     fisher = recipe.fisher
+    if curvature is not None:
+        rules.check_curvature(adapts_damping)
     if adapts_damping is not None:
         rules.check_adapted(fisher)
     model = params if model_params is None else model_params
@@ -227,7 +230,7 @@ def _update(
     model, _ = rules.needs_of_model(fisher.estimator, model, batch, key, before.key)
     rows = batches.as_batch(batch, values=False)
     arguments = updates, state, params, model, rows, keys.key_data(key)
-    result, after = choices.run(recipe, _step, *arguments)
+    result, after = choices.run(recipe, _step, *arguments, curvature)
     steps.refuse_bad_rows(fisher, (before, after[0]), model, batch)
     return result, after
 
@@ -240,6 +243,7 @@ def _step(
     model: PyTree,
     batch: batches.Batch,
     key: jax.Array | None,
+    curvature: Any,
 ) -> tuple[PyTree, tuple]:
     before, *stages, measured = state
     apply_fn = once(recipe.region.apply_fn)
@@ -250,6 +254,7 @@ def _step(
     if not apart:
         batch, count = fisher.estimator.screen(model, batch)(batch)
     given = {"batch": batch, "key": key, "model_params": model, "screened": count}
+    given["curvature"] = curvature
     scaled, after = steps.update(fisher, updates, before, params, **given)
     follow = optax.chain(*recipe.descent.stages()).update
     moved, stages = follow(scaled, tuple(stages), params)

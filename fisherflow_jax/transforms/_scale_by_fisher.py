@@ -79,13 +79,16 @@ def scale_by_fisher(
 
     Returns:
       A transformation whose update is `update(updates, state, params, *, batch=None,
-      key=None, model_params=None, **extra)`. The batch is that of the gradients. Within
-      `optax.masked` or `optax.partition` the model needs `model_params`, the whole
-      tree. An update with a non-finite value (gradient, curvature, result) or a
-      negative damping returns zeros, keeps the state, and is counted in `num_skipped`;
-      only a finite curvature is still taken in if the solve fails. Cost of a step: the
-      estimator every `period` steps, a factorisation every `inverse_period`, and
-      applying it. Memory: an information, its factorisation, what the memory stores.
+      key=None, model_params=None, curvature=None, **extra)`. The batch is that of the
+      gradients. Within `optax.masked` or `optax.partition` the model needs
+      `model_params`, the whole tree. `curvature`, an information, is of a penalty that
+      the loss has beside its mean, and is added to the mean information
+      (`ff.continual.add_elastic_penalty(..., inner=...)` gives it). An update with a
+      non-finite value (gradient, curvature, result) or a negative damping returns
+      zeros, keeps the state, and is counted in `num_skipped`; only a finite curvature
+      is still taken in if the solve fails. Cost of a step: the estimator every `period`
+      steps, a factorisation every `inverse_period`, and applying it. Memory: an
+      information, its factorisation, what the memory stores.
 
     Raises:
       ValueError: when built, for options out of range or an adaptive memory; at init,

@@ -141,6 +141,15 @@ def check_adapted(recipe: Recipe) -> None:
     )
 
 
+def check_curvature(adapts_damping: Any) -> None:
+    """Raises where a penalty's curvature would not be seen."""
+    if adapts_damping is not None:
+        raise ValueError(
+            "adapt_damping compares the loss with what batches say of it, without the "
+            "penalty whose curvature is given: take one of the two."
+        )
+
+
 def check_key(name: str, random: bool, key: Any) -> None:
     """Raises for what draws and has no key to draw with."""
     if random and key is None:

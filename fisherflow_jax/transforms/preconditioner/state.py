@@ -103,6 +103,7 @@ class Given(NamedTuple):
     key: jax.Array | None  # key data
     step: jax.Array
     screened: jax.Array | None  # bad rows that the batch had, where they are left out
+    curvature: Any | None = None  # of what the loss is beside the batch's mean, added
 
 
 class Curvature(NamedTuple):

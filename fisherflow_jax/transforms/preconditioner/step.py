@@ -103,15 +103,19 @@ def update(
     key: Any = None,
     model_params: PyTree | None = None,
     screened: jax.Array | None = None,
+    curvature: Any = None,
     adapts_damping: Any = None,
     **extra: Any,
 ) -> tuple[PyTree, State]:
     """What is given is checked, and the step made.
 
     `screened`: of a batch without its bad rows, how many there were; then the trees
-    have been checked, too. `adapts_damping`: given by `adapt_damping`.
+    have been checked, too. `curvature`: an information, of a penalty that the loss has
+    beside its mean. `adapts_damping`: given by `adapt_damping`.
     """
     estimator, model = recipe.estimator, None
+    if curvature is not None:
+        checks.check_curvature(adapts_damping)
     if adapts_damping is not None:
         checks.check_adapted(recipe)
     if screened is None:
@@ -120,7 +124,7 @@ def update(
         model = params if model_params is None else model_params
         model, key = checks.needs_of_model(estimator, model, batch, key, state.key)
     else:
-        batch = key = None
+        batch = key = curvature = None  # squares of gradients see no penalty
     given = Given(
         updates=updates,
         params=params,
@@ -129,6 +133,7 @@ def update(
         key=key,
         step=state.step,
         screened=screened,
+        curvature=curvature,
     )
 
     def run(state: State, given: Given) -> Any:
@@ -192,6 +197,8 @@ def _advance(
     def make() -> Any:
         # of each step without a factorisation the mean would be a waste
         mean = _mean_information(recipe, curvature)
+        if given.curvature is not None:
+            mean = _with_curvature(recipe, mean, given)
         return _factorised(recipe, mean, curvature.bases, damping, updates)
 
     kept = state.factorisation
@@ -286,11 +293,14 @@ def _measure(estimator: estimators.Estimator, given: Given) -> Any:
     if given.key is not None:
         # folded, so that one key may be given to all updates
         key = jax.random.fold_in(keys.typed_key(given.key), given.step)
-    information = estimator.compute(given.model, given.batch, key)
-    if trees.has_holes(given.updates):
-        shown, whole = given.updates, given.model
-        return estimator.structure.restrict(information, shown, whole)
-    return information
+    return _shown(estimator, estimator.compute(given.model, given.batch, key), given)
+
+
+def _shown(estimator: estimators.Estimator, information: Any, given: Given) -> Any:
+    """About the parameters that the updates show."""
+    if not trees.has_holes(given.updates):
+        return information
+    return estimator.structure.restrict(information, given.updates, given.model)
 
 
 def _take_in(
@@ -326,6 +336,24 @@ def _take_in(
         return after
     # a mean stays what it is when a batch has no observation
     return trees.where(weight > 0, after, before)
+
+
+def _with_curvature(recipe: Recipe, mean: Any, given: Given) -> Any:
+    """A penalty's curvature beside the mean information, in its structure."""
+    more = _shown(recipe.estimator, given.curvature, given)
+    try:
+        total = ops.add(mean, more)
+        if type(total) is type(mean):
+            return total
+        error = None
+    except (TypeError, ValueError) as wrong:
+        error = wrong
+    raise ValueError(
+        f"the penalty's curvature is a {type(more).__name__}, which cannot be added to "
+        f"the {type(mean).__name__} by which gradients are divided: keep the anchor in "
+        "the optimiser's structure, of the same layers (without spread_inverses and "
+        "eigenvalue_correction), or chain the penalty before it."
+    ) from error
 
 
 def _mean_information(recipe: Recipe, curvature: Curvature) -> Any:
