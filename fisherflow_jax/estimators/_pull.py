@@ -191,17 +191,20 @@ def _tree(
     leaves: dict[int, Any] = dict(others)
     as_one = pull.structure.takes_many_as_one
     for first, group in layers.alike.items() if layers is not None else ():
-        given = entering[first], gradients[first], weights
-        many, size = plans.products(group[0], *given), group[0].num_stacked
+        own, size = weights, group[0].num_stacked
+        if group[0].mixed:  # no row has a weight of its own
+            count = weights.shape[:1]
+            own = jnp.broadcast_to(jnp.sum(weights) / count[0], count)
+        many = plans.products(group[0], entering[first], gradients[first], own)
         for index, layer in enumerate(group):
             rows = slice(index * size, (index + 1) * size)
-            own: Any = OneOfMany(many, rows) if as_one else many
-            leaves[layer.kernel] = own
+            vectors: Any = OneOfMany(many, rows) if as_one else many
+            leaves[layer.kernel] = vectors
             if layer.bias is not None and layer.bias_layout is not None:
                 if not as_one:
                     summed = _merge_axes(jnp.sum(gradients[first], axis=3))
-                    own = jax.vmap(layer.bias_layout.to_leaf)(summed)
-                leaves[layer.bias] = own
+                    vectors = jax.vmap(layer.bias_layout.to_leaf)(summed)
+                leaves[layer.bias] = vectors
     treedef: Any = jax.tree.structure(params)
     return treedef.unflatten([leaves[i] for i in range(treedef.num_leaves)])
 
@@ -262,14 +265,21 @@ def _of_rows(
     blanked = functools.partial(_blank, roots)
 
     def rows(values: jax.Array) -> jax.Array:  # (R, n, ...) -> (n, R, ...)
-        return blanked(jnp.moveaxis(values, 1, 0).astype(dtype))
+        return jnp.moveaxis(values, 1, 0).astype(dtype)
 
-    others = {i: _merge_axes(rows(x)) for i, x in returned.rows.items()}
+    def of_layers(parts: dict) -> dict:
+        return {
+            first: x if layers.alike[first][0].mixed else jax.tree.map(blanked, x)
+            for first, x in parts.items()
+        }
+
+    others = {i: _merge_axes(blanked(rows(x))) for i, x in returned.rows.items()}
     others |= {i: x.astype(dtype) for i, x in returned.sums.items()}
     layers = _grouped(pull, layers)
-    entering = jax.tree.map(blanked, _as_one(layers, entering, 1))
-    gradients = jax.tree.map(rows, _as_one(layers, returned.gradients, 2))
-    return _tree(pull, params, layers, entering, gradients, batch.weights, others)
+    inputs = of_layers(_as_one(layers, entering, 1))
+    returning = _as_one(layers, returned.gradients, 2)
+    gradients = of_layers(jax.tree.map(rows, returning))
+    return _tree(pull, params, layers, inputs, gradients, batch.weights, others)
 
 
 def _weighted_cotangents(

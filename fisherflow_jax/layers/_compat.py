@@ -63,6 +63,10 @@ class Gather(NamedTuple):
     clips: bool  # indices out of bounds are moved to the border
 
 
+class Ragged(NamedTuple):
+    """`lax.ragged_dot`: rows, matrices, and how many rows each takes in turn."""
+
+
 class Reorder(NamedTuple):
     """Each output shows the entries of the operand at its place."""
 
@@ -400,6 +404,16 @@ def _gather(params: dict) -> Gather:
     )
 
 
+def _ragged(params: dict) -> Ragged | None:
+    numbers = params["ragged_dot_dimension_numbers"]
+    kinds = (
+        _dot({"dimension_numbers": numbers.dot_dimension_numbers}),
+        *map(_ints, (numbers.lhs_ragged_dimensions, numbers.rhs_group_dimensions)),
+    )
+    plain = Dot(((1,), (1,)), ((), ())), (0,), (0,)
+    return Ragged() if kinds == plain and params["group_offset"] is None else None
+
+
 def _ints(values: Sequence[Any]) -> tuple[int, ...]:
     return tuple(map(int, values))
 
@@ -486,6 +500,7 @@ _OPERATIONS: dict[str, Callable[[dict], Any]] = {
     "custom_linear_solve": _solve,
     "stop_gradient": lambda p: StopGradient(),
     "dot_general": _dot,
+    "ragged_dot_general": _ragged,
     "conv_general_dilated": _convolution,
     "gather": _gather,
     "scan": _scan,

@@ -78,11 +78,8 @@ def _evaluate(
                 operands[place] = _tapped(repeated, zeros[here])
                 results = equation.evaluate(operands)
             case Use(linear=linear):
-                zero, operand = zeros[here], operands[linear.operand]
-                entered[here] = operand
-                counts = linear.counts(operand)
-                if counts is not None:
-                    zero = jnp.where(counts, zero, jnp.zeros_like(zero))
+                entered[here] = linear.enters(operands)
+                zero = linear.returns(zeros[here], operands)
                 results = [_tapped(equation.evaluate(operands)[0], zero)]
             case _ if i in inside:
                 results, below = _evaluate_body(

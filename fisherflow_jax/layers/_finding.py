@@ -58,7 +58,11 @@ def find_layers(
     one output were independent; so are parameters that are multiplied or added entry by
     entry. All others get one square for the whole batch, of the right mean and with a
     relative standard deviation of up to 1.4; they are marked in the table. Rows of
-    weight zero are still part of what the model sees. Where examples do not interact
+    weight zero are still part of what the model sees. A layer may come after examples
+    have met, in a product with the adjacency matrix of a graph, or where experts
+    (`lax.ragged_dot`) take the tokens of a batch in their own order. If its rows are as
+    many as n examples have, T each, they are squared as the others are, each with the
+    mean weight: `mixed rows` in the table. Where examples do not interact
     both modes give the same numbers, save for the parameters marked.
 
     Args:

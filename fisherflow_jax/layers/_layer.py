@@ -30,7 +30,9 @@ class Layer:
 
     kernel: int  # index of the leaf
     bias: int | None
-    kind: str  # "dense", "convolution" or "embedding", whose inputs are ids (K, T)
+    # "dense", "convolution", "experts", whose inputs are zero at rows of others, or
+    # "embedding", whose inputs are ids (K, T)
+    kind: str
     num_stacked: int  # K: kernels in one leaf (experts, scanned layers, groups)
     num_positions: int  # T: tokens, pixels, steps and several uses, together
     num_inputs: int  # I
@@ -38,8 +40,15 @@ class Layer:
     kernel_layout: View  # (K, I, O) <-> the kernel's leaf
     bias_layout: View | None  # (K, O) <-> the bias's leaf
     num_turned: int  # T': positions at which the kernel's transpose is used
+    mixed: bool  # of a whole batch: whether its n T rows are those of no one example
     # Where it is used says nothing of what it is: models that differ in it are equal.
     uses: tuple[tuple[int, ...], ...] = dataclasses.field(compare=False)
+
+    @property
+    def treatment(self) -> str:
+        """In words."""
+        tied = ", tied" if self.num_turned else ""
+        return f"{self.kind}{tied}{', mixed rows' if self.mixed else ''}"
 
 
 @jax.tree_util.register_static
@@ -108,8 +117,7 @@ class Layers:
         for layer in self.layers:
             shared = layer.num_positions + layer.num_turned
             sizes = layer.num_outputs, layer.num_stacked, shared
-            kind = f"{layer.kind}, tied" if layer.num_turned else layer.kind
-            rows[layer.kernel] = (kind, layer.num_inputs, *sizes)
+            rows[layer.kernel] = (layer.treatment, layer.num_inputs, *sizes)
             if layer.bias is not None:
                 rows[layer.bias] = (f"bias of {self.names[layer.kernel]}", 1, *sizes)
         heads = ("parameter", "shape", "treatment", "inputs", "outputs", "stacked")
@@ -129,7 +137,7 @@ class Layers:
         for layer in self.layers:
             tied = f", T' = {layer.num_turned}" if layer.num_turned else ""
             texts[layer.kernel] = (
-                f"{layer.kind} with K = {layer.num_stacked}, T = "
+                f"{layer.treatment} with K = {layer.num_stacked}, T = "
                 f"{layer.num_positions}, I = {layer.num_inputs}, O = "
                 f"{layer.num_outputs}{tied} ({layer.kernel_layout})"
             )

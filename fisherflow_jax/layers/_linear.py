@@ -13,7 +13,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fisherflow_jax.layers._compat import Convolution, Dot, Equation, Gather
+from fisherflow_jax.layers._compat import (
+    Convolution,
+    Dot,
+    Equation,
+    Gather,
+    Ragged,
+)
 from fisherflow_jax.layers._views import View
 
 Axes = tuple[tuple[int, ...], ...]  # groups of axes, each of which becomes one
@@ -58,9 +64,17 @@ class Dense:
     def outputs(self, values: Any) -> Any:
         return grouped(values, *self.output_axes)
 
-    def counts(self, operand: jax.Array) -> jax.Array | None:
-        """Which outputs depend on the kernel; None: all."""
-        return None
+    def enters(self, operands: Sequence[Any]) -> jax.Array:
+        """What `inputs` takes, of the operation's operands."""
+        return operands[self.operand]
+
+    def returns(self, zero: jax.Array, operands: Sequence[Any]) -> jax.Array:
+        """What is added to the output, so that what `outputs` takes returns to it."""
+        return zero
+
+    def entered(self, view: View) -> View:
+        """Of the operand, as a view of what `enters` makes of it."""
+        return view
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,11 +149,13 @@ class Embedding(Dense):
             ids = jnp.where(self._in_bounds(ids), ids, end)
         return super().inputs(ids.astype(jnp.int32))
 
-    def counts(self, operand: jax.Array) -> jax.Array | None:
+    def returns(self, zero: jax.Array, operands: Sequence[Any]) -> jax.Array:
+        """Nothing from ids out of bounds, whose outputs no row determines."""
         if self.gather.clips:
-            return None
-        in_bounds = self._in_bounds(self._ids(operand))
-        return jnp.expand_dims(in_bounds, self.gather.offset_dims)
+            return zero
+        in_bounds = self._in_bounds(self._ids(operands[self.operand]))
+        in_bounds = jnp.expand_dims(in_bounds, self.gather.offset_dims)
+        return jnp.where(in_bounds, zero, jnp.zeros_like(zero))
 
     def _in_bounds(self, ids: jax.Array) -> jax.Array:
         return (ids >= 0) & (ids < self.num_ids)
@@ -148,6 +164,34 @@ class Embedding(Dense):
         ids = operand[..., self.place]
         # the number of rows may not fit the type of the ids
         return ids.astype(jnp.int32) if ids.dtype.itemsize < 4 else ids
+
+
+@dataclasses.dataclass(frozen=True)
+class Experts(Dense):
+    """Each row meets one of K matrices: in order, so many rows for each of them.
+
+    What enters a kernel is zero at the rows of others. What returns is that of all
+    rows, so that their mean stands for each kernel, however many rows it has.
+    """
+
+    num_experts: int
+    kind = "experts"
+
+    def enters(self, operands: Sequence[Any]) -> jax.Array:
+        rows, _, sizes = operands
+        ends = jnp.cumsum(sizes)[:, None, None]
+        places = jnp.arange(rows.shape[0], dtype=ends.dtype)[None, :, None]
+        own = (places < ends) & (places >= ends - sizes[:, None, None])
+        return jnp.where(own, rows[None], jnp.zeros_like(rows[None]))
+
+    def entered(self, view: View) -> View:
+        return view.broadcast((self.num_experts, *view.shape), (1, 2))
+
+    def outputs(self, values: Any) -> Any:
+        shape = self.num_experts, *values.shape
+        if isinstance(values, View):
+            return values.broadcast(shape, (1, 2))
+        return jnp.broadcast_to(values[None], shape)
 
 
 def match(equation: Equation, place: int) -> Dense:
@@ -163,6 +207,9 @@ def match(equation: Equation, place: int) -> Dense:
             return _convolved(convolution, equation, place)
         case Gather() as gather:
             return _embedding(gather, equation, place)
+        case Ragged() if place == 1:
+            axes = (0,), (1,), (2,)
+            return Experts(0, axes, axes, (), equation.inputs[1].shape[0])
     raise NotLinear(f"used in {equation.name}")
 
 

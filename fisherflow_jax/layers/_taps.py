@@ -238,8 +238,13 @@ def _of_operation(
 
     if not traced.layers.batched:
         return arrange(values)
+    if use.mixed:
+        values = arrange(values)  # (K, n T, ...)
+        shape = values.shape[0], -1, use.num_positions, *values.shape[2:]
+        return jnp.moveaxis(values.reshape(shape), 1, 0)
     of = traced.examples[use.path]
     view: Any = (of.inputs[use.linear.operand] if enters else of.outputs[0]).view
+    view = use.linear.entered(view) if enters else view
     return jax.vmap(arrange)(examples_first(view, depth, values))
 
 

@@ -13,6 +13,7 @@ from fisherflow_jax.layers import _views as views
 from fisherflow_jax.layers._compat import Path
 from fisherflow_jax.layers._examples import follow
 from fisherflow_jax.layers._layer import Layer, Layers, shapes_of_one
+from fisherflow_jax.layers._linear import Experts
 from fisherflow_jax.layers._values import Examples
 from fisherflow_jax.layers._walk import Broadcast, Use, Walk, walk
 
@@ -119,20 +120,25 @@ def _entering(params: PyTree, inputs: PyTree, count: int) -> list[following.Valu
 
 
 def _of_rows(found: Walk, rows: dict[Path, Examples], count: int) -> Walk:
-    """The uses by single examples; reasons are noted for the leaves of others."""
+    """The uses by rows of a batch; reasons are noted for the leaves of others."""
     uses = []
     for use in found.uses:
         inputs = rows[use.path].inputs[use.linear.operand]
-        if not following.has_examples(inputs) or not _at_positions(use, rows):
+        known = following.has_examples(inputs) and _at_positions(use, rows)
+        # examples have met before, and as many rows have come of it
+        met = inputs.view is None or inputs.together is not None
+        mixed = not known and met and use.num_positions % count == 0
+        if not known and not mixed:
             reason = "the examples cannot be told apart in its inputs"
             found.reasons.setdefault(use.leaf, reason)
-        uses.append(use._replace(num_positions=use.num_positions // count))
+        positions = use.num_positions // count
+        uses.append(use._replace(num_positions=positions, mixed=mixed))
     return found._replace(uses=uses)
 
 
 def _at_positions(use: Use, rows: dict[Path, Examples]) -> bool:
     """Whether the examples lie along the positions of a layer's outputs."""
-    outputs = rows[use.path].outputs[0]
+    outputs: Any = rows[use.path].outputs[0]
     if not following.has_examples(outputs):
         return False
     stacks, _, features = use.linear.outputs(outputs.view).axes
@@ -232,13 +238,14 @@ def _fits(one: Use, other: Use) -> bool:
     if not (one.part and other.part and one.part.is_beside(other.part)):
         return False
     alike = (
-        (x.turned, x.num_positions, x.output.dtype, x.scale, x.sliced)
+        (x.turned, x.mixed, x.num_positions, x.output.dtype, x.scale, x.sliced)
         for x in (one, other)
     )
     same_input = (
         one.entering is other.entering
         and one.path[:-1] == other.path[:-1]
         and one.linear.input_axes == other.linear.input_axes
+        and not isinstance(one.linear, Experts)  # which may count rows in other ways
     )
     return len(set(alike)) == 1 and (
         one.part.axis == 0 or (one.part.axis == 2 and same_input)
@@ -267,6 +274,7 @@ def _layer(uses: tuple[Use, ...]) -> Layer:
         num_stacked=stacked,
         num_positions=sum(use.num_positions for use in own if not use.turned),
         num_turned=sum(use.num_positions for use in own if use.turned),
+        mixed=any(use.mixed for use in uses),
         num_inputs=inputs,
         num_outputs=outputs,
         kernel_layout=first.kernel,

@@ -15,7 +15,7 @@ from fisherflow_jax.layers import _compat
 from fisherflow_jax.layers import _terms as of
 from fisherflow_jax.layers import _views as views
 from fisherflow_jax.layers._compat import Atom, Equation, Path, Program
-from fisherflow_jax.layers._linear import Dense, Embedding, NotLinear, match
+from fisherflow_jax.layers._linear import Dense, Embedding, Experts, NotLinear, match
 from fisherflow_jax.layers._parts import Part
 from fisherflow_jax.layers._terms import (
     Factor,
@@ -66,6 +66,7 @@ class Use(NamedTuple):
     part: Part | None = None  # of the kernel, or of the operation
     entering: Any = None  # the variable of the other operand
     beside: bool = False  # whether it goes with the use before, of another part
+    mixed: bool = False  # of a whole batch: whether its rows are of no one example
 
 
 class Broadcast(NamedTuple):
@@ -295,6 +296,7 @@ def _uses(
     """Of each parameter in the one operand that has any; the last has its outputs."""
     place = next(i for i, x in enumerate(operands) if terms(x))
     linear, output, uses = match(equation, place), equation.outputs[0], []
+    rows = linear.outputs(views.whole(output.shape)).shape[1]
     for term in terms(operands[place]):
         plain = term.leaf >= 0 and term.scale == 1 and term.box is None
         if isinstance(linear, Embedding) and not plain:
@@ -307,7 +309,6 @@ def _uses(
             raise NotLinear(f"broadcast before {equation.name}")
         # T: the positions of one output, for each step of a scan that shares the kernel
         shared = [n for n, own in zip(scans, term.sliced, strict=True) if not own]
-        rows = linear.outputs(views.whole(output.shape)).shape[1]
         use = Use(
             path=path,
             linear=linear,
@@ -395,6 +396,9 @@ def _owned(
 
 
 def _may_own(use: Use, bias: Parameter) -> bool:
-    # ids out of bounds have outputs that depend on the bias alone
-    whole = not isinstance(use.linear, Embedding) or use.linear.gather.clips
-    return whole and use.behind is None and use.sliced == bias.sliced
+    # ids out of bounds have outputs that depend on the bias alone, and so have rows
+    # of no expert
+    partial = isinstance(use.linear, Experts)
+    if isinstance(use.linear, Embedding):
+        partial = not use.linear.gather.clips
+    return not partial and use.behind is None and use.sliced == bias.sliced

@@ -89,6 +89,7 @@ def kronecker(
 
     Raises:
       ValueError: for layers that are none, or a path in `sharing` that is no kernel;
+        for positions to be pooled of rows that are mixed;
         when an estimator finds other layers.
 
     Example:
@@ -141,6 +142,14 @@ def kronecker(
                 f"{kernels}."
             )
     conventions = {name: by_name.get(name, sharing) for name in kernels}
+    for layer, name in zip(layers.layers, kernels, strict=True):
+        shared = layer.num_positions + layer.num_turned
+        if layer.mixed and shared > 1 and conventions[name] is not expand:
+            raise ValueError(
+                f"sharing of {name} must be ff.structures.sharing.expand: its rows are "
+                "those of no single example, whose positions could be pooled; got "
+                f"{conventions[name]!r}."
+            )
     mixed = {(first, conventions[name]) for name, (first, _) in layers.places.items()}
     if len(mixed) > len(layers.alike):
         layers = dataclasses.replace(layers, apart=True)

@@ -7,9 +7,21 @@ import pytest
 from jax import lax
 
 import fisherflow_jax as ff
+import layer_models as models
 from fisherflow_jax.layers import _values as examples
 from fisherflow_jax.layers import find_layers, tap, tap_batch
-from layer_cases import FOUND, STEPS, Model, X, draw, model, treatments
+from layer_cases import (
+    FOUND,
+    STEPS,
+    Bias,
+    Model,
+    Sizes,
+    X,
+    dense,
+    draw,
+    model,
+    treatments,
+)
 from layer_gradients import kernel_gradient
 from layer_near_misses import NEAR_MISSES
 
@@ -37,6 +49,28 @@ KEPT = (
     "tied",
     "adapters",
 )
+MIXED = {
+    "routed": model(
+        models.routed,
+        {"w": (4, 4, 3), "v": (4, 3, 2), "left": (4, 3, 1), "right": (4, 1, 2)}
+        | {"b": (2,)},
+        STEPS,
+        w=Sizes("experts", 4, 3, 4, 5),
+        v=Sizes("experts", 3, 2, 4, 5),
+        left=Sizes("experts", 3, 1, 4, 5),
+        right=Sizes("experts", 1, 2, 4, 5),
+        b="used in add",
+    ),
+    "graph": model(
+        models.graph,
+        {"w": (3, 3), "b": (3,), "u": (4, 3), "v": (2, 3, 3)},
+        X,
+        w=dense(3, 3),
+        b=Bias("w"),
+        u=dense(4, 3),
+        v=dense(3, 3, stacked=2),
+    ),
+}
 SUMMED = ("stopped", "weight norm")
 CASES = {name: FOUND[name] for name in KEPT} | {"time-major": TIME_MAJOR}
 CASES |= {name: NEAR_MISSES[name] for name in SUMMED}
@@ -107,6 +141,42 @@ def assert_sums_are_the_gradient(layers, entering, returned, gradient):
         if layer.bias is not None:
             sums[layer.bias] = layer.bias_layout.to_leaf(g.sum((0, 2)))
     close([sums[i] for i in range(len(leaves))], leaves)
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_rows_of_no_single_example(name):
+    case = MIXED[name]
+    layers, (outputs, entering, returned), _, expected, gradient = run(
+        case, by_example=False
+    )
+    assert treatments(layers) == case.expected
+    unmixed = {layers.names[x.kernel] for x in layers.layers if not x.mixed}
+    assert unmixed == ({"u"} if name == "graph" else set())
+    close(outputs, expected)
+    assert_sums_are_the_gradient(layers, entering, returned, gradient)
+
+
+def test_experts_of_one_example():
+    """Without `jax.vmap`, which does not know the operation."""
+    case = MIXED["routed"]
+    layers = find_layers(case.apply_fn, case.params, STEPS, batched=False)
+    x = STEPS[:1]
+
+    @jax.jit
+    def both(params, cotangent):
+        outputs, entering, pull = tap(case.apply_fn, layers, params, x)
+        expected, vjp = jax.vjp(lambda p: case.apply_fn(p, x), params)
+        return outputs, entering, *pull(cotangent), expected, *vjp(cotangent)
+
+    outputs, entering, returned, rest, *expected = both(case.params, draw(1, 5, 2))
+    found = dict(rest)
+    for layer, a, g in zip(layers.layers, entering, returned, strict=True):
+        found[layer.kernel] = kernel_gradient(layer, a, g)
+        # one expert has no tokens, and each token one expert
+        assert np.sum(np.any(a != 0, (1, 2))) < 4
+        assert np.sum(np.any(a != 0, 2)) == 5
+    leaves = [found[i] for i in range(len(layers.names))]
+    close([outputs, *leaves], [expected[0], *jax.tree.leaves(expected[1])])
 
 
 @pytest.mark.usefixtures("strict_promotion")

@@ -1,5 +1,7 @@
 """Layers that are more than a product with a parameter: exact where K-FAC is."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -112,3 +114,95 @@ def test_factors_of_an_adapter():
     np.testing.assert_allclose(left["left"][0], 0.25 * X.T @ X, **EXACT)
     turned = params["right"] @ outputs @ params["right"].T
     np.testing.assert_allclose(right["left"][0], turned, **EXACT)
+
+
+NEAR = np.array([[1.0, 0.5, 0.0], [0.5, 1.0, 0.3], [0.0, 0.3, 1.0]])
+
+
+def graph(p, x):
+    return NEAR @ jnp.tanh(NEAR @ jnp.tanh(x @ p["u"]) @ p["w"]) @ p["v"]
+
+
+def test_factors_of_a_graph_whose_nodes_are_examples():
+    params, weights = drawn(u=(4, 3), w=(3, 2), v=(2, 2)), np.array([1.0, 0.5, 2.0])
+    layers = ff.layers.find_layers(graph, params, X)
+    assert [x.mixed for x in layers.layers] == [False, True, True]
+    assert "mixed rows" in str(layers)
+    estimator = ff.estimators.exact(graph, GAUSSIAN, ff.structures.kronecker(layers))
+    batch = X, np.zeros((3, 2)), weights
+
+    @functools.partial(jax.jit, compiler_options=FAST)
+    def run(params, keys):
+        found = jax.vmap(lambda key: estimator(params, batch, key))(keys)
+        return found.input_factors, found.output_factors, found.num_observations
+
+    left, right, count = run(params, jax.random.split(jax.random.key(0), 32))
+    first = np.tanh(X @ params["u"])
+    second = np.tanh(NEAR @ first @ params["w"])
+    np.testing.assert_allclose(count, 3.5)
+    mean = np.mean(weights)
+    # nodes weigh the mean where they are mixed, and what they do where they are not
+    entering = {
+        "u": (X, weights),
+        "w": (NEAR @ first, mean),
+        "v": (NEAR @ second, mean),
+    }
+    for name, (rows, each) in entering.items():
+        expected = (rows.T * each) @ rows
+        np.testing.assert_allclose(
+            left[name][:, 0], expected[None].repeat(32, 0), **EXACT
+        )
+    # returning[j, c, r, o]: of output c of node j with respect to row r
+    to_second = np.einsum("jr,oc->jcro", NEAR, params["v"]) * (1 - second**2)
+    to_first = np.einsum("jcro,rs,io->jcsi", to_second, NEAR, params["w"])
+    to_first *= 1 - first**2
+    to_last = np.einsum("jr,oc->jcro", np.eye(3), np.eye(2))
+    returning = {"u": to_first, "w": to_second, "v": to_last}
+    for name, rows in returning.items():
+        draws = np.asarray(right[name][:, 0])
+        _, own = np.unique(draws.reshape(32, -1).round(9), axis=0, return_index=True)
+        assert len(own) == (
+            1 if name == "v" else 4
+        )  # signs of three nodes, but for all
+        expected = np.einsum("j,jcro,jcrp->op", weights, rows, rows)
+        np.testing.assert_allclose(draws[own].mean(0), expected, **EXACT)
+
+
+def routed(p, tokens):
+    """Linear experts, one of which gets no token, over the whole batch."""
+    rows = jnp.asarray(tokens).reshape(-1, 4)
+    expert = jnp.asarray([0, 2, 3])[jnp.argmax(rows[:, :3], axis=1)]
+    order = jnp.argsort(expert)
+    sizes = jnp.bincount(expert, length=4).astype(jnp.int32)
+    rows = lax.ragged_dot(rows[order], p["w"], sizes)[jnp.argsort(order)]
+    return rows.reshape(*tokens.shape[:2], 2)
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_linear_experts_are_exact(batched):
+    """With a loss at every token, and for any number of examples."""
+    params, tokens = drawn(w=(4, 4, 2)), draw(3, 5, 4)
+    layers = ff.layers.find_layers(routed, params, tokens, batched=batched)
+    assert [x.kind for x in layers.layers] == ["experts"]
+    estimator = ff.estimators.exact(
+        routed,
+        GAUSSIAN,
+        ff.structures.kronecker(layers),
+        chunk_size=None if batched else 1,
+    )
+    run = jax.jit(estimator, compiler_options=FAST)
+    found = run(params, (tokens, None), 0 if batched else None)
+    rows = tokens.reshape(-1, 4)
+    expert = np.array([0, 2, 3])[np.argmax(rows[:, :3], axis=1)]
+    expected = np.zeros((4, 8, 4, 8))
+    for k in range(4):
+        own = rows[expert == k]
+        expected[k, :, k] = np.kron(own.T @ own, np.eye(2))
+    dense = ff.information.to_dense(found, params)
+    np.testing.assert_allclose(dense, expected.reshape(32, 32), **EXACT)
+
+
+def test_mixed_rows_are_not_pooled():
+    layers = ff.layers.find_layers(routed, drawn(w=(4, 4, 2)), draw(3, 5, 4))
+    with pytest.raises(ValueError, match=r"sharing of w must be .*expand: .*pool"):
+        ff.structures.kronecker(layers, sharing=ff.structures.sharing.pool)
