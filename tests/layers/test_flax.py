@@ -111,3 +111,42 @@ def test_nnx():
         "out.bias": Bias("out.kernel"),
     }
     compare(apply_fn, params, X[0], 1e-4)
+
+
+class Language(nn.Module):
+    """A language model of GPT-2's shape: twelve blocks, and one table at both ends."""
+
+    @nn.compact
+    def __call__(self, ids):
+        embed = nn.Embed(300, 96, name="embed")
+        x = embed(ids) + nn.Embed(16, 96, name="position")(jax.numpy.arange(16))
+        mask = nn.make_causal_mask(ids)
+        for i in range(12):
+            h = nn.LayerNorm(name=f"norm_{i}a")(x)
+            x = x + nn.MultiHeadDotProductAttention(6, name=f"attention_{i}")(
+                h, mask=mask
+            )
+            h = nn.LayerNorm(name=f"norm_{i}b")(x)
+            h = nn.gelu(nn.Dense(384, name=f"up_{i}")(h))
+            x = x + nn.Dense(96, name=f"down_{i}")(h)
+        return embed.attend(nn.LayerNorm(name="norm")(x))
+
+
+def test_a_language_model_is_covered():
+    network, ids = Language(), jax.ShapeDtypeStruct((1, 16), int)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), ids)["params"]
+    layers = find_layers(lambda p, x: network.apply({"params": p}, x), shapes, ids)
+    found = treatments(layers)
+    assert found["embed.embedding"] == Sizes("embedding", 300, 96, 1, 16, 16)
+    others = {name for name, how in found.items() if isinstance(how, str)}
+    assert all(name.startswith("norm") for name in others) and len(others) == 50
+    # of one kind each: into attention and out of it, both dense ones, the two tables
+    kinds = [(x[0].num_inputs, x[0].num_outputs, len(x)) for x in layers.alike.values()]
+    assert sorted(kinds) == [
+        (16, 96, 1),
+        (96, 96, 12),
+        (96, 96, 36),
+        (96, 384, 12),
+        (300, 96, 1),
+        (384, 96, 12),
+    ]
