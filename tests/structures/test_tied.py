@@ -18,15 +18,16 @@ PARAMS = {
 }
 IDS = np.array([[0, 3, 3], [1, 1, 1], [4, 0, 2]])
 WEIGHTS = np.array([1.0, 0.0, 2.5])
-LENGTH = IDS.shape[1]
 
 
-def hidden(p, ids, added=0.0):
-    return jnp.tanh((p["embed"][ids] + added) @ p["w"] * 2.0)
+def hidden(p, rows):
+    """Of the first two of three positions."""
+    h = jnp.tanh(rows @ p["w"] * 2.0)
+    return h[..., :2, :] + 0.1 * jnp.mean(h, -2, keepdims=True)
 
 
 def apply_fn(p, ids):
-    return 0.5 * (hidden(p, ids) @ p["embed"].T)
+    return 0.5 * (hidden(p, p["embed"][ids]) @ p["embed"].T)
 
 
 LAYERS = ff.layers.find_layers(apply_fn, PARAMS, IDS)
@@ -38,12 +39,14 @@ def parts():
     ones = np.eye(5)[IDS]
 
     def at_places(rows, heads, ids):
-        return 0.5 * (hidden(PARAMS, ids, rows) @ PARAMS["embed"].T + heads)
+        return 0.5 * (
+            hidden(PARAMS, PARAMS["embed"][ids] + rows) @ PARAMS["embed"].T + heads
+        )
 
     jacobian = jax.jit(jax.vmap(jax.jacrev(at_places, (0, 1)), (None, None, 0)))
-    of_rows, of_heads = jacobian(jnp.zeros((3, 3)), jnp.zeros((3, 5)), IDS)
+    of_rows, of_heads = jacobian(jnp.zeros((3, 3)), jnp.zeros((2, 5)), IDS)
     flat = [np.asarray(x).reshape(3, -1, *x.shape[3:]) for x in (of_rows, of_heads)]
-    return ones, np.asarray(hidden(PARAMS, IDS)), *flat
+    return ones, np.asarray(hidden(PARAMS, PARAMS["embed"][IDS])), *flat
 
 
 @functools.cache
@@ -61,7 +64,7 @@ def estimated(structure, rows=slice(None), weights=WEIGHTS):
 def expected(count, sharing):
     """A and G by their definition, from the first examples."""
     ones, inputs, of_rows, of_heads = (x[:count] for x in parts())
-    weights, positions = WEIGHTS[:count], 2 * LENGTH
+    weights, positions = WEIGHTS[:count], 3 + 2
     if sharing is of_positions.pool:
         ones, of_heads = ones.mean(1, keepdims=True), of_heads.mean(2, keepdims=True)
         of_rows, inputs = of_rows.sum(2, keepdims=True), inputs.sum(1, keepdims=True)
@@ -132,7 +135,7 @@ def test_units_of_the_table_do_not_matter():
     undo = np.linalg.inv(change)
 
     def changed(p, ids):
-        h = jnp.tanh(p["embed"][ids] @ undo @ p["w"] * 2.0)
+        h = hidden(p, p["embed"][ids] @ undo)
         return 0.5 * (h @ undo.T @ p["embed"].T)
 
     params = PARAMS | {"embed": PARAMS["embed"] @ change}
