@@ -120,10 +120,9 @@ def sliced(view: View, axis: int, start: int, stop: int) -> tuple[View, Box]:
     Raises:
       NotStrided: where the slice is none of one piece of the axis.
     """
-    pieces = list(view.axes[axis])
-    (size, stride), *finer = pieces
+    (size, stride), *finer = view.axes[axis] or ((1, 0),)
     inner = length(tuple(finer))
-    if start % inner or stop % inner or stride <= 0:
+    if start % inner or stop % inner or stride <= 0 or start == stop:
         raise NotStrided
     start, count = start // inner, (stop - start) // inner
     axes = list(view.axes)

@@ -101,6 +101,8 @@ def concatenated(equation: Equation, operands: Sequence[Any], scans: Scans) -> A
     shape, start, made = equation.outputs[0].shape, 0, []
     axis, is_stack = equation.operation.axis, isinstance(equation.operation, Stack)
     for value, atom in zip(operands, equation.inputs, strict=True):
+        if 0 in atom.shape:
+            continue
         if isinstance(value, Parameter) and value.leaf >= 0 and value.box is None:
             stacks = [n for n, own in zip(scans, value.sliced, strict=True) if own]
             own = [x for x in value.slices if x is not None]

@@ -180,7 +180,7 @@ def _settle(found: Walk) -> tuple[tuple[Use, ...], ...]:
     for leaf, uses in by_leaf.items():
         if leaf in biases:
             found.reasons.setdefault(leaf, "used as a kernel and as a bias")
-        by_leaf[leaf] = _side_by_side(_oriented(found, uses))
+        by_leaf[leaf] = _side_by_side(found, _oriented(found, uses))
     kept = {leaf: uses for leaf, uses in by_leaf.items() if leaf not in found.reasons}
     for bias in biases:
         owners = {use.leaf for use in found.uses if use.bias and use.bias.leaf == bias}
@@ -220,7 +220,7 @@ def _oriented(found: Walk, uses: list[Use]) -> list[Use]:
     return sorted(oriented, key=lambda use: use.turned)
 
 
-def _side_by_side(uses: list[Use]) -> list[Use]:
+def _side_by_side(found: Walk, uses: list[Use]) -> list[Use]:
     """Slices that may stand at the same positions, one after the other."""
     groups: list[list[Use]] = []
     for use in uses:
@@ -230,6 +230,14 @@ def _side_by_side(uses: list[Use]) -> list[Use]:
             groups.append([use])
         else:
             group.append(use._replace(beside=True))
+    of_stacks = {
+        frozenset(use.part.start if use.part else -1 for use in group)
+        for group in groups
+        if any(use.part and use.part.axis == 0 for use in uses)
+    }
+    if len(of_stacks) > 1:  # no number of positions would be that of all
+        reason = "its stacked kernels are not used equally often"
+        found.reasons.setdefault(uses[0].leaf, reason)
     return [use for group in groups for use in group]
 
 

@@ -43,7 +43,9 @@ def other_uses(p, x):
     groups2 = convolve(h[:, None, :2], shuffled, (1,), "SAME", feature_group_count=2)
     image = convolve(p["image"], x[0][:, None, None], (1,), "SAME")
     elements = p["elements"][jnp.zeros(3, int), jnp.arange(3)]
-    empty = jnp.sum(x @ p["empty"])
+    empty = jnp.sum(x @ p["empty"]) + jnp.sum(x @ p["unequal"][0] @ p["unequal"][0])
+    empty = empty + jnp.sum(x @ p["unequal"][1]) + jnp.sum(x @ p["strided"][::2])
+    empty = empty + jnp.sum(p["short"][:1][jnp.zeros(2, int)]) + jnp.sum(p["short"][:0])
     h = jnp.tanh(
         h
         + jnp.sum(groups)
@@ -196,6 +198,9 @@ NEAR_MISSES = {
             "product": (4, 4),
             "shuffled": (2, 3),
             "empty": (4, 0),
+            "unequal": (2, 4, 4),
+            "strided": (8, 2),
+            "short": (2, 3),
         },
         X,
         sorted="used in sort",
@@ -210,5 +215,8 @@ NEAR_MISSES = {
         product="multiplied by another parameter",
         shuffled="reshaped before conv_general_dilated",
         empty="without entries",
+        unequal="its stacked kernels are not used equally often",
+        strided="used in slice",
+        short="used in slice",
     ),
 }
