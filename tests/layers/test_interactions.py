@@ -25,8 +25,17 @@ def dropout(p, inputs):
     return h * jax.random.bernoulli(inputs["key"], 0.5, h.shape).astype(h.dtype)
 
 
+def mask_of_tokens(p, inputs):
+    h = layer(p, inputs["x"].reshape(-1, 4))
+    mask = jax.random.bernoulli(inputs["key"], 0.5, h.shape)
+    return jnp.sum((h * mask).reshape(-1, 5, 3), 1)
+
+
 def noise_of_each(p, inputs):
-    noise = jax.vmap(lambda key: jax.random.normal(key, (3,)))(inputs["keys"])
+    def one(key):
+        return jax.random.normal(jax.random.split(key)[0], (3,))
+
+    noise = jax.vmap(one)(inputs["keys"])
     return layer(p, inputs["x"]) + noise
 
 
@@ -82,6 +91,11 @@ INTERACTING = {
     "sorted": (lambda p, x: layer(p, jnp.sort(x, 0)), X, "sort"),
     "cumulative": (lambda p, x: jnp.cumsum(layer(p, x), 0), X, "cumsum"),
     "one mask": (dropout, DROPOUT, "random numbers drawn for the batch"),
+    "one mask of merged tokens": (
+        mask_of_tokens,
+        DROPOUT | {"x": STEPS},
+        "random numbers drawn for the batch",
+    ),
 }
 SEPARATE = {
     "normalised features": (lambda p, x: normalise(layer(p, x), -1), X),
@@ -96,6 +110,15 @@ SEPARATE = {
     "a key for each": (
         noise_of_each,
         {"x": X, "keys": jax.random.split(jax.random.key(0), 3)},
+    ),
+    "a raw key for each": (
+        noise_of_each,
+        {"x": X, "keys": jax.random.split(jax.random.PRNGKey(0), 3)},
+    ),
+    # as many examples as the kernel has columns
+    "weights with noise": (
+        lambda p, i: i["x"] @ (p["w"] + jax.random.normal(i["key"], (4, 3))),
+        DROPOUT,
     ),
     "attention": (
         lambda p, x: jax.nn.softmax(jnp.einsum("btd,bsd->bts", x, x)) @ x @ p["w"],
