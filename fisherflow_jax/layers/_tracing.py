@@ -123,10 +123,10 @@ def _of_rows(found: Walk, rows: dict[Path, Examples], count: int) -> Walk:
     """The uses by rows of a batch; reasons are noted for the leaves of others."""
     uses = []
     for use in found.uses:
-        inputs = rows[use.path].inputs[use.linear.operand]
-        known = following.has_examples(inputs) and _at_positions(use, rows)
-        # examples have met before, and as many rows have come of it
-        met = inputs.view is None or inputs.together is not None
+        values = rows[use.path].inputs[use.linear.operand], rows[use.path].outputs[0]
+        known = following.has_examples(values[0]) and _at_positions(use, rows)
+        # examples have met or are lost, and as many rows have come of it
+        met = any(x.view is None or x.together is not None for x in values)
         mixed = not known and met and use.num_positions % count == 0
         if not known and not mixed:
             reason = "the examples cannot be told apart in its inputs"
