@@ -206,7 +206,7 @@ def _plan(pull: Pull, params: PyTree, batch: Batch) -> Plan:
         pull.model.outputs_alone(params, batch.inputs)
     columns = _num_columns(pull, params, one)
     entries, bound, words = columns * trees.size(params), CHUNK_ENTRIES, None
-    path, taps = "a gradient for each example", False
+    path, taps, one_by_one = "a gradient for each example", False, False
     if length > 1:
         path, bound = f"one gradient for each group of {length} examples", GROUP_ENTRIES
     elif rule.fast_squares and (
@@ -215,7 +215,7 @@ def _plan(pull: Pull, params: PyTree, batch: Batch) -> Plan:
         layers = layers_of(pull.model.apply_fn, params, one.inputs, batched=False)
         stack = _shapes_of_vectors(params, layers, columns)
         if structure.takes_outer_products:
-            taps, words = True, _words(layers)
+            taps, words, one_by_one = True, _words(layers), layers.one_by_one
             entries = sum(
                 leaf.entries if isinstance(leaf, OuterProducts) else leaf.size
                 for leaf in stack
@@ -228,7 +228,7 @@ def _plan(pull: Pull, params: PyTree, batch: Batch) -> Plan:
     if length == 1 and not taps and not structure.takes_outer_products:
         path = f"{path} ({structure.name} reduces whole vectors)"
     if rule.chunk_size is None:
-        at_once = fitting(entries, bound)
+        at_once = 1 if one_by_one else fitting(entries, bound)
     else:
         at_once = max(rule.chunk_size // length, 1)
     words = words or (path,) * len(jax.tree.leaves(params))

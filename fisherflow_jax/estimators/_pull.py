@@ -119,7 +119,7 @@ def _of_examples(
         inputs = rebuild([x[None] for x in parts])
         layers, outputs, entering, pull_back = find(pull.model.apply_fn, params, inputs)
         cotangents = pull.cotangents(outputs, targets, each, key)
-        gradients, others = _columns(pull, pull_back, cotangents)
+        gradients, others = _columns(pull, pull_back, cotangents, layers)
         layers = layers and _grouped(pull, layers)
         entering = _as_one(layers, entering, 0)
         vectors = _as_one(layers, gradients, 1), others
@@ -138,10 +138,12 @@ def _of_examples(
     return pull.structure.reduce(vectors)
 
 
-def _columns(pull: Pull, pull_back: Callable, cotangents: jax.Array) -> PyTree:
+def _columns(
+    pull: Pull, pull_back: Callable, cotangents: jax.Array, layers: Layers | None = None
+) -> PyTree:
     """What all cotangents of an example bring back."""
     # one example at a time is for operations that cannot be mapped
-    if pull.rule.chunk_size == 1:
+    if pull.rule.chunk_size == 1 or (layers is not None and layers.one_by_one):
         return _each(pull_back, cotangents, 1)
     return jax.vmap(pull_back)(cotangents)
 
@@ -260,7 +262,8 @@ def _of_rows(
     outputs, entering, pull_back = layers_of.tap_batch(
         pull.model.apply_fn, layers, params, batch.inputs
     )
-    returned = _each(pull_back, _weighted_cotangents(pull, outputs, batch, keys, True))
+    cotangents = _weighted_cotangents(pull, outputs, batch, keys, True)
+    returned = _each(pull_back, cotangents, 1 if layers.one_by_one else None)
     dtype, (roots, _) = trees.float_dtype(params), batches.roots_of_weights(batch)
     blanked = functools.partial(_blank, roots)
 

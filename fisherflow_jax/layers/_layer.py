@@ -90,6 +90,11 @@ class Layers:
             found.setdefault(key, []).append(layer)
         return {self.names[group[0].kernel]: tuple(group) for group in found.values()}
 
+    @property
+    def one_by_one(self) -> bool:
+        """Whether a layer is an operation that `jax.vmap` does not map."""
+        return any(layer.kind == "experts" for layer in self.layers)
+
     @functools.cached_property
     def places(self) -> dict[str, tuple[str, slice]]:
         """Of each kernel: whose stack it is in, and where."""

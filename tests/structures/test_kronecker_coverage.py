@@ -93,26 +93,32 @@ def test_blocks_of_one_example_are_exact(name):
     np.testing.assert_allclose(found, expected, **EXACT)
 
 
-def test_factors_of_an_adapter():
-    def apply_fn(p, x):
-        return jnp.tanh(x @ (p["w"] + 0.5 * (p["left"] @ p["right"])))
+def test_an_adapter_is_the_same_in_both_spellings():
+    def merged(p, x):
+        return jnp.tanh(x @ (p["w"] + 0.5 * (p["left"] @ p["right"]))) @ p["head"]
 
-    params = drawn(w=(4, 3), left=(4, 2), right=(2, 3))
-    layers = ff.layers.find_layers(apply_fn, params, X)
-    estimator = ff.estimators.exact(apply_fn, GAUSSIAN, ff.structures.kronecker(layers))
-    found = jax.jit(estimator, compiler_options=FAST)(params, (X, None))
-    kernel = params["w"] + 0.5 * params["left"] @ params["right"]
-    slopes = 1 - np.tanh(X @ kernel) ** 2
-    outputs = np.diag(np.sum(slopes**2, 0))
+    def apart(p, x):
+        h = x @ p["w"] + 0.5 * ((x @ p["left"]) @ p["right"])
+        return jnp.tanh(h) @ p["head"]
+
+    params = drawn(w=(4, 3), left=(4, 2), right=(2, 3), head=(3, 2))
+    estimators = [
+        ff.estimators.exact(f, GAUSSIAN, ff.structures.kronecker(layers))
+        for f in (merged, apart)
+        for layers in [ff.layers.find_layers(f, params, X)]
+    ]
+
+    @functools.partial(jax.jit, compiler_options=FAST)
+    def run(params):
+        found = [estimator(params, (X, None)) for estimator in estimators]
+        return [ff.information.to_dense(x, params) for x in found], found[0]
+
+    dense, found = run(params)
+    np.testing.assert_allclose(*dense, **EXACT)
     passed = 0.5 * X @ params["left"]
-    left, right = found.input_factors, found.output_factors
-    np.testing.assert_allclose(left["w"][0], X.T @ X, **EXACT)
-    np.testing.assert_allclose(right["w"][0], outputs, **EXACT)
-    np.testing.assert_allclose(left["right"][0], passed.T @ passed, **EXACT)
-    np.testing.assert_allclose(right["right"][0], outputs, **EXACT)
-    # (A, G) of a product stand for A x G: half of the input times all of the gradient
-    np.testing.assert_allclose(left["left"][0], 0.25 * X.T @ X, **EXACT)
-    turned = params["right"] @ outputs @ params["right"].T
+    left, right = found.input_factors["right"], found.output_factors
+    np.testing.assert_allclose(left[0], passed.T @ passed, **EXACT)
+    turned = params["right"] @ right["w"][0] @ params["right"].T
     np.testing.assert_allclose(right["left"][0], turned, **EXACT)
 
 
@@ -168,35 +174,63 @@ def test_factors_of_a_graph_whose_nodes_are_examples():
         np.testing.assert_allclose(draws[own].mean(0), expected, **EXACT)
 
 
+def experts_of(rows):
+    """One of them gets no row."""
+    return jnp.asarray([0, 2, 3])[jnp.argmax(rows[:, :3], axis=1)]
+
+
 def routed(p, tokens):
-    """Linear experts, one of which gets no token, over the whole batch."""
+    """Experts of one or two layers, over the whole batch."""
     rows = jnp.asarray(tokens).reshape(-1, 4)
-    expert = jnp.asarray([0, 2, 3])[jnp.argmax(rows[:, :3], axis=1)]
+    expert = experts_of(rows)
     order = jnp.argsort(expert)
     sizes = jnp.bincount(expert, length=4).astype(jnp.int32)
-    rows = lax.ragged_dot(rows[order], p["w"], sizes)[jnp.argsort(order)]
-    return rows.reshape(*tokens.shape[:2], 2)
+    rows = lax.ragged_dot(rows[order], p["w"], sizes)
+    if "v" in p:
+        rows = lax.ragged_dot(jnp.tanh(rows), p["v"], sizes)
+    return rows[jnp.argsort(order)].reshape(*tokens.shape[:2], -1)
 
 
-@pytest.mark.parametrize("batched", [True, False])
-def test_linear_experts_are_exact(batched):
-    """With a loss at every token, and for any number of examples."""
+def masked(p, tokens):
+    """The same by einsum, with zeros at the tokens of others."""
+    own = jax.nn.one_hot(experts_of(tokens.reshape(-1, 4)), 4, dtype=tokens.dtype)
+    own = own.reshape(*tokens.shape[:2], 4)
+    for name in "wv":
+        tokens = jnp.einsum("ntk,nti,kio->nto", own, tokens, p[name])
+        tokens = jnp.tanh(tokens) if name == "w" else tokens
+    return tokens
+
+
+def test_experts_are_masked_stacks():
+    params, tokens = drawn(w=(4, 4, 3), v=(4, 3, 2)), draw(3, 5, 4)
+    found = [ff.layers.find_layers(f, params, tokens) for f in (routed, masked)]
+    assert [x.batched for x in found] == [True, False]
+    assert "experts, mixed rows" in str(found[0])
+    estimators = [
+        ff.estimators.exact(f, GAUSSIAN, ff.structures.kronecker(layers))
+        for f, layers in zip((routed, masked), found, strict=True)
+    ]
+
+    @functools.partial(jax.jit, compiler_options=FAST)
+    def run(params):
+        return [
+            ff.information.to_dense(estimator(params, (tokens, None), key), params)
+            for estimator, key in zip(estimators, (0, None), strict=True)
+        ]
+
+    np.testing.assert_allclose(*run(params), **EXACT)
+
+
+def test_linear_experts_are_exact():
+    """With a loss at every token, for any number of examples; one after the other."""
     params, tokens = drawn(w=(4, 4, 2)), draw(3, 5, 4)
-    layers = ff.layers.find_layers(routed, params, tokens, batched=batched)
-    assert [x.kind for x in layers.layers] == ["experts"]
-    estimator = ff.estimators.exact(
-        routed,
-        GAUSSIAN,
-        ff.structures.kronecker(layers),
-        chunk_size=None if batched else 1,
-    )
-    run = jax.jit(estimator, compiler_options=FAST)
-    found = run(params, (tokens, None), 0 if batched else None)
-    rows = tokens.reshape(-1, 4)
-    expert = np.array([0, 2, 3])[np.argmax(rows[:, :3], axis=1)]
-    expected = np.zeros((4, 8, 4, 8))
+    layers = ff.layers.find_layers(routed, params, tokens, batched=False)
+    structure = ff.structures.kronecker(layers)
+    estimator = ff.estimators.exact(routed, GAUSSIAN, structure)
+    found = jax.jit(estimator, compiler_options=FAST)(params, (tokens, None))
+    rows, expected = tokens.reshape(-1, 4), np.zeros((4, 8, 4, 8))
     for k in range(4):
-        own = rows[expert == k]
+        own = rows[experts_of(rows) == k]
         expected[k, :, k] = np.kron(own.T @ own, np.eye(2))
     dense = ff.information.to_dense(found, params)
     np.testing.assert_allclose(dense, expected.reshape(32, 32), **EXACT)
