@@ -12,8 +12,8 @@ import jax.numpy as jnp
 
 from fisherflow_jax.layers import _compat
 from fisherflow_jax.layers._compat import Equation, Path, Program
+from fisherflow_jax.layers._found import Broadcast, Use
 from fisherflow_jax.layers._tracing import Traced
-from fisherflow_jax.layers._walk import Broadcast, Use
 
 PyTree = Any
 # What is tapped: at a linear layer the output; at a parameter that meets others entry

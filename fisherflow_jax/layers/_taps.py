@@ -12,12 +12,12 @@ import jax.numpy as jnp
 from fisherflow_jax._ground import batch as batches
 from fisherflow_jax._ground import trees
 from fisherflow_jax.layers._evaluation import evaluate
+from fisherflow_jax.layers._found import Broadcast, Use
 from fisherflow_jax.layers._layer import Layers, expecting
 from fisherflow_jax.layers._linear import grouped
 from fisherflow_jax.layers._tracing import Traced, trace
 from fisherflow_jax.layers._values import examples_first
 from fisherflow_jax.layers._views import is_repeated
-from fisherflow_jax.layers._walk import Broadcast, Use
 
 PyTree = Any
 

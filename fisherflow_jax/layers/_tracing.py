@@ -12,10 +12,11 @@ from fisherflow_jax.layers import _values as following
 from fisherflow_jax.layers import _views as views
 from fisherflow_jax.layers._compat import Path
 from fisherflow_jax.layers._examples import follow
+from fisherflow_jax.layers._found import Broadcast, Use, Walk
 from fisherflow_jax.layers._layer import Layer, Layers, shapes_of_one
 from fisherflow_jax.layers._linear import Experts
 from fisherflow_jax.layers._values import Examples
-from fisherflow_jax.layers._walk import Broadcast, Use, Walk, walk
+from fisherflow_jax.layers._walk import walk
 
 PyTree = Any
 
