@@ -8,6 +8,7 @@ extra `benchmarks`:
 
     python benchmarks/language_model.py            # a few minutes
     python benchmarks/language_model.py --quick    # two settings, few steps
+    python benchmarks/language_model.py --diagonal # K-FAC with the table's diagonal too
 """
 
 import argparse
@@ -40,7 +41,8 @@ LENGTH, WIDTH, HEADS = 32, 32, 4
 LEARNING_RATES = 0.001, 0.003, 0.01, 0.03, 0.1, 0.3
 DAMPINGS = 1e-3, 1e-2, 1e-1
 QUICK = Setting(0.01, 1e-3), Setting(0.1, 1e-3)
-STEPS = {ADAM: 400, KFAC: 400}
+STEPS = 400
+DIAGONAL = "ff.kfac, diagonal"
 LOOKS = 50, 100, 200, 300, 400
 
 
@@ -79,8 +81,14 @@ def language_model(seed: int) -> Problem:
         params,
         (jnp.asarray(windows[:, :-1]), jnp.asarray(windows[:, 1:])),
         64,
-        STEPS[ADAM],
+        STEPS,
     )
+
+
+def without_table(params: Any, ids: jax.Array) -> jax.Array:
+    """The same model, in which the table is not found to be a layer."""
+    table = jax.lax.pad(params["table"], 0.0, [(0, 0, 0)] * 2)
+    return apply_fn(params | {"table": table}, ids)
 
 
 def apply_fn(params: Any, ids: jax.Array) -> jax.Array:
@@ -98,6 +106,7 @@ def apply_fn(params: Any, ids: jax.Array) -> jax.Array:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="two settings, few steps")
+    parser.add_argument("--diagonal", action="store_true", help="one more row")
     parser.add_argument("--seed", type=int, default=0, help="of the parameters")
     arguments = parsed(parser)
     if arguments is None:
@@ -121,11 +130,14 @@ def main() -> None:
         f"{methods.INVERSE_PERIOD}, max_kl {methods.MAX_KL}.\n",
         flush=True,
     )
-    found = {}
-    for name, steps in STEPS.items():
-        run = methods.OptaxRun(problem, methods.METHODS[name])
-        found[name] = training.tuned(problem, run, grid, steps // (10 if quick else 1))
-    rows = []
+    hidden = problem._replace(apply_fn=without_table)
+    runs = {ADAM: (problem, ADAM), KFAC: (problem, KFAC)}
+    if arguments.diagonal:
+        runs[DIAGONAL] = hidden, KFAC
+    found, rows = {}, []
+    for name, (model, method) in runs.items():
+        run = methods.OptaxRun(model, methods.METHODS[method])
+        found[name] = training.tuned(model, run, grid, STEPS // (10 if quick else 1))
     target = found[ADAM].losses[-1]
     for name, trained in found.items():
         looks = [trained.loss_at(step) for step in LOOKS]
