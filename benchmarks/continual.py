@@ -220,7 +220,7 @@ def replay(each: int):
     return {"begin": begin, "learn": learn}
 
 
-def methods(outputs: int) -> list[Method]:
+def methods(kind: str, outputs: int) -> list[Method]:
     shapes = jax.eval_shape(lambda: start(0, outputs))
     layers = ff.layers.find_layers(apply_fn, shapes, jnp.zeros((1, 64)))
     scalar, diagonal = ff.structures.scalar(), ff.structures.diagonal()
@@ -228,7 +228,15 @@ def methods(outputs: int) -> list[Method]:
     found = jax.eval_shape(kronecker.empty, shapes)
     size = sum(x.size for x in jax.tree.leaves((shapes, found)))
     alike = size // (65 * (NUM_TASKS - 1))  # numbers of a row, and its label
+    # of classes that appear strong penalties keep something, too
+    strong = [
+        Method("kronecker, 100", **quadratic(kronecker), strength=100.0),
+        Method("kronecker, 1000", **quadratic(kronecker), strength=1000.0),
+        Method("diagonal, 10000", **quadratic(diagonal), strength=10000.0),
+        Method("replay, 20 a task", **replay(20)),
+    ]
     return [
+        *(strong if kind == "classes" else ()),
         Method("naive"),
         Method("scalar", **quadratic(scalar), strength=1.0),
         *(
@@ -280,7 +288,7 @@ def compare(kind: str, seeds: int) -> None:
     columns = ("accuracy", "se", "backward", "forward", "forgetting", "learned", "s")
     print(f"{'':34s}" + "".join(f"{name:>11s}" for name in columns))
     tasks = [draw_tasks(kind, seed) for seed in range(seeds)]
-    for method in methods(outputs):
+    for method in methods(kind, outputs):
         began, rows = time.perf_counter(), []
         for seed in range(seeds):
             found, learned = run(method, tasks[seed], start(seed, outputs), seed)
