@@ -25,7 +25,7 @@ def fisher_flow(
     memory: Memory = stationary(),  # noqa: B008
     estimator: Any = estimators.exact,
     prior_precision: Any = 1.0,
-    num_steps: int = 4,
+    num_steps: int = 10,
     robust: bool = False,
     num_clusters: int | None = None,
     weights_are: str = "frequency",

@@ -23,6 +23,12 @@ _TOLERANCE_64 = 1e-11
 # Steps by the factors of a point before them shrink by a constant rate. One is the last
 # if the next would be shorter than this, squared: its length times the rate.
 _CHORD_TOLERANCE = 1e-14
+# A step is the last where the log-determinant of the information changed by no more
+# since the step before: along the tail of a certain outcome steps too short to be seen
+# in posterior standard deviations change it by one each, and it is remembered.
+_SETTLED = 0.01
+# The share of the bound on rounding that rounding usually is.
+_USUAL = 0.1
 # Further steps by the same factors, while each is this share of the one before: they
 # save informations and factorisations.
 _CONTRACTION = 0.01
@@ -90,6 +96,7 @@ class _Search(NamedTuple):
     gradient: PyTree
     step_size: jax.Array  # () of the last step; 0: none was found
     decrement: jax.Array
+    logdet: jax.Array  # () where its last factors were taken; NaN: nowhere
     last: jax.Array  # () bool, no further step is needed
     left: jax.Array  # () int32, steps
     helped: jax.Array
@@ -169,6 +176,7 @@ def damped_newton(
         gradient=gradient,
         step_size=zero,
         decrement=zero,
+        logdet=jnp.full_like(value, jnp.nan),
         last=jnp.zeros((), bool),
         left=jnp.asarray(num_steps, jnp.int32),
         helped=jnp.zeros((), jnp.int32),
@@ -208,6 +216,7 @@ def _turn(search: _Search, objective: Objective, start: PyTree) -> _Search:
         gradient=walk.gradient,
         step_size=jnp.where(stuck, jnp.zeros_like(walk.size), walk.size),
         decrement=jnp.where(walk.last | still, walk.length, walk.before),
+        logdet=factors.logdet,
         last=walk.last,
         left=jnp.where(walk.last | stuck, 0, search.left - 1),
         helped=search.helped + factors.helped,
@@ -233,7 +242,8 @@ def _walk(
         noise = rounding(reached)
         change = value - walk.objective, trees.dot(gradient, walk.direction)
         hidden = jnp.sqrt(jnp.finfo(dtype).eps) * jnp.abs(value)
-        taken, too_short = _judge(walk, change, (noise.of(walk.direction), hidden))
+        within = noise.of(walk.direction), hidden, 0.5 * jnp.abs(value)
+        taken, too_short = _judge(walk, change, within)
 
         def after() -> _Walk:
             ahead = factors.divide(gradient)
@@ -249,7 +259,9 @@ def _walk(
                 direction=ahead,
                 length=length,
                 before=walk.length,
-                last=(walk.is_full & near & contracts) | noise.hides(length, ahead),
+                last=walk.is_full
+                & contracts
+                & (near | noise.hides(length, ahead)),
             )
 
         # a good step is followed by more, however they end
@@ -270,7 +282,8 @@ def _walk(
         size=jnp.ones_like(zero),
         short=zero,
         long=infinity,
-        last=near | rounding(search.mean).hides(length, direction),
+        last=(near | rounding(search.mean).hides(length, direction))
+        & (jnp.abs(factors.logdet - search.logdet) <= _SETTLED),
     )
     return jax.lax.while_loop(lambda walk: walk.goes_on, turn, begun)
 
@@ -278,20 +291,22 @@ def _walk(
 def _judge(
     walk: _Walk,
     change: tuple[jax.Array, jax.Array],
-    within: tuple[jax.Array, jax.Array],
+    within: tuple[jax.Array, jax.Array, jax.Array],
 ) -> tuple[jax.Array, jax.Array]:
     """Whether a size is taken, and whether it is too short.
 
     `change`: of the objective, and how steeply it falls on where the step ends;
-    `within`: the rounding of the slopes, and of values.
+    `within`: the rounding of the slopes, that of values, and half the value.
     """
     grown, slope = change
-    slack, hidden = within
+    slack, hidden, doubled = within
     share = jax.lax.min(walk.size, jnp.ones_like(slope)) * walk.length
-    # where rounding hides what a step brings, its slopes tell
+    # where rounding hides what a step brings, its slopes tell, unless it doubles the
+    # objective: by factors of a matrix nearly singular from rounding it is far too long
+    falls = slope + slack >= (2 * _SUFFICIENT_DECREASE - 1) * share
     lower = jax.lax.select(
         share <= hidden + slack,
-        slope + slack >= (2 * _SUFFICIENT_DECREASE - 1) * share,
+        falls & (grown <= doubled),
         grown <= -_SUFFICIENT_DECREASE * share,  # NaN is not
     )
     bounds = [
@@ -316,7 +331,8 @@ class _Noise(NamedTuple):
     def hides(self, length: jax.Array, vector: PyTree) -> jax.Array:
         """Whether a step, of that squared length, is rounding alone."""
         size = self.of_length(vector)
-        return (jnp.abs(length) < self.lost * size) | (size < self.coarse)
+        hidden = jnp.abs(length) < _USUAL * self.lost * size
+        return hidden | (size < self.coarse)
 
 
 def _rounding(

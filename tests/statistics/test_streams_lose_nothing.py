@@ -5,6 +5,7 @@ determine: with `d` off the solution and `H` the information of the data alone, 
 largest of `c^T d / sqrt(c^T H^+ c)` is `sqrt(d^T H d)`.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -98,8 +99,7 @@ LINES = lines()
 def test_no_stream_ends_in_float32(simulation, name, size):
     """Every contrast within .02 standard errors of float64.
 
-    That is the closed form; of a logistic stream, the same stream in float64, to a
-    fifth: what follows its first, separated rows depends on how these were rounded.
+    That is the closed form; of a logistic stream, the same stream in float64.
     """
     line = LINES[name]
     flow = ff.fisher_flow(
@@ -115,52 +115,59 @@ def test_no_stream_ends_in_float32(simulation, name, size):
         rows = line.inputs, line.targets, size, jnp.float64
         wide = run(simulation, flow, *rows)
         solution, error = np.asarray(wide.mean), ff.standard_error(wide)
-    bound = 0.2 if line.logistic else 0.02
-    assert off(state.mean, solution, line.inputs, weights) < bound
+    assert off(state.mean, solution, line.inputs, weights) < 0.02
     if name == "dummy trap":  # whose single errors are the prior's; it is counted
         assert state.events.solves_regularised > 50
     else:
         np.testing.assert_allclose(ff.standard_error(state), error, rtol=0.01)
 
 
-def contradicted(name, seed):
+# at 3 and 1 of these orders searches once ended on a tail or ran away, and all was lost
+ORDERS = {"years": [26, 45, 53, 0, 1, 2], "amounts": [72, 0, 1, 2, 3, 4]}
+
+
+def contradicted(name, seed, rows=400):
     """Rows of which the first ones are nearly separated, far beyond 1 and -1."""
     rng = np.random.default_rng(seed)
-    one, noise = np.ones(ROWS), rng.logistic(size=ROWS)
+    one, noise = np.ones(rows), rng.logistic(size=rows)
     if name == "amounts":
-        amount = 1e5 * rng.normal(size=ROWS)
+        amount = 1e5 * rng.normal(size=rows)
         inputs, level = np.column_stack([one, amount]), 0.3 + 1e-5 * amount
         return Line(inputs, (noise < level).astype(float), 1e-10, True)
-    year = rng.integers(2000, 2025, ROWS).astype(float)
+    year = rng.integers(2000, 2025, rows).astype(float)
     level, inputs = 0.05 * (year - 2012), np.column_stack([one, year])
     return Line(inputs, (noise < level).astype(float), 1e-8, True)
 
 
-@pytest.mark.parametrize("name", ["amounts", "years"])
+@pytest.mark.parametrize("name", ORDERS)
 def test_an_outcome_that_contradicts_a_certainty_is_learned(simulation, name):
     """Single rows under a vague prior, in six orders, within one standard error.
 
     After a few rows the outcomes are all but certain; Newton's step from there is too
-    long by a factor of up to 1e18. In float32 the information of the first rows has no
-    room beside that of one certain row, and what follows depends on them.
+    long by a factor of up to 1e18. Along the tails before, each step is too short to
+    be seen in standard errors, and changes the information by a factor of e.
     """
-    prior = contradicted(name, 0).prior_precision
+    lines = [contradicted(name, seed) for seed in ORDERS[name]]
+    prior = lines[0].prior_precision
     flow = ff.fisher_flow(simulation.linear, L.bernoulli(), prior_precision=prior)
-    scan = jax.jit(lambda rows: simulation.stream(flow, *rows, 1))
+    run = jax.jit(
+        functools.partial(jax.lax.map, lambda rows: simulation.stream(flow, *rows, 1))
+    )
+    rows = [np.stack(x) for x in zip(*(line[:2] for line in lines), strict=True)]
+    states = [
+        run(tuple(jnp.asarray(x, dtype) for x in rows))
+        for dtype in (jnp.float32, jnp.float64)
+    ]
     gaps = []
-    for seed in range(6):
-        line = contradicted(name, seed)
+    for i, line in enumerate(lines):
         solution, weights = line.solution()
-        states = [
-            scan((jnp.asarray(line.inputs, t), jnp.asarray(line.targets, t)))
-            for t in (jnp.float32, jnp.float64)
-        ]
-        for state in states:
-            assert off(state.mean, solution, line.inputs, weights) < 1
-            assert state.events.searches_unfinished <= 0.02 * ROWS
-        means = [np.asarray(state.mean, float) for state in states]
+        means = [np.asarray(state.mean[i], float) for state in states]
+        for mean in means:
+            assert off(mean, solution, line.inputs, weights) < 1
         gaps.append(off(means[0], means[1], line.inputs, weights))
-    assert np.median(gaps) < 0.15 and max(gaps) < 0.5
+    for state in states:
+        assert np.all(state.events.searches_unfinished <= 8)
+    assert np.median(gaps) < 0.01 and max(gaps) < 0.1
 
 
 def test_rounding_ends_a_search_in_float32(simulation):
