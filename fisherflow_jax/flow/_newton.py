@@ -259,9 +259,7 @@ def _walk(
                 direction=ahead,
                 length=length,
                 before=walk.length,
-                last=walk.is_full
-                & contracts
-                & (near | noise.hides(length, ahead)),
+                last=walk.is_full & contracts & (near | noise.hides(length, ahead)),
             )
 
         # a good step is followed by more, however they end

@@ -233,12 +233,13 @@ def test_counts_of_a_million_from_zeros(simulation, dtype):
     np.testing.assert_allclose(ff.standard_error(state), error, rtol=0.01)
 
 
-def test_counts_that_begin_with_zeros_are_mended_by_refine(simulation):
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_counts_that_begin_with_zeros_are_mended_by_refine(simulation, dtype):
     """Two hundred zeros first: five standard errors off by one pass, none by three."""
     inputs, targets = counts(0.5)
     targets[:200] = 0
     flow = ff.fisher_flow(simulation.linear, L.poisson(), prior_precision=1e-4)
-    state = run(simulation, flow, inputs, targets, 20, jnp.float64)
+    state = run(simulation, flow, inputs, targets, 20, dtype)
     params = np.array([0.5, 0.3, -0.2])
     for _ in range(10):
         rate = np.exp(inputs @ params)
@@ -246,8 +247,9 @@ def test_counts_that_begin_with_zeros_are_mended_by_refine(simulation):
         params = params + np.linalg.solve(information, inputs.T @ (targets - rate))
     gaps = [off(state.mean, params, inputs, rate)]
     batches = inputs.reshape(-1, 20, 3), targets.reshape(-1, 20)
+    batches = jax.tree.map(lambda x: jnp.asarray(x, dtype), batches)
     for _ in range(3):
         state = ff.refine(flow, state, batches)
         gaps.append(off(state.mean, params, inputs, rate))
     assert gaps[0] > 1  # as docs/limits.md says of a stream whose order tells
-    assert gaps[2] < 0.01 and gaps[3] < 1e-4
+    assert gaps[2] < 0.01 and gaps[3] < (1e-3 if dtype == jnp.float32 else 1e-4)
