@@ -22,8 +22,15 @@ def structure(name):
     return ff.structures.kronecker(layers)
 
 
-@pytest.mark.parametrize("name", ["diagonal", "units", "full", "rank_3", "kronecker"])
-@pytest.mark.parametrize("estimator", ["exact", "empirical"])
+@pytest.mark.parametrize(
+    "name, estimator",
+    [
+        ("diagonal", "empirical"),
+        ("units", "exact"),
+        ("rank_3", "exact"),
+        ("kronecker", "exact"),
+    ],
+)
 def test_information_does_not_depend_on_how_rows_are_cut(name, estimator):
     measure = jax.jit(getattr(ff.estimators, estimator)(*MODEL, structure(name)))
 
@@ -45,7 +52,7 @@ def test_information_does_not_depend_on_how_rows_are_cut(name, estimator):
         np.testing.assert_allclose(of_all(size), whole, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["scalar", "block", "low_rank", "kronecker"])
+@pytest.mark.parametrize("name", ["low_rank", "kronecker"])
 def test_a_scan_over_tasks_in_which_each_holds_the_next(name):
     """In one program; and no task finds the penalty to be zero."""
     kept, loss = structure(name), ff.negative_log_likelihood(*MODEL)
