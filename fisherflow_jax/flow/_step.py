@@ -224,19 +224,8 @@ def settle(
     sound: jax.Array,
 ) -> FlowState:
     """The state after the batch, or before it and a batch skipped."""
-    squares = belief.sums.linear
-    after = state._replace(
-        mean=belief.mean,
-        rest=belief.rest,
-        information=belief.sums.curvature,
-        log_determinant=logdet,
-        count=belief.sums.weight,
+    after = believing(state, belief, logdet)._replace(
         log_evidence=state.log_evidence + gain,
-        meat=belief.sums.quadratic[0] if belief.sums.quadratic else None,
-        clusters=belief.sums.scores or None,
-        residual=None if squares is None else squares.penalised,
-        own_residual=None if squares is None else squares.own,
-        prior=belief.prior,
         memory=storage,
         step=state.step + 1,
         events=optax.tree.add(state.events, events),
@@ -245,6 +234,23 @@ def settle(
     # in the state's types, whatever those of the data
     after = jax.tree.map(lambda x, like: x.astype(like.dtype), after, state)
     return trees.where(sound, after, skipped)
+
+
+def believing(state: FlowState, belief: Belief, logdet: jax.Array) -> FlowState:
+    """The state with what it believes replaced."""
+    squares = belief.sums.linear
+    return state._replace(
+        mean=belief.mean,
+        rest=belief.rest,
+        information=belief.sums.curvature,
+        log_determinant=logdet,
+        count=belief.sums.weight,
+        meat=belief.sums.quadratic[0] if belief.sums.quadratic else None,
+        clusters=belief.sums.scores or None,
+        residual=None if squares is None else squares.penalised,
+        own_residual=None if squares is None else squares.own,
+        prior=belief.prior,
+    )
 
 
 def evaluate(

@@ -35,11 +35,13 @@ class Facts(NamedTuple):
       dense: it keeps matrices, whose inverse follows the noise of a few random
         vectors.
       layers: the `Layers` by whose kernels it is kept, if it is.
+      additive: its sums, by `fuse`, are those of the operators.
     """
 
     elementwise: bool = False
     dense: bool = False
     layers: Any = None
+    additive: bool = True
 
 
 @functools.singledispatch

@@ -167,6 +167,22 @@ def test_skipped_batches_are_counted_once_each():
     assert ff.merge(workers, start).num_skipped == 0 + 1 + 2 + 3
 
 
+@pytest.mark.parametrize("memory", ["stationary", "exponential"])
+def test_a_worker_that_is_not_finite_is_left_out_and_counted(memory):
+    start, workers, _ = states_of("unknown", memory, {})
+    lost = workers[1]._replace(mean=jax.tree.map(lambda x: x * np.nan, start.mean))
+    others = [workers[0], *workers[2:]]
+    expected = ff.merge(others, start)
+    with pytest.warns(ff.DataWarning, match=r"workers left out, as not finite: \[1\]"):
+        merged = ff.merge([workers[0], lost, *workers[2:]], start)
+    traced = jax.jit(ff.merge)([workers[0], lost, *workers[2:]], start)
+    names = "mean", "information", "count", "meat", "log_evidence", "residual"
+    for found in (merged, traced):
+        check(found, expected, *names)
+        assert found.num_skipped == 1
+        assert found.step == expected.step
+
+
 def test_merging_works_under_jit():
     start, workers, machine = states_of("gaussian", "exponential", {})
     merged = jax.jit(ff.merge)(workers, start)

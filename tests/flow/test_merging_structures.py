@@ -1,7 +1,10 @@
 """Merging in the structures that keep less than the whole information."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 
 import fisherflow_jax as ff
 import streams
@@ -69,3 +72,47 @@ def test_low_rank_stays_positive_definite_after_many_rounds():
         values = np.linalg.eigvalsh(streams.dense(state.information))
         assert values.min() > 0.9 * streams.PRECISION
     assert np.isfinite(streams.flat(state.mean)).all()
+
+
+def _flat(tree):
+    return np.asarray(ravel_pytree(tree)[0])
+
+
+@pytest.mark.parametrize("structure", ["diagonal", "kronecker"])
+def test_a_flow_of_agreeing_workers_moves_by_the_prior_alone(structure):
+    """The reference is the solve with the sum of the workers' operators."""
+    model = (lambda p, x: x @ p["w"] + p["b"][None]), ff.likelihoods.categorical()
+    params = {"b": jnp.zeros(3), "w": jnp.zeros((4, 3))}
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 60, 4))
+    x[1] = x[1] * [3, 1, 0.3, 1] + 1
+    structures = {
+        "diagonal": ff.structures.diagonal(),
+        "kronecker": ff.structures.kronecker(
+            ff.layers.find_layers(model[0], params, x[0])
+        ),
+    }
+    flow = ff.fisher_flow(*model, structure=structures[structure], prior_precision=1e-2)
+    start = flow.init(params)
+    targets = rng.integers(0, 3, 60)
+    common = {"b": rng.normal(size=3), "w": rng.normal(size=(4, 3))}
+    common = jax.tree.map(jnp.asarray, common)
+    workers = []
+    for inputs in x:
+        information = flow.evaluate(common, (inputs, targets))[2]
+        workers.append(flow.absorb(start, common, information, 60))
+    merged = ff.merge(workers, start)
+    to_dense = ff.information.to_dense
+    own = [np.asarray(to_dense(w.information, params)) for w in workers]
+    prior = 1e-2 * np.eye(15)
+    pull = (own[0] + own[1]) @ _flat(common)
+    expected = np.linalg.solve(own[0] + own[1] - prior, pull)
+    assert np.abs(_flat(common)).max() > 1
+    np.testing.assert_allclose(_flat(merged.mean), expected, rtol=0, atol=1e-6)
+    assert merged.events.searches_unfinished == 0
+    assert merged.count == 120
+    # a worker from a start that has seen data adds its own operator alone
+    if structure == "kronecker":
+        again, _ = flow.update(workers[0], (x[1], targets))
+        one = ff.merge([again], workers[0])
+        np.testing.assert_allclose(_flat(one.mean), _flat(again.mean), atol=1e-9)

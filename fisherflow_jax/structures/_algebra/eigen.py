@@ -206,7 +206,7 @@ def _check_prior(information: Any, prior: PyTree, like: PyTree) -> None:
 def register(kind: type) -> None:
     """Gives a type with `spectrum` all operations of `ff.information`."""
     linear.register(kind, add_other)
-    ops.facts.register(kind, lambda information: ops.Facts(layers=information.layers))
+    ops.facts.register(kind, lambda i: ops.Facts(layers=i.layers, additive=False))
     ops.spectral.register(kind, _spectral)
     # layers by name fit a tree with holes
     ops.restrict.register(kind, lambda information, shown, like=None: information)
