@@ -1,4 +1,4 @@
-"""The quickstart's two figures."""
+"""The examples' figures."""
 
 from pathlib import Path
 
@@ -97,5 +97,40 @@ def reliability(path: Path, bins: dict[str, np.ndarray]) -> None:
     axes[0, 0].set_ylabel("accuracy")
     axes[1, 0].set_ylabel("share")
     figure.supxlabel("confidence: the probability of the predicted digit", fontsize=10)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def rounds(path: Path, curves: dict[str, np.ndarray]) -> None:
+    """Accuracy after each round, of all clients and of a half that changes.
+
+    `curves[name]` is `(rounds,)`; a name that ends in "half missing" goes to the right.
+    """
+    figure, axes = plt.subplots(
+        1, 2, figsize=(9, 3.8), sharex=True, sharey=True, layout="constrained"
+    )
+    axes[0].set_title("ten clients", fontsize=10)
+    axes[1].set_title("five of ten, others each round", fontsize=10)
+    styles: dict[str, dict] = {}
+    for label, values in curves.items():
+        name = label.removesuffix(", half missing")
+        axis = axes[int(label != name)]
+        if name not in styles:
+            method, _, structure = name.partition(", ")
+            color = {"merge": BLUE, "sites": ORANGE}.get(method, GREY)
+            dashed = "--" if structure == "diagonal" else "-"
+            styles[name] = {"color": color, "ls": dashed, "marker": "o", "ms": 3}
+        numbers = np.arange(1, len(values) + 1)
+        axis.plot(numbers, values, label=name, **styles[name])
+    for axis in axes:
+        axis.set_ylim(0, 100)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(axis="y", color="0.9", lw=0.8)
+    axes[0].set_ylabel("test accuracy, percent")
+    figure.supxlabel("round", fontsize=10)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside upper center", ncols=len(labels), frameon=False
+    )
     figure.savefig(path, dpi=130)
     plt.close(figure)

@@ -1,8 +1,10 @@
 """Workers merge into the state of one machine, to 1e-12 (linear-Gaussian, full)."""
 
 import functools
+from operator import itemgetter
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -214,3 +216,28 @@ def test_what_does_not_belong_together_refuses():
     other = streams.start(streams.flow("diagonal", "stationary"))
     with pytest.raises(ValueError, match="must come from one flow"):
         ff.merge([workers[0], other], start)
+
+
+def test_clients_under_one_vmap_merge_in_one_program():
+    """Padded with rows of weight 0; a client of none adds nothing."""
+    model = (lambda p, x: x @ p), ff.likelihoods.gaussian()
+    flow = ff.fisher_flow(*model, prior_precision=0.3)
+    rng = np.random.default_rng(2)
+    counts = [5, 3, 0]
+    x, y = rng.normal(size=(3, 5, 2)), rng.normal(size=(3, 5))
+    weights = (np.arange(5) < np.array(counts)[:, None]).astype(float)
+    start = flow.init(jnp.zeros(2))
+
+    @jax.jit
+    def run(x, y, weights):
+        stack = jax.vmap(lambda *batch: flow.update(start, batch)[0])(x, y, weights)
+        states = [jax.tree.map(itemgetter(k), stack) for k in range(3)]
+        return ff.merge(states, start)
+
+    merged = run(x, y, weights)
+    rows = weights.ravel() > 0
+    inputs, targets = x.reshape(-1, 2)[rows], y.ravel()[rows]
+    total = inputs.T @ inputs + 0.3 * np.eye(2)
+    expected = np.linalg.solve(total, inputs.T @ targets)
+    np.testing.assert_allclose(merged.mean, expected, rtol=1e-9)
+    assert merged.count == sum(counts)
