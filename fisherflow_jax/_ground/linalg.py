@@ -15,6 +15,8 @@ import optax
 from jax.lax import Precision
 from jax.scipy.linalg import solve_triangular
 
+from fisherflow_jax._ground import trees
+
 product = functools.partial(jnp.einsum, precision=Precision.HIGHEST)
 
 
@@ -214,3 +216,13 @@ def _each(function: Callable, matrices: jax.Array):
     if count == 1:
         return function(matrices.reshape(size))
     return jax.vmap(function)(matrices.reshape((count, *size)))
+
+
+def least_spare(mean: Any) -> float:
+    """Degrees of freedom up to which there are none beside the parameters.
+
+    No more parameters can be effective than there are observations, so that too few of
+    these leave a little for the prior and rounding of either sign.
+    """
+    rounding = float(jnp.finfo(trees.float_dtype(mean)).eps) ** 0.5
+    return min(max(trees.size(mean) * rounding, 1e-3), 0.5)

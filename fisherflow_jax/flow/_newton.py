@@ -242,8 +242,9 @@ def _walk(
         noise = rounding(reached)
         change = value - walk.objective, trees.dot(gradient, walk.direction)
         hidden = jnp.sqrt(jnp.finfo(dtype).eps) * jnp.abs(value)
-        within = noise.of(walk.direction), hidden, 0.5 * jnp.abs(value)
-        taken, too_short = _judge(walk, change, within)
+        taken, too_short = _judge(
+            walk, change, (noise.of(walk.direction), hidden, 0.5 * jnp.abs(value))
+        )
 
         def after() -> _Walk:
             ahead = factors.divide(gradient)

@@ -10,7 +10,7 @@ import optax
 
 from fisherflow_jax import information as ops
 from fisherflow_jax import memories
-from fisherflow_jax._ground import trees
+from fisherflow_jax._ground import linalg, trees
 from fisherflow_jax._ground.choices import Compared, compiled, shared
 from fisherflow_jax._ground.keys import key_data
 from fisherflow_jax.flow import _nuisance as nuisances
@@ -198,7 +198,7 @@ def _dispersion(state: FlowState, squares: jax.Array) -> jax.Array:
     slope = ops.matvec(precision, optax.tree.sub(origin, state.mean))
     squares = squares - trees.dot(slope, ops.solve(information, slope))
     spare = _spare_of(state, information, hidden)
-    return jnp.where(spare > 0, squares / spare, jnp.nan)
+    return jnp.where(spare > linalg.least_spare(state.mean), squares / spare, jnp.nan)
 
 
 def belief_of(state: FlowState) -> Belief:

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from fisherflow_jax import information as ops
-from fisherflow_jax._ground import checks, trees
+from fisherflow_jax._ground import checks, linalg, trees
 
 PyTree = Any
 
@@ -169,13 +169,11 @@ def _gaussian(state: Any, robust: bool | str) -> Gaussian:
     spare = None if robust else getattr(state, "degrees_of_freedom", None)
     if spare is None:
         return one
-    # no more parameters can be effective than there are observations, so that too few
-    # of these leave a little for the prior and rounding of either sign
-    rounding = trees.size(state.mean) * float(jnp.finfo(spare.dtype).eps) ** 0.5
-    none = min(max(rounding, 1e-3), 0.5)
     # NaN where the information cannot be inverted, of which intervals warn by name
     lost = jnp.isnan(spare)
-    spare = jnp.where((spare > none) | lost, spare, jnp.zeros_like(spare))
+    spare = jnp.where(
+        (spare > linalg.least_spare(state.mean)) | lost, spare, jnp.zeros_like(spare)
+    )
     if not checks.holds((spare > 0) | lost):
         seen = "too few" if count is None else f"{float(jnp.min(count)):g}"
         raise ValueError(

@@ -150,6 +150,7 @@ def test_too_few_observations_in_a_flow_eager_and_compiled():
     # as many effective parameters as observations, up to rounding of either sign
     batch = (jnp.array([[1.0, 0.5, 0.2], [0.3, 1.0, 0.7]]), jnp.array([1.0, 2.0]))
     state, _ = jax.jit(flow.update)(state, batch)
+    assert np.isnan(state.dispersion)
     with pytest.raises(ValueError, match="2 observations leave no degree of freedom"):
         ff.confidence_interval(state)
     lower, upper = jax.jit(ff.confidence_interval)(state)
