@@ -149,3 +149,28 @@ def test_jumps_of_a_logistic_model(simulation):
         assert figures[0] >= 0.95
         assert figures[1] <= slowest
         assert abs(figures[3] - 0.95) < 0.05
+
+
+@pytest.mark.slow
+def test_collinear_columns_do_not_bring_alarms():
+    """A column that is there twice, float64 and float32; 400 to 800 for 500 asked."""
+    draw = np.random.default_rng(6)
+    x = draw.normal(size=(40, 1000, 8, 2))
+    x, y = np.concatenate([x, x[..., :1]], -1), draw.normal(size=(40, 1000, 8))
+    flow = ff.fisher_flow(
+        lambda params, inputs: inputs @ params,
+        ff.likelihoods.gaussian(),
+        memory=ff.memories.adaptive(500),
+        prior_precision=1e-2,
+    )
+
+    def alarms(batches):
+        start = flow.init(jnp.zeros(3, batches[0].dtype))
+        return jax.lax.scan(flow.update, start, batches)[1].memory.alarm.sum()
+
+    for dtype in (jnp.float64, jnp.float32):
+        rows = jnp.asarray(x, dtype), jnp.asarray(y, dtype)
+        found = jax.jit(lambda rows: jax.lax.map(alarms, rows))(rows)
+        length = 40_000 / max(int(np.sum(found)), 1)
+        print(f"\ncollinear, {dtype.__name__}: average run length {length:.0f}")
+        assert 400 <= length <= 800
