@@ -53,6 +53,7 @@ from fisherflow_jax.flow import BankState as BankState
 from fisherflow_jax.flow import FisherFlow as FisherFlow
 from fisherflow_jax.flow import FlowInfo as FlowInfo
 from fisherflow_jax.flow import FlowState as FlowState
+from fisherflow_jax.flow import Merged as Merged
 from fisherflow_jax.flow import bank as bank
 from fisherflow_jax.flow import fisher_flow as fisher_flow
 from fisherflow_jax.flow import merge as merge

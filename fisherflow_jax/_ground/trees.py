@@ -178,7 +178,10 @@ def _lies_under(name: str, wanted: str) -> bool:
 
 
 def where(condition: jax.Array, yes: PyTree, no: PyTree) -> PyTree:
-    """One tree or another of its types, by a `()` bool: one equation a leaf."""
+    """One tree or another of its types, by a `()` bool: one equation a leaf, or none
+    where the condition is at hand."""
+    if not isinstance(condition, jax.core.Tracer):
+        return yes if condition else no
     return jax.tree.map(lambda x, y: jax.lax.select(condition, x, y), yes, no)
 
 

@@ -5,6 +5,7 @@ from fisherflow_jax.flow._bank import BankInfo as BankInfo
 from fisherflow_jax.flow._bank import BankState as BankState
 from fisherflow_jax.flow._bank import bank as bank
 from fisherflow_jax.flow._flow import fisher_flow as fisher_flow
+from fisherflow_jax.flow._merging import Merged as Merged
 from fisherflow_jax.flow._merging import merge as merge
 from fisherflow_jax.flow._refine import refine as refine
 from fisherflow_jax.flow._refine import warm_start as warm_start

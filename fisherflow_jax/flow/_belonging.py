@@ -59,15 +59,15 @@ def differences(state: FlowState, own: FlowState) -> list[str]:
     for field in ("mean", "information", "memory"):
         one, other = getattr(state, field), getattr(own, field)
         # shapes of what comes later follow from what is told already
-        if _form(one) != _form(other) and (not found or _kind(one) != _kind(other)):
-            found.append(f"its {field} is {_told(one, other)}")
+        if form(one) != form(other) and (not found or _kind(one) != _kind(other)):
+            found.append(f"its {field} is {told(one, other)}")
     for field, what in _KEPT.items():
         one, other = getattr(state, field), getattr(own, field)
         if (one is None) != (other is None):
             has = "lacks" if one is None else "has"
             found.append(f"it {has} {what}")
-        elif not found and _form(one) != _form(other):
-            found.append(f"its {field} is {_told(one, other)}")
+        elif not found and form(one) != form(other):
+            found.append(f"its {field} is {told(one, other)}")
     return found
 
 
@@ -81,11 +81,11 @@ _KEPT = {
 }
 
 
-def _form(tree: Any) -> Any:
+def form(tree: Any) -> Any:
     return jax.tree.structure(tree), [np.shape(leaf) for leaf in jax.tree.leaves(tree)]
 
 
-def _told(one: Any, other: Any) -> str:
+def told(one: Any, other: Any) -> str:
     """How two parts of states differ: in kind, or else in shapes."""
     kinds = _kind(one), _kind(other)
     if kinds[0] == kinds[1]:

@@ -7,7 +7,6 @@ turns, to their common solution.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -21,6 +20,7 @@ from fisherflow_jax._ground import linalg, trees
 from fisherflow_jax.flow import _newton as newton
 from fisherflow_jax.flow._newton import Solution
 from fisherflow_jax.flow._objective import Stationary, objective_of
+from fisherflow_jax.flow._quadratics import minimum
 from fisherflow_jax.flow._recipe import Observed, Recipe
 from fisherflow_jax.memories import Belief, Memory, Prior, Shift, Sum, age, stationary
 from fisherflow_jax.model import Traced, weighted_sum
@@ -307,14 +307,10 @@ def _given_outputs(
 def fuse(start: NuisanceState, count: jax.Array, states: Sequence, steps: Any) -> Any:
     """Of workers that set out from a common state; as `ff.merge`."""
     aged = age(start.memory, belief_of(start, count), steps)
-    total = ops.fuse(aged.sums.curvature, [state.information for state in states])
-    pulls = [
-        ops.matvec(state.information, optax.tree.sub(state.mean, aged.mean))
-        for state in states
-    ]
-    step = ops.solve(total, functools.reduce(optax.tree.add, pulls))
-    mean = optax.tree.add(aged.mean, step)
-    return start._replace(mean=mean, information=total, prior=aged.prior)
+    moves = [aged.to(state.mean) for state in states]
+    found = minimum(aged.sums.curvature, [one.information for one in states], moves)
+    mean = optax.tree.add(aged.mean, found.step)
+    return start._replace(mean=mean, information=found.information, prior=aged.prior)
 
 
 def slopes(
