@@ -277,7 +277,7 @@ def _fill(parts: list, weights: jax.Array, mask: jax.Array | None) -> list:
     inputs, targets = jax.tree.map(lambda x: _filled(x, used), parts)
     # where nothing is observed they may still say how long the wait was
     inputs = jax.tree.map(
-        lambda x, own: jnp.where(jnp.any(used) | ~jnp.isfinite(own), x, own),
+        lambda x, own: jax.lax.select(jnp.any(used) | ~jnp.isfinite(own), x, own),
         inputs,
         parts[0],
     )
@@ -296,13 +296,16 @@ def _rows(each: jax.Array) -> jax.Array:
 
 def _filled(x: jax.Array, used: jax.Array) -> jax.Array:
     """What is not used replaced by the first that is; `used` has the leading axes."""
-    rest, used = x.shape[used.ndim :], used.ravel()
-    stack, first = x.reshape((-1, *rest)), jnp.argmax(used)
-    one = jax.lax.dynamic_index_in_dim(stack, first, 0)
+    rest, used = x.shape[used.ndim :], used.reshape(-1)
+    # an index of no sign is not wrapped
+    stack, first = x.reshape((-1, *rest)), jax.lax.argmax(used, 0, jnp.uint32)
+    one = jax.lax.dynamic_slice_in_dim(stack, first, 1)
     # one is a possible target of every likelihood, zero is not
-    one = jnp.where(jnp.any(used), one, jnp.ones_like(one))
-    keep = used.reshape((-1,) + (1,) * len(rest))
-    return jnp.where(keep, stack, jnp.broadcast_to(one, stack.shape)).reshape(x.shape)
+    one = jax.lax.select(jnp.any(used), one, jnp.ones_like(one))
+    keep = jax.lax.broadcast_in_dim(used, stack.shape, (0,))
+    return jax.lax.select(keep, stack, jnp.broadcast_to(one, stack.shape)).reshape(
+        x.shape
+    )
 
 
 def num_observations(batch: Batch, *, each_target: bool) -> jax.Array:

@@ -48,7 +48,7 @@ def diagonal(matrices: jax.Array) -> jax.Array:
 def equilibrated(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
     """`D^-1/2 M D^-1/2` with a unit diagonal, and `D^1/2 (..., k)`."""
     entries = diagonal(matrices)
-    scales = jnp.where(entries > 0, jnp.sqrt(entries), 1.0)
+    scales = jax.lax.select(entries > 0, jnp.sqrt(entries), jnp.ones_like(entries))
     return matrices / (scales[..., :, None] * scales[..., None, :]), scales
 
 
@@ -72,6 +72,8 @@ def _alone(function: Callable) -> Callable:
     return one
 
 
+# of which the upper triangle holds anything
+_lower = _alone(jax.lax.linalg.cholesky_p.bind)
 _cholesky = _alone(lambda m: jnp.linalg.cholesky(m, symmetrize_input=False))
 _eigh = _alone(lambda m: tuple(jnp.linalg.eigh(m)))
 _orthonormal = _alone(lambda m: jnp.linalg.qr(m)[0])
@@ -101,6 +103,8 @@ def _factors_moved(factors: jax.Array, tangents: jax.Array) -> jax.Array:
 def steady_cholesky(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Factors of symmetric matrices of unit diagonal, and what was added to that.
 
+    The upper triangle of a factor is not zero: whoever solves does not read it.
+
     The least of 0, eps, 2 eps, 4 eps, ... by which a factor exists, `(...)`, up to the
     root of eps: NaN where a matrix is further from positive definite than by rounding.
     """
@@ -112,27 +116,28 @@ def _steady_cholesky(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
     eps = float(jnp.finfo(matrices.dtype).eps)
     identity = jnp.eye(matrices.shape[-1], dtype=matrices.dtype)
     identity = jnp.broadcast_to(identity, matrices.shape)
-    last = (..., -1, -1)
 
     def fails(state: tuple[jax.Array, jax.Array]) -> jax.Array:
         factors, jitter = state
-        return ~jnp.isfinite(factors[last]) & (2 * jitter <= eps**0.5)
+        return ~jnp.isfinite(factors[..., -1, -1]) & (2 * jitter <= eps**0.5)
 
     def more(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         jitter = jnp.where(fails(state), jnp.maximum(2 * state[1], eps), state[1])
-        return cholesky(matrices + jitter[..., None, None] * identity), jitter
+        helped = matrices + jitter[..., None, None] * identity
+        return _each(_lower, helped).reshape(matrices.shape), jitter
 
-    start = cholesky(matrices)
-    # what is not finite cannot be helped, and shows on the diagonal of most
-    hopeless = ~jnp.isfinite(jnp.sum(diagonal(matrices), -1))
-    jitter = jnp.where(hopeless, jnp.ones_like(start[last]), 0.0)
-    return jax.lax.while_loop(lambda s: jnp.any(fails(s)), more, (start, jitter))
+    start = _each(_lower, matrices).reshape(matrices.shape)
+    none = jnp.zeros(matrices.shape[:-2], matrices.dtype)
+    return jax.lax.while_loop(lambda s: jnp.any(fails(s)), more, (start, none))
 
 
 @_steady_cholesky.defjvp
 def _(primals: tuple, tangents: tuple) -> tuple[tuple, tuple]:
     factors, jitter = _steady_cholesky(*primals)
-    return (factors, jitter), (_factors_moved(factors, tangents[0]), 0 * jitter)
+    return (factors, jitter), (
+        _factors_moved(jnp.tril(factors), tangents[0]),
+        0 * jitter,
+    )
 
 
 @jax.jit

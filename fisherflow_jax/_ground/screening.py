@@ -87,7 +87,7 @@ class Screen:
         if self.together:
             poisoned = jnp.where(jnp.any(skipped), jnp.nan, weights)
             return batch._replace(weights=poisoned), jnp.zeros((), jnp.int32)
-        weights = jnp.where(kept, weights, jnp.zeros_like(weights))
+        weights = jax.lax.select(kept, weights, jnp.zeros_like(weights))
         clean = batches.blank(batch._replace(weights=weights, mask=mask))
         return clean, jnp.sum(skipped, dtype=jnp.int32)
 

@@ -243,9 +243,13 @@ def all_finite(tree: PyTree) -> jax.Array:
             kind = index if apart or not leaf.ndim else (leaf.shape[1:], leaf.dtype)
             alike.setdefault(kind, []).append(leaf)
     finite = [jnp.all(jnp.isfinite(concatenated(x, 0))) for x in alike.values()]
-    # A reduction of the leaves' booleans would be fused anew into every select that
-    # reads it: leaves times leaves. XLA fuses no sort, and false comes first.
-    return jax.lax.sort(jnp.stack([*finite, jnp.array(True)]))[0]
+    # A reduction of many booleans would be fused anew into every select that reads it:
+    # leaves times leaves. XLA fuses no sort, and false comes first.
+    return (
+        functools.reduce(jnp.logical_and, finite)
+        if 0 < len(finite) <= 8
+        else jax.lax.sort(jnp.stack([*finite, jnp.array(True)]))[0]
+    )
 
 
 def same_structure(left: PyTree, right: PyTree) -> bool:
@@ -333,7 +337,9 @@ def dot(left: PyTree, right: PyTree) -> jax.Array:
     products = jax.tree.map(
         lambda x, y: jnp.sum(x.astype(dtype) * y.astype(dtype)), left, right
     )
-    return sum(jax.tree.leaves(products), start=jnp.zeros((), dtype))
+    return functools.reduce(
+        jnp.add, jax.tree.leaves(products) or [jnp.zeros((), dtype)]
+    )
 
 
 def standard_normal(key: jax.Array, like: PyTree) -> PyTree:

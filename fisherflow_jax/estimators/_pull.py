@@ -378,9 +378,8 @@ def _weigh(values: jax.Array, root: jax.Array) -> jax.Array:
 
 def _blank(roots: jax.Array, values: jax.Array) -> jax.Array:
     """Zero in rows of weight zero: no blanked row is finite for every model."""
-    missing = roots == 0
-    missing = missing.reshape(missing.shape + (1,) * (values.ndim - missing.ndim))
-    return jnp.where(missing, jnp.zeros_like(values), values)
+    missing = jax.lax.broadcast_in_dim(roots == 0, values.shape, range(roots.ndim))
+    return jax.lax.select(missing, jnp.zeros_like(values), values)
 
 
 def _merge_axes(values: jax.Array) -> jax.Array:

@@ -216,7 +216,7 @@ def belief_of(state: FlowState) -> Belief:
         quadratic=() if state.meat is None else (state.meat,),
         scores=state.clusters or (),
     )
-    mean = optax.tree.where(state.step > 0, state.mean, state.prior.origin)
+    mean = trees.where(state.step > 0, state.mean, state.prior.origin)
     return Belief(mean, sums, state.prior, state.rest)
 
 

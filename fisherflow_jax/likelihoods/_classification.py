@@ -24,6 +24,22 @@ def _variance(log_odds: jax.Array) -> jax.Array:
     return jax.nn.sigmoid(log_odds) * jax.nn.sigmoid(-log_odds)
 
 
+@jax.custom_jvp
+def _log_share(log_odds: jax.Array, share: jax.Array) -> jax.Array:
+    """`share log p + (1 - share) log(1 - p)`: no digits are lost in either tail."""
+    return (share - (log_odds > 0).astype(log_odds.dtype)) * log_odds - jnp.log1p(
+        jnp.exp(-jnp.abs(log_odds))
+    )
+
+
+_log_share.defjvps(
+    lambda t, _, z, share: (
+        t * (share * jax.lax.logistic(-z) - (1 - share) * jax.lax.logistic(z))
+    ),
+    lambda t, _, z, share: t * z,
+)
+
+
 @shared.family
 def categorical() -> Likelihood:
     r"""One of C classes, given logits.
@@ -195,10 +211,6 @@ def bernoulli(dispersion: ArrayLike | None = 1.0) -> Likelihood:
             return jnp.ones(targets.shape, bool)
         return (targets >= 0) & (targets <= 1)
 
-    def log_prob(logits: jax.Array, share: jax.Array) -> jax.Array:
-        value = share * jax.nn.log_sigmoid(logits)
-        return value + (1 - share) * jax.nn.log_sigmoid(-logits)
-
     def sample(key: jax.Array, logits: jax.Array) -> jax.Array:
         draws = jax.random.bernoulli(key, jax.nn.sigmoid(logits))
         return draws.astype(logits.dtype)
@@ -208,7 +220,7 @@ def bernoulli(dispersion: ArrayLike | None = 1.0) -> Likelihood:
         distance = jnp.abs(logits)
         return jnp.exp(-0.5 * distance) / (1 + jnp.exp(-distance))
 
-    built = one_output("bernoulli", LOGIT, support, log_prob, _variance, sample, root)
+    built = one_output("bernoulli", LOGIT, support, _log_share, _variance, sample, root)
 
     def expected_log_prob(
         mean: jax.Array, variance: jax.Array, covariance: Any, targets: ArrayLike

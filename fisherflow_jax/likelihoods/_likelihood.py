@@ -243,8 +243,8 @@ def root_columns(
 def nan_outside(possible: jax.Array, values: jax.Array) -> jax.Array:
     """The values, NaN where the target is impossible."""
     # A product, not a `where`: the gradient must be NaN there too, never a silent zero.
-    one = jnp.ones((), values.dtype)
-    return values * jnp.where(possible, one, jnp.nan)
+    one, no = jnp.ones_like(values), jnp.full_like(values, jnp.nan)
+    return values * jax.lax.select(jnp.broadcast_to(possible, values.shape), one, no)
 
 
 def scaled_probes(outputs: ArrayLike, factor: jax.Array, probes: Any) -> jax.Array:

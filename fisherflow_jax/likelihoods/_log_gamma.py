@@ -23,5 +23,6 @@ def stirling_remainder(x: jax.Array | float) -> jax.Array:
 def log_beta(a: jax.Array, b: jax.Array | float) -> jax.Array:
     """log B(a, b) for a, b > 0; `jax.scipy.special.betaln` has float32 accuracy."""
     terms = a * jnp.log1p(b / a) + b * jnp.log1p(a / b)
-    remainders = stirling_remainder(a) + stirling_remainder(b)
-    return stirling_remainder(a + b) - remainders - terms
+    # written once for all three: log Gamma is a long program
+    each = stirling_remainder(jnp.stack(jnp.broadcast_arrays(a + b, a, b)))
+    return each[0] - (each[1] + each[2]) - terms

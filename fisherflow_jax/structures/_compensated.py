@@ -33,18 +33,18 @@ def compensate(information: Any) -> Compensated:
 @ops.add_to.register
 def _(left: Compensated, right: Any) -> Compensated:
     if not isinstance(right, Compensated):
-        right = compensate(right)
+        right = Compensated(right, None)  # it has lost nothing
     if type(right.high) is not type(left.high):
         zeros = jax.tree.map(jnp.zeros_like, left.high)
-        right = Compensated(*(ops.add_to(zeros, part) for part in right))
+        right = Compensated(*(x and ops.add_to(zeros, x) for x in right))
         if right.high is NotImplemented:
             return NotImplemented
 
-    def leaf(high: jax.Array, low: jax.Array, other: jax.Array, other_low: jax.Array):
+    def leaf(high: jax.Array, low: jax.Array, other: jax.Array, *lost: jax.Array):
         total, error = linalg.two_sum(high, other)
-        return linalg.two_sum(total, low + other_low + error)
+        return linalg.two_sum(total, sum(lost, low) + error)
 
-    pairs = jax.tree.map(leaf, left.high, left.low, right.high, right.low)
+    pairs = jax.tree.map(leaf, *left, *(x for x in right if x is not None))
     return Compensated(
         *jax.tree.transpose(
             jax.tree.structure(left.high), jax.tree.structure((0, 0)), pairs

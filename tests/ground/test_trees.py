@@ -185,6 +185,9 @@ def test_a_value_that_is_not_finite_is_seen_wherever_it_stands(value):
         leaves[place] = leaves[place] + value
         assert not jax.jit(trees.all_finite)(leaves)
     assert trees.all_finite({"places": jnp.arange(3)})
+    numbers = [jnp.ones(())] * 20
+    assert trees.all_finite(numbers)
+    assert not trees.all_finite([*numbers, jnp.asarray(value)])
 
 
 def test_a_check_of_many_leaves_is_not_fused_into_every_select():

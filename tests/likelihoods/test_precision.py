@@ -136,6 +136,21 @@ def test_bernoulli_log_prob_keeps_its_digits_near_certainty():
     np.testing.assert_allclose(value, [-np.exp(-30.0)] * 2, rtol=1e-5)
 
 
+def test_bernoulli_derivatives_are_exact_in_both_tails_and_between():
+    z = np.array([-40.0, -3.0, 0.0, 2.0, 40.0], np.float32)
+    share = np.array([0.0, 0.3, 1.0, 1.0, 1.0], np.float32)
+    wide = z.astype(float)
+    p, q = 1 / (1 + np.exp(-wide)), 1 / (1 + np.exp(wide))
+    log_prob = likelihoods.bernoulli().log_prob
+    total = lambda z, share: jnp.sum(log_prob(z, share))  # noqa: E731
+    slopes = jax.jit(jax.grad(total, (0, 1)))(z, share)
+    expected = share * q - (1 - share) * p, wide  # the second: log p - log q
+    for found, exact in zip(slopes, expected, strict=True):
+        np.testing.assert_allclose(found, exact, rtol=1e-6)
+    bend = jax.jit(jax.hessian(total))(z, share)
+    np.testing.assert_allclose(bend, np.diag(-p * q), rtol=1e-5)
+
+
 def test_negative_binomial_stays_finite_where_its_mean_overflows():
     likelihood = likelihoods.negative_binomial(2.0)
     outputs, targets = jnp.float32([200.0, -200.0]), np.array([3, 0])

@@ -395,8 +395,8 @@ def _regularised(information: Any, like: PyTree | None = None) -> ops.Regularise
 
     divide = functools.partial(_divide, information, factors)
     none = jnp.zeros((), trees.float_dtype(information))
-    helped = functools.reduce(jnp.logical_or, jitters, jnp.array(False))
-    logdet = sum(logs, start=none)
+    logdet = functools.reduce(jnp.add, logs or [none])
+    helped = functools.reduce(jnp.logical_or, jitters or [jnp.array(False)])
     return ops.Regularised(divide, logdet, helped.astype(jnp.int32))
 
 
