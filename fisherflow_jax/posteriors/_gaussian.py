@@ -127,17 +127,32 @@ def _tempered(information: Any, precision: Any, temperature: jax.Array) -> tuple
 
 
 # operation by operation, a first call would take seconds
-_compiled, _entries = jax.jit(_tempered), jax.jit(ops.diagonal)
+_compiled = jax.jit(_tempered)
+
+
+def _read(information: Any, mean: PyTree) -> tuple[PyTree, PyTree]:
+    """The entries of the diagonal, and of which leaves they can be those."""
+    entries = ops.diagonal(information, mean)
+
+    def valid(leaf: jax.Array) -> jax.Array:
+        return jnp.all(jnp.isfinite(leaf) & (leaf >= 0))
+
+    return entries, jax.tree.map(valid, entries)
+
+
+_compiled_read = jax.jit(_read)
 
 
 def check_about(information: Any, mean: PyTree) -> None:
     """Raises unless the information is about parameters like the mean, and finite."""
     # anything else is refused by its own name, and not by a tracer's
-    read = _entries if ops.is_information(information) else ops.diagonal
-    entries = read(information, mean)
+    read = _compiled_read if ops.is_information(information) else _read
+    entries, valid = read(information, mean)
     check_like(entries, mean)
-    for name, leaf in trees.named_leaves(entries):
-        if not checks.holds(jnp.isfinite(leaf) & (leaf >= 0)):
+    for (name, leaf), fine in zip(
+        trees.named_leaves(entries), jax.tree.leaves(valid), strict=True
+    ):
+        if not checks.holds(fine):
             raise ValueError(
                 "the diagonal of an information is finite and not negative; that of "
                 f"parameter {name} is {leaf}."

@@ -233,5 +233,8 @@ def kept(name, matrix):
     return matrix
 
 
+to_dense = jax.jit(ff.information.to_dense)
+
+
 def dense(information, params):
-    return np.asarray(ff.information.to_dense(information, params))
+    return np.asarray(to_dense(information, params))

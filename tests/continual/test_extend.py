@@ -1,5 +1,7 @@
 """What is known of a model that grows stays, beside a prior of what is new."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ import fisherflow_jax as ff
 
 extend, ops = ff.continual.extend, ff.information
 RNG = np.random.default_rng(3)
+to_dense = jax.jit(ops.to_dense)
 
 
 def draw(*shape):
@@ -55,10 +58,8 @@ def check(old_state, found, new, precision):
     """The old matrix and mean at their places, and nothing but the prior elsewhere."""
     places = former_places(old_state.mean, new)
     expected = precision * np.eye(sum(x.size for x in jax.tree.leaves(new)))
-    expected[np.ix_(places, places)] = ops.to_dense(
-        old_state.information, old_state.mean
-    )
-    dense = jax.jit(ops.to_dense)(found.information, new)
+    expected[np.ix_(places, places)] = to_dense(old_state.information, old_state.mean)
+    dense = to_dense(found.information, new)
     np.testing.assert_allclose(dense, expected, rtol=1e-12, atol=1e-12)
     flat, old = (
         np.concatenate([*map(np.ravel, jax.tree.leaves(x))])
@@ -96,7 +97,7 @@ def test_what_was_known_stays_exactly(name):
     kind = type(found.information)
     assert kind is (ff.structures.Diagonal if name == "scalar" else type(state[1]))
     # the prior, which a decay keeps, has grown with it
-    prior = ops.to_dense(found.prior_precision, NEW)
+    prior = to_dense(found.prior_precision, NEW)
     places = former_places(OLD, NEW)
     expected = np.full(len(prior), 2.0)
     expected[places] = 0.7
@@ -174,7 +175,8 @@ def test_classes_that_appear_are_held_by_a_penalty_that_is_not_zero():
             updates, state = optimizer.update(gradient, state, params, anchor=anchor)
             return (optax.apply_updates(params, updates), state), None
 
-        return jax.lax.scan(step, (params, optimizer.init(params)), None, 20)[0][0]
+        end = jax.lax.scan(step, (params, optimizer.init(params)), None, 20)[0][0]
+        return end, ff.continual.elastic_penalty(anchor, end, num_observations=12)
 
     params = network(4, 2)
     information = measure(params, kronecker(params), draw(12, 4))  # of the first task
@@ -184,8 +186,7 @@ def test_classes_that_appear_are_held_by_a_penalty_that_is_not_zero():
         structure = kronecker(params)
         belief = extend(belief, params, prior_precision=0.1, structure=structure)
         batch = draw(12, 4), classes - 2 + RNG.integers(0, 2, 12)
-        params = train(belief.mean, belief, batch)
-        penalty = ff.continual.elastic_penalty(belief, params, num_observations=12)
+        params, penalty = train(belief.mean, belief, batch)
         penalties.append(float(penalty))
         information = measure(params, structure, batch[0])
         belief = ff.continual.consolidate(belief, params, information)
@@ -245,10 +246,14 @@ def test_what_is_refused():
     parted = ff.posterior(
         OLD, ff.structures.block(lambda name: "all"), prior_precision=1.0
     )
+
+    def shapes(state, structure=None):
+        grown = functools.partial(extend, prior_precision=1.0, structure=structure)
+        return jax.eval_shape(grown, state, NEW)
+
     with pytest.raises(ValueError, match=r"which block other\.b, other\.w"):
-        extend(parted, NEW, prior_precision=1.0)
+        shapes(parted)
     with pytest.raises(ValueError, match=r"gain and first\.b.* parts them: keep"):
-        by_leaf = ff.structures.block(lambda name: name[:3])
-        extend(parted, NEW, prior_precision=1.0, structure=by_leaf)
+        shapes(parted, ff.structures.block(lambda name: name[:3]))
     with pytest.raises(TypeError, match="structure comes from a call such as"):
         extend(state, NEW, prior_precision=1.0, structure=ff.structures.full)

@@ -24,21 +24,41 @@ def rank(k, num_iterations=None):
     )
 
 
-def dense(root=None, apply_fn=MODEL.apply_fn, params=WIDE):
-    options = {} if root is None else {"root": root}
-    estimator = ff.estimators.exact(apply_fn, MODEL.likelihood, FULL, **options)
-    run = jax.jit(lambda p: ff.information.to_dense(estimator(p, (MODEL.inputs, None))))
-    return np.asarray(run(params))
+def dense(*roots, apply_fn=MODEL.apply_fn):
+    """With each root, by one program."""
+    estimators = [
+        ff.estimators.exact(
+            apply_fn, MODEL.likelihood, FULL, **({} if root is None else {"root": root})
+        )
+        for root in roots
+    ]
+
+    @jax.jit
+    def run(params):
+        found = [estimator(params, (MODEL.inputs, None)) for estimator in estimators]
+        return [ff.information.to_dense(x) for x in found]
+
+    return map(np.asarray, run(WIDE))
+
+
+ITERATIONS = (None, 0, 3, 30)
+RANKS = [(k, n) for n in ITERATIONS for k in (1, 2)] + [(3, None), (4, None)]
 
 
 @functools.cache
+def found():
+    """Of the exact information, of an equal root, of the upper and the lower bounds."""
+    roots = None, lambda likelihood: likelihood, ff.likelihoods.diagonal_root
+    names = ["exact", "own", "upper", *RANKS]
+    return dict(zip(names, dense(*roots, *(rank(*x) for x in RANKS)), strict=True))
+
+
 def exact():
-    return dense()
+    return found()["exact"]
 
 
-@functools.cache
 def of_rank(k, num_iterations=None):
-    return dense(rank(k, num_iterations))
+    return found()[k, num_iterations]
 
 
 def smallest(matrix):
@@ -46,14 +66,14 @@ def smallest(matrix):
 
 
 def test_all_roots_are_roots_of_the_same():
-    own = dense(lambda likelihood: likelihood)
+    own = found()["own"]
     np.testing.assert_allclose(exact(), own, **EXACT)
     np.testing.assert_allclose(of_rank(CLASSES - 1), own, **EXACT)
 
 
 def test_classes_may_be_permuted():
     order = np.array([3, 0, 4, 1, 2])
-    permuted = dense(apply_fn=lambda p, x: MODEL.apply_fn(p, x)[:, order])
+    (permuted,) = dense(None, apply_fn=lambda p, x: MODEL.apply_fn(p, x)[:, order])
     np.testing.assert_allclose(permuted, exact(), **EXACT)
 
 
@@ -63,18 +83,19 @@ def shifted(params, x):
 
 
 def test_one_number_added_to_all_logits_is_not_seen_but_by_the_upper_bound():
-    np.testing.assert_allclose(dense(apply_fn=shifted), exact(), **EXACT)
-    bounds = [dense(ff.likelihoods.diagonal_root, f) for f in (MODEL.apply_fn, shifted)]
-    assert np.trace(bounds[1]) > 5 * np.trace(bounds[0])
+    seen, upper = dense(None, ff.likelihoods.diagonal_root, apply_fn=shifted)
+    np.testing.assert_allclose(seen, exact(), **EXACT)
+    assert np.trace(upper) > 5 * np.trace(found()["upper"])
 
 
 def test_the_upper_bound_exceeds_by_the_mean_gradients():
-    upper = dense(ff.likelihoods.diagonal_root)
+    upper = found()["upper"]
 
     def flat_outputs(params):
         return MODEL.apply_fn(params, MODEL.inputs)
 
-    logits, jacobian = flat_outputs(WIDE), jax.jit(jax.jacrev(flat_outputs))(WIDE)
+    both = jax.jit(lambda p: (flat_outputs(p), jax.jacrev(flat_outputs)(p)))
+    logits, jacobian = both(WIDE)
     rows = np.concatenate(
         [np.reshape(x, (*logits.shape, -1)) for x in jax.tree.leaves(jacobian)], -1
     )
@@ -82,7 +103,7 @@ def test_the_upper_bound_exceeds_by_the_mean_gradients():
     np.testing.assert_allclose(upper - exact(), means.T @ means, **EXACT)
 
 
-@pytest.mark.parametrize("num_iterations", [None, 0, 3, 30])
+@pytest.mark.parametrize("num_iterations", ITERATIONS)
 def test_lower_bounds_are_certified_at_any_number_of_iterations(num_iterations):
     for k in (1, 2):
         assert smallest(exact() - of_rank(k, num_iterations)) > -1e-10
@@ -107,11 +128,11 @@ def test_the_random_bounds_have_the_exact_ones_for_mean(name, root):
     estimator = getattr(ff.estimators, name)(
         MODEL.apply_fn, MODEL.likelihood, ff.structures.diagonal(), num_probes=4000
     )
-    found = jax.jit(estimator)(WIDE, (MODEL.inputs[:1], None), 0).entries
     one = ff.estimators.exact(
         MODEL.apply_fn, MODEL.likelihood, ff.structures.diagonal(), root=root
     )
-    expected = jax.jit(one)(WIDE, (MODEL.inputs[:1], None)).entries
-    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+    batch = MODEL.inputs[:1], None
+    both = jax.jit(lambda p: (estimator(p, batch, 0).entries, one(p, batch).entries))
+    for x, y in zip(*map(jax.tree.leaves, both(WIDE)), strict=True):
         # a relative deviation of at most sqrt(2 / 4000), five times
         np.testing.assert_allclose(x, y, rtol=5 * np.sqrt(2 / 4000), atol=1e-12)

@@ -20,13 +20,26 @@ every_model = pytest.mark.parametrize(
 
 
 def run(factory, model, structure=FULL, weights=WEIGHTS, **options):
-    estimator = factory(model.apply_fn, model.likelihood, structure, **options)
+    """In one structure, or in a dictionary of them by one program."""
+    build = functools.partial(factory, model.apply_fn, model.likelihood)
 
     @jax.jit
     def dense(params, batch):
-        return ff.information.to_dense(estimator(params, batch), params)
+        def one(structure):
+            found = build(structure, **options)(params, batch)
+            return ff.information.to_dense(found, params)
+
+        if isinstance(structure, dict):
+            return {name: one(each) for name, each in structure.items()}
+        return one(structure)
 
     return dense(model.params, (*model.batch, weights))
+
+
+@functools.cache
+def in_every_structure(factory, *names, **options):
+    structures = {name: STRUCTURES[name] for name in names or STRUCTURES}
+    return run(factory, NAMED["categorical"], structures, **options)
 
 
 @every_model
@@ -40,7 +53,7 @@ def test_empirical_is_the_sum_of_squared_scores(model):
 @pytest.mark.parametrize("name", STRUCTURES)
 def test_empirical_in_every_structure(name):
     model = NAMED["categorical"]
-    result = run(ff.estimators.empirical, model, STRUCTURES[name])
+    result = in_every_structure(ff.estimators.empirical)[name]
     scores = cases.scores(model.name)
     expected = np.einsum("n,nd,ne->de", WEIGHTS, scores, scores)
     np.testing.assert_allclose(result, cases.kept(name, expected), **EXACT)
@@ -67,10 +80,12 @@ def test_observed_is_minus_the_hessian(model):
     np.testing.assert_allclose(result, hessian(model.name), **EXACT)
 
 
-@pytest.mark.parametrize("name", ["scalar", "diagonal", "units", "groups", "full"])
+CURVED = ["scalar", "diagonal", "units", "groups", "full"]
+
+
+@pytest.mark.parametrize("name", CURVED)
 def test_observed_in_every_structure_that_can_hold_it(name):
-    model = NAMED["categorical"]
-    result = run(ff.estimators.observed, model, STRUCTURES[name], chunk_size=3)
+    result = in_every_structure(ff.estimators.observed, *CURVED, chunk_size=3)[name]
     expected = cases.kept(name, hessian("categorical"))
     np.testing.assert_allclose(result, expected, **EXACT)
 
@@ -105,7 +120,7 @@ def test_only_what_may_be_a_curvature_says_nothing():
 @pytest.mark.parametrize("name", STRUCTURES)
 def test_squared_gradient_is_the_square_of_the_mean_score(name):
     model = NAMED["categorical"]
-    result = run(ff.estimators.squared_gradient, model, STRUCTURES[name])
+    result = in_every_structure(ff.estimators.squared_gradient)[name]
     mean = WEIGHTS @ cases.scores(model.name) / WEIGHTS.sum()
     expected = cases.kept(name, np.outer(mean, mean))
     np.testing.assert_allclose(result, expected, **EXACT)
