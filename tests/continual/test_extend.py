@@ -12,11 +12,11 @@ import fisherflow_jax as ff
 
 extend, ops = ff.continual.extend, ff.information
 RNG = np.random.default_rng(3)
-to_dense = jax.jit(ops.to_dense)
+both_dense = jax.jit(lambda x, like: [*map(ops.to_dense, x, like)])
 
 
 def draw(*shape):
-    return jnp.asarray(RNG.normal(size=shape))
+    return np.asarray(RNG.normal(size=shape))
 
 
 def network(inputs, outputs, width=4, **more):
@@ -58,8 +58,9 @@ def check(old_state, found, new, precision):
     """The old matrix and mean at their places, and nothing but the prior elsewhere."""
     places = former_places(old_state.mean, new)
     expected = precision * np.eye(sum(x.size for x in jax.tree.leaves(new)))
-    expected[np.ix_(places, places)] = to_dense(old_state.information, old_state.mean)
-    dense = to_dense(found.information, new)
+    expected[np.ix_(places, places)], dense = both_dense(
+        (old_state.information, found.information), (old_state.mean, new)
+    )
     np.testing.assert_allclose(dense, expected, rtol=1e-12, atol=1e-12)
     flat, old = (
         np.concatenate([*map(np.ravel, jax.tree.leaves(x))])
@@ -90,14 +91,14 @@ def test_what_was_known_stays_exactly(name):
     @jax.jit
     def grown(stack):
         state = ff.posterior(OLD, structure.reduce(stack), prior_precision=0.7)
-        return state, extend(state, NEW, prior_precision=2.0, structure=given)
+        found = extend(state, NEW, prior_precision=2.0, structure=given)
+        return state, found, ops.to_dense(found.prior_precision, NEW)
 
-    state, found = grown(stack)
+    state, found, prior = grown(stack)
     check(state, found, NEW, 2.0)
     kind = type(found.information)
     assert kind is (ff.structures.Diagonal if name == "scalar" else type(state[1]))
     # the prior, which a decay keeps, has grown with it
-    prior = to_dense(found.prior_precision, NEW)
     places = former_places(OLD, NEW)
     expected = np.full(len(prior), 2.0)
     expected[places] = 0.7

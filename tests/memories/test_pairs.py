@@ -89,16 +89,28 @@ def test_one_block_of_all_and_all_directions_are_full(structure):
 
 
 @pytest.mark.parametrize(
-    ("structure", "num_steps"),
-    [("scalar", 1), ("units", 1), ("diagonal", 4), ("full", 4), ("low_rank", 4)],
+    ("structure", "likelihood", "num_steps"),
+    [
+        ("scalar", "gaussian", 1),
+        ("units", "gaussian", 1),
+        ("diagonal", "bernoulli", 4),
+        ("full", "bernoulli", 4),
+        ("low_rank", "bernoulli", 4),
+    ],
 )
-def test_information_times_mean_grows_by_the_shift_of_the_site(structure, num_steps):
+def test_information_times_mean_grows_by_the_shift_of_the_site(
+    structure, likelihood, num_steps
+):
     """`I theta = I^- theta^- + b` in any structure, after any number of steps.
 
     Relative to the first solution. Low rank: before the sum is brought to its rank.
     """
-    flow = streams.flow(structure, "windowed", "bernoulli", num_steps=num_steps)
-    batches = streams.batches(4, "bernoulli")
+    flow = (
+        streams.flow(structure, "windowed")
+        if num_steps == 1
+        else streams.flow(structure, "windowed", likelihood, num_steps=num_steps)
+    )
+    batches = streams.batches(4, likelihood)
     states = [streams.start(flow)]
     states += streams.run(flow, states[0], batches[: streams.WINDOW])
     before, reference = states[0].information, streams.flat(states[1].mean)

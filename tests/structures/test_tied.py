@@ -17,6 +17,7 @@ PARAMS = {
     for i, (name, shape) in enumerate({"embed": (5, 3), "w": (3, 3)}.items())
 }
 IDS = np.array([[0, 3, 3], [1, 1, 1], [4, 0, 2]])
+to_dense = jax.jit(ff.information.to_dense)
 WEIGHTS = np.array([1.0, 0.0, 2.5])
 
 
@@ -43,10 +44,14 @@ def parts():
             hidden(PARAMS, PARAMS["embed"][ids] + rows) @ PARAMS["embed"].T + heads
         )
 
-    jacobian = jax.jit(jax.vmap(jax.jacrev(at_places, (0, 1)), (None, None, 0)))
-    of_rows, of_heads = jacobian(jnp.zeros((3, 3)), jnp.zeros((2, 5)), IDS)
-    flat = [np.asarray(x).reshape(3, -1, *x.shape[3:]) for x in (of_rows, of_heads)]
-    return ones, np.asarray(hidden(PARAMS, PARAMS["embed"][IDS])), *flat
+    @jax.jit
+    def run(rows, heads):
+        jacobian = jax.vmap(jax.jacrev(at_places, (0, 1)), (None, None, 0))
+        return hidden(PARAMS, PARAMS["embed"][IDS]), jacobian(rows, heads, IDS)
+
+    inputs, both = run(np.zeros((3, 3)), np.zeros((2, 5)))
+    flat = [np.asarray(x).reshape(3, -1, *x.shape[3:]) for x in both]
+    return ones, np.asarray(inputs), *flat
 
 
 @functools.cache
@@ -56,9 +61,27 @@ def jacobian():
     return np.asarray(of(IDS)).reshape(3, -1, 5, 3)
 
 
-def estimated(structure, rows=slice(None), weights=WEIGHTS):
-    estimator = ff.estimators.exact(apply_fn, GAUSSIAN, structure)
-    return jax.jit(estimator)(PARAMS, (IDS[rows], None, weights[rows]))
+@functools.cache
+def compiled(*structures):
+    estimators = [ff.estimators.exact(apply_fn, GAUSSIAN, x) for x in structures]
+
+    @jax.jit
+    def run(params, weights):
+        batch = IDS, None, weights
+        return [estimator(params, batch) for estimator in estimators]
+
+    return run
+
+
+def estimated(*structures, count=3):
+    """From the first examples: the others have no weight."""
+    return compiled(*structures)(PARAMS, np.where(np.arange(3) < count, WEIGHTS, 0.0))
+
+
+def shapes(structure):
+    return jax.tree.map(
+        jnp.shape, jax.eval_shape(lambda p: structure.isotropic(p, 0.0), PARAMS)
+    )
 
 
 def expected(count, sharing):
@@ -81,47 +104,40 @@ def expected(count, sharing):
 @pytest.mark.parametrize("count", [1, 3])
 def test_both_factors_are_sums_over_both_uses(count, sharing):
     structure = ff.structures.kronecker(LAYERS, sharing={"embed": sharing})
-    found = estimated(structure, slice(count))
+    (found,) = estimated(structure, count=count)
     left, right = expected(count, sharing)
     np.testing.assert_allclose(found.input_factors["embed"][0], left, **EXACT)
     np.testing.assert_allclose(found.output_factors["embed"][0], right, **EXACT)
-    zero = structure.isotropic(PARAMS, 0.0)
-    assert jax.tree.map(jnp.shape, zero) == jax.tree.map(jnp.shape, found)
+    assert shapes(structure) == jax.tree.map(jnp.shape, found)
 
 
 def test_a_wide_table_keeps_the_diagonal_of_its_rows():
     structure = ff.structures.kronecker(LAYERS, widest=4)
-    found = estimated(structure)
+    (found,) = estimated(structure)
     left, right = expected(3, of_positions.expand)
     np.testing.assert_allclose(found.input_factors["embed"][0], np.diag(left), **EXACT)
     np.testing.assert_allclose(found.output_factors["embed"][0], right, **EXACT)
-    zero = structure.isotropic(PARAMS, 0.0)
-    assert jax.tree.map(jnp.shape, zero) == jax.tree.map(jnp.shape, found)
+    assert shapes(structure) == jax.tree.map(jnp.shape, found)
 
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_the_diagonal_and_the_trace_are_exact(count):
     squares = np.einsum("n,nrij->ij", WEIGHTS[:count], jacobian()[:count] ** 2)
-    rows = slice(count)
-    found = estimated(ff.structures.diagonal(), rows).entries["embed"]
-    np.testing.assert_allclose(found, squares, **EXACT)
-    blocks = estimated(ff.structures.full(), rows)
+    kinds = ff.structures.diagonal(), ff.structures.full(), ff.structures.scalar()
+    found, blocks, total = estimated(*kinds, count=count)
+    np.testing.assert_allclose(found.entries["embed"], squares, **EXACT)
     size = PARAMS["embed"].size
-    dense = np.asarray(ff.information.to_dense(blocks, PARAMS))[:size, :size]
-    np.testing.assert_allclose(np.diag(dense), squares.ravel(), **EXACT)
-    total = estimated(ff.structures.scalar(), rows)
-    np.testing.assert_allclose(
-        ff.information.trace(total, PARAMS),
-        np.trace(ff.information.to_dense(blocks, PARAMS)),
-        **EXACT,
-    )
+    diagonal = np.diag(to_dense(blocks, PARAMS))
+    np.testing.assert_allclose(diagonal[:size], squares.ravel(), **EXACT)
+    trace = ff.information.trace(total, PARAMS)
+    np.testing.assert_allclose(trace, diagonal.sum(), **EXACT)
 
 
 @pytest.mark.parametrize("widest", [4096, 4])
 def test_the_correction_is_the_diagonal_in_the_eigenbasis(widest):
-    past = estimated(ff.structures.kronecker(LAYERS, widest=widest))
+    (past,) = estimated(ff.structures.kronecker(LAYERS, widest=widest))
     structure = ff.structures.kronecker(LAYERS, eigenvalue_correction=past)
-    found = estimated(structure)
+    (found,) = estimated(structure)
     left, right = found.input_bases["embed"], found.output_bases["embed"][0]
     left = np.eye(5) if left is None else left[0]
     turned = np.einsum("nrij,ia,jb->nrab", jacobian(), left, right)
