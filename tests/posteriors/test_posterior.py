@@ -107,11 +107,16 @@ def test_linear_gaussian_posteriors_are_ridge_regression():
     estimator = ff.estimators.exact(
         apply_fn, ff.likelihoods.gaussian(), STRUCTURES["full"]
     )
-    state = ff.posterior(mean, estimator(mean, (x, None)), prior_precision=TAU)
-    prediction = ff.predict(state, apply_fn, ff.likelihoods.gaussian(), x[:4])
+
+    @jax.jit
+    def run(mean):
+        state = ff.posterior(mean, estimator(mean, (x, None)), prior_precision=TAU)
+        prediction = ff.predict(state, apply_fn, ff.likelihoods.gaussian(), x[:4])
+        return prediction.std, ff.sample(state, key=0, shape=(5,))
+
+    deviations, draws = run(mean)
     expected = np.sqrt(np.einsum("ni,ij,nj->n", x[:4], np.linalg.inv(normal), x[:4]))
-    np.testing.assert_allclose(prediction.std, expected, **EXACT)
-    draws = ff.sample(state, key=0, shape=(5,))
+    np.testing.assert_allclose(deviations, expected, **EXACT)
     assert draws.shape == (5, 3)
 
 
@@ -158,8 +163,9 @@ def test_a_structure_that_was_not_called():
 
 def test_an_accumulation_is_taken_as_its_information():
     estimator = ff.estimators.exact(MODEL.apply_fn, MODEL.likelihood, ALL["diagonal"])
-    gathered = ff.accumulate(estimator, MODEL.params, [MODEL.batch])
-    value, prior = gathered.information, NOT_SINGULAR
+    value, prior = information("diagonal"), NOT_SINGULAR
+    gathered = ff.accumulator(estimator).init(MODEL.params)
+    gathered = gathered._replace(information=value)
     given = ff.posterior(MODEL.params, gathered, prior_precision=prior)
     expected = ff.posterior(MODEL.params, value, prior_precision=prior)
     jax.tree.map(np.testing.assert_array_equal, given, expected)
