@@ -39,39 +39,42 @@ def minimise(
     The grid finds the valley where there are several, or a plateau; values that are NaN
     lose against all others. Never worse than the grid and its two ends. The objective
     is also evaluated at `elsewhere` `(k,)`, which costs no further copy of it in the
-    compiled program: there are two, however many evaluations. Halves (None) to the
+    compiled program: there is one, however many evaluations. Halves (None) to the
     precision in which values tell points apart: half of the digits.
     """
     dtype = low.dtype
     if num_halvings is None:
         num_halvings = jnp.finfo(dtype).nmant // 2 + 1
 
-    def evaluate(points: jax.Array) -> jax.Array:
-        values = jax.lax.map(objective, points)
-        return jnp.where(jnp.isnan(values), jnp.inf, values)
+    grid = low + (high - low) * jnp.linspace(0, 1, num_points, dtype=dtype)
+    points = jnp.concatenate([grid, elsewhere.astype(dtype)])
+    # two at a time, like the sides of a point; what follows the pairs are halvings
+    pairs = jnp.pad(points, (0, points.size % 2), mode="edge").reshape((-1, 2))
+    chosen = jnp.arange(pairs.size, dtype=jnp.int32).reshape((-1, 2)) < num_points
+    given = jnp.arange(len(pairs) + num_halvings, dtype=jnp.int32) < len(pairs)
+    rest = ((0, num_halvings), (0, 0))
+    rounds = given, jnp.pad(pairs, rest), jnp.pad(chosen, rest, constant_values=True)
 
-    places = jnp.linspace(0, 1, num_points, dtype=dtype)
-    grid = low + (high - low) * places
-    values = evaluate(jnp.concatenate([grid, elsewhere.astype(dtype)]))
-    on_grid = values[:num_points]
-    best = jnp.argmin(on_grid)
-    step = (high - low) / jnp.asarray(num_points - 1, dtype)
-
-    def halve(carry: tuple, _: None) -> tuple[tuple, None]:
-        point, value, step = carry
-        step = step / 2
+    def better(carry: tuple, this: tuple) -> tuple[tuple, jax.Array]:
+        (point, value, step), (given, pair, counts) = carry, this
+        step = jnp.where(given, step, step / 2)
         sides = jnp.clip(jnp.stack([point - step, point + step]), low, high)
-        points = jnp.append(sides, point)
-        values = jnp.append(evaluate(sides), value)
-        chosen = jnp.argmin(values)
+        sides = jnp.where(given, pair, sides)
+        values = jax.lax.map(objective, sides)
+        values = jnp.where(jnp.isnan(values), jnp.inf, values)
+        candidates = jnp.where(counts, values, jnp.inf)
+        best = jnp.argmin(candidates)
         # where all are equal, as on a plateau, it stays
-        stays = values[chosen] >= value
-        point = jnp.where(stays, point, points[chosen])
-        return (point, jnp.minimum(value, values[chosen]), step), None
+        moves = candidates[best] < value
+        point = jnp.where(moves, sides[best], point)
+        return (point, jnp.minimum(value, candidates[best]), step), values
 
-    start = (grid[best], on_grid[best], step)
-    (point, value, _), _ = jax.lax.scan(halve, start, length=num_halvings)
-    return Minimum(point, value, on_grid[0], on_grid[-1], values[num_points:])
+    dtype_of_values = jax.eval_shape(objective, low).dtype
+    nothing = jnp.full((), jnp.inf, dtype_of_values)
+    step = (high - low) / jnp.asarray(num_points - 1, dtype)
+    (point, value, _), values = jax.lax.scan(better, (low, nothing, step), rounds)
+    values = values.ravel()[: points.size]
+    return Minimum(point, value, values[0], values[num_points - 1], values[num_points:])
 
 
 def bisect(

@@ -81,8 +81,15 @@ def log_marginal_likelihood(
 def _evidence(
     log_likelihood: Any, step: PyTree, precision: Any, logdet: Any, dispersion: Any
 ) -> jax.Array:
+    value = _one_number(log_likelihood, trees.float_dtype(step))
+    total = logdet(precision, 1 / jnp.asarray(dispersion, value.dtype))
+    distance = ops.quadratic_form(precision, step)
+    return value + 0.5 * (ops.logdet(precision, step) - total - distance)
+
+
+def _one_number(log_likelihood: Any, dtype: Any) -> jax.Array:
     """Raises unless the log-likelihood is one number, finite where it is at hand."""
-    value = jnp.asarray(log_likelihood, trees.float_dtype(step))
+    value = jnp.asarray(log_likelihood, dtype)
     if value.shape != ():
         raise ValueError(
             "log_likelihood is one number, the sum over the observations; got shape "
@@ -90,9 +97,7 @@ def _evidence(
         )
     if not checks.holds(jnp.isfinite(value)):
         raise ValueError(f"log_likelihood must be finite; got {value}.")
-    total = logdet(precision, 1 / jnp.asarray(dispersion, value.dtype))
-    distance = ops.quadratic_form(precision, step)
-    return value + 0.5 * (ops.logdet(precision, step) - total - distance)
+    return value
 
 
 def _step_from(mean: PyTree, prior_mean: PyTree | None) -> PyTree:
@@ -207,27 +212,14 @@ def maximize_marginal_likelihood(
             f"the dispersion of {likelihood.name} is unknown: log_likelihood is then a "
             f"function of it, not the number {log_likelihood}."
         )
-    step = _step_from(mean, prior_mean)
-
-    def prior_of(numbers: Any) -> PyTree:
-        return jax.tree.unflatten(treedef, list(numbers[: len(leaves)]))
-
-    def precision_of(numbers: Any) -> Any:
-        # one number for all is diagonal in every basis, however it was given
-        return as_precision(numbers[0] if len(leaves) == 1 else prior_of(numbers), mean)
-
-    logdet = ops.determinant(information, precision_of(leaves), mean)
-
-    def evidence(logs: jax.Array) -> jax.Array:
-        numbers = jnp.exp(logs)
-        dispersion = numbers[-1] if unknown else 1.0
-        found = log_likelihood(dispersion) if unknown else log_likelihood
-        return _evidence(found, step, precision_of(numbers), logdet, dispersion)
-
-    given = [*leaves, 1.0] if unknown else leaves
-    start = jnp.log(jnp.stack([jnp.asarray(x, dtype) for x in given]))
-    before = evidence(start)
-    logs, after, converged = search.maximise(evidence, start)
+    step, fit = _step_from(mean, prior_mean), log_likelihood
+    # compiled as one; what a caller's function holds would be kept with the program
+    found = _maximised if unknown else _compiled
+    if not unknown:
+        fit = _one_number(fit, dtype)
+    logs, before, after, converged = found(
+        information, mean, step, prior_precision, fit
+    )
     if not checks.holds(jnp.isfinite(after)):
         raise ValueError(
             f"the log marginal likelihood is {after}: an information that is not "
@@ -235,9 +227,43 @@ def maximize_marginal_likelihood(
         )
     numbers = jnp.exp(logs)
     return PriorSearch(
-        prior_precision=prior_of(numbers),
+        prior_precision=jax.tree.unflatten(treedef, list(numbers[: len(leaves)])),
         dispersion=numbers[-1] if unknown else None,
         before=before,
         after=after,
         converged=converged,
     )
+
+
+def _maximised(
+    information: Any, mean: PyTree, step: PyTree, prior_precision: PyTree, fit: Any
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Logarithms of the numbers, the evidence before and there, whether converged.
+
+    `fit` is the log-likelihood, or a function of the dispersion, the last number.
+    """
+    leaves, treedef = jax.tree.flatten(prior_precision)
+    unknown = callable(fit)
+
+    def precision_of(numbers: Any) -> Any:
+        # one number for all is diagonal in every basis, however it was given
+        prior = jax.tree.unflatten(treedef, list(numbers[: len(leaves)]))
+        return as_precision(numbers[0] if len(leaves) == 1 else prior, mean)
+
+    logdet = ops.determinant(information, precision_of(leaves), mean)
+
+    def evidence(logs: jax.Array) -> jax.Array:
+        numbers = jnp.exp(logs)
+        dispersion = numbers[-1] if unknown else 1.0
+        value = fit(dispersion) if unknown else fit
+        return _evidence(value, step, precision_of(numbers), logdet, dispersion)
+
+    given = [*leaves, 1.0] if unknown else leaves
+    dtype = trees.float_dtype(mean)
+    start = jnp.log(jnp.stack([jnp.asarray(x, dtype) for x in given]))
+    before = evidence(start)
+    logs, after, converged = search.maximise(evidence, start)
+    return logs, before, after, converged
+
+
+_compiled = jax.jit(_maximised)

@@ -76,8 +76,14 @@ def effective_parameters(
     """
     like = ops.diagonal(information, like) if like is None else like
     precision = structures.as_precision(prior_precision, like, beside=information)
+    return _slope(information, precision, like)
+
+
+# compiled as one: operation by operation, a first call takes several times as long
+@jax.jit
+def _slope(information: Any, precision: Any, like: PyTree) -> jax.Array:
+    """Of log |s F + P| at s = 1, in which nothing cancels."""
     logdet = ops.determinant(information, precision, like)
-    # the slope of log |s F + P| at s = 1, in which nothing cancels
     one = jnp.ones((), jax.eval_shape(ops.logdet, precision, like).dtype)
     return jax.grad(lambda factor: logdet(precision, factor))(one)
 

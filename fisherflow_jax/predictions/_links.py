@@ -123,8 +123,13 @@ def probit() -> Link:
 
 
 def _probit(outputs: Outputs, likelihood: Likelihood) -> Averaged:
-    several = is_categorical(likelihood, "probit()")
-    shrunk = outputs.mean / jnp.sqrt(1 + math.pi / 8 * outputs.variance)
+    return _shrunk(*outputs[:2], is_categorical(likelihood, "probit()"))
+
+
+# compiled as one: operation by operation a first call takes several times as long
+@functools.partial(jax.jit, static_argnums=2)
+def _shrunk(mean: jax.Array, variance: jax.Array, several: bool) -> Averaged:
+    shrunk = mean / jnp.sqrt(1 + math.pi / 8 * variance)
     return Averaged(jax.nn.softmax(shrunk) if several else jax.nn.sigmoid(shrunk))
 
 
@@ -162,18 +167,18 @@ def output_samples(key: Any, num_samples: int = 256) -> Link:
         raise ValueError("output_samples needs a key: an int, or a key of jax.random.")
 
     def average(outputs: Outputs, likelihood: Likelihood) -> Averaged:
-        spread = _root(outputs, likelihood)
-        return _over_draws(outputs.mean, spread, data, likelihood, num_samples)
+        return _over_draws(outputs, data, likelihood, num_samples)
 
     return Link("output_samples", average, covariance=True)
 
 
 # compiled once a likelihood and shape, whatever the key
-@functools.partial(jax.jit, static_argnums=(3, 4))
+@functools.partial(jax.jit, static_argnums=(2, 3))
 def _over_draws(
-    mean: jax.Array, spread: jax.Array, key: Any, likelihood: Likelihood, number: int
+    outputs: Outputs, key: Any, likelihood: Likelihood, number: int
 ) -> Averaged:
     """Over draws from the normal of a root, or of standard deviations."""
+    mean, spread = outputs.mean, _root(outputs, likelihood)
 
     def one(key: jax.Array) -> tuple[jax.Array, jax.Array]:
         draw = jax.random.normal(key, mean.shape[1:], mean.dtype)
@@ -267,15 +272,24 @@ def laplace_bridge(normalized: bool = False) -> Link:
     """
 
     def average(outputs: Outputs, likelihood: Likelihood) -> Averaged:
-        if is_categorical(likelihood, "laplace_bridge()"):
-            mean, whole = outputs.mean, _covariance(outputs, "laplace_bridge")
-            return _dirichlet(*_sum_to_zero(mean, whole), normalized)
-        mean = jnp.stack([outputs.mean, -outputs.mean], -1) / 2
-        variances = jnp.stack([outputs.variance, outputs.variance], -1) / 4
-        pair = _dirichlet(mean, variances, normalized)
-        return Averaged(*(x[..., 0] for x in pair))  # type: ignore[index]
+        several = is_categorical(likelihood, "laplace_bridge()")
+        whole = _covariance(outputs, "laplace_bridge") if several else None
+        return _bridge(*outputs[:2], whole, normalized)
 
     return Link("laplace_bridge", average, covariance=True)
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _bridge(
+    mean: jax.Array, variance: jax.Array, covariance: Any, normalized: bool
+) -> Averaged:
+    """Of several classes; without a covariance, of yes and no."""
+    if covariance is not None:
+        return _dirichlet(*_sum_to_zero(mean, covariance), normalized)
+    mean = jnp.stack([mean, -mean], -1) / 2
+    variances = jnp.stack([variance, variance], -1) / 4
+    pair = _dirichlet(mean, variances, normalized)
+    return Averaged(*(x[..., 0] for x in pair))  # type: ignore[index]
 
 
 def _sum_to_zero(mean: jax.Array, covariance: jax.Array) -> tuple[jax.Array, jax.Array]:

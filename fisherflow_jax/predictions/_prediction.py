@@ -12,7 +12,7 @@ import numpy as np
 from fisherflow_jax import posteriors
 from fisherflow_jax._ground import arrays, checks, trees
 from fisherflow_jax._ground.warning import warn_once
-from fisherflow_jax.likelihoods import LOG, Likelihood
+from fisherflow_jax.likelihoods import LOG, Likelihood, Scale
 from fisherflow_jax.model import check_choices, once
 from fisherflow_jax.posteriors import gaussians
 from fisherflow_jax.predictions._checks import (
@@ -141,24 +141,32 @@ def predict(
     )
     if link is None:
         _warn_of_rates(state, likelihood, found)
-    weights = gaussians(state)[0]
     dtype = trees.wide_dtype(*(x.dtype for x in jax.tree.leaves(found)))
-    found = jax.tree.map(lambda x: x.astype(dtype), found)
+    spare = posteriors.degrees_of_freedom(state)
+    quantile = posteriors.two_sided(level, spare, dtype)
+    return _mixed(gaussians(state)[0], found, quantile, likelihood.scale)
+
+
+# compiled as one: operation by operation a first call takes several times as long
+@functools.partial(jax.jit, static_argnums=3)
+def _mixed(
+    weights: jax.Array, found: list["Moments"], quantile: jax.Array, scale: Scale
+) -> Prediction:
+    """The moments of a mixture, in the dtype of the quantile."""
+    found = jax.tree.map(lambda x: x.astype(quantile.dtype), found)
     # eta for the interval; the mean on its own scale, where probabilities sum to one
     (line, mean, noise), (spread, variance, _) = posteriors.mixture(
-        weights.astype(dtype),
+        weights.astype(quantile.dtype),
         [(one.line, one.mean, one.noise) for one in found],
         [(one.line_variance, one.mean_variance, one.noise) for one in found],
     )
-    reach = posteriors.two_sided(
-        level, posteriors.degrees_of_freedom(state), dtype
-    ) * arrays.safe_sqrt(spread)
+    reach = quantile * arrays.safe_sqrt(spread)
     return Prediction(
         mean=mean,
         std=arrays.safe_sqrt(variance),
         observation_std=arrays.safe_sqrt(variance + noise),
-        lower=likelihood.scale.inverse(line - reach),
-        upper=likelihood.scale.inverse(line + reach),
+        lower=scale.inverse(line - reach),
+        upper=scale.inverse(line + reach),
     )
 
 

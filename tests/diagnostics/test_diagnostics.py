@@ -60,7 +60,8 @@ NAMES = ["scalar", "diagonal", "block", "full", "low_rank", "kronecker", "eigen"
 
 @functools.cache
 def dense(name):
-    return np.asarray(ff.information.to_dense(information(name), PARAMS))
+    to_dense = jax.jit(ff.information.to_dense)
+    return np.asarray(to_dense(information(name), PARAMS))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -84,6 +85,7 @@ def test_random_probes_and_their_standard_error():
         )
         for key in range(30)
     ]  # fmt: skip
+    found = jax.device_get(found)
     values = np.array([x.value for x in found])
     claimed = np.sqrt(np.mean([x.standard_error**2 for x in found]))
     assert abs(values.mean() - expected) < 4 * claimed / np.sqrt(30) + 0.02 * expected

@@ -191,9 +191,8 @@ def test_every_function_that_takes_a_likelihood_is_here():
 @pytest.mark.parametrize("name", USES)
 def test_made_by_hand(name):
     """The same numbers as the package's own likelihood of these targets."""
-    builtin = likelihoods.negative_binomial(1.0)
-    own = geometric()._replace(sample=builtin.sample)
-    found, expected = (jax.tree.leaves(USES[name](one)) for one in (own, builtin))
+    builtin = likelihoods.negative_binomial(1.0)._replace(sample=GEOMETRIC.sample)
+    found, expected = (jax.tree.leaves(USES[name](one)) for one in (GEOMETRIC, builtin))
     for value, wanted in zip(found, expected, strict=True):
         np.testing.assert_allclose(value, wanted, rtol=1e-6, atol=1e-9)
 

@@ -20,6 +20,7 @@ MEMORIES = {
 _rng = np.random.default_rng(3)
 INPUTS = np.column_stack([np.ones(2000), _rng.normal(size=(2000, 3))])
 TARGETS = INPUTS @ [1e6, 1.0, 2.0, -1.0] + _rng.normal(size=2000)
+BATCHES = INPUTS.reshape(20, 100, 4), TARGETS.reshape(20, 100), np.ones((20, 100))
 
 
 def linear(params, inputs):
@@ -47,6 +48,13 @@ def run(memory, batches, dtype, *prior_precision):
     return flow, state, info
 
 
+def padded(batches, width):
+    """With rows of weight zero, so that batches of other sizes share a program."""
+    missing = width - batches[0].shape[1]
+    whole = *batches, np.ones(batches[1].shape)
+    return [np.pad(x, [(0, 0), (0, missing)] + [(0, 0)] * (x.ndim - 2)) for x in whole]
+
+
 def squares_over_spare(inputs, targets, weights):
     root = np.sqrt(weights)
     squares = np.linalg.lstsq(inputs * root[:, None], targets * root)[1][0]
@@ -57,12 +65,10 @@ def squares_over_spare(inputs, targets, weights):
 @pytest.mark.parametrize("memory", MEMORIES)
 def test_the_dispersion_of_a_target_at_a_million(memory, dtype):
     """Under a prior at zero that is a thousand of its deviations away."""
-    count = 20
-    batches = (INPUTS.reshape(count, -1, 4), TARGETS.reshape(count, -1))
-    _, state, _ = run(MEMORIES[memory], batches, dtype)
-    age = np.arange(count)[::-1]
+    _, state, _ = run(MEMORIES[memory], BATCHES, dtype)
+    age = np.arange(20)[::-1]
     weights = {
-        "stationary": np.ones(count),
+        "stationary": np.ones(20),
         "windowed": (age < WINDOW).astype(float),
     }.get(memory, DECAY**age)
     expected = squares_over_spare(INPUTS, TARGETS, np.repeat(weights, 100))
@@ -81,12 +87,17 @@ def test_the_cut_of_the_rows_does_not_matter_in_float32(memory):
         for seed in range(4):
             order = np.random.default_rng(seed).permutation(2000)
             rows = INPUTS[order].reshape(-1, size, 4), TARGETS[order].reshape(-1, size)
-            found = {}
-            rows = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), rows)
-            for dtype in (jnp.float32, jnp.float64):
-                batches = jax.tree.map(lambda x, t=dtype: x.astype(t), rows)
-                found[dtype], _ = scan(flow.init(jnp.zeros(4, dtype)), batches)
-            narrow, wide = found.values()
+            rows = rows if size == 1 else padded(rows, 100)
+            count = 2000 if size == 1 else 20  # batches at a time
+            rows = [np.asarray(x, np.float32) for x in rows]
+            found = []
+            for dtype in (np.float32, np.float64):
+                state = flow.init(np.zeros(4, dtype))
+                for at in range(0, len(rows[0]), count):
+                    part = [x[at : at + count].astype(dtype) for x in rows]
+                    state, _ = scan(state, tuple(part))
+                found.append(state)
+            narrow, wide = found
             assert narrow.num_skipped == 0
             # the first single rows move the mean by the prior's whole width
             rtol = 2e-2 if size == 1 else 1e-2
@@ -116,24 +127,23 @@ def test_single_rows(dtype, rtol):
 
 
 def test_workers_merge_into_one_machine():
-    batches = (INPUTS.reshape(20, -1, 4), TARGETS.reshape(20, -1))
-    flow, machine, _ = run(MEMORIES["stationary"], batches, jnp.float64)
-    start, (_, scan) = flow.init(jnp.zeros(4)), compiled(MEMORIES["stationary"])
-    workers = [
-        scan(start, jax.tree.map(lambda x, k=k: x[k::2], batches)) for k in (0, 1)
-    ]
-    merged = ff.merge([state for state, _ in workers], start)
+    flow, scan = compiled(MEMORIES["stationary"])
+    start, rows = flow.init(jnp.zeros(4)), np.arange(20)[:, None]
+    inputs, targets, weights = BATCHES
+    # of each worker the batches of the other have weight zero
+    shares = [(inputs, targets, weights * (rows % 2 == k)) for k in (0, 1)]
+    machine, *workers = (scan(start, share)[0] for share in (BATCHES, *shares))
+    merged = ff.merge(workers, start)
     np.testing.assert_allclose(merged.own_residual, machine.own_residual, rtol=1e-6)
     np.testing.assert_allclose(merged.dispersion, machine.dispersion, rtol=1e-6)
 
 
 def test_refine_renews_both_sums_and_the_evidence():
     """Exact for a linear model, but for rounding: of 1e12 from the prior alone."""
-    batches = (INPUTS.reshape(20, -1, 4), TARGETS.reshape(20, -1))
-    flow, machine, _ = run(MEMORIES["stationary"], batches, jnp.float64)
+    flow, machine, _ = run(MEMORIES["stationary"], BATCHES, jnp.float64)
     start = flow.init(jnp.zeros(4))
     for state, rtol in ((start, 1e-3), (machine, 1e-6)):
-        found = ff.refine(flow, state, tuple(map(jnp.asarray, batches)))
+        found = ff.refine(flow, state, tuple(map(jnp.asarray, BATCHES)))
         for name in ("residual", "own_residual", "dispersion", "log_evidence"):
             value, expected = getattr(found, name), getattr(machine, name)
             np.testing.assert_allclose(value, expected, rtol=rtol, err_msg=name)
@@ -176,10 +186,10 @@ def test_a_window_of_too_low_a_rank_raises_no_alarm(dtype):
 def test_longley_in_float32_warns_by_name_in_place_of_a_number():
     """Its condition, of equilibrated columns, is 5e9: the dispersion is at most that of
     the model without the direction that float32 hides."""
-    sm = pytest.importorskip("statsmodels.api")
-    data = sm.datasets.longley.load_pandas()
+    longley = pytest.importorskip("statsmodels.datasets.longley")
+    data = longley.load_pandas()
     inputs = np.column_stack([np.ones(16), data.exog.to_numpy(float)])
-    batch = inputs[None], data.endog.to_numpy(float)[None]
+    batch = inputs[None], data.endog.to_numpy(float)[None], np.ones((1, 16))
     _, state, _ = run(MEMORIES["stationary"], batch, jnp.float32, 1e-8)
     with pytest.warns(ff.DataWarning, match=r"theta\[\d\].*collinear.*no number to"):
         error = ff.standard_error(state)
@@ -198,11 +208,15 @@ def test_longley_in_float32_warns_by_name_in_place_of_a_number():
 @pytest.mark.parametrize("size", [16, 4])
 def test_longley_in_raw_units(size):
     """Source: R's lm, as in statsmodels; 92936.006 on 9 degrees of freedom."""
-    sm = pytest.importorskip("statsmodels.api")
-    data = sm.datasets.longley.load_pandas()
+    longley = pytest.importorskip("statsmodels.datasets.longley")
+    data = longley.load_pandas()
     inputs = np.column_stack([np.ones(16), data.exog.to_numpy(float)])
     batches = inputs.reshape(-1, size, 7), data.endog.to_numpy(float).reshape(-1, size)
-    _, state, _ = run(MEMORIES["stationary"], batches, jnp.float64, 1e-8)
+    flow, scan = compiled(MEMORIES["stationary"], 1e-8)
+    state = flow.init(jnp.zeros(7))
+    for batch in zip(*padded(batches, 16), strict=True):
+        state, _ = scan(state, tuple(x[None] for x in batch))
+    assert not state.num_skipped
     np.testing.assert_allclose(state.dispersion, 92936.0061673238, rtol=1e-3)
     np.testing.assert_allclose(state.degrees_of_freedom, 9, rtol=1e-3)
 
