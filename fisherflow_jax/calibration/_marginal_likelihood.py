@@ -74,8 +74,16 @@ def log_marginal_likelihood(
     check_about(information, mean)
     step = _step_from(mean, prior_mean)
     precision = as_precision(prior_precision, mean, beside=information)
+    value = _one_number(log_likelihood, trees.float_dtype(step))
+    return _alone(information, mean, step, precision, value)
+
+
+@jax.jit
+def _alone(
+    information: Any, mean: PyTree, step: PyTree, precision: Any, value: jax.Array
+) -> jax.Array:
     logdet = ops.determinant(information, precision, mean)
-    return _evidence(log_likelihood, step, precision, logdet, 1.0)
+    return _evidence(value, step, precision, logdet, 1.0)
 
 
 def _evidence(

@@ -227,10 +227,21 @@ def _moments(
     """The function's value, ravelled `(k,)`, and its covariance matrix `(k, k)`."""
     value, vjp = jax.vjp(lambda params: trees.ravel(function(params)), one.mean)
     gradients = jax.vmap(lambda e: vjp(e)[0])(jnp.eye(len(value), dtype=value.dtype))
-    solved = jax.vmap(ops.solver(one.information))(gradients)
+    meat = one.meat if robust else None
+    solved, covariance = _solved(one.information, meat, one.dispersion, gradients)
     warn_of_values(state, one, gradients, solved)
-    if robust:
-        right = jax.vmap(lambda v: ops.matvec(one.meat, v))(solved)
-        return value, trees.ravel(solved, 1) @ trees.ravel(right, 1).T
+    return value, covariance
+
+
+# compiled as one: operation by operation, a first call takes several times as long
+@jax.jit
+def _solved(
+    information: Any, meat: Any, dispersion: jax.Array | None, gradients: PyTree
+) -> tuple[PyTree, jax.Array]:
+    """Solved for each gradient, and the covariance; with a meat that of a sandwich."""
+    solved = jax.vmap(ops.solver(information))(gradients)
+    if meat is not None:
+        right = jax.vmap(lambda v: ops.matvec(meat, v))(solved)
+        return solved, trees.ravel(solved, 1) @ trees.ravel(right, 1).T
     covariance = trees.ravel(gradients, 1) @ trees.ravel(solved, 1).T
-    return value, covariance if one.dispersion is None else one.dispersion * covariance
+    return solved, covariance if dispersion is None else dispersion * covariance

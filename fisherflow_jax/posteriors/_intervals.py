@@ -122,9 +122,15 @@ def interval_and_error(
     mean, error, believed = _moments(state, robust)
     dtype = trees.float_dtype(error)
     quantile = two_sided(level, belief.degrees_of_freedom(state), dtype)
-    lower = jax.tree.map(lambda m, s: m - quantile * s, mean, error)
-    upper = jax.tree.map(lambda m, s: m + quantile * s, mean, error)
+    lower, upper = _ends(mean, error, quantile)
     return mean, error, lower, upper, believed
+
+
+# compiled as one, whatever the number of leaves
+@jax.jit
+def _ends(mean: PyTree, error: PyTree, quantile: jax.Array) -> tuple[PyTree, PyTree]:
+    lower = jax.tree.map(lambda m, s: m - quantile * s, mean, error)
+    return lower, jax.tree.map(lambda m, s: m + quantile * s, mean, error)
 
 
 def _moments(state: Any, robust: bool | str) -> tuple[PyTree, PyTree, Believed]:
