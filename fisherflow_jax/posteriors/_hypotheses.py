@@ -226,7 +226,7 @@ def _moments(
 ) -> tuple[jax.Array, jax.Array]:
     """The function's value, ravelled `(k,)`, and its covariance matrix `(k, k)`."""
     value, vjp = jax.vjp(lambda params: trees.ravel(function(params)), one.mean)
-    gradients = jax.vmap(lambda e: vjp(e)[0])(jnp.eye(len(value), dtype=value.dtype))
+    gradients = jax.vmap(lambda e: vjp(e)[0])(np.eye(len(value), dtype=value.dtype))
     meat = one.meat if robust else None
     solved, covariance = _solved(one.information, meat, one.dispersion, gradients)
     warn_of_values(state, one, gradients, solved)

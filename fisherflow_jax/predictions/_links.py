@@ -167,18 +167,29 @@ def output_samples(key: Any, num_samples: int = 256) -> Link:
         raise ValueError("output_samples needs a key: an int, or a key of jax.random.")
 
     def average(outputs: Outputs, likelihood: Likelihood) -> Averaged:
-        return _over_draws(outputs, data, likelihood, num_samples)
+        several = likelihood.mixes_outputs and outputs.mean.ndim > 1
+        whole = _covariance(outputs, "output_samples") if several else None
+        of = likelihood.mean, likelihood.variance
+        return _over_draws(*outputs[:2], whole, data, of, num_samples)
 
     return Link("output_samples", average, covariance=True)
 
 
 # compiled once a likelihood and shape, whatever the key
-@functools.partial(jax.jit, static_argnums=(2, 3))
+@functools.partial(jax.jit, static_argnums=(4, 5))
 def _over_draws(
-    outputs: Outputs, key: Any, likelihood: Likelihood, number: int
+    mean: jax.Array,
+    variance: jax.Array,
+    covariance: jax.Array | None,
+    key: Any,
+    of: tuple[Callable, Callable],
+    number: int,
 ) -> Averaged:
-    """Over draws from the normal of a root, or of standard deviations."""
-    mean, spread = outputs.mean, _root(outputs, likelihood)
+    """Over draws from the normal: `of` an output the expected target, its variance."""
+    if covariance is not None:
+        spread = root(covariance)
+    else:
+        spread = jnp.sqrt(jnp.maximum(variance, jnp.finfo(variance.dtype).tiny))
 
     def one(key: jax.Array) -> tuple[jax.Array, jax.Array]:
         draw = jax.random.normal(key, mean.shape[1:], mean.dtype)
@@ -187,11 +198,11 @@ def _over_draws(
             drawn = mean + jnp.einsum("...ij,...j->...i", spread, draw)
         else:
             drawn = mean + spread * draw
-        return likelihood.mean(drawn), likelihood.variance(drawn)
+        return of[0](drawn), of[1](drawn)
 
     keys = jax.random.split(typed_key(key), number)
-    center, variance, noise = drawn_moments(one, keys, likelihood.mean(mean))
-    return Averaged(center, safe_sqrt(variance), noise)
+    center, square, noise = drawn_moments(one, keys, of[0](mean))
+    return Averaged(center, safe_sqrt(square), noise)
 
 
 def drawn_moments(
@@ -214,14 +225,6 @@ def drawn_moments(
     sums, _ = jax.lax.scan(step, (zero, zero, noise), keys)
     shift, square, noise = (x / keys.shape[0] for x in sums)
     return center + shift, jnp.maximum(square - jnp.square(shift), 0), noise
-
-
-def _root(outputs: Outputs, likelihood: Likelihood) -> jax.Array:
-    """A root of each position's covariance `(n, ..., k, k)`, or of the variances."""
-    if not likelihood.mixes_outputs or outputs.mean.ndim == 1:
-        tiny = jnp.finfo(outputs.variance.dtype).tiny
-        return jnp.sqrt(jnp.maximum(outputs.variance, tiny))
-    return root(_covariance(outputs, "output_samples"))
 
 
 def _covariance(outputs: Outputs, link: str) -> jax.Array:

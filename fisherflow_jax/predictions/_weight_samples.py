@@ -79,20 +79,33 @@ def weight_samples(
     whole(num_samples, "num_samples", least=2, of="draws")
     check_choices(apply_fn, likelihood)
     check_inputs(state, inputs, None)
+    drawn = typed_key(key), num_samples
+    return _compiled(state, apply_fn, likelihood, inputs, *drawn)
+
+
+def _averaged(
+    state: Any,
+    apply_fn: Callable,
+    likelihood: Likelihood,
+    inputs: PyTree,
+    key: jax.Array,
+    num_samples: int,
+) -> WeightSamples:
     belief, *rest = gaussians(state)[1]
     if rest:  # no one dispersion
         belief = belief._replace(dispersion=None, nuisance=None)
-    likelihood = known(likelihood, belief)
-    keys = jax.random.split(typed_key(key), num_samples)
-    example = batches.unshare(inputs)
-
-    model = once(apply_fn)
+    family, model = known(likelihood, belief), once(apply_fn)
+    keys, example = jax.random.split(key, num_samples), batches.unshare(inputs)
 
     def at(params: PyTree) -> tuple[jax.Array, jax.Array]:
         outputs = model(params, example)
-        return likelihood.mean(outputs), likelihood.variance(outputs)
+        return family.mean(outputs), family.variance(outputs)
 
     mean, variance, noise = drawn_moments(
         lambda key: at(sample(state, key)), keys, at(belief.mean)[0]
     )
     return WeightSamples(mean, jnp.sqrt(variance), jnp.sqrt(variance + noise))
+
+
+# compiled once a model and shape, so that a second call compiles nothing
+_compiled = jax.jit(_averaged, static_argnums=(1, 2, 5))
