@@ -231,10 +231,11 @@ def test_the_information_is_about_the_mean(name):
         ff.posterior({"w": jnp.zeros(3)}, information(name), prior_precision=TAU)
 
 
-def test_an_information_that_is_not_finite_is_named():
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1.0])
+def test_an_information_that_cannot_be_one_is_named(value):
     entries = jax.tree.map(np.ones_like, MODEL.params)
-    broken = ff.structures.Diagonal({**entries, "scale": np.asarray(np.nan)})
-    with pytest.raises(ValueError, match="that of parameter scale is nan"):
+    broken = ff.structures.Diagonal({**entries, "scale": np.asarray(value)})
+    with pytest.raises(ValueError, match=f"that of parameter scale is {value}"):
         ff.posterior(MODEL.params, broken, prior_precision=TAU)
 
 
