@@ -353,11 +353,7 @@ MODELS = {
     ),
     "what cannot be mapped": (
         r"jax.vmap does not map .*ragged_dot.*chunk_size=1 .*groups=1 .*batched=True",
-        [
-            lambda: E.empirical(expert, CATEGORICAL, S.diagonal())(
-                HEAD[None], (X, CLASSES)
-            )
-        ],
+        [lambda: E.empirical(expert, CATEGORICAL, S.full())(HEAD[None], (X, CLASSES))],
     ),
     "what would not fit": (
         r"full\(\) of 3,000,000 parameters takes 36,000,000,000,000 bytes.*there are "
