@@ -1,5 +1,6 @@
 """Tracing a model, and settling what its linear layers are."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -238,6 +239,11 @@ def _side_by_side(found: Walk, uses: list[Use]) -> list[Use]:
     }
     if len(of_stacks) > 1:  # no number of positions would be that of all
         reason = "its stacked kernels are not used equally often"
+        found.reasons.setdefault(uses[0].leaf, reason)
+    # one factor of gradients would be that of several layers
+    several = [use.part for use in uses if use.part and use.part.axis == 1]
+    if any(one.is_beside(other) for one, other in itertools.combinations(several, 2)):
+        reason = "its slices are kernels of several products"
         found.reasons.setdefault(uses[0].leaf, reason)
     return [use for group in groups for use in group]
 
