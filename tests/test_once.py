@@ -1,5 +1,6 @@
 """`model.once`: an apply_fn that is traced once a shape, with the same equations."""
 
+import dataclasses
 import functools
 
 import jax
@@ -182,3 +183,29 @@ def test_on_a_mesh_of_explicit_axes():
         x = jax.device_put(X, jax.sharding.PartitionSpec("data", None))
         found = jax.jit(lambda w, x: once(dense)(w, x))(W, x)
     np.testing.assert_allclose(found, dense(W, X), rtol=1e-6)
+
+
+def test_a_model_without_a_hash_goes_everywhere():
+    @dataclasses.dataclass  # equal by its fields, and so without a hash
+    class Line:
+        slope: float
+
+        def __call__(self, params, x):
+            return x @ params * self.slope
+
+    inputs, likelihood = jnp.eye(3), ff.likelihoods.gaussian()
+    information = ff.structures.Diagonal(jnp.ones(3))
+    state = ff.posterior(jnp.ones(3), information, prior_precision=1.0)
+    model = Line(2.0), likelihood
+    batch = inputs, jnp.ones(3)
+    means = [
+        ff.predict(state, *model, inputs).mean,
+        ff.predictions.linearized_outputs(state, model[0], inputs).mean,
+        ff.predictions.joint(state, model[0], inputs).mean,
+    ]
+    np.testing.assert_allclose(means, np.full((3, 3), 2.0))
+    drawn = ff.predictions.weight_samples(state, *model, inputs, 0, 4)
+    assert drawn.mean.shape == (3,)
+    assert np.isfinite(ff.calibrate(state, *model, batch).scale)
+    error = ff.diagnostics.relative_error(information, *model, state.mean, [batch], 0)
+    assert np.isfinite(error.value)

@@ -11,6 +11,7 @@ from fisherflow_jax import estimators, structures
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import checks, keys, trees
 from fisherflow_jax._ground.batch import Batch, is_finite, unshare, zero_if_missing
+from fisherflow_jax._ground.choices import hashable
 from fisherflow_jax.accumulation import accumulate, each_batch
 from fisherflow_jax.likelihoods import Likelihood
 from fisherflow_jax.posteriors import check_like
@@ -114,7 +115,9 @@ def relative_errors(
                 "weight."
             )
         drawn = jax.random.fold_in(keys.typed_key(key), number)
-        products = _products(apply_fn, likelihood, params, batch, probes, drawn)
+        products = _products(
+            hashable(apply_fn), likelihood, params, batch, probes, drawn
+        )
         total = jax.tree.map(lambda x, y: x + y.astype(x.dtype), total, products)
     for information in informations.values():
         check_like(jax.eval_shape(ops.diagonal, information, params), params)

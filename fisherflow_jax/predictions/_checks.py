@@ -9,6 +9,7 @@ from fisherflow_jax import information as ops
 from fisherflow_jax import layers
 from fisherflow_jax._ground import batch as batches
 from fisherflow_jax._ground import calling, checks, trees
+from fisherflow_jax._ground.choices import hashable
 from fisherflow_jax.likelihoods import Likelihood, gaussian
 from fisherflow_jax.model import Model, plain
 from fisherflow_jax.posteriors import Gaussian, check_like, gaussians, warn_of_refused
@@ -124,9 +125,10 @@ def deciding(
 ) -> Any:
     """`run(state, apply_fn, inputs, *rest)`, for which values may have to tell whether
     examples interact."""
+    held = hashable(apply_fn)  # a part of what is compiled
     return layers.deciding(
-        lambda: run(state, apply_fn, inputs, *rest),
-        plain(apply_fn),
+        lambda: run(state, held, inputs, *rest),
+        plain(held),
         lambda: (gaussians(state)[1][0].mean, inputs),
     )
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from fisherflow_jax._ground import batch as batches
 from fisherflow_jax._ground.checks import whole
+from fisherflow_jax._ground.choices import hashable
 from fisherflow_jax._ground.keys import typed_key
 from fisherflow_jax.likelihoods import Likelihood
 from fisherflow_jax.model import check_choices, once
@@ -80,7 +81,7 @@ def weight_samples(
     check_choices(apply_fn, likelihood)
     check_inputs(state, inputs, None)
     drawn = typed_key(key), num_samples
-    return _compiled(state, apply_fn, likelihood, inputs, *drawn)
+    return _compiled(state, hashable(apply_fn), likelihood, inputs, *drawn)
 
 
 def _averaged(
