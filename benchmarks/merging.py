@@ -171,7 +171,8 @@ def main() -> None:
     print(describe_machine(["jax", "optax", "scikit-learn"]))
     for count in (2, 5):
         print(f"\n{count} models of {10 // count} classes each, {seeds} seeds")
-        print(f"{'':32s}{'accuracy':>14s}{'NLL':>16s}{'residual':>10s}")
+        gain = "over plain mean"
+        print(f"{'':32s}{'accuracy':>14s}{'NLL':>16s}{gain:>17s}{'residual':>10s}")
         results = [run(count, seed) for seed in range(seeds)]
         for name in results[0]:
             rows = [result[name] for result in results]
@@ -179,6 +180,8 @@ def main() -> None:
             mean = values.mean(0)
             error = values.std(0, ddof=1) / np.sqrt(seeds)
             text = f"{mean[0]:8.1f} ({error[0]:.1f}){mean[1]:10.3f} ({error[1]:.3f})"
+            over = values[:, 0] - [result["plain mean"][0] for result in results]
+            text += f"{over.mean():+10.2f} ({over.std(ddof=1) / np.sqrt(seeds):.2f})"
             worst = max((row[2] or 0.0) for row in rows)
             residual = f"{worst:10.0e}" if rows[0][2] is not None else ""
             print(f"{name:32s}{text}{residual}", flush=True)
