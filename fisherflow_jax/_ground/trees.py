@@ -245,11 +245,9 @@ def all_finite(tree: PyTree) -> jax.Array:
     finite = [jnp.all(jnp.isfinite(concatenated(x, 0))) for x in alike.values()]
     # A reduction of many booleans would be fused anew into every select that reads it:
     # leaves times leaves. XLA fuses no sort, and false comes first.
-    return (
-        functools.reduce(jnp.logical_and, finite)
-        if 0 < len(finite) <= 8
-        else jax.lax.sort(jnp.stack([*finite, jnp.array(True)]))[0]
-    )
+    if len(finite) > 8:
+        return jax.lax.sort(jnp.stack(finite))[0]
+    return functools.reduce(jnp.logical_and, finite or [jnp.array(True)])
 
 
 def same_structure(left: PyTree, right: PyTree) -> bool:

@@ -87,9 +87,8 @@ def _alone(
 
 
 def _evidence(
-    log_likelihood: Any, step: PyTree, precision: Any, logdet: Any, dispersion: Any
+    value: jax.Array, step: PyTree, precision: Any, logdet: Any, dispersion: Any
 ) -> jax.Array:
-    value = _one_number(log_likelihood, trees.float_dtype(step))
     total = logdet(precision, 1 / jnp.asarray(dispersion, value.dtype))
     distance = ops.quadratic_form(precision, step)
     return value + 0.5 * (ops.logdet(precision, step) - total - distance)
@@ -213,7 +212,6 @@ def maximize_marginal_likelihood(
             f"is found; got arrays of shapes {[jnp.shape(leaf) for leaf in leaves]}."
         )
     as_precision(prior_precision, mean, beside=information)
-    dtype = trees.float_dtype(mean)
     unknown = likelihood.with_dispersion is not None
     if unknown and not callable(log_likelihood):
         raise ValueError(
@@ -224,7 +222,7 @@ def maximize_marginal_likelihood(
     # compiled as one; what a caller's function holds would be kept with the program
     found = _maximised if unknown else _compiled
     if not unknown:
-        fit = _one_number(fit, dtype)
+        fit = _one_number(fit, trees.float_dtype(step))
     logs, before, after, converged = found(
         information, mean, step, prior_precision, fit
     )
@@ -251,7 +249,7 @@ def _maximised(
     `fit` is the log-likelihood, or a function of the dispersion, the last number.
     """
     leaves, treedef = jax.tree.flatten(prior_precision)
-    unknown = callable(fit)
+    unknown, dtype = callable(fit), trees.float_dtype(mean)
 
     def precision_of(numbers: Any) -> Any:
         # one number for all is diagonal in every basis, however it was given
@@ -263,11 +261,12 @@ def _maximised(
     def evidence(logs: jax.Array) -> jax.Array:
         numbers = jnp.exp(logs)
         dispersion = numbers[-1] if unknown else 1.0
-        value = fit(dispersion) if unknown else fit
+        value = fit
+        if unknown:
+            value = _one_number(fit(dispersion), trees.float_dtype(step))
         return _evidence(value, step, precision_of(numbers), logdet, dispersion)
 
     given = [*leaves, 1.0] if unknown else leaves
-    dtype = trees.float_dtype(mean)
     start = jnp.log(jnp.stack([jnp.asarray(x, dtype) for x in given]))
     before = evidence(start)
     logs, after, converged = search.maximise(evidence, start)

@@ -191,10 +191,8 @@ def _of_layers(traced: Traced, values: dict, *, enters: bool) -> tuple[OfLayer, 
     for uses in traced.uses:
         parts: tuple[list[jax.Array], ...] = ([], [])
         for use in uses:
-            value, own = (
-                _arranged(traced, use, values[use.path], enters),
-                parts[use.turned],
-            )
+            value = _arranged(traced, use, values[use.path], enters)
+            own = parts[use.turned]
             if not use.beside:
                 own.append(value)
             elif use.part and (use.part.axis == 0 or not enters):

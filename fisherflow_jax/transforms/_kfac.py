@@ -221,10 +221,8 @@ def _update(
     """A step of the descent, within the region."""
     del extra
     fisher = recipe.fisher
-    if curvature is not None:
-        rules.check_curvature(adapts_damping)
     if adapts_damping is not None:
-        rules.check_adapted(fisher)
+        rules.check_adapted(fisher, curvature)
     model = params if model_params is None else model_params
     before = state[0]
     model, _ = rules.needs_of_model(fisher.estimator, model, batch, key, before.key)
@@ -253,8 +251,8 @@ def _step(
     apart, count = sharding.has_explicit_axes(), None
     if not apart:
         batch, count = fisher.estimator.screen(model, batch)(batch)
-    given = {"batch": batch, "key": key, "model_params": model, "screened": count}
-    given["curvature"] = curvature
+    given = {"batch": batch, "key": key, "model_params": model}
+    given |= {"screened": count, "curvature": curvature}
     scaled, after = steps.update(fisher, updates, before, params, **given)
     follow = optax.chain(*recipe.descent.stages()).update
     moved, stages = follow(scaled, tuple(stages), params)

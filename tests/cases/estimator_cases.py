@@ -33,6 +33,23 @@ class Model(NamedTuple):
         return self.inputs, self.targets
 
 
+def dense_information(factory, model, structure, batch, **options):
+    """In one structure, or in a dictionary of them by one program."""
+    build = functools.partial(factory, model.apply_fn, model.likelihood)
+
+    @jax.jit
+    def dense(params, batch):
+        def one(structure):
+            found = build(structure, **options)(params, batch)
+            return ff.information.to_dense(found, params)
+
+        if isinstance(structure, dict):
+            return {name: one(each) for name, each in structure.items()}
+        return one(structure)
+
+    return dense(model.params, batch)
+
+
 def network(params, x):
     hidden = jnp.tanh(x @ params["hidden"]["w"] + params["hidden"]["b"][None])
     return params["scale"] * (hidden @ params["out"])

@@ -20,20 +20,8 @@ every_model = pytest.mark.parametrize(
 
 
 def run(factory, model, structure=FULL, weights=WEIGHTS, **options):
-    """In one structure, or in a dictionary of them by one program."""
-    build = functools.partial(factory, model.apply_fn, model.likelihood)
-
-    @jax.jit
-    def dense(params, batch):
-        def one(structure):
-            found = build(structure, **options)(params, batch)
-            return ff.information.to_dense(found, params)
-
-        if isinstance(structure, dict):
-            return {name: one(each) for name, each in structure.items()}
-        return one(structure)
-
-    return dense(model.params, (*model.batch, weights))
+    batch = (*model.batch, weights)
+    return cases.dense_information(factory, model, structure, batch, **options)
 
 
 @functools.cache

@@ -16,20 +16,8 @@ FULL = ff.structures.full()
 
 
 def run(model, structure, **options):
-    """In one structure, or in a dictionary of them by one program."""
-    build = functools.partial(ff.estimators.exact, model.apply_fn, model.likelihood)
-
-    @jax.jit
-    def dense(params, batch):
-        def one(structure):
-            found = build(structure, **options)(params, batch)
-            return ff.information.to_dense(found, params)
-
-        if isinstance(structure, dict):
-            return {name: one(each) for name, each in structure.items()}
-        return one(structure)
-
-    return dense(model.params, model.batch)
+    exact, batch = ff.estimators.exact, model.batch
+    return cases.dense_information(exact, model, structure, batch, **options)
 
 
 @functools.cache

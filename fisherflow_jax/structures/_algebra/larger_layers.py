@@ -88,8 +88,8 @@ def _filled(
 
 def _check(old: Layers, new: Layers, entries: PyTree) -> None:
     """Raises unless every former leaf is there, and treated as it was."""
-    former = jax.tree.unflatten(old.tree, [np.zeros(s, np.int8) for s in old.shapes])
-    trees.laid_over(former, entries)
+    shapes = [jax.ShapeDtypeStruct(s, np.int8) for s in old.shapes]
+    jax.eval_shape(trees.laid_over, jax.tree.unflatten(old.tree, shapes), entries)
     layer_vectors.check_like(new, entries)
     now = _owners(new)
     for name, owner in _owners(old).items():

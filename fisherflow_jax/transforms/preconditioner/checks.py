@@ -127,8 +127,14 @@ def _check_number(value: Any, name: str) -> None:
     not_negative(value, name)
 
 
-def check_adapted(recipe: Recipe) -> None:
-    """Raises where `adapt_damping` would change what is not used."""
+def check_adapted(recipe: Recipe, curvature: Any) -> None:
+    """Raises where `adapt_damping` would change what is not used, or not see a
+    penalty's curvature."""
+    if curvature is not None:
+        raise ValueError(
+            "adapt_damping compares the loss with what batches say of it, without the "
+            "penalty whose curvature is given: take one of the two."
+        )
     damping = recipe.damping
     if isinstance(damping, (int, float)):
         return
@@ -139,15 +145,6 @@ def check_adapted(recipe: Recipe) -> None:
         "change as those of optax.inject_hyperparams do). Give a Python number, from "
         "which it starts."
     )
-
-
-def check_curvature(adapts_damping: Any) -> None:
-    """Raises where a penalty's curvature would not be seen."""
-    if adapts_damping is not None:
-        raise ValueError(
-            "adapt_damping compares the loss with what batches say of it, without the "
-            "penalty whose curvature is given: take one of the two."
-        )
 
 
 def check_key(name: str, random: bool, key: Any) -> None:

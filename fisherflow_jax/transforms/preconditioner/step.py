@@ -114,10 +114,8 @@ def update(
     beside its mean. `adapts_damping`: given by `adapt_damping`.
     """
     estimator, model = recipe.estimator, None
-    if curvature is not None:
-        checks.check_curvature(adapts_damping)
     if adapts_damping is not None:
-        checks.check_adapted(recipe)
+        checks.check_adapted(recipe, curvature)
     if screened is None:
         check_trees(recipe, updates, state, params)
     if estimator.from_gradient is None:
