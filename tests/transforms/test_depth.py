@@ -42,6 +42,8 @@ BATCH = X, draw(5, 2, seed=7)
 GRADIENT = jax.tree.map(lambda x: draw(*np.shape(x), seed=8), PARAMS)
 LAYERS = ff.layers.find_layers(network, PARAMS, X)
 NAMES = ["a.w", "b.w", "c.w"]
+POOL = ff.structures.sharing.pool
+LOSS = ff.negative_log_likelihood(network, GAUSSIAN)
 HELD = {**PARAMS, "b": optax.MaskedNode(), "scale": optax.MaskedNode()}
 
 
@@ -194,6 +196,33 @@ def test_an_update_is_that_of_each_layer(name):
     np.testing.assert_allclose(found["d"], solved_by_hand("d", GRADIENT["d"]), **EXACT)
 
 
+def test_momentum_and_bound_of_a_stack_are_those_of_layers_apart():
+    """With decayed weights, over five steps; another convention keeps them apart."""
+
+    def run(sharing):
+        structure = ff.structures.kronecker(LAYERS, sharing=sharing)
+        optimizer = ff.natural_gradient(
+            0.3, ff.estimators.exact, network, GAUSSIAN, structure=structure,
+            momentum=0.9, weight_decay=1e-2, damping=DAMPING,
+            factorise=ff.transforms.factored_damping,
+        )  # fmt: skip
+        clip = ff.clip_by_kl(network, GAUSSIAN, 1e-3)
+        optimizer = optax.chain(optimizer, clip)
+
+        def step(carry, _):
+            params, state = carry
+            gradient = jax.grad(LOSS)(params, BATCH)
+            updates, state = optimizer.update(gradient, state, params, batch=BATCH)
+            return (optax.apply_updates(params, updates), state), updates
+
+        return jax.lax.scan(step, (PARAMS, optimizer.init(PARAMS)), length=5)[1]
+
+    together, apart = cases.compiled(lambda: (run({}), run({"b.w": POOL})))()
+    for found, expected in zip(*map(jax.tree.leaves, (together, apart)), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-13)
+        assert np.abs(found).max() > 1e-4
+
+
 def test_layers_that_take_turns_are_not_stacked():
     factors = optax.tree.get(updates()["by turns"][1], "input_factors")
     assert {name: x.shape for name, x in factors.items()} == {
@@ -205,8 +234,7 @@ def test_layers_that_take_turns_are_not_stacked():
 
 
 def test_conventions_that_differ_are_not_stacked():
-    sharing = {"b.w": ff.structures.sharing.pool}
-    structure = ff.structures.kronecker(LAYERS, sharing=sharing)
+    structure = ff.structures.kronecker(LAYERS, sharing={"b.w": POOL})
     assert list(structure.empty(PARAMS).input_factors) == [*NAMES, "d"]
 
 
