@@ -15,18 +15,12 @@ import jax
 import jax.numpy as jnp
 
 from fisherflow_jax import layers as layers_of
-from fisherflow_jax._ground import chunks, keys, linalg, trees
+from fisherflow_jax import products
+from fisherflow_jax._ground import chunks, keys, trees
 from fisherflow_jax.model import check_function, once
 from fisherflow_jax.posteriors import Gaussian
-from fisherflow_jax.predictions import _covariance as covariances
-from fisherflow_jax.predictions._checks import (
-    check_inputs,
-    check_model,
-    deciding,
-    one_belief,
-)
-from fisherflow_jax.predictions._covariance import LayerCovariance, Pulled
-from fisherflow_jax.predictions._streaming import dispersed, one_by_one
+from fisherflow_jax.predictions._streaming import dispersed
+from fisherflow_jax.products import Pulled, check_inputs
 
 PyTree = Any
 
@@ -41,7 +35,7 @@ class Joint(NamedTuple):
         """Draws `(*shape, n, ..., k)`."""
         count, dtype = self.mean.size, self.covariance.dtype
         draws = jax.random.normal(keys.typed_key(key), (*shape, count), dtype)
-        flat = self.mean.ravel() + draws @ covariances.root(self.covariance).T
+        flat = self.mean.ravel() + draws @ products.root(self.covariance).T
         return flat.reshape((*shape, *self.mean.shape))
 
 
@@ -94,8 +88,10 @@ def joint(
     """
     check_function(apply_fn)
     check_inputs(state, inputs, chunk_size, robust)
-    belief = one_belief(state, "the joint distribution of a bank is a mixture", robust)
-    return deciding(_compiled, belief, apply_fn, inputs, robust, chunk_size)
+    belief = products.one_belief(
+        state, "the joint distribution of a bank is a mixture", robust
+    )
+    return products.deciding(_compiled, belief, apply_fn, inputs, robust, chunk_size)
 
 
 def _joint(
@@ -105,12 +101,12 @@ def _joint(
     robust: bool | str,
     size: int | None,
 ) -> Joint:
-    (parts, example_of), model = one_by_one(inputs), once(apply_fn)
+    (parts, example_of), model = products.one_by_one(inputs), once(apply_fn)
     size = size or parts[0].shape[0]
-    check_model(belief, model, inputs)
-    found = covariances.layer_covariances(belief, model, inputs, robust)
+    products.check_model(belief, model, inputs)
+    found = products.layer_covariances(belief, model, inputs, robust)
     if found is None:
-        at = covariances.by_gradients(belief, model, robust)
+        at = products.by_gradients(belief, model, robust)
         outputs, covariance = _of_gradients(at, parts, example_of, size)
     else:
         outputs, covariance = _of_layers(
@@ -125,13 +121,13 @@ _compiled = jax.jit(_joint, static_argnums=(1, 3, 4))
 
 
 def _of_gradients(
-    at: covariances.Puller, parts: list[jax.Array], example_of: Callable, size: int
+    at: products.Puller, parts: list[jax.Array], example_of: Callable, size: int
 ) -> tuple[jax.Array, jax.Array]:
     """The outputs `(n, ..., k)` and the covariance `(m, m)` of all of them."""
 
     def one(parts: list) -> tuple[jax.Array, Pulled]:
         outputs, pull = at(example_of(parts))
-        return outputs[0], pull(covariances.units(outputs))
+        return outputs[0], pull(products.units(outputs))
 
     outputs, rows = chunks.map_chunks(jax.vmap(one), parts, size)
     flat = Pulled(*(x.reshape((-1, x.shape[-1])) for x in rows))
@@ -141,7 +137,7 @@ def _of_gradients(
 def _of_layers(
     mean: PyTree,
     apply_fn: Callable,
-    found: covariances.LayerCovariances,
+    found: products.LayerCovariances,
     parts: list[jax.Array],
     example_of: Callable[[list], PyTree],
     size: int,
@@ -152,59 +148,15 @@ def _of_layers(
     def one(parts: list) -> tuple:
         example = example_of(parts)
         outputs, entering, back = layers_of.tap(apply_fn, found.layers, mean, example)
-        return outputs[0], entering, *jax.vmap(back)(covariances.units(outputs))
+        return outputs[0], entering, *jax.vmap(back)(products.units(outputs))
 
     pulled = chunks.map_chunks(jax.vmap(one), parts, size)
     outputs, entering, gradients, others = pulled
     covariance = jnp.zeros((outputs.size, outputs.size), dtype)
     for part, inputs, back in zip(found.each, entering, gradients, strict=True):
-        covariance += _of_layer(part, inputs, back.astype(dtype))
+        kept = jax.vmap(part.kept)(inputs, back.astype(dtype))
+        covariance += part.between(kept, kept).reshape(covariance.shape)
     for leaf, values in others.items():
         flat = values.astype(dtype).reshape((outputs.size, -1))
         covariance += found.of_leaf(leaf, flat).covariance()
     return outputs, covariance
-
-
-def _of_layer(
-    part: LayerCovariance, inputs: jax.Array, gradients: jax.Array
-) -> jax.Array:
-    """From inputs `(n, K, T, I)` and gradients `(n, R, K, T, O)`: `(n R, n R)`."""
-    layer, count = part.layer, gradients.shape[0] * gradients.shape[1]
-    embeds = layer.kind == "embedding"
-    if not embeds and layer.num_positions > 1:
-        rows = jax.vmap(part.pulled)(inputs, gradients)
-        return Pulled(*(x.reshape((count, -1)) for x in rows)).covariance()
-    returned = part.returned(gradients)
-    if not embeds:
-        inputs = jax.vmap(lambda a: part.entered(a, gradients.dtype))(inputs)
-    met = _met_at_table if embeds else _met_at_kernel
-
-    def with_all(one: tuple[jax.Array, jax.Array]) -> jax.Array:
-        """The covariances `(R, n, R)` of one example's outputs with all."""
-        return linalg.product("rkto,nskto->rns", *met(part, one, inputs, returned))
-
-    return jax.lax.map(with_all, (inputs, returned)).reshape((count, count))
-
-
-def _met_at_kernel(
-    part: LayerCovariance, one: tuple, inputs: jax.Array, returned: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """One example and all others at a kernel that each uses once."""
-    entering, rows = one
-    products = jnp.swapaxes(entering[None] * inputs, 0, 2)[0]  # (K, n, I)
-    weights = linalg.product("kni,kio->nko", products, part.variances)
-    return rows, weights[:, None, :, None] * returned
-
-
-def _met_at_table(
-    part: LayerCovariance, one: tuple, ids: jax.Array, returned: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """One example and all others at the rows of a table that both look up."""
-    own, rows = one
-    left = part.looked_up(own, rows).left
-    same = (own[None, :, :, None] == ids[:, :, None, :]).astype(left.dtype)
-    met = linalg.product("nktu,nskuo->nskto", same, returned)
-    if part.layer.bias is not None:
-        of_bias = jnp.sum(returned, axis=3, keepdims=True)
-        met = jnp.concatenate([met, of_bias], axis=3)
-    return left, met

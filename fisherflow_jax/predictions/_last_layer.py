@@ -18,7 +18,7 @@ from fisherflow_jax import layers as layers_of
 from fisherflow_jax._ground import arrays, checks, linalg, trees
 from fisherflow_jax._ground import batch as batches
 from fisherflow_jax.layers import Layers
-from fisherflow_jax.predictions._covariance import LayerCovariances, Pulled
+from fisherflow_jax.products import LayerCovariances, Pulled
 
 PyTree = Any
 

@@ -15,12 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fisherflow_jax._ground import checks
 from fisherflow_jax._ground.arrays import safe_sqrt
 from fisherflow_jax._ground.checks import whole
 from fisherflow_jax._ground.keys import key_data, typed_key
 from fisherflow_jax.likelihoods import LOG, SOFTMAX, Likelihood
-from fisherflow_jax.predictions._covariance import root
 from fisherflow_jax.predictions._streaming import Outputs
+from fisherflow_jax.products import root
 
 
 class Averaged(NamedTuple):
@@ -43,6 +44,17 @@ class Link:
 
     def __call__(self, outputs: Outputs, likelihood: Likelihood) -> Averaged:
         return self.average(outputs, likelihood)
+
+
+def check_link(link: Any) -> None:
+    """Raises unless it is a link, or None."""
+    if link is not None:
+        checks.function(
+            link,
+            "fisherflow_jax.predictions",
+            "a link is a function of (Outputs, likelihood)",
+            "ff.predictions.probit()",
+        )
 
 
 def is_categorical(likelihood: Likelihood, link: str) -> bool:

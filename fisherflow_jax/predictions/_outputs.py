@@ -10,13 +10,8 @@ import jax.numpy as jnp
 from fisherflow_jax.likelihoods import Likelihood
 from fisherflow_jax.model import check_function, once
 from fisherflow_jax.posteriors import mixture
-from fisherflow_jax.predictions._checks import (
-    believed,
-    check_inputs,
-    deciding,
-    known,
-)
 from fisherflow_jax.predictions._streaming import Outputs, Wanted, moments, raw
+from fisherflow_jax.products import believed, check_inputs, deciding, known
 
 PyTree = Any
 

@@ -15,16 +15,10 @@ from fisherflow_jax._ground.warning import warn_once
 from fisherflow_jax.likelihoods import LOG, Likelihood, Scale
 from fisherflow_jax.model import check_choices, once
 from fisherflow_jax.posteriors import gaussians
-from fisherflow_jax.predictions._checks import (
-    believed,
-    check_inputs,
-    check_link,
-    deciding,
-    known,
-)
-from fisherflow_jax.predictions._links import Averaged, Link, plug_in
+from fisherflow_jax.predictions._links import Averaged, Link, check_link, plug_in
 from fisherflow_jax.predictions._quadrature import quadrature
 from fisherflow_jax.predictions._streaming import Outputs, Wanted, moments, raw
+from fisherflow_jax.products import believed, check_inputs, deciding, known
 
 PyTree = Any
 

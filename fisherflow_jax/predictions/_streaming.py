@@ -6,16 +6,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fisherflow_jax._ground import batch as batches
+from fisherflow_jax import products
 from fisherflow_jax._ground import calling
 from fisherflow_jax._ground.chunks import map_chunks
 from fisherflow_jax.likelihoods import SOFTMAX, Likelihood
 from fisherflow_jax.posteriors import Gaussian
-from fisherflow_jax.predictions import _covariance as covariances
 from fisherflow_jax.predictions import _last_layer as last_layer
-from fisherflow_jax.predictions._checks import check_model
-from fisherflow_jax.predictions._covariance import Pull, Pulled, Puller
 from fisherflow_jax.predictions._last_layer import LastLayer
+from fisherflow_jax.products import Pull, Pulled, Puller, one_by_one
 
 PyTree = Any
 
@@ -46,15 +44,6 @@ class Outputs(NamedTuple):
     line_variance: jax.Array | None = None
 
 
-def one_by_one(inputs: PyTree) -> tuple[list[jax.Array], Callable[[list], PyTree]]:
-    """The parts of the inputs that have an axis of examples, and one example of them.
-
-    What is made of slices of all parts has a leading axis of 1.
-    """
-    parts, rebuild = batches.split(inputs)
-    return parts, lambda one: batches.unshare(rebuild([x[None] for x in one]))
-
-
 class Examples(NamedTuple):
     """How the model is seen, one example at a time."""
 
@@ -67,10 +56,10 @@ def examples_of(
     belief: Gaussian, apply_fn: Callable, inputs: PyTree, wanted: Wanted
 ) -> Examples:
     """The cheapest way of pulling back; what it needs is factorised once."""
-    check_model(belief, apply_fn, inputs, wanted.line_of)
+    products.check_model(belief, apply_fn, inputs, wanted.line_of)
     parts, example_of = one_by_one(inputs)
     mean, robust = belief.mean, wanted.robust
-    found = covariances.layer_covariances(belief, apply_fn, inputs, robust)
+    found = products.layer_covariances(belief, apply_fn, inputs, robust)
     if found is not None and last_layer.is_last_layer(
         apply_fn, mean, inputs, found.layers
     ):
@@ -85,9 +74,9 @@ def examples_of(
 
         return Examples(parts, last, pull)
     if found is None:
-        at = covariances.by_gradients(belief, apply_fn, robust)
+        at = products.by_gradients(belief, apply_fn, robust)
     else:
-        at = covariances.by_layers(mean, apply_fn, found)
+        at = products.by_layers(mean, apply_fn, found)
     return Examples(parts, None, lambda one: at(example_of(one)))
 
 
@@ -174,7 +163,7 @@ def _pulled(
     shape, count, line_of = outputs.shape[1:], outputs.size, wanted.line_of
     k = shape[-1] if shape else 1
     if count == k <= min(at_once, _TOGETHER):
-        rows = pull(covariances.units(outputs))
+        rows = pull(products.units(outputs))
         found = _of_rows(outputs[0], rows, wanted)
         if line_of is None:
             return found
@@ -182,7 +171,7 @@ def _pulled(
     places, within = (jnp.arange(number, dtype=jnp.int32) for number in (count, k))
 
     def rows_at(places: jax.Array) -> Pulled:
-        return pull(covariances.units(outputs, places))
+        return pull(products.units(outputs, places))
 
     variance: Any = None
     covariance = line_variance = None
@@ -224,7 +213,7 @@ def _of_rows(outputs: jax.Array, rows: LastLayer | Pulled, wanted: Wanted) -> Ou
 def _mixed(likelihood: Likelihood, outputs: jax.Array, rows: Pulled) -> jax.Array:
     """The line's variance from the rows of all outputs."""
     line, back = jax.vjp(lambda z: likelihood.line(z)[0], outputs)
-    jacobian = jax.vmap(lambda unit: back(unit)[0])(covariances.units(line))
+    jacobian = jax.vmap(lambda unit: back(unit)[0])(products.units(line))
     mixed = rows.mixed(jacobian.reshape((line.size, -1)))
     return mixed.variance().reshape(line.shape)
 
@@ -236,7 +225,7 @@ def variance_of(
     line, back = jax.vjp(lambda z: line_of(z)[0], outputs)
 
     def block(places: jax.Array) -> jax.Array:
-        units = covariances.units(line, places)
+        units = products.units(line, places)
         return pull(jax.vmap(lambda unit: back(unit)[0])(units)).variance()
 
     places = jnp.arange(line.size, dtype=jnp.int32)

@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fisherflow_jax import products
 from fisherflow_jax._ground import chunks, trees
 from fisherflow_jax._ground.checks import whole
 from fisherflow_jax.likelihoods import SOFTMAX, Likelihood
 from fisherflow_jax.model import check_choices, once
 from fisherflow_jax.posteriors import Gaussian, check_level, two_sided
-from fisherflow_jax.predictions import _checks as checks
 from fisherflow_jax.predictions import _streaming as streaming
 from fisherflow_jax.predictions._streaming import Wanted
 
@@ -91,15 +91,15 @@ def top_tokens(
     """
     check_level(level)
     check_choices(apply_fn, likelihood)
-    checks.check_inputs(state, inputs, chunk_size, robust)
+    products.check_inputs(state, inputs, chunk_size, robust)
     if likelihood.scale != SOFTMAX:
         raise ValueError(
             f"top_tokens is for categorical targets; got {likelihood.name}."
         )
-    belief = checks.one_belief(state, "top_tokens takes one state", robust)
+    belief = products.one_belief(state, "top_tokens takes one state", robust)
     whole(k, "k", of="classes")
     wanted = Wanted(line_of=likelihood, robust=robust, chunk_size=chunk_size)
-    ids, line, variance = checks.deciding(
+    ids, line, variance = products.deciding(
         _compiled, belief, apply_fn, inputs, k, wanted
     )
     dtype = trees.wide_dtype(line.dtype, variance.dtype)

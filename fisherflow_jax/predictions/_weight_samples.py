@@ -13,8 +13,8 @@ from fisherflow_jax._ground.keys import typed_key
 from fisherflow_jax.likelihoods import Likelihood
 from fisherflow_jax.model import check_choices, once
 from fisherflow_jax.posteriors import gaussians, sample
-from fisherflow_jax.predictions._checks import check_inputs, known
 from fisherflow_jax.predictions._links import drawn_moments
+from fisherflow_jax.products import check_inputs, known
 
 PyTree = Any
 

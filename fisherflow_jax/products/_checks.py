@@ -1,4 +1,4 @@
-"""What predictions refuse: states, models and likelihoods that do not go together."""
+"""What is refused: states, models and likelihoods that do not go together."""
 
 from collections.abc import Callable
 from typing import Any
@@ -71,17 +71,6 @@ def known(likelihood: Likelihood, belief: Gaussian) -> Likelihood:
     return likelihood.with_dispersion(belief.dispersion)
 
 
-def check_link(link: Any) -> None:
-    """Raises unless it is a link, or None."""
-    if link is not None:
-        checks.function(
-            link,
-            "fisherflow_jax.predictions",
-            "a link is a function of (Outputs, likelihood)",
-            "ff.predictions.probit()",
-        )
-
-
 def check_model(
     belief: Gaussian,
     apply_fn: Callable,
@@ -131,6 +120,15 @@ def deciding(
         plain(held),
         lambda: (gaussians(state)[1][0].mean, inputs),
     )
+
+
+def one_by_one(inputs: PyTree) -> tuple[list[jax.Array], Callable[[list], PyTree]]:
+    """The parts of the inputs that have an axis of examples, and one example of them.
+
+    What is made of slices of all parts has a leading axis of 1.
+    """
+    parts, rebuild = batches.split(inputs)
+    return parts, lambda one: batches.unshare(rebuild([x[None] for x in one]))
 
 
 def _described(value: Any) -> str:
