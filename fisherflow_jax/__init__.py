@@ -89,6 +89,7 @@ if _typing.TYPE_CHECKING:
     from fisherflow_jax import continual as continual
     from fisherflow_jax import diagnostics as diagnostics
     from fisherflow_jax import flax as flax
+    from fisherflow_jax import influence as influence
     from fisherflow_jax import metrics as metrics
     from fisherflow_jax import plots as plots
     from fisherflow_jax import predictions as predictions
@@ -109,6 +110,7 @@ _LAZY = {
     "continual",
     "diagnostics",
     "flax",
+    "influence",
     "metrics",
     "plots",
     "predictions",

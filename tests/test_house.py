@@ -27,6 +27,7 @@ FLOORS = [
     "posteriors",
     "products",
     "predictions",
+    "influence",
     "transforms",
     "continual",
     "flax",

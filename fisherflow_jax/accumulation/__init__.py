@@ -2,6 +2,7 @@
 
 from fisherflow_jax.accumulation._loading import Stacked as Stacked
 from fisherflow_jax.accumulation._loading import converted as converted
+from fisherflow_jax.accumulation._loading import counted as counted
 from fisherflow_jax.accumulation._loading import each_batch as each_batch
 from fisherflow_jax.accumulation._running import accumulate as accumulate
 from fisherflow_jax.accumulation._updating import Accumulation as Accumulation

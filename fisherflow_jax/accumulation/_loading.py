@@ -87,19 +87,42 @@ def each_batch(data: Any) -> Iterable[Batch]:
     Raises:
       ValueError: for what is none of them, and where there is no batch at all.
     """
+    for batch, _ in counted(data):
+        yield batches.as_batch(batch)
+
+
+def counted(
+    data: Any,
+    to_batch: Callable[[Any], Any] | None = None,
+    progress: bool | None = False,
+    doing: str = "reading",
+) -> Iterator[tuple[Batch, int]]:
+    """As `each_batch`, unchecked; with the rows of each, which padding follows."""
+    data = converted(data, to_batch)
     if isinstance(data, Stacked):
-        yield from map(batches.as_batch, each_of(stack_of_batches(data, 1)))
-    elif isinstance(data, tuple):
-        yield batches.as_batch(data)
-    else:
-        check_loader(data)
-        batch = None
-        for batch in padded(data, 1):
-            yield batches.as_batch(batch)
-        if batch is None:
-            raise ValueError(
-                "there are no batches (a generator can be read only once)."
-            )
+        for batch in each_of(stack_of_batches(data, 1)):
+            yield batch, len(batch.weights)
+        return
+    if isinstance(data, tuple):
+        yield (batch := batches.by_name(data)), _num_rows(batch)
+        return
+    check_loader(data)
+    counts: list[int] = []
+
+    def noted(loader: Iterable) -> Iterator[Batch]:
+        for raw in loader:
+            counts.append(_num_rows(batch := batches.by_name(raw)))
+            yield batch
+
+    for batch in padded(noted(with_bar(data, progress, doing)), 1):
+        yield batch, counts[-1]
+    if not counts:
+        raise ValueError("there are no batches (a generator can be read only once).")
+
+
+def _num_rows(batch: Batch) -> int:
+    leaves = jax.tree.leaves((batches.split(batch.inputs)[0], batch.targets))
+    return np.shape(leaves[0])[0] if leaves and np.shape(leaves[0]) else 0
 
 
 def each_of(stack: Batch) -> Iterator[Batch]:
@@ -152,7 +175,9 @@ def place(mesh: Mesh | None, batch: Batch, axis: int) -> Batch:
     return jax.device_put(batch, batches.by_axis(batch, spread, everywhere))
 
 
-def with_bar(loader: Iterable, progress: bool | None) -> Iterable:
+def with_bar(
+    loader: Iterable, progress: bool | None, doing: str = "accumulating"
+) -> Iterable:
     """The loader, under a progress bar where one is wanted.
 
     Raises:
@@ -171,7 +196,7 @@ def with_bar(loader: Iterable, progress: bool | None) -> Iterable:
         ) from error
     return tqdm(
         loader,
-        desc="accumulating",
+        desc=doing,
         unit="batch",
         delay=0.0 if progress else _SECONDS_BEFORE_BAR,
         disable=None if progress is None else False,  # None: unless a terminal

@@ -79,9 +79,9 @@ class LayerCovariance(NamedTuple):
 
     def between(self, many: Kept, several: Kept) -> jax.Array:
         """Products `(n, R, m, S)` of what is kept of n examples and of m."""
-        if len(many) == 1:
-            left = several[0] * self.variances[None, None]
-            return linalg.product("nrkio,mskio->nrms", many[0], left)
+        if 1 in (len(many), len(several)):  # one of them may be of a single position
+            left = _coordinates(several) * self.variances[None, None]
+            return linalg.product("nrkio,mskio->nrms", _coordinates(many), left)
         of_one = self._met if self.layer.kind == "embedding" else self._crossed
         # one of the m at a time; a loop of one is none
         found = jax.lax.map(lambda one: of_one(many, one), several)
@@ -147,6 +147,11 @@ class LayerCovariance(NamedTuple):
 
 def _turned(spec: str, values: jax.Array, columns: jax.Array | None) -> jax.Array:
     return values if columns is None else linalg.product(spec, values, columns)
+
+
+def _coordinates(kept: Kept) -> jax.Array:
+    """`(n, R, K, I, O)`, of a dense layer."""
+    return kept[0] if len(kept) == 1 else linalg.product("nkti,nrkto->nrkio", *kept)
 
 
 class LayerCovariances(NamedTuple):
@@ -228,9 +233,16 @@ class LayerCovariances(NamedTuple):
 
 
 def layer_covariances(
-    belief: Gaussian, apply_fn: Callable, inputs: PyTree, robust: bool | str
+    belief: Gaussian,
+    apply_fn: Callable,
+    inputs: PyTree,
+    robust: bool | str,
+    spectrum: ops.Spectral | None = None,
 ) -> LayerCovariances | None:
-    """The covariance layer by layer; None where it has no such form."""
+    """The covariance layer by layer; None where it has no such form.
+
+    From the spectrum of a Kronecker information, where that is known already.
+    """
     information, mean, meat = belief.information, belief.mean, belief.meat
     known = ops.facts(information)
     if not known.elementwise and (robust or known.layers is None):
@@ -249,7 +261,8 @@ def layer_covariances(
     elif _treatment(layers) != _treatment(known.layers):
         return None
     else:
-        found = ops.spectral(information, mean).map(lambda value: 1 / value)
+        found = spectrum or ops.spectral(information, mean)
+        found = found.map(lambda value: 1 / value)
         values, sides, table = found.values, found.basis.sides, known.layers
     names, each = layers.names, []
     for layer in layers.layers:

@@ -45,9 +45,17 @@ Pull = Callable[[jax.Array], Pulled]  # of cotangents (R, 1, ...)
 Puller = Callable[[PyTree], tuple[jax.Array, Pull]]  # an example -> outputs (1, ...)
 
 
-def by_gradients(belief: Gaussian, apply_fn: Callable, robust: bool | str) -> Puller:
-    """By gradients of all parameters, for any structure; factorised once."""
-    white = _whitened(belief, robust)
+def by_gradients(
+    belief: Gaussian,
+    apply_fn: Callable,
+    robust: bool | str,
+    solve: Callable[[PyTree], PyTree] | None = None,
+) -> Puller:
+    """By gradients of all parameters, for any structure; factorised once.
+
+    Or by `solve`, `v -> I^-1 v`, where it is known already.
+    """
+    white = _whitened(belief, robust, solve)
 
     def at(example: PyTree) -> tuple[jax.Array, Pull]:
         outputs, vjp = jax.vjp(lambda params: apply_fn(params, example), belief.mean)
@@ -61,10 +69,12 @@ def by_gradients(belief: Gaussian, apply_fn: Callable, robust: bool | str) -> Pu
     return at
 
 
-def _whitened(belief: Gaussian, robust: bool | str) -> Callable[[PyTree], Pulled]:
+def _whitened(
+    belief: Gaussian, robust: bool | str, solve: Callable[[PyTree], PyTree] | None
+) -> Callable[[PyTree], Pulled]:
     """Leaves `(R, *leaf.shape)` -> `Pulled`, by a root where the structure has one."""
     information, meat = belief.information, belief.meat
-    if not robust and ops.provides(ops.whitener, information):
+    if solve is None and not robust and ops.provides(ops.whitener, information):
         root = ops.whitener(information)
 
         def halved(stack: PyTree) -> Pulled:
@@ -72,7 +82,7 @@ def _whitened(belief: Gaussian, robust: bool | str) -> Callable[[PyTree], Pulled
             return Pulled(half, half)
 
         return halved
-    solve = ops.solver(information)
+    solve = solve or ops.solver(information)
 
     def solved(stack: PyTree) -> Pulled:
         pair = stack, jax.vmap(solve)(stack)

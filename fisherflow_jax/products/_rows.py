@@ -45,8 +45,23 @@ class Rows(NamedTuple):
         return self.pairs(left, one)[:, :, 0]
 
 
+def factors_of(belief: Gaussian) -> Any:
+    """What `rows_of` factorises, arrays for programs that are run again and again.
+
+    None where there is nothing to factorise.
+    """
+    information = belief.information
+    if ops.facts(information).elementwise:
+        return None
+    return ops.factorise(information, jnp.zeros((), trees.float_dtype(belief.mean)))
+
+
 def rows_of(
-    belief: Gaussian, apply_fn: Callable, inputs: PyTree, middle: Middle | None = None
+    belief: Gaussian,
+    apply_fn: Callable,
+    inputs: PyTree,
+    middle: Middle | None = None,
+    factors: Any = None,
 ) -> Rows:
     r"""The rows of a model's outputs in the covariance of a belief.
 
@@ -56,10 +71,12 @@ def rows_of(
     and solve once for each row of `right`; so do models with tied layers.
 
     Args:
-      belief: of which the information is factorised once, where it is called.
+      belief: of which the information is factorised once, where it is called, unless
+        `factors` are given.
       apply_fn: `(params, inputs) -> outputs (n, ...)`; the examples do not interact.
       inputs: their shapes are read, of which layers are found.
       middle: `v -> M v` of trees; None: :math:`C = I^{-1}`.
+      factors: `factors_of(belief)`.
 
     The dispersion of the belief is left to the caller.
     """

@@ -1,0 +1,296 @@
+"""The effect of each row on queries: all pairs, or the rows that matter most."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fisherflow_jax import information as ops
+from fisherflow_jax import products
+from fisherflow_jax._ground import batch as batches
+from fisherflow_jax._ground import checks, choices, chunks, trees
+from fisherflow_jax._ground.batch import Batch
+from fisherflow_jax.influence import _removal as removal
+from fisherflow_jax.influence._removal import Asked, Fitted, asked_of
+from fisherflow_jax.likelihoods import Likelihood
+
+PyTree = Any
+
+
+class Top(NamedTuple):
+    """Of each query the rows with the largest effects, and with the smallest.
+
+    Fewer than were asked for while fewer rows were seen.
+    """
+
+    values: jax.Array  # (q, k), nats, the largest first: rows that help most
+    indices: jax.Array  # (q, k) int32, their places in the stream of rows
+    lowest_values: jax.Array  # (q, k), the smallest first: rows that harm most
+    lowest_indices: jax.Array  # (q, k) int32
+    num_rows: jax.Array  # () int32, rows seen
+
+
+def effects(
+    state: Any,
+    apply_fn: Callable,
+    likelihood: Likelihood,
+    data: Any,
+    queries: Any = None,
+    *,
+    on: Callable[[jax.Array], jax.Array] | PyTree | None = None,
+    first_order: bool = False,
+    top: int | None = None,
+    earlier: Top | None = None,
+    chunk_size: int | None = None,
+    bad_rows: str = "raise",
+    to_batch: Callable[[Any], Any] | None = None,
+    progress: bool | None = None,
+) -> jax.Array | Top:
+    r"""By how much the loss of each query rises when each row is removed.
+
+    .. math:: \mathrm{effect}_{qn} = \nabla \ell_q^\top (I - F_n)^{-1} \nabla \ell_n,
+       \qquad \text{to first order } \nabla \ell_q^\top I^{-1} \nabla \ell_n
+
+    in nats, of the *sum* of losses (no mean over rows). **Positive: without the row the
+    query's loss is larger, so that the row helps**; negative: it harms. The parameters
+    are taken to be the optimum of the rows and the prior together; the removal is one
+    Newton step from there, with the information :math:`F_n` of the row taken out of I:
+    for one output a division by one minus the leverage. For least squares it is exact,
+    in the parameters. Effects of a group of rows add, to first order alone.
+
+    The prior in the state's information is all the damping that there is; another is
+    another state, `ff.posterior(params, information, prior_precision=...)`.
+
+    Args:
+      state: anything with `.mean` and `.information`, made of these rows: the rows'
+        information and the prior, sums over rows.
+      apply_fn: `(params, inputs) -> outputs`.
+      likelihood: from `ff.likelihoods`: a row's loss is minus its log-probability.
+      data: the rows: a batch `(inputs, targets)` or `(inputs, targets, weights)`, a
+        list or loader of batches, or `ff.Stacked`. Weights are multiplicities, and all
+        of it is removed.
+      queries: as `data`; their targets may be None where `on` is a function. None where
+        `on` is a tree.
+      on: None, the query's loss, with an unknown dispersion at the state's estimate; a
+        function of one query's outputs `(...)`, without their leading axis, that
+        returns a number, such as a margin; or contrasts: a pytree like the parameters,
+        or with a leading axis q on each leaf, for the change of :math:`c^\top \theta`.
+      first_order: without the row's leverage: one backward pass a row in place of one
+        for each output.
+      top: k, to keep the k rows with the largest effects on each query, and the k with
+        the smallest, in place of the matrix.
+      earlier: what an earlier call with `top` returned, to go on from with further
+        rows; their places count on.
+      chunk_size: rows at a time; None: as many as keep 16 MiB.
+      bad_rows: "raise", or "drop": a row with a value that is not finite, or a target
+        that cannot be, has no effect and none is had on it.
+      to_batch: makes a batch of what a loader gives, if it is none.
+      progress: whether a loader of rows shows a bar, as in `ff.accumulate`.
+
+    Returns:
+      `(q, n)`; with `top` a `Top`. Cost: a factorisation; for each query a backward
+      pass, and a solve; for each row a backward pass for each of its k outputs, k
+      solves and k^3 (to first order: one backward pass, and no solve); and d products a
+      pair. With scalar, diagonal and Kronecker structures nothing is solved for, and
+      of layers whose kernel is used once a row no gradient is formed: I + O numbers of
+      a row and of a query are kept, and I O are multiplied for each pair; where T
+      positions share a kernel the I O numbers of a chunk's rows. Memory: what is kept
+      of all queries, a chunk of rows, and the result.
+
+    Raises:
+      ValueError: for a query without a loss, bad rows (unless they are dropped), a row
+        whose leverage block has an eigenvalue of 1 or more (under jit NaN), `earlier`
+        of other queries, and as `ff.scores` does.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> model = lambda p, x: x * p, ff.likelihoods.gaussian()
+      >>> x, y = jnp.ones(4), jnp.array([0.0, 1.0, 1.0, 2.0])
+      >>> state = ff.Posterior(
+      ...     jnp.array(1.0), ff.structures.Scalar(jnp.array(4.0)), jnp.array(0.0)
+      ... )
+      >>> query = jnp.ones(1), jnp.array([1.5])  # the last row pulls towards it
+      >>> print(ff.influence.effects(state, *model, (x, y), query).round(3))
+      [[-0.167 -0.    -0.     0.167]]
+      >>> top = ff.influence.effects(state, *model, (x, y), query, top=1)
+      >>> print(top.indices, top.lowest_indices)
+      [[3]] [[0]]
+
+    References:
+      Koh, Liang, "Understanding black-box predictions via influence functions", 2017.
+      Grosse et al., "Studying large language model generalization with influence
+      functions", 2023.
+    """
+    function = on if callable(on) else None
+    own = asked_of(apply_fn, likelihood, first_order, function, chunk_size)
+    if not first_order:
+        own.needs_root("a Newton step")
+    if top is not None:
+        checks.whole(top, "top", of="rows to keep for each query")
+    elif earlier is not None:
+        raise ValueError("earlier is what a call with top returned: give top, too.")
+    options: dict[str, Any] = {"bad_rows": bad_rows, "to_batch": to_batch}
+    known = removal.fitted(state, own)
+    if on is None or function is not None:
+        solved, asked = None, _queries(own, known, queries, options)
+    else:
+        solved, asked = _contrasts(own, known, on, queries), None
+    mean, found = known.belief.mean, []
+    given = removal.each_batch(own, mean, data, progress=progress, **options)
+    for batch, count, where in given:
+        of_batch, removable = choices.run(own, _of_batch, known, batch, asked, solved)
+        if not first_order:
+            removal.check_defined(removable, where)
+        of_batch = of_batch[:, :count]
+        if top is None:
+            found.append(of_batch)
+            continue
+        if earlier is None:
+            earlier = _nothing(of_batch)
+        elif len(earlier.values) != len(of_batch):
+            raise ValueError(
+                f"earlier is of {len(earlier.values)} queries, and here are "
+                f"{len(of_batch)}: it goes on with the queries that it was made of."
+            )
+        earlier = _merged(earlier, of_batch, top)
+    if earlier is not None:
+        return earlier
+    return found[0] if len(found) == 1 else jnp.concatenate(found, 1)
+
+
+def _queries(own: Asked, known: Fitted, queries: Any, options: dict) -> PyTree:
+    """What products with all queries need of them, with a leading axis q."""
+    if queries is None:
+        raise ValueError(
+            "effects are on queries: give them, (inputs, targets), or on=, a tree like "
+            "the parameters."
+        )
+    found = []
+    given = removal.each_batch(
+        own, known.belief.mean, queries, "the queries", **options
+    )
+    for batch, count, where in given:
+        if own.on is None and batch.targets is None:
+            raise ValueError(
+                f"the targets of {where} are None, and a query without targets has no "
+                "loss: give them, or on=, a function of a query's outputs."
+            )
+        kept = choices.run(own, _of_queries, known, batch)
+        found.append(jax.tree.map(lambda x, count=count: x[:count], kept))
+    return jax.tree.map(lambda *x: jnp.concatenate(x), *found)
+
+
+def _of_queries(own: Asked, fitted: Fitted, batch: Batch) -> PyTree:
+    own = own.once()
+    parts, row_of, rows, size = removal.by_rows(own, fitted, batch, 1)
+    likelihood, on = products.known(own.model.likelihood, fitted.belief), own.on
+
+    def one(parts: tuple) -> PyTree:
+        row = row_of(parts)
+
+        def value(outputs: jax.Array) -> jax.Array:
+            found = jnp.asarray(on(outputs[0]))  # type: ignore[misc]
+            if found.shape != ():
+                raise ValueError(
+                    "on makes one number of a query's outputs "
+                    f"{outputs.shape[1:]}; got shape {found.shape}."
+                )
+            return found * batches.observed(row)[0].weights[0].astype(found.dtype)
+
+        def cotangent(outputs: jax.Array) -> jax.Array:
+            if on is not None:
+                return jax.grad(value)(outputs)[None]
+            gradient = removal.loss_gradient(likelihood, outputs, row)
+            return gradient[None].astype(outputs.dtype)
+
+        kept = rows.right(batches.unshare(row.inputs), cotangent)
+        return batches.zero_if_missing(row, kept)
+
+    return chunks.map_chunks(jax.vmap(one), parts, size)
+
+
+def _contrasts(own: Asked, known: Fitted, on: PyTree, queries: Any) -> PyTree:
+    """Solved, leaves `(q, *leaf.shape)`."""
+    if queries is not None:
+        raise ValueError(
+            "on is a tree, contrasts of the parameters, which are their own queries: "
+            "give queries=None; or a function of a query's outputs."
+        )
+    mean = known.belief.mean
+    rule = "a contrast is a tree like the parameters, or many along a leading axis"
+    on = jax.tree.map(jnp.asarray, on)
+    if jax.tree.map(jnp.shape, on) == jax.tree.map(jnp.shape, mean):
+        on = jax.tree.map(lambda x: x[None], on)
+    one = jax.tree.map(lambda x: x[0] if x.ndim else x, on)
+    trees.check_shapes(one, mean, rule)
+    if len({x.shape[:1] for x in jax.tree.leaves(on)}) != 1:
+        raise ValueError(f"{rule}: got shapes {jax.tree.map(jnp.shape, on)}.")
+    return choices.run(own, _solved, known, on)
+
+
+def _solved(own: Asked, fitted: Fitted, contrasts: PyTree) -> PyTree:
+    solve = ops.solver(fitted.belief.information)
+    if fitted.factors is not None:
+        solve = fitted.factors.divide
+    return jax.vmap(solve)(trees.widen(contrasts))
+
+
+def _of_batch(
+    own: Asked, fitted: Fitted, batch: Batch, asked: PyTree, solved: PyTree
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """Effects `(q, n)`, leverages, and whether each removal is defined."""
+    if batch.targets is None:
+        raise ValueError("the rows' targets are None, and without them have no loss.")
+    own, first_order = own.once(), own.first_order
+    parts, row_of, rows, size = removal.by_rows(own, fitted, batch, int(first_order))
+    likelihood = fitted.likelihood(own.model)
+
+    def one(parts: tuple) -> tuple:
+        row, found = row_of(parts), None
+        if not first_order:
+            found = removal.removed(own, fitted, rows, row)
+
+        def cotangent(outputs: jax.Array) -> jax.Array:
+            if found is None:
+                away = removal.loss_gradient(likelihood, outputs, row)
+            else:
+                away = found.cotangent.reshape(outputs.shape)
+            return away[None].astype(outputs.dtype)
+
+        kept = rows.left(batches.unshare(row.inputs), cotangent)
+        told = None if found is None else (found.leverage, found.is_defined)
+        return batches.zero_if_missing(row, kept), told
+
+    def chunk(parts: tuple) -> tuple:
+        kept, told = jax.vmap(one)(parts)
+        if asked is None:
+            return rows.along(kept, solved)[:, 0], told
+        return rows.pairs(kept, asked)[:, 0, :, 0], told
+
+    found, told = chunks.map_chunks(chunk, parts, size)
+    return found.T, told
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _merged(top: Top, values: jax.Array, k: int) -> Top:
+    """With further rows, of which the effects are `(q, n)`."""
+    places = top.num_rows + jnp.arange(values.shape[1], dtype=jnp.int32)
+    places = jnp.broadcast_to(places, values.shape)
+
+    def best(sign: int, own: jax.Array, at: jax.Array) -> tuple[jax.Array, jax.Array]:
+        own, at = (jnp.concatenate(x, 1) for x in ((own, values), (at, places)))
+        kept, order = jax.lax.top_k(sign * own, min(k, own.shape[1]))
+        return sign * kept, jnp.take_along_axis(at, order, 1)
+
+    highest = best(1, top.values, top.indices)
+    lowest = best(-1, top.lowest_values, top.lowest_indices)
+    return Top(*highest, *lowest, num_rows=top.num_rows + values.shape[1])
+
+
+def _nothing(values: jax.Array) -> Top:
+    """Of no rows."""
+    none, nowhere = values[:, :0], jnp.zeros((len(values), 0), jnp.int32)
+    return Top(none, nowhere, none, nowhere, jnp.zeros((), jnp.int32))
