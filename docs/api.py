@@ -20,6 +20,7 @@ ROOMS = {
     "comparison": "settling",
     "continual": "settling",
     "diagnostics": "settling",
+    "selection": "settling",
     "testing": "settling",
 }
 # Of a stable room, what is promised; the rest serves who writes a structure.

@@ -93,6 +93,7 @@ if _typing.TYPE_CHECKING:
     from fisherflow_jax import metrics as metrics
     from fisherflow_jax import plots as plots
     from fisherflow_jax import predictions as predictions
+    from fisherflow_jax import selection as selection
     from fisherflow_jax import testing as testing
     from fisherflow_jax._laplace import Laplace as Laplace
     from fisherflow_jax._laplace import laplace as laplace
@@ -114,6 +115,7 @@ _LAZY = {
     "metrics",
     "plots",
     "predictions",
+    "selection",
     "testing",
 }
 _LAZY_NAMES = {

@@ -34,6 +34,7 @@ FLOORS = [
     "metrics",
     "calibration",
     "_laplace",
+    "selection",
     "diagnostics",
     "comparison",
     "plots",

@@ -18,8 +18,10 @@ from fisherflow_jax.products._pulled import Puller as Puller
 from fisherflow_jax.products._pulled import by_gradients as by_gradients
 from fisherflow_jax.products._pulled import root as root
 from fisherflow_jax.products._pulled import units as units
+from fisherflow_jax.products._rows import Columns as Columns
 from fisherflow_jax.products._rows import Rows as Rows
 from fisherflow_jax.products._rows import factors_of as factors_of
+from fisherflow_jax.products._rows import gradients as gradients
 from fisherflow_jax.products._rows import rows_of as rows_of
 
 show(__name__)

@@ -121,17 +121,17 @@ def _by_gradients(belief: Gaussian, apply_fn: Callable, middle: Middle | None) -
         return solved if middle is None else inverse(middle(solved))
 
     def left(example: PyTree, columns: Columns) -> jax.Array:
-        return trees.ravel(_gradients(belief, apply_fn, example, columns), 1)
+        return trees.ravel(gradients(belief.mean, apply_fn, example, columns), 1)
 
     def right(example: PyTree, columns: Columns) -> jax.Array:
-        pulled = _gradients(belief, apply_fn, example, columns)
+        pulled = gradients(belief.mean, apply_fn, example, columns)
         return trees.ravel(jax.vmap(solve)(pulled), 1)
 
     def own(example: PyTree, columns: Columns) -> jax.Array:
         if middle is None:
             outputs, pull = at(example)
             return _symmetric(pull(columns(outputs)).covariance())
-        pulled = _gradients(belief, apply_fn, example, columns)
+        pulled = gradients(belief.mean, apply_fn, example, columns)
         solved = jax.vmap(inverse)(pulled)
         pair = (trees.ravel(x, 1) for x in (solved, jax.vmap(middle)(solved)))
         return _symmetric(linalg.product("rq,sq->rs", *pair))
@@ -145,11 +145,11 @@ def _by_gradients(belief: Gaussian, apply_fn: Callable, middle: Middle | None) -
     return Rows(left, right, own, pairs, along)
 
 
-def _gradients(
-    belief: Gaussian, apply_fn: Callable, example: PyTree, columns: Columns
+def gradients(
+    mean: PyTree, apply_fn: Callable, example: PyTree, columns: Columns
 ) -> PyTree:
-    """Leaves `(R, *leaf.shape)`."""
-    outputs, vjp = jax.vjp(lambda params: apply_fn(params, example), belief.mean)
+    """The rows of one example as they are, leaves `(R, *leaf.shape)`."""
+    outputs, vjp = jax.vjp(lambda params: apply_fn(params, example), mean)
     return trees.widen(jax.vmap(lambda one: vjp(one)[0])(columns(outputs)))
 
 

@@ -1,0 +1,305 @@
+r"""Greedy choice in output space: a pivoted block Cholesky of 1 + K.
+
+With :math:`K_{xy} = V_x I^{-1} V_y^\top` and :math:`Q_{xy} = V_x I^{-1} M I^{-1}
+V_y^\top`, a chosen row s changes both by products of rows alone: with
+:math:`C C^\top = 1 + K_{ss}`, :math:`Z = K_{xs} C^{-\top}` and :math:`Y = Q_{xs}
+C^{-\top} - Z C^{-1} Q_{ss} C^{-\top} / 2`,
+
+.. math:: K \gets K - Z Z^\top, \qquad Q \gets Q - Z Y^\top - Y Z^\top.
+
+Nothing is added to a structure, so that this is exact for all of them.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fisherflow_jax import products
+from fisherflow_jax._ground import checks, linalg, trees
+from fisherflow_jax._ground.chunks import map_slices
+from fisherflow_jax.likelihoods import Likelihood
+from fisherflow_jax.posteriors import Gaussian
+from fisherflow_jax.selection._acquisitions import (
+    Gain,
+    information_gain,
+)
+from fisherflow_jax.selection._candidates import (
+    candidates,
+    check_fits,
+    check_pool,
+    num_bytes,
+)
+
+PyTree = Any
+
+
+class Selection(NamedTuple):
+    """Rows of a pool in the order of their choice."""
+
+    indices: jax.Array  # (count,) int32
+    gains: jax.Array  # (count,), of each, given those before it
+    remaining: jax.Array  # (n,), what each row of the pool would add to them all
+
+
+def greedy(
+    state: Any,
+    apply_fn: Callable,
+    likelihood: Likelihood,
+    pool: PyTree,
+    count: int,
+    *,
+    acquisition: Gain = information_gain(),  # noqa: B008
+    rank: int | None = None,
+    excluded: Any = None,
+    costs: Any = None,
+    replace: bool = False,
+    chunk_size: int | None = None,
+) -> Selection:
+    r"""Chooses rows to label, each given those chosen before it.
+
+    No labels are used. A batch is not the rows of the largest single gains, which
+    repeat each other: the kernel :math:`K_{xy} = V_x I^{-1} V_y^\top` of rows
+    :math:`V = L^\top J` is conditioned on each choice,
+
+    .. math:: K_{xy} \gets K_{xy} - K_{xs} (1 + K_{ss})^{-1} K_{sy},
+
+    which is exact for every structure of the information. (Adding a row to a Kronecker
+    or diagonal information and choosing again is not: the gain of a row's duplicate
+    hardly falls.) Between batches, when the labels are there, update the state.
+
+    Args:
+      state: anything with `.mean` and `.information`, the prior in it.
+      apply_fn: `(params, inputs) -> outputs`.
+      likelihood: from `ff.likelihoods`; its output Fisher at the mean is used.
+      pool: inputs, leading axis n; parts in `ff.Shared` are passed whole.
+      count: how many rows, static.
+      acquisition: `ff.selection.information_gain()` or `variance_reduction(target)`.
+      rank: columns of each target's root of the output Fisher, the leading ones, by
+        which gains are those of a lower bound; None: all of them, C - 1 of C classes.
+      excluded: `(n,)` booleans: rows never chosen, such as those labelled already.
+      costs: `(n,)`, positive: gain over cost decides. Greedy by ratio alone can be far
+        from the best; take the better of it and of the choice without costs.
+      replace: whether a row may be chosen again: an experiment can be, a label not.
+      chunk_size: rows pulled back at a time; None: as many as keep 16 MiB.
+
+    Returns:
+      A `Selection`; ties go to the lowest index. `remaining` has what each row would
+      add next, rows that are chosen or excluded among them. Rows whose kernel is not
+      finite are not chosen. Where no row is left, under jit, gains are -inf. Cost: a
+      backward pass for each of the r columns of every row, and for each choice products
+      of all rows with the chosen one, n I O + n r^2 O a layer (scalar, diagonal,
+      kronecker) or n r^2 d, and n r^2 for each row chosen before. Memory: n r^2 for
+      each choice (twice that with a target); n (I + r O) of the layers, or n r d, up to
+      1 GiB, beyond which rows are pulled back anew for each choice.
+
+    Raises:
+      ValueError: for a `count` that is no positive whole number or more than the rows
+        that may be chosen, masks and costs of other shapes, rows that are not finite, a
+        target or state about other parameters, a bank, a rank beyond the outputs', and
+        where the kernels would take more than a quarter of the memory: the bytes.
+      TypeError: for what is no gain, such as `entropy()`, which `values` takes.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> model = lambda params, x: x @ params, ff.likelihoods.gaussian()
+      >>> structure = ff.structures.full()
+      >>> state = ff.posterior(jnp.zeros(2), structure, prior_precision=1.0)
+      >>> pool = jnp.array([[2.0, 0.0], [2.1, 0.0], [0.0, 1.0]])
+      >>> found = ff.selection.greedy(state, *model, pool, 2)
+      >>> print(found.indices, found.gains.round(2))  # log(1 + 2.1^2) / 2, log(2) / 2
+      [1 2] [0.84 0.35]
+      >>> print(found.remaining.round(2))  # what each would add to these two
+      [0.28 0.3  0.2 ]
+
+    References:
+      Fedorov, "Theory of Optimal Experiments", 1972.
+      Krause, Singh, Guestrin, "Near-optimal sensor placements in Gaussian processes",
+      2008.
+    """
+    check_gain(acquisition)
+    checks.whole(count, "count", of="rows")
+    given = check_pool(
+        state,
+        apply_fn,
+        likelihood,
+        pool,
+        chunk_size=chunk_size,
+        excluded=excluded,
+    )
+    belief, free = given
+    _check_choice(count, free, costs, replace)
+    free = jnp.asarray(free)
+    costs = jnp.ones(free.shape) if costs is None else jnp.asarray(costs)
+    return products.deciding(
+        _compiled,
+        belief,
+        apply_fn,
+        pool,
+        likelihood,
+        acquisition,
+        (free, costs),
+        (count, rank, replace, chunk_size),
+    )
+
+
+def check_gain(acquisition: Any) -> None:
+    """Raises unless it is one by which several rows can be chosen."""
+    if not isinstance(acquisition, Gain):
+        raise TypeError(
+            "what conditions on rows that are chosen is ff.selection.information_gain()"
+            f" or variance_reduction(target); got {checks.described(acquisition)}. "
+            "Other acquisitions have values, ff.selection.values(...), of single rows."
+        )
+
+
+def _check_choice(count: int, free: Any, costs: Any, replace: bool) -> None:
+    size = free.shape[0]
+    if costs is not None:
+        if jnp.shape(costs) != (size,):
+            raise ValueError(
+                f"costs are one number a row of the pool, ({size},); got shape "
+                f"{jnp.shape(costs)}."
+            )
+        checks.positive(costs, "costs")
+    left = int(np.sum(free)) if checks.is_concrete(free) else size
+    if left == 0:
+        raise ValueError(f"all {size} rows of the pool are excluded.")
+    if count > left and not replace:
+        told = "" if left == size else f", {size - left} of {size} being excluded"
+        raise ValueError(
+            f"count = {count}, but {left} rows of the pool can be chosen{told}: ask "
+            "for fewer, or replace=True, where a row may be chosen again."
+        )
+
+
+class Kernels(NamedTuple):
+    """Of all rows given what was chosen, and what the choices changed."""
+
+    kernel: jax.Array  # K_xx (n, r, r)
+    spread: Any  # Q_xx (n, r, r), or None
+    factors: jax.Array  # Z (n, r, count r)
+    others: Any  # Y (n, r, count r), or None
+
+    @classmethod
+    def start(cls, kernel: jax.Array, spread: Any, count: int) -> "Kernels":
+        empty = jnp.zeros((*kernel.shape[:2], count * kernel.shape[2]), kernel.dtype)
+        others = None if spread is None else empty
+        return cls(kernel, spread, empty, others)
+
+    def after(
+        self, place: jax.Array, step: jax.Array, column: tuple[jax.Array, Any]
+    ) -> "Kernels":
+        """With the row at a place chosen, whose first K_xs and Q_xs are `column`."""
+        size = self.kernel.shape[1]
+        identity = jnp.eye(size, dtype=self.kernel.dtype)
+        inverse = linalg.inverse_factor(identity + self.kernel[place])
+
+        def known(left: jax.Array, right: jax.Array) -> jax.Array:
+            return linalg.product("nrp,sp->nrs", left, right[place])
+
+        def put(all_: jax.Array, one: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_update_slice_in_dim(all_, one, step * size, 2)
+
+        def halved(one: jax.Array) -> jax.Array:
+            return linalg.product("nrs,qs->nrq", one, inverse)
+
+        z = halved(column[0] - known(self.factors, self.factors))
+        kernel = self.kernel - linalg.product("nrq,nsq->nrs", z, z)
+        factors = put(self.factors, z)
+        if self.spread is None:
+            return Kernels(kernel, None, factors, None)
+        both = known(self.factors, self.others) + known(self.others, self.factors)
+        inner = linalg.product("ir,rs,js->ij", inverse, self.spread[place], inverse)
+        y = halved(column[1] - both) - linalg.product("nrq,qs->nrs", z, inner) / 2
+        change = linalg.product("nrq,nsq->nrs", z, y)
+        spread = self.spread - change - jnp.swapaxes(change, 1, 2)
+        return Kernels(kernel, spread, factors, put(self.others, y))
+
+
+def chosen(
+    acquisition: Gain,
+    start: tuple[jax.Array, Any],
+    column_of: Callable[[jax.Array], tuple[jax.Array, Any]],
+    pick: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
+    count: int,
+    free: jax.Array,
+    replace: bool,
+) -> Selection:
+    """Rows one after the other; `pick(gains, free, step)` is the place of the next."""
+
+    def step(carry: tuple, index: jax.Array) -> tuple[tuple, tuple]:
+        kernels, free = carry
+        gains = acquisition.gain(kernels.kernel, kernels.spread)
+        free = free & jnp.isfinite(gains)
+        place = pick(gains, free, index)
+        gain = jnp.where(free[place], gains[place], -jnp.inf)
+        kernels = kernels.after(place, index, column_of(place))
+        return (kernels, free.at[place].set(free[place] & replace)), (place, gain)
+
+    carry = Kernels.start(*start, count), free
+    steps = jnp.arange(count, dtype=jnp.int32)
+    (kernels, _), (indices, gains) = jax.lax.scan(step, carry, steps)
+    remaining = acquisition.gain(kernels.kernel, kernels.spread)
+    return Selection(indices, gains, remaining)
+
+
+def target_of(acquisition: Gain) -> tuple:
+    """The target, in a tuple, or an empty one."""
+    return tuple(getattr(acquisition, name) for name in vars(acquisition))
+
+
+def scaled(acquisition: Gain, belief: Gaussian, gains: jax.Array) -> jax.Array:
+    """Variances times the dispersion, where the state estimates one."""
+    if not target_of(acquisition) or belief.dispersion is None:
+        return gains
+    return gains * belief.dispersion.astype(gains.dtype)
+
+
+def _greedy(
+    belief: Gaussian,
+    apply_fn: Callable,
+    pool: PyTree,
+    likelihood: Likelihood,
+    acquisition: Gain,
+    given: tuple[jax.Array, jax.Array],
+    options: tuple[int, int | None, bool, int | None],
+) -> Selection:
+    (free, costs), (count, rank, replace, chunk_size) = given, options
+    target = target_of(acquisition)
+    found = candidates(belief, apply_fn, pool, likelihood, rank, target)
+    size, r, bytes_of_one = found.sizes(chunk_size)
+    dtype = trees.float_dtype(belief.mean)
+    check_fits(
+        num_bytes(dtype, found.count, r, r, count + 1) * (1 + len(target)),
+        f"{count} rows of a pool of {found.count:,}, with kernels of {r} columns each,",
+        "take rank=, the leading columns of each target's root (rank=8, say), fewer "
+        "rows, or part of the pool",
+    )
+    keeps = found.keeps(bytes_of_one)
+
+    def first(one: list) -> tuple:
+        return found.own(one), found.left(one) if keeps else None
+
+    start, lefts = map_slices(jax.vmap(first), found.parts, size)
+    costs = costs.astype(dtype)
+
+    def column_of(place: jax.Array) -> tuple[jax.Array, Any]:
+        return found.all_with([x[place] for x in found.parts], lefts, size)
+
+    def pick(gains: jax.Array, free: jax.Array, step: jax.Array) -> jax.Array:
+        ratios = jnp.where(free, gains / costs, -jnp.inf)
+        return jnp.argmax(ratios).astype(jnp.int32)
+
+    made = chosen(acquisition, start, column_of, pick, count, free, replace)
+    gains, remaining = (
+        scaled(acquisition, belief, x) for x in (made.gains, made.remaining)
+    )
+    return made._replace(gains=gains, remaining=remaining)
+
+
+# compiled once a model and shape, so that a second call compiles nothing
+_compiled = jax.jit(_greedy, static_argnums=(1, 3, 6))
