@@ -13,7 +13,7 @@ from fisherflow_jax._ground import batch as batches
 from fisherflow_jax._ground import checks, choices, chunks, trees
 from fisherflow_jax._ground.batch import Batch
 from fisherflow_jax.influence import _removal as removal
-from fisherflow_jax.influence._removal import Asked, Fitted, asked_of
+from fisherflow_jax.influence._removal import Asked, Fitted
 from fisherflow_jax.likelihoods import Likelihood
 
 PyTree = Any
@@ -40,7 +40,7 @@ def effects(
     queries: Any = None,
     *,
     on: Callable[[jax.Array], jax.Array] | PyTree | None = None,
-    first_order: bool = False,
+    first_order: bool | None = None,
     top: int | None = None,
     earlier: Top | None = None,
     chunk_size: int | None = None,
@@ -55,10 +55,11 @@ def effects(
 
     in nats, of the *sum* of losses (no mean over rows). **Positive: without the row the
     query's loss is larger, so that the row helps**; negative: it harms. The parameters
-    are taken to be the optimum of the rows and the prior together; the removal is one
-    Newton step from there, with the information :math:`F_n` of the row taken out of I:
-    for one output a division by one minus the leverage. For least squares it is exact,
-    in the parameters. Effects of a group of rows add, to first order alone.
+    are taken to be the optimum of the rows and the prior together; with a full
+    information the removal is one Newton step from there, with the information
+    :math:`F_n` of the row taken out of I: for one output a division by one minus the
+    leverage. For least squares the step is exact. The effect of a group of rows is the
+    sum of theirs, to first order.
 
     The prior in the state's information is all the damping that there is; another is
     another state, `ff.posterior(params, information, prior_precision=...)`.
@@ -78,7 +79,10 @@ def effects(
         returns a number, such as a margin; or contrasts: a pytree like the parameters,
         or with a leading axis q on each leaf, for the change of :math:`c^\top \theta`.
       first_order: without the row's leverage: one backward pass a row in place of one
-        for each output.
+        for each output. None: with every information but a full one, and for a
+        likelihood whose root is drawn. Of an information that leaves products of
+        parameters out, a row's leverage is too large, often above 1, and dividing by
+        one minus it spoils the effects (docs/influence.md measures it).
       top: k, to keep the k rows with the largest effects on each query, and the k with
         the smallest, in place of the matrix.
       earlier: what an earlier call with `top` returned, to go on from with further
@@ -110,7 +114,7 @@ def effects(
       >>> model = lambda p, x: x * p, ff.likelihoods.gaussian()
       >>> x, y = jnp.ones(4), jnp.array([0.0, 1.0, 1.0, 2.0])
       >>> state = ff.Posterior(
-      ...     jnp.array(1.0), ff.structures.Scalar(jnp.array(4.0)), jnp.array(0.0)
+      ...     jnp.array(1.0), ff.structures.Full(jnp.array([4.0])), jnp.array(0.0)
       ... )
       >>> query = jnp.ones(1), jnp.array([1.5])  # the last row pulls towards it
       >>> print(ff.influence.effects(state, *model, (x, y), query).round(3))
@@ -125,15 +129,14 @@ def effects(
       functions", 2023.
     """
     function = on if callable(on) else None
-    own = asked_of(apply_fn, likelihood, first_order, function, chunk_size)
-    if not first_order:
-        own.needs_root("a Newton step")
     if top is not None:
         checks.whole(top, "top", of="rows to keep for each query")
     elif earlier is not None:
         raise ValueError("earlier is what a call with top returned: give top, too.")
     options: dict[str, Any] = {"bad_rows": bad_rows, "to_batch": to_batch}
-    known = removal.fitted(state, own)
+    own, known = removal.begun(
+        state, apply_fn, likelihood, first_order, function, chunk_size
+    )
     if on is None or function is not None:
         solved, asked = None, _queries(own, known, queries, options)
     else:
@@ -142,7 +145,7 @@ def effects(
     given = removal.each_batch(own, mean, data, progress=progress, **options)
     for batch, count, where in given:
         of_batch, removable = choices.run(own, _of_batch, known, batch, asked, solved)
-        if not first_order:
+        if not own.first_order:
             removal.check_defined(removable, where)
         of_batch = of_batch[:, :count]
         if top is None:
@@ -169,9 +172,10 @@ def _queries(own: Asked, known: Fitted, queries: Any, options: dict) -> PyTree:
             "the parameters."
         )
     found = []
-    given = removal.each_batch(
-        own, known.belief.mean, queries, "the queries", **options
-    )
+    if isinstance(queries, tuple):  # a batch, whatever the loader of rows gives
+        options = options | {"to_batch": None}
+    mean = known.belief.mean
+    given = removal.each_batch(own, mean, queries, "the queries", **options)
     for batch, count, where in given:
         if own.on is None and batch.targets is None:
             raise ValueError(

@@ -11,7 +11,7 @@ from fisherflow_jax._ground import batch as batches
 from fisherflow_jax._ground import trees
 from fisherflow_jax._ground.batch import Batch
 from fisherflow_jax.influence import _removal as removal
-from fisherflow_jax.influence._removal import Asked, Fitted, Removal, asked_of
+from fisherflow_jax.influence._removal import Asked, Fitted, Removal
 from fisherflow_jax.likelihoods import Likelihood
 from fisherflow_jax.model import log_likelihood
 
@@ -101,14 +101,13 @@ def leave_one_out(
       Rad, Maleki, "A scalable estimate of the out-of-sample prediction error via
       approximate leave-one-out cross-validation", 2020.
     """
-    own = asked_of(apply_fn, likelihood, chunk_size=chunk_size)
-    own.needs_root("leave_one_out")
+    own = removal.begun(state, apply_fn, likelihood, False, chunk_size=chunk_size)
     options: dict[str, Any] = {
         "bad_rows": bad_rows,
         "to_batch": to_batch,
         "progress": progress,
     }
-    return removal.over_batches(own, state, data, _left_out, **options)
+    return removal.over_batches(own, data, _left_out, **options)
 
 
 def _left_out(own: Asked, fitted: Fitted, batch: Batch) -> tuple:
@@ -188,14 +187,13 @@ def leverage(
     References:
       Hoaglin, Welsch, "The hat matrix in regression and ANOVA", 1978.
     """
-    own = asked_of(apply_fn, likelihood, chunk_size=chunk_size)
-    own.needs_root("leverage")
+    own = removal.begun(state, apply_fn, likelihood, False, chunk_size=chunk_size)
     options: dict[str, Any] = {
         "bad_rows": bad_rows,
         "to_batch": to_batch,
         "progress": progress,
     }
-    return removal.over_batches(own, state, data, _leverages, **options)
+    return removal.over_batches(own, data, _leverages, **options)
 
 
 def _leverages(own: Asked, fitted: Fitted, batch: Batch) -> tuple:
@@ -208,7 +206,7 @@ def self_influence(
     likelihood: Likelihood,
     data: Any,
     *,
-    first_order: bool = False,
+    first_order: bool | None = None,
     chunk_size: int | None = None,
     bad_rows: str = "raise",
     to_batch: Callable[[Any], Any] | None = None,
@@ -227,7 +225,7 @@ def self_influence(
     Args:
       state, apply_fn, likelihood, data, chunk_size, bad_rows, to_batch, progress: as in
         `leave_one_out`.
-      first_order: without the leverage of the row.
+      first_order: without the leverage of the row; None: as in `effects`.
 
     Returns:
       `(n,)`. Cost: as `leave_one_out`.
@@ -249,15 +247,13 @@ def self_influence(
       Pruthi, Liu, Kale, Sundararajan, "Estimating training data influence by tracing
       gradient descent", 2020.
     """
-    own = asked_of(apply_fn, likelihood, first_order, chunk_size=chunk_size)
-    if not first_order:
-        own.needs_root("self_influence")
+    own = removal.begun(state, apply_fn, likelihood, first_order, chunk_size=chunk_size)
     options: dict[str, Any] = {
         "bad_rows": bad_rows,
         "to_batch": to_batch,
         "progress": progress,
     }
-    return removal.over_batches(own, state, data, _own_effects, **options)
+    return removal.over_batches(own, data, _own_effects, **options)
 
 
 def _own_effects(own: Asked, fitted: Fitted, batch: Batch) -> tuple:

@@ -62,22 +62,6 @@ class Asked:
         """For one program, in which the model is traced once a shape."""
         return dataclasses.replace(self, model=self.model.traced_once())
 
-    def needs_root(self, what: str) -> None:
-        """Raises where the likelihood has none that is not drawn."""
-        if self.model.likelihood.random_root:
-            raise ValueError(
-                f"{what} needs a root of the output Fisher information, and that of "
-                f"{self.model.likelihood.name} is drawn at random: effects and "
-                "self_influence do without it, with first_order=True."
-            )
-
-
-def asked_of(
-    apply_fn: Callable, likelihood: Likelihood, *rest: Any, **options: Any
-) -> Asked:
-    """Equal ones are the same, so that nothing is compiled again."""
-    return choices.shared(Asked(Model(apply_fn, likelihood), *rest, **options))
-
 
 class Fitted(NamedTuple):
     """A belief and the factors of its information; arrays."""
@@ -96,14 +80,34 @@ class Fitted(NamedTuple):
         return own if own.nuisance is None else products.known(own, self.belief)
 
 
-def fitted(state: Any, own: Asked) -> Fitted:
-    belief = products.one_belief(
-        state, "the rows of a bank are of each of its members, with weights of its own"
-    )
+def begun(
+    state: Any,
+    apply_fn: Callable,
+    likelihood: Likelihood,
+    first_order: bool | None,
+    on: Callable | None = None,
+    chunk_size: int | None = None,
+) -> tuple[Asked, Fitted]:
+    """What is asked, equal choices sharing their programs, and what is known.
+
+    `first_order` None: unless leverages are at hand and mean what they say.
+    """
+    model = Model(apply_fn, likelihood)
+    refusal = "the rows behind a bank have other weights in each of its members"
+    belief = products.one_belief(state, refusal)
+    if first_order is None:
+        first_order = likelihood.random_root or not ops.facts(belief.information).whole
+    if likelihood.random_root and not first_order:
+        raise ValueError(
+            "a leverage needs a root of the output Fisher information, and that of "
+            f"{likelihood.name} is drawn at random: effects and self_influence do "
+            "without it, with first_order=True."
+        )
     check_like(
         jax.eval_shape(ops.diagonal, belief.information, belief.mean), belief.mean
     )
-    return Fitted(belief, choices.run(own, _factors, belief))
+    own = choices.shared(Asked(model, first_order, on, chunk_size))
+    return own, Fitted(belief, choices.run(own, _factors, belief))
 
 
 def _factors(own: Asked, belief: Gaussian) -> Any:
@@ -224,14 +228,14 @@ def _weighted_root(likelihood: Likelihood, outputs: jax.Array, row: Batch) -> ja
 
 
 def over_batches(
-    own: Asked, state: Any, data: Any, function: Callable, **options: Any
+    begun: tuple[Asked, Fitted], data: Any, function: Callable, **options: Any
 ) -> Any:
     """`function(own, fitted, batch)` of all rows, side by side, and checked.
 
     It returns what is wanted, and the leverages of rows whose removal must be defined,
     with whether it is; or None.
     """
-    known, found = fitted(state, own), []
+    (own, known), found = begun, []
     for batch, count, where in each_batch(own, known.belief.mean, data, **options):
         wanted, removable = choices.run(own, function, known, batch)
         if removable is not None:
@@ -255,6 +259,6 @@ def check_defined(removable: tuple[jax.Array, jax.Array], where: str) -> None:
         f"(its trace is {float(leverages[row]):.4g}){more}: without it some direction "
         "of the parameters is not determined, or the information does not hold it as "
         "it is (another data set's, or too coarse a structure). Take a larger "
-        "prior_precision, a richer structure, or first_order=True, which divides by "
-        "nothing."
+        "prior_precision, the full structure (ff.only chooses a layer), or "
+        "first_order=True where it is an option."
     )

@@ -36,12 +36,15 @@ class Facts(NamedTuple):
         vectors.
       layers: the `Layers` by whose kernels it is kept, if it is.
       additive: its sums, by `fuse`, are those of the operators.
+      whole: it keeps all products of parameters, so that what a row adds to a sum is
+        the row's own information.
     """
 
     elementwise: bool = False
     dense: bool = False
     layers: Any = None
     additive: bool = True
+    whole: bool = False
 
 
 @functools.singledispatch

@@ -22,6 +22,7 @@ class Full(NamedTuple):
 
 
 dense.register(Full)
+ops.facts.register(Full, lambda information: ops.Facts(dense=True, whole=True))
 
 
 @ops.add_to.register

@@ -79,9 +79,9 @@ def test_newton_steps_by_the_jacobian(name, structure):
         own = state, model.apply_fn, CATEGORICAL, batch
         influence = ff.influence
         return (
-            influence.effects(*own, queries, chunk_size=2),
+            influence.effects(*own, queries, first_order=False, chunk_size=2),
             influence.effects(*own, queries, first_order=True),
-            influence.self_influence(*own),
+            influence.self_influence(*own, first_order=False),
             influence.leverage(*own),
             influence.leave_one_out(*own),
         )
@@ -204,7 +204,7 @@ def test_contrasts_through_layers():
         lambda x: jnp.sin(jnp.arange(x.size).reshape(x.shape)), state.mean
     )
     found = ff.influence.effects(state, model.apply_fn, CATEGORICAL, batch, on=contrast)
-    steps = Reference("tokens", state, batch).steps
+    steps = Reference("tokens", state, batch).first
     flat = np.concatenate([np.ravel(x) for x in jax.tree.leaves(contrast)])
     np.testing.assert_allclose(found[0], steps @ flat, rtol=1e-11)
 
@@ -216,8 +216,8 @@ def test_queries_of_another_length_than_rows():
     short = inputs[:, :1], targets[:, :1]
     own = state, model.apply_fn, CATEGORICAL
     found = ff.influence.effects(*own, (inputs, targets, weights), short)
-    turned = ff.influence.effects(*own, short, (inputs, targets), first_order=True)
-    steps = Reference("tokens", state, (inputs, targets, weights)).steps
+    turned = ff.influence.effects(*own, short, (inputs, targets))
+    steps = Reference("tokens", state, (inputs, targets, weights)).first
     gradients = ff.scores(*own[1:], state.mean, short)
     flat = -np.concatenate(
         [np.reshape(x, (3, -1)) for x in jax.tree.leaves(gradients)], 1
