@@ -134,8 +134,9 @@ def one_step(own: Problem, information: Any) -> tuple[np.ndarray, int]:
 
     Of these, which are refused outside jit, the effects are those to first order.
     """
-    step = jax.jit(lambda info: effects(own, info, PRIOR, first_order=False))
-    found, first = step(information), effects(own, information, PRIOR, first_order=True)
+    step = jax.jit(lambda *given: effects(*given, PRIOR, first_order=False))
+    found = step(own, information)
+    first = effects(own, information, PRIOR, first_order=True)
     refused = jnp.isnan(found)
     return jnp.where(refused, first, found), int(refused[0].sum())
 
