@@ -1,6 +1,7 @@
 """What a row of a pool is worth: the gain of an information, or a value of draws."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import entr
 
-from fisherflow_jax._ground import checks, keys, linalg
+from fisherflow_jax import information as ops
+from fisherflow_jax._ground import checks, keys, linalg, trees
+from fisherflow_jax.posteriors import check_like
 
 PyTree = Any
 
@@ -23,6 +26,10 @@ class Gain:
     def gain(self, kernel: jax.Array, spread: Any) -> jax.Array:
         """Of kernels `(..., r, r)`."""
         raise NotImplementedError
+
+    def middle(self, mean: PyTree) -> Callable[[PyTree], PyTree] | None:
+        """`v -> M v` of vectors like the mean; None: there is no target."""
+        return None
 
 
 @jax.tree_util.register_dataclass
@@ -49,6 +56,22 @@ class VarianceReduction(Gain):
         inverse = linalg.inverse_factor(_one_more(kernel))
         halved = linalg.product("...ij,...jk->...ik", inverse, spread)
         return jnp.sum(inverse * halved, (-2, -1))
+
+    def middle(self, mean: PyTree) -> Callable[[PyTree], PyTree]:
+        target = self.target
+        if target is None:
+            return lambda vector: vector
+        if ops.is_information(target):
+            check_like(jax.eval_shape(ops.diagonal, target, mean), mean)
+            return functools.partial(ops.matvec, target)
+        trees.check_shapes(target, mean, "a target is an information, or like the mean")
+        contrast = jax.tree.map(jnp.asarray, target)
+
+        def along(vector: PyTree) -> PyTree:
+            share = trees.dot(vector, contrast)
+            return jax.tree.map(lambda c: c.astype(share.dtype) * share, contrast)
+
+        return along
 
 
 def _one_more(kernel: jax.Array) -> jax.Array:

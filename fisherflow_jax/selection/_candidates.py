@@ -10,9 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fisherflow_jax import information as ops
 from fisherflow_jax import products
-from fisherflow_jax._ground import capacity, checks, linalg, trees
+from fisherflow_jax._ground import capacity, checks, trees
 from fisherflow_jax._ground.chunks import map_slices
 from fisherflow_jax.likelihoods import (
     Likelihood,
@@ -21,14 +20,13 @@ from fisherflow_jax.likelihoods import (
     root_columns,
 )
 from fisherflow_jax.model import check_choices, once
-from fisherflow_jax.posteriors import Gaussian, check_like
+from fisherflow_jax.posteriors import Gaussian
+from fisherflow_jax.selection._acquisitions import Gain
 
 PyTree = Any
 
 # Numbers of rows held at once when no chunk_size is given: 16 MiB in float32.
 _ENTRIES = 2**22
-# Bytes of a whole pool's rows up to which they are kept, and not made anew: 1 GiB.
-_KEPT = 2**30
 # Of the memory that there is, what the kernels of a pool may take.
 _SHARE = 4
 
@@ -40,20 +38,11 @@ class Candidates:
     parts: list[jax.Array]  # leading axis n
     of: Callable[[list], PyTree]  # slices of the parts -> an example
     columns: products.Columns
-    rows: products.Rows
-    spread: products.Rows | None  # the same rows in I^-1 M I^-1
-
-    @property
-    def count(self) -> int:
-        return self.parts[0].shape[0]
+    kinds: list[products.Rows]  # in I^-1, and in I^-1 M I^-1 where there is a target
 
     def left(self, one: list) -> PyTree:
         """What is kept of one row."""
-        return self.rows.left(self.of(one), self.columns)
-
-    @property
-    def kinds(self) -> list[products.Rows]:
-        return [self.rows] + ([] if self.spread is None else [self.spread])
+        return self.kinds[0].left(self.of(one), self.columns)
 
     def own(self, one: list) -> tuple[jax.Array, Any]:
         """One row with itself: K and Q `(r, r)`."""
@@ -83,11 +72,8 @@ class Candidates:
         left, rights, kernel = jax.eval_shape(shapes, one)
         largest = max(trees.size(left), trees.size(rights), kernel.size, 1)
         bytes_ = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(left))
-        size = chunk_size or min(max(_ENTRIES // largest, 1), self.count)
+        size = chunk_size or min(max(_ENTRIES // largest, 1), len(self.parts[0]))
         return size, kernel.shape[0], bytes_
-
-    def keeps(self, bytes_of_one: int) -> bool:
-        return self.count * bytes_of_one <= _KEPT
 
 
 def _pair(found: list[jax.Array]) -> tuple[jax.Array, Any]:
@@ -99,55 +85,19 @@ def candidates(
     apply_fn: Callable,
     pool: PyTree,
     likelihood: Likelihood,
+    acquisition: Gain,
     rank: int | None,
-    target: Any,
 ) -> Candidates:
-    """The rows of a pool; `target` is a tuple of one, or empty."""
-    model = once(apply_fn)
+    model, middle = once(apply_fn), acquisition.middle(belief.mean)
     products.check_model(belief, model, pool, likelihood)
-    parts, of = products.one_by_one(pool)
-    columns = functools.partial(root_columns, _rooted(likelihood, belief, rank))
-    rows, spread = products.rows_of(belief, model, pool), None
-    if target:
-        spread = _spread(belief, model, pool, rows, *target)
-    return Candidates(parts, of, columns, rows, spread)
-
-
-def _rooted(likelihood: Likelihood, belief: Gaussian, rank: int | None) -> Likelihood:
     if likelihood.nuisance is not None:
         likelihood = products.known(likelihood, belief)
-    if rank is None:
-        return cholesky_root(likelihood)
-    return rank_root(likelihood, rank)
-
-
-def _spread(
-    belief: Gaussian, model: Callable, pool: PyTree, rows: products.Rows, target: Any
-) -> products.Rows:
-    mean = belief.mean
-    if target is None:
-        return products.rows_of(belief, model, pool, lambda vector: vector)
-    if ops.is_information(target):
-        check_like(jax.eval_shape(ops.diagonal, target, mean), mean)
-        middle = functools.partial(ops.matvec, target)
-        return products.rows_of(belief, model, pool, middle)
-    trees.check_shapes(target, mean, "a target is an information, or like the mean")
-    contrast = jax.tree.map(lambda c: jnp.asarray(c, trees.float_dtype(mean)), target)
-    solved = ops.solver(belief.information)(contrast)
-    one = jax.tree.map(lambda x: x[None], solved)
-
-    def along(example: PyTree, columns: products.Columns) -> jax.Array:
-        left = jax.tree.map(lambda x: x[None], rows.left(example, columns))
-        return rows.along(left, one)[0, :, 0]
-
-    def own(example: PyTree, columns: products.Columns) -> jax.Array:
-        found = along(example, columns)
-        return found[:, None] * found[None]
-
-    def pairs(many: PyTree, several: jax.Array) -> jax.Array:
-        return linalg.product("nr,ms->nrms", rows.along(many, one)[..., 0], several)
-
-    return rows._replace(right=along, own=own, pairs=pairs)
+    own = cholesky_root(likelihood) if rank is None else rank_root(likelihood, rank)
+    kinds = [products.rows_of(belief, model, pool)]
+    if middle is not None:
+        kinds.append(products.rows_of(belief, model, pool, middle))
+    columns = functools.partial(root_columns, own)
+    return Candidates(*products.one_by_one(pool), columns, kinds)
 
 
 def check_pool(
@@ -201,15 +151,11 @@ def _check_finite(parts: list, free: np.ndarray) -> None:
         )
 
 
-def check_fits(wanted: int, what: str, way_out: str) -> None:
-    """Raises where arrays would take more than a quarter of what memory there is."""
-    limit = capacity.num_bytes()
+def check_fits(dtype: Any, shape: tuple, what: str, way_out: str) -> None:
+    """Raises where an array would take more than a quarter of what memory there is."""
+    limit, wanted = capacity.num_bytes(), math.prod(shape) * jnp.dtype(dtype).itemsize
     if limit is not None and _SHARE * wanted > limit:
         raise ValueError(
             f"{what} would take {wanted:,} bytes, more than a quarter of the "
             f"{limit:,} that there are: {way_out}."
         )
-
-
-def num_bytes(dtype: Any, *shape: int) -> int:
-    return math.prod(shape) * jnp.dtype(dtype).itemsize

@@ -3,6 +3,7 @@ r"""Approximate designs: weights on a pool, with a bound of what is left to gain
 :math:`I(w) = P + m \sum_x w_x F_x`, of m observations beside what is known, P.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from fisherflow_jax.likelihoods import Likelihood
 from fisherflow_jax.posteriors import Gaussian
 from fisherflow_jax.selection._acquisitions import Gain, information_gain
 from fisherflow_jax.selection._candidates import candidates, check_fits, check_pool
-from fisherflow_jax.selection._greedy import check_gain, scaled, target_of
+from fisherflow_jax.selection._greedy import check_gain, dispersion
 
 PyTree = Any
 
@@ -32,12 +33,11 @@ class Design(NamedTuple):
 
 
 class Experiment(NamedTuple):
-    """All rows of a pool, in parameters of unit scale."""
+    """All rows of a pool, and what is known beside them."""
 
     rows: jax.Array  # V (n, r, d)
     prior: jax.Array  # P (d, d)
     target: jax.Array | None  # M (d, d); None: the determinant
-    scales: jax.Array  # (d,), what parameters were multiplied by
 
     def information(self, weights: jax.Array) -> jax.Array:
         """`P + sum_x weights_x F_x`."""
@@ -52,17 +52,14 @@ class Experiment(NamedTuple):
         logdet = 2 * jnp.sum(jnp.log(linalg.diagonal(factor)))
         return linalg.product("ki,kj->ij", root, root), logdet
 
-    def determined(self, weights: jax.Array) -> jax.Array:
-        """Whether the information is further from singular than rounding."""
-        matrix = linalg.equilibrated(self.information(weights))[0]
-        pivots = linalg.diagonal(linalg.cholesky(matrix))
-        least = 10 * len(matrix) * float(jnp.finfo(matrix.dtype).eps)
-        return jnp.min(jnp.square(pivots)) > least
-
     def value(self, inverse: jax.Array, logdet: jax.Array) -> jax.Array:
+        return logdet if self.target is None else jnp.sum(self.target * inverse)
+
+    def middle(self, inverse: jax.Array) -> jax.Array:
+        """`I^-1 M I^-1`; for the determinant `I^-1`."""
         if self.target is None:
-            return logdet + 2 * jnp.sum(jnp.log(self.scales))
-        return jnp.sum(self.target * inverse)
+            return inverse
+        return linalg.product("ij,jk,kl->il", inverse, self.target, inverse)
 
 
 def experiment(
@@ -73,47 +70,32 @@ def experiment(
     criterion: Gain,
     with_prior: bool,
 ) -> Experiment:
-    """The rows of a pool as they are, and what is known beside them."""
     like = trees.widen(belief.mean)
-    model_of = candidates(belief, apply_fn, pool, likelihood, None, ())
-    size, r, _ = model_of.sizes(None)
     d, dtype = trees.size(like), trees.float_dtype(like)
+    found = candidates(belief, apply_fn, pool, likelihood, information_gain(), None)
+    size, r, _ = found.sizes(None)
+    count, middle = len(found.parts[0]), criterion.middle(belief.mean)
     check_fits(
-        (2 * model_of.count * r * d + 4 * d * d) * dtype.itemsize,
-        f"the rows of {model_of.count:,} candidates, {r} of each, for {d:,} parameters",
+        dtype,
+        (2, count, r, d),
+        f"the rows of {count:,} candidates, {r} of each, for {d:,} parameters",
         "take part of the pool or of the parameters, or greedy, which holds none",
     )
 
     def row(one: list) -> jax.Array:
-        example = model_of.of(one)
-        pulled = products.gradients(belief.mean, apply_fn, example, model_of.columns)
-        return trees.ravel(pulled, 1)
+        example = found.of(one)
+        return trees.ravel(
+            products.gradients(belief.mean, apply_fn, example, found.columns), 1
+        )
 
-    rows = map_slices(jax.vmap(row), model_of.parts, size)
-    prior = jnp.zeros((d, d), dtype)
+    rows = map_slices(jax.vmap(row), found.parts, size)
+    prior, target = jnp.zeros((d, d), dtype), None
     if with_prior:
         prior = ops.dense_matrix(belief.information, like, "a design").astype(dtype)
-    target = None
-    for given in target_of(criterion):
-        target = _dense(given, like)
-    entries = linalg.diagonal(prior) + jnp.sum(jnp.square(rows), (0, 1))
-    scales = jnp.where(entries > 0, jnp.sqrt(entries), 1)
-    if target is not None:
-        target = target / (scales[:, None] * scales[None])
-    prior = prior / (scales[:, None] * scales[None])
-    return Experiment(rows / scales[None, None], prior, target, scales)
-
-
-def _dense(target: PyTree, like: PyTree) -> jax.Array:
-    """A target as a matrix `(d, d)`."""
-    dtype = trees.float_dtype(like)
-    if target is None:
-        return jnp.eye(trees.size(like), dtype=dtype)
-    if ops.is_information(target):
-        return ops.dense_matrix(target, like, "a target").astype(dtype)
-    trees.check_shapes(target, like, "a target is an information, or like the mean")
-    flat = trees.ravel(jax.tree.map(jnp.asarray, target)).astype(dtype)
-    return flat[:, None] * flat[None]
+    if middle is not None:
+        columns = jax.vmap(middle)(trees.unravel(jnp.eye(d, dtype=dtype), like))
+        target = trees.ravel(columns, 1)
+    return Experiment(rows, prior, target)
 
 
 def design(
@@ -198,17 +180,8 @@ def design(
     belief, _ = check_pool(state, apply_fn, likelihood, pool)
     if count is not None:
         checks.positive(count, "count")
-    found = products.deciding(
-        _compiled,
-        belief,
-        apply_fn,
-        pool,
-        likelihood,
-        criterion,
-        count,
-        tolerance,
-        num_steps,
-    )
+    numbers, model = (count, tolerance), (apply_fn, pool, likelihood)
+    found = products.deciding(_run, belief, *model, criterion, numbers, num_steps)
     if not checks.holds(jnp.isfinite(found.efficiency)):
         raise ValueError(
             "the pool alone leaves parameters undetermined, whatever the weights: give "
@@ -218,64 +191,58 @@ def design(
     return found
 
 
-def _design(
+# compiled once a model and shape, so that a second call compiles nothing
+@functools.partial(jax.jit, static_argnums=(1, 3, 6))
+def _run(
     belief: Gaussian,
     apply_fn: Callable,
     pool: PyTree,
     likelihood: Likelihood,
     criterion: Gain,
-    count: Any,
-    tolerance: Any,
+    numbers: tuple[Any, Any],
     num_steps: int,
 ) -> Design:
-    with_prior = count is not None
-    found = experiment(belief, apply_fn, pool, likelihood, criterion, with_prior)
-    dtype, power = found.rows.dtype, 1.0 if found.target is None else 0.5
-    number = jnp.asarray(1.0 if count is None else count, dtype)
-    least = 1 - jnp.asarray(tolerance, dtype)
+    count, tolerance = numbers
+    beside = count is not None
+    found = experiment(belief, apply_fn, pool, likelihood, criterion, beside)
+    dtype, linear = found.rows.dtype, found.target is not None
+    number = jnp.asarray(count if beside else 1, dtype)
+    least, power = 1 - jnp.asarray(tolerance, dtype), 0.5 if linear else 1.0
 
     def judged(weights: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """The derivatives g, the value, and the efficiency at least."""
         inverse, logdet = found.inverse(number * weights)
-        middle, total = inverse, jnp.asarray(inverse.shape[0], dtype)
-        if found.target is not None:
-            middle = linalg.product("ij,jk,kl->il", inverse, found.target, inverse)
-            total = jnp.sum(found.target * inverse)
+        middle, value = found.middle(inverse), found.value(inverse, logdet)
         turned = linalg.product("nrd,de->nre", found.rows, middle)
         slopes = number * jnp.sum(turned * found.rows, (1, 2))
-        efficiency = total / (jnp.sum(middle * found.prior) + jnp.max(slopes))
-        return slopes, found.value(inverse, logdet), efficiency
+        whole = value if linear else jnp.asarray(len(inverse), dtype)
+        known = jnp.sum(middle * found.prior)
+        return slopes, value, whole / (known + jnp.max(slopes))
 
     def unfinished(carry: tuple) -> jax.Array:
-        step, _, (_, _, efficiency) = carry
+        step, (_, (_, _, efficiency)) = carry
         return (efficiency < least) & (step < num_steps)
 
     def advance(carry: tuple) -> tuple:
-        step, weights, reached = carry
+        step, (weights, reached) = carry
         # rounding may leave a slope below zero, which is one of nothing
         moved = weights * jnp.maximum(reached[0], 0) ** power
         moved = moved / jnp.sum(moved)
-        found = judged(moved)
+        after = moved, judged(moved)
         # an optimum may be singular: as far as the precision goes
-        fine = jnp.isfinite(found[2])
-        kept = weights, reached
-        moved, found = jax.tree.map(
-            lambda new, old: jnp.where(fine, new, old), (moved, found), kept
-        )
-        return jnp.where(fine, step + 1, num_steps), moved, found
+        fine = jnp.isfinite(after[1][2])
+        kept = jax.tree.map(lambda x, y: jnp.where(fine, x, y), after, carry[1])
+        return jnp.where(fine, step + 1, num_steps), kept
 
-    size = found.rows.shape[0]
-    weights = jnp.full((size,), 1 / size, dtype)
+    weights = jnp.full(found.rows.shape[:1], 1 / len(found.rows), dtype)
     slopes, value, efficiency = judged(weights)
     # a direction of which no row tells has a pivot of rounding
-    determined = found.determined(number * weights)
-    efficiency = jnp.where(determined, efficiency, jnp.nan)
-    start = jnp.zeros((), jnp.int32), weights, (slopes, value, efficiency)
-    _, weights, (_, value, efficiency) = jax.lax.while_loop(unfinished, advance, start)
-    if found.target is not None:
-        value = scaled(criterion, belief, value)
-    return Design(weights, value, jnp.minimum(efficiency, 1))
-
-
-# compiled once a model and shape, so that a second call compiles nothing
-_compiled = jax.jit(_design, static_argnums=(1, 3, 7))
+    matrix = linalg.equilibrated(found.information(number * weights))[0]
+    pivots = jnp.square(linalg.diagonal(linalg.cholesky(matrix)))
+    rounding = 10 * len(matrix) * float(jnp.finfo(dtype).eps)
+    efficiency = jnp.where(jnp.min(pivots) > rounding, efficiency, jnp.nan)
+    begun = weights, (slopes, value, efficiency)
+    start = jnp.zeros((), jnp.int32), begun
+    _, (weights, reached) = jax.lax.while_loop(unfinished, advance, start)
+    value = reached[1] * dispersion(criterion, belief).astype(dtype)
+    return Design(weights, value, jnp.minimum(reached[2], 1))

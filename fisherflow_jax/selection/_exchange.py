@@ -1,5 +1,6 @@
 """Exact designs: a number of observations, one exchanged for another while it helps."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,8 +13,8 @@ from fisherflow_jax.likelihoods import Likelihood
 from fisherflow_jax.posteriors import Gaussian
 from fisherflow_jax.selection._acquisitions import Gain, information_gain
 from fisherflow_jax.selection._candidates import check_pool
-from fisherflow_jax.selection._design import Experiment, experiment
-from fisherflow_jax.selection._greedy import Selection, check_gain, chosen, scaled
+from fisherflow_jax.selection._design import experiment
+from fisherflow_jax.selection._greedy import Selection, check_gain, run
 
 PyTree = Any
 
@@ -79,146 +80,72 @@ def exchange(
       designs", 1980.
     """
     check_gain(criterion)
-    for name, number in (
-        ("count", count),
-        ("num_starts", num_starts),
-        ("num_exchanges", num_exchanges),
-    ):
-        checks.whole(number, name)
-    belief, _ = check_pool(state, apply_fn, likelihood, pool)
-    numbers = count, num_starts, num_exchanges
-    return products.deciding(
-        _compiled,
-        belief,
-        apply_fn,
-        pool,
-        likelihood,
-        criterion,
-        keys.key_data(key),
-        numbers,
-    )
+    checks.whole(count, "count", of="experiments")
+    checks.whole(num_starts, "num_starts")
+    checks.whole(num_exchanges, "num_exchanges")
+    belief, free = check_pool(state, apply_fn, likelihood, pool)
+    starts = jax.random.randint(keys.typed_key(key), (num_starts, count), 0, len(free))
+    starts = starts.astype(jnp.int32)
+    model = apply_fn, pool, likelihood
+    return products.deciding(_run, belief, *model, criterion, starts, num_exchanges)
 
 
-def _exchange(
+# compiled once a model and shape, so that a second call compiles nothing
+@functools.partial(jax.jit, static_argnums=(1, 3, 6))
+def _run(
     belief: Gaussian,
     apply_fn: Callable,
     pool: PyTree,
     likelihood: Likelihood,
     criterion: Gain,
-    key: jax.Array,
-    numbers: tuple[int, int, int],
+    starts: jax.Array,
+    num_exchanges: int,
 ) -> Selection:
-    count, num_starts, num_exchanges = numbers
     found = experiment(belief, apply_fn, pool, likelihood, criterion, True)
-    shape, size = (num_starts, count), found.rows.shape[0]
-    starts = jax.random.randint(keys.typed_key(key), shape, 0, size, jnp.int32)
+    (size, _, _), dtype, count = found.rows.shape, found.rows.dtype, starts.shape[1]
+    # less is the rounding of as many gains
+    least = 100 * count * float(jnp.finfo(dtype).eps)
+
+    def counts(indices: jax.Array) -> jax.Array:
+        return jnp.zeros((size,), dtype).at[indices].add(1)
+
+    def best(indices: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """The place in the design, the row that is to take it, and what that gains."""
+
+        def instead(row: jax.Array) -> tuple[jax.Array, jax.Array]:
+            inverse = found.inverse(counts(indices).at[row].add(-1))[0]
+            kernel, spread = (
+                linalg.product("nrd,de,nse->nrs", found.rows, matrix, found.rows)
+                for matrix in (inverse, found.middle(inverse))
+            )
+            gains = criterion.gain(kernel, spread)
+            gains = jnp.where(jnp.isfinite(gains), gains - gains[row], -jnp.inf)
+            other = jnp.argmax(gains).astype(jnp.int32)
+            return other, jnp.where(jnp.isnan(gains[other]), -jnp.inf, gains[other])
+
+        rows, gains = jax.lax.map(instead, indices)
+        place = jnp.argmax(gains)
+        return place, rows[place], gains[place]
+
+    def unfinished(carry: tuple) -> jax.Array:
+        step, _, gain = carry
+        return (gain > least) & (step < num_exchanges)
+
+    def exchanged(carry: tuple) -> tuple:
+        step, indices, _ = carry
+        place, row, gain = best(indices)
+        moved = jnp.where(gain > least, indices.at[place].set(row), indices)
+        return step + 1, moved, gain
 
     def improved(indices: jax.Array) -> tuple[jax.Array, jax.Array]:
-        def better(carry: tuple) -> jax.Array:
-            step, _, gain = carry
-            # less is the rounding of gains of the order of their number
-            least = 100 * float(jnp.finfo(gain.dtype).eps) * count
-            return (gain > least) & (step < num_exchanges)
-
-        def exchanged(carry: tuple) -> tuple:
-            step, indices, _ = carry
-            place, row, gain = _best(found, criterion, indices)
-            moved = indices.at[place].set(row)
-            return step + 1, jnp.where(gain > 0, moved, indices), gain
-
-        first = (
-            jnp.zeros((), jnp.int32),
-            indices,
-            jnp.asarray(jnp.inf, found.rows.dtype),
-        )
-        indices = jax.lax.while_loop(better, exchanged, first)[1]
-        value = found.value(*found.inverse(_counts(found, indices)))
-        return indices, value if found.target is None else -value
+        first = jnp.zeros((), jnp.int32), indices, jnp.asarray(jnp.inf, dtype)
+        indices = jax.lax.while_loop(unfinished, exchanged, first)[1]
+        value = found.value(*found.inverse(counts(indices)))
+        value = value if found.target is None else -value
+        return indices, jnp.where(jnp.isfinite(value), value, -jnp.inf)
 
     indices, reached = jax.lax.map(improved, starts)
-    reached = jnp.where(jnp.isfinite(reached), reached, -jnp.inf)
-    return _in_order(found, criterion, belief, jnp.sort(indices[jnp.argmax(reached)]))
-
-
-# compiled once a model and shape, so that a second call compiles nothing
-_compiled = jax.jit(_exchange, static_argnums=(1, 3, 6))
-
-
-def _counts(found: Experiment, indices: jax.Array) -> jax.Array:
-    return jnp.zeros(found.rows.shape[:1], found.rows.dtype).at[indices].add(1)
-
-
-def _kernels(
-    found: Experiment, inverse: jax.Array
-) -> tuple[tuple[jax.Array, Any], Callable]:
-    """K and Q of each row with itself, and of all with one, `(n, r, r)`."""
-    turned = linalg.product("nrd,de->nre", found.rows, inverse)
-    seen = None
-    if found.target is not None:
-        middle = linalg.product("ij,jk->ik", found.target, inverse)
-        seen = linalg.product("nrd,de->nre", turned, middle)
-
-    def of(spec: str, others: jax.Array) -> tuple[jax.Array, Any]:
-        spread = None if seen is None else linalg.product(spec, seen, others)
-        return linalg.product(spec, turned, others), spread
-
-    own = of("nrd,nsd->nrs", found.rows)
-    return own, lambda place: of("nrd,sd->nrs", found.rows[place])
-
-
-def _best(
-    found: Experiment, criterion: Gain, indices: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The place in the design, the row that is to take it, and what that improves."""
-    (kernel, spread), column_of = _kernels(
-        found, found.inverse(_counts(found, indices))[0]
-    )
-    size = kernel.shape[1]
-    # a row that alone determines a parameter leaves no inverse but for rounding
-    one = (1 + 10 * float(jnp.finfo(kernel.dtype).eps)) * jnp.eye(
-        size, dtype=kernel.dtype
-    )
-
-    def without(row: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The best row in the place of one of the design, and what it improves."""
-        crossed, others = column_of(row)
-        root = linalg.inverse_factor(one - kernel[row])
-        half = linalg.product("nrs,qs->nrq", crossed, root)
-        left = kernel + linalg.product("nrq,nsq->nrs", half, half)
-        spreads = None
-        if spread is not None:
-            inner = linalg.product("ir,rs,js->ij", root, spread[row], root)
-            mixed = linalg.product("nrs,qs->nrq", others, root)
-            mixed = mixed + linalg.product("nrq,qs->nrs", half, inner) / 2
-            change = linalg.product("nrq,nsq->nrs", mixed, half)
-            spreads = spread + change + jnp.swapaxes(change, 1, 2)
-        gains = criterion.gain(left, spreads)
-        gains = jnp.where(jnp.isfinite(gains), gains - gains[row], -jnp.inf)
-        best = jnp.argmax(gains).astype(jnp.int32)
-        return best, gains[best]
-
-    rows, gains = jax.lax.map(without, indices)
-    place = jnp.argmax(jnp.where(jnp.isnan(gains), -jnp.inf, gains))
-    return place, rows[place], gains[place]
-
-
-def _in_order(
-    found: Experiment, criterion: Gain, belief: Gaussian, indices: jax.Array
-) -> Selection:
-    """With what each row adds to those before it."""
-    none = jnp.zeros(found.rows.shape[:1], found.rows.dtype)
-    start, column_of = _kernels(found, found.inverse(none)[0])
-    free = jnp.ones(none.shape, bool)
-    made = chosen(
-        criterion,
-        start,
-        column_of,
-        lambda gains, free, step: indices[step],
-        indices.shape[0],
-        free,
-        True,
-    )
-    gains, remaining = (
-        scaled(criterion, belief, x) for x in (made.gains, made.remaining)
-    )
-    return Selection(made.indices, gains, remaining)
+    order = jnp.sort(indices[jnp.argmax(reached)])
+    given, options = (jnp.ones((size,), bool), None, order), (count, None, True, None)
+    model = apply_fn, pool, likelihood
+    return run(belief, *model, criterion, given, options)

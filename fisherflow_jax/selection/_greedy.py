@@ -10,6 +10,7 @@ C^{-\top} - Z C^{-1} Q_{ss} C^{-\top} / 2`,
 Nothing is added to a structure, so that this is exact for all of them.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -22,18 +23,13 @@ from fisherflow_jax._ground import checks, linalg, trees
 from fisherflow_jax._ground.chunks import map_slices
 from fisherflow_jax.likelihoods import Likelihood
 from fisherflow_jax.posteriors import Gaussian
-from fisherflow_jax.selection._acquisitions import (
-    Gain,
-    information_gain,
-)
-from fisherflow_jax.selection._candidates import (
-    candidates,
-    check_fits,
-    check_pool,
-    num_bytes,
-)
+from fisherflow_jax.selection._acquisitions import Gain, information_gain
+from fisherflow_jax.selection._candidates import candidates, check_fits, check_pool
 
 PyTree = Any
+
+# Bytes of a whole pool's rows up to which they are kept, and not made anew: 1 GiB.
+_KEPT = 2**30
 
 
 class Selection(NamedTuple):
@@ -112,8 +108,8 @@ def greedy(
       >>> found = ff.selection.greedy(state, *model, pool, 2)
       >>> print(found.indices, found.gains.round(2))  # log(1 + 2.1^2) / 2, log(2) / 2
       [1 2] [0.84 0.35]
-      >>> print(found.remaining.round(2))  # what each would add to these two
-      [0.28 0.3  0.2 ]
+      >>> print((100 * found.remaining).round())  # what each would add to these two
+      [28. 30. 20.]
 
     References:
       Fedorov, "Theory of Optimal Experiments", 1972.
@@ -122,28 +118,14 @@ def greedy(
     """
     check_gain(acquisition)
     checks.whole(count, "count", of="rows")
-    given = check_pool(
-        state,
-        apply_fn,
-        likelihood,
-        pool,
-        chunk_size=chunk_size,
-        excluded=excluded,
+    belief, free = check_pool(
+        state, apply_fn, likelihood, pool, chunk_size=chunk_size, excluded=excluded
     )
-    belief, free = given
     _check_choice(count, free, costs, replace)
-    free = jnp.asarray(free)
-    costs = jnp.ones(free.shape) if costs is None else jnp.asarray(costs)
-    return products.deciding(
-        _compiled,
-        belief,
-        apply_fn,
-        pool,
-        likelihood,
-        acquisition,
-        (free, costs),
-        (count, rank, replace, chunk_size),
-    )
+    given = jnp.asarray(free), None if costs is None else jnp.asarray(costs), None
+    options = count, rank, replace, chunk_size
+    model = apply_fn, pool, likelihood
+    return products.deciding(run, belief, *model, acquisition, given, options)
 
 
 def check_gain(acquisition: Any) -> None:
@@ -220,86 +202,59 @@ class Kernels(NamedTuple):
         return Kernels(kernel, spread, factors, put(self.others, y))
 
 
-def chosen(
-    acquisition: Gain,
-    start: tuple[jax.Array, Any],
-    column_of: Callable[[jax.Array], tuple[jax.Array, Any]],
-    pick: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
-    count: int,
-    free: jax.Array,
-    replace: bool,
-) -> Selection:
-    """Rows one after the other; `pick(gains, free, step)` is the place of the next."""
-
-    def step(carry: tuple, index: jax.Array) -> tuple[tuple, tuple]:
-        kernels, free = carry
-        gains = acquisition.gain(kernels.kernel, kernels.spread)
-        free = free & jnp.isfinite(gains)
-        place = pick(gains, free, index)
-        gain = jnp.where(free[place], gains[place], -jnp.inf)
-        kernels = kernels.after(place, index, column_of(place))
-        return (kernels, free.at[place].set(free[place] & replace)), (place, gain)
-
-    carry = Kernels.start(*start, count), free
-    steps = jnp.arange(count, dtype=jnp.int32)
-    (kernels, _), (indices, gains) = jax.lax.scan(step, carry, steps)
-    remaining = acquisition.gain(kernels.kernel, kernels.spread)
-    return Selection(indices, gains, remaining)
-
-
-def target_of(acquisition: Gain) -> tuple:
-    """The target, in a tuple, or an empty one."""
-    return tuple(getattr(acquisition, name) for name in vars(acquisition))
-
-
-def scaled(acquisition: Gain, belief: Gaussian, gains: jax.Array) -> jax.Array:
-    """Variances times the dispersion, where the state estimates one."""
-    if not target_of(acquisition) or belief.dispersion is None:
-        return gains
-    return gains * belief.dispersion.astype(gains.dtype)
-
-
-def _greedy(
+# compiled once a model and shape, so that a second call compiles nothing
+@functools.partial(jax.jit, static_argnums=(1, 3, 6))
+def run(
     belief: Gaussian,
     apply_fn: Callable,
     pool: PyTree,
     likelihood: Likelihood,
     acquisition: Gain,
-    given: tuple[jax.Array, jax.Array],
+    given: tuple[jax.Array, jax.Array | None, jax.Array | None],
     options: tuple[int, int | None, bool, int | None],
 ) -> Selection:
-    (free, costs), (count, rank, replace, chunk_size) = given, options
-    target = target_of(acquisition)
-    found = candidates(belief, apply_fn, pool, likelihood, rank, target)
+    """Rows one after the other; `given` are those free, costs, and which to choose."""
+    (free, costs, order), (count, rank, replace, chunk_size) = given, options
+    found = candidates(belief, apply_fn, pool, likelihood, acquisition, rank)
     size, r, bytes_of_one = found.sizes(chunk_size)
     dtype = trees.float_dtype(belief.mean)
     check_fits(
-        num_bytes(dtype, found.count, r, r, count + 1) * (1 + len(target)),
-        f"{count} rows of a pool of {found.count:,}, with kernels of {r} columns each,",
+        dtype,
+        (len(free), r, r, count + 1, len(found.kinds)),
+        f"{count} rows of a pool of {len(free):,}, with kernels of {r} columns each,",
         "take rank=, the leading columns of each target's root (rank=8, say), fewer "
         "rows, or part of the pool",
     )
-    keeps = found.keeps(bytes_of_one)
+    keeps = len(free) * bytes_of_one <= _KEPT
 
     def first(one: list) -> tuple:
         return found.own(one), found.left(one) if keeps else None
 
-    start, lefts = map_slices(jax.vmap(first), found.parts, size)
-    costs = costs.astype(dtype)
+    (kernel, spread), lefts = map_slices(jax.vmap(first), found.parts, size)
 
-    def column_of(place: jax.Array) -> tuple[jax.Array, Any]:
-        return found.all_with([x[place] for x in found.parts], lefts, size)
+    def step(carry: tuple, index: jax.Array) -> tuple[tuple, tuple]:
+        kernels, free = carry
+        gains = acquisition.gain(kernels.kernel, kernels.spread)
+        free = free & jnp.isfinite(gains)
+        ratios = gains if costs is None else gains / costs.astype(dtype)
+        place = jnp.argmax(jnp.where(free, ratios, -jnp.inf)).astype(jnp.int32)
+        if order is not None:
+            place = order[index]
+        gain = jnp.where(free[place], gains[place], -jnp.inf)
+        column = found.all_with([x[place] for x in found.parts], lefts, size)
+        left = free.at[place].set(free[place] & replace)
+        return (kernels.after(place, index, column), left), (place, gain)
 
-    def pick(gains: jax.Array, free: jax.Array, step: jax.Array) -> jax.Array:
-        ratios = jnp.where(free, gains / costs, -jnp.inf)
-        return jnp.argmax(ratios).astype(jnp.int32)
-
-    made = chosen(acquisition, start, column_of, pick, count, free, replace)
-    gains, remaining = (
-        scaled(acquisition, belief, x) for x in (made.gains, made.remaining)
-    )
-    return made._replace(gains=gains, remaining=remaining)
+    steps = jnp.arange(count, dtype=jnp.int32)
+    carry = Kernels.start(kernel, spread, count), free
+    (kernels, _), (indices, gains) = jax.lax.scan(step, carry, steps)
+    remaining = acquisition.gain(kernels.kernel, kernels.spread)
+    unit = dispersion(acquisition, belief).astype(dtype)
+    return Selection(indices, gains * unit, remaining * unit)
 
 
-# compiled once a model and shape, so that a second call compiles nothing
-_compiled = jax.jit(_greedy, static_argnums=(1, 3, 6))
+def dispersion(acquisition: Gain, belief: Gaussian) -> jax.Array:
+    """What a variance is multiplied by: 1 where no dispersion is estimated."""
+    if belief.dispersion is None or acquisition.middle(belief.mean) is None:
+        return jnp.ones(())
+    return belief.dispersion

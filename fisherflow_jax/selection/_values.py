@@ -16,7 +16,7 @@ from fisherflow_jax.model import derivative, once
 from fisherflow_jax.posteriors import Gaussian, sample
 from fisherflow_jax.selection._acquisitions import Gain, Value
 from fisherflow_jax.selection._candidates import candidates, check_pool
-from fisherflow_jax.selection._greedy import scaled, target_of
+from fisherflow_jax.selection._greedy import dispersion
 
 PyTree = Any
 
@@ -89,12 +89,13 @@ def values(
             )
         if acquisition.inputs is not None:
             products.check_inputs(state, acquisition.inputs, None)
-    return products.deciding(
-        _compiled, belief, apply_fn, pool, likelihood, acquisition, rank, chunk_size
-    )
+    model, options = (apply_fn, pool, likelihood), (rank, chunk_size)
+    return products.deciding(_run, belief, *model, acquisition, *options)
 
 
-def _values(
+# compiled once a model and shape, so that a second call compiles nothing
+@functools.partial(jax.jit, static_argnums=(1, 3, 5, 6))
+def _run(
     belief: Gaussian,
     apply_fn: Callable,
     pool: PyTree,
@@ -105,18 +106,13 @@ def _values(
 ) -> jax.Array:
     if isinstance(acquisition, Value):
         return _of_classes(belief, apply_fn, pool, likelihood, acquisition, chunk_size)
-    target = target_of(acquisition)
-    found = candidates(belief, apply_fn, pool, likelihood, rank, target)
-    size = found.sizes(chunk_size)[0]
+    found = candidates(belief, apply_fn, pool, likelihood, acquisition, rank)
 
     def some(parts: list) -> jax.Array:
         return acquisition.gain(*jax.vmap(found.own)(parts))
 
-    return scaled(acquisition, belief, map_slices(some, found.parts, size))
-
-
-# compiled once a model and shape, so that a second call compiles nothing
-_compiled = jax.jit(_values, static_argnums=(1, 3, 5, 6))
+    gains = map_slices(some, found.parts, found.sizes(chunk_size)[0])
+    return gains * dispersion(acquisition, belief).astype(gains.dtype)
 
 
 def _of_classes(

@@ -119,7 +119,7 @@ def test_chunks_rows_made_anew_and_jit_choose_the_same(structure, monkeypatch):
     chunks = chosen(structure, "categorical", 5, chunk_size=7, **options)
     state = cases.state(structure, "categorical")
     model = cases.apply_fn, cases.LIKELIHOODS["categorical"]
-    monkeypatch.setattr("fisherflow_jax.selection._candidates._KEPT", 0)
+    monkeypatch.setattr("fisherflow_jax.selection._greedy._KEPT", 0)
 
     @jax.jit  # rows are made anew for each choice
     def run(state, pool, acquisition):
