@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from fisherflow_jax import information as ops
 from fisherflow_jax import products
 from fisherflow_jax._ground import batch as batches
-from fisherflow_jax._ground import checks, choices, chunks, trees
+from fisherflow_jax._ground import checks, choices, trees
 from fisherflow_jax._ground.batch import Batch
 from fisherflow_jax.influence import _removal as removal
 from fisherflow_jax.influence._removal import Asked, Fitted
@@ -134,67 +134,45 @@ def effects(
     elif earlier is not None:
         raise ValueError("earlier is what a call with top returned: give top, too.")
     options: dict[str, Any] = {"bad_rows": bad_rows, "to_batch": to_batch}
-    own, known = removal.begun(
-        state, apply_fn, likelihood, first_order, function, chunk_size
+    own = removal.begun(
+        state, (apply_fn, likelihood), first_order, function, chunk_size
     )
     if on is None or function is not None:
-        solved, asked = None, _queries(own, known, queries, options)
+        asked, solved = _queries(own, queries, options), None
     else:
-        solved, asked = _contrasts(own, known, on, queries), None
-    mean, found = known.belief.mean, []
-    given = removal.each_batch(own, mean, data, progress=progress, **options)
-    for batch, count, where in given:
-        of_batch, removable = choices.run(own, _of_batch, known, batch, asked, solved)
-        if not own.first_order:
-            removal.check_defined(removable, where)
-        of_batch = of_batch[:, :count]
-        if top is None:
-            found.append(of_batch)
-            continue
-        if earlier is None:
-            earlier = _nothing(of_batch)
-        elif len(earlier.values) != len(of_batch):
-            raise ValueError(
-                f"earlier is of {len(earlier.values)} queries, and here are "
-                f"{len(of_batch)}: it goes on with the queries that it was made of."
-            )
-        earlier = _merged(earlier, of_batch, top)
-    if earlier is not None:
-        return earlier
-    return found[0] if len(found) == 1 else jnp.concatenate(found, 1)
+        asked, solved = None, _contrasts(own, on, queries)
+    options["progress"] = progress
+    found = removal.results(own, data, _of_batch, asked, solved, **options)
+    if top is None:
+        return removal.side_by_side(found).T
+    for values in found:
+        earlier = _merged(earlier, values.T, top)
+    return earlier  # type: ignore[return-value]
 
 
-def _queries(own: Asked, known: Fitted, queries: Any, options: dict) -> PyTree:
+def _queries(own: tuple[Asked, Fitted], queries: Any, options: dict) -> PyTree:
     """What products with all queries need of them, with a leading axis q."""
     if queries is None:
         raise ValueError(
             "effects are on queries: give them, (inputs, targets), or on=, a tree like "
             "the parameters."
         )
-    found = []
     if isinstance(queries, tuple):  # a batch, whatever the loader of rows gives
         options = options | {"to_batch": None}
-    mean = known.belief.mean
-    given = removal.each_batch(own, mean, queries, "the queries", **options)
-    for batch, count, where in given:
-        if own.on is None and batch.targets is None:
-            raise ValueError(
-                f"the targets of {where} are None, and a query without targets has no "
-                "loss: give them, or on=, a function of a query's outputs."
-            )
-        kept = choices.run(own, _of_queries, known, batch)
-        found.append(jax.tree.map(lambda x, count=count: x[:count], kept))
-    return jax.tree.map(lambda *x: jnp.concatenate(x), *found)
+    found = removal.results(own, queries, _of_queries, name="the queries", **options)
+    return removal.side_by_side(found)
 
 
-def _of_queries(own: Asked, fitted: Fitted, batch: Batch) -> PyTree:
-    own = own.once()
-    parts, row_of, rows, size = removal.by_rows(own, fitted, batch, 1)
-    likelihood, on = products.known(own.model.likelihood, fitted.belief), own.on
+def _of_queries(own: Asked, fitted: Fitted, batch: Batch) -> tuple[PyTree, None]:
+    by, on = removal.by_row(own, fitted, batch, 1), own.on
+    if on is None and batch.targets is None:
+        raise ValueError(
+            "the targets of the queries are None, and a query without targets has no "
+            "loss: give them, or on=, a function of a query's outputs."
+        )
+    likelihood = products.known(own.model.likelihood, fitted.belief)
 
-    def one(parts: tuple) -> PyTree:
-        row = row_of(parts)
-
+    def one(row: Batch) -> PyTree:
         def value(outputs: jax.Array) -> jax.Array:
             found = jnp.asarray(on(outputs[0]))  # type: ignore[misc]
             if found.shape != ():
@@ -210,77 +188,79 @@ def _of_queries(own: Asked, fitted: Fitted, batch: Batch) -> PyTree:
             gradient = removal.loss_gradient(likelihood, outputs, row)
             return gradient[None].astype(outputs.dtype)
 
-        kept = rows.right(batches.unshare(row.inputs), cotangent)
+        kept = by.rows.right(batches.unshare(row.inputs), cotangent)
         return batches.zero_if_missing(row, kept)
 
-    return chunks.map_chunks(jax.vmap(one), parts, size)
+    return by.map(one), None
 
 
-def _contrasts(own: Asked, known: Fitted, on: PyTree, queries: Any) -> PyTree:
+def _contrasts(own: tuple[Asked, Fitted], on: PyTree, queries: Any) -> PyTree:
     """Solved, leaves `(q, *leaf.shape)`."""
     if queries is not None:
         raise ValueError(
             "on is a tree, contrasts of the parameters, which are their own queries: "
             "give queries=None; or a function of a query's outputs."
         )
-    mean = known.belief.mean
+    asked, fitted = own
+    mean, on = fitted.belief.mean, jax.tree.map(jnp.asarray, on)
     rule = "a contrast is a tree like the parameters, or many along a leading axis"
-    on = jax.tree.map(jnp.asarray, on)
     if jax.tree.map(jnp.shape, on) == jax.tree.map(jnp.shape, mean):
         on = jax.tree.map(lambda x: x[None], on)
     one = jax.tree.map(lambda x: x[0] if x.ndim else x, on)
     trees.check_shapes(one, mean, rule)
     if len({x.shape[:1] for x in jax.tree.leaves(on)}) != 1:
         raise ValueError(f"{rule}: got shapes {jax.tree.map(jnp.shape, on)}.")
-    return choices.run(own, _solved, known, on)
+    return choices.run(asked, _solved, fitted, on)
 
 
 def _solved(own: Asked, fitted: Fitted, contrasts: PyTree) -> PyTree:
-    solve = ops.solver(fitted.belief.information)
-    if fitted.factors is not None:
-        solve = fitted.factors.divide
+    information, factors = fitted.belief.information, fitted.factors
+    solve = ops.solver(information) if factors is None else factors.divide
     return jax.vmap(solve)(trees.widen(contrasts))
 
 
 def _of_batch(
     own: Asked, fitted: Fitted, batch: Batch, asked: PyTree, solved: PyTree
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """Effects `(q, n)`, leverages, and whether each removal is defined."""
+) -> tuple[jax.Array, Any]:
+    """Effects `(n, q)`, leverages, and whether each removal is defined."""
     if batch.targets is None:
         raise ValueError("the rows' targets are None, and without them have no loss.")
-    own, first_order = own.once(), own.first_order
-    parts, row_of, rows, size = removal.by_rows(own, fitted, batch, int(first_order))
-    likelihood = fitted.likelihood(own.model)
+    by = removal.by_row(own, fitted, batch, int(own.first_order))
 
-    def one(parts: tuple) -> tuple:
-        row, found = row_of(parts), None
-        if not first_order:
-            found = removal.removed(own, fitted, rows, row)
+    def one(row: Batch) -> tuple[PyTree, Any]:
+        found = None if own.first_order else removal.removed(by, row)
 
         def cotangent(outputs: jax.Array) -> jax.Array:
             if found is None:
-                away = removal.loss_gradient(likelihood, outputs, row)
+                away = removal.loss_gradient(by.likelihood, outputs, row)
             else:
                 away = found.cotangent.reshape(outputs.shape)
             return away[None].astype(outputs.dtype)
 
-        kept = rows.left(batches.unshare(row.inputs), cotangent)
+        kept = by.rows.left(batches.unshare(row.inputs), cotangent)
         told = None if found is None else (found.leverage, found.is_defined)
         return batches.zero_if_missing(row, kept), told
 
-    def chunk(parts: tuple) -> tuple:
-        kept, told = jax.vmap(one)(parts)
+    def of_chunk(given: tuple[PyTree, Any]) -> tuple[jax.Array, Any]:
+        kept, told = given
         if asked is None:
-            return rows.along(kept, solved)[:, 0], told
-        return rows.pairs(kept, asked)[:, 0, :, 0], told
+            return by.rows.along(kept, solved)[:, 0], told
+        return by.rows.pairs(kept, asked)[:, 0, :, 0], told
 
-    found, told = chunks.map_chunks(chunk, parts, size)
-    return found.T, told
+    return by.map(one, of_chunk)
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def _merged(top: Top, values: jax.Array, k: int) -> Top:
+def _merged(top: Top | None, values: jax.Array, k: int) -> Top:
     """With further rows, of which the effects are `(q, n)`."""
+    if top is None:
+        none, nowhere = values[:, :0], jnp.zeros((len(values), 0), jnp.int32)
+        top = Top(none, nowhere, none, nowhere, jnp.zeros((), jnp.int32))
+    elif len(top.values) != len(values):
+        raise ValueError(
+            f"earlier is of {len(top.values)} queries, and here are {len(values)}: it "
+            "goes on with the queries that it was made of."
+        )
     places = top.num_rows + jnp.arange(values.shape[1], dtype=jnp.int32)
     places = jnp.broadcast_to(places, values.shape)
 
@@ -292,9 +272,3 @@ def _merged(top: Top, values: jax.Array, k: int) -> Top:
     highest = best(1, top.values, top.indices)
     lowest = best(-1, top.lowest_values, top.lowest_indices)
     return Top(*highest, *lowest, num_rows=top.num_rows + values.shape[1])
-
-
-def _nothing(values: jax.Array) -> Top:
-    """Of no rows."""
-    none, nowhere = values[:, :0], jnp.zeros((len(values), 0), jnp.int32)
-    return Top(none, nowhere, none, nowhere, jnp.zeros((), jnp.int32))

@@ -11,7 +11,7 @@ from fisherflow_jax._ground import batch as batches
 from fisherflow_jax._ground import trees
 from fisherflow_jax._ground.batch import Batch
 from fisherflow_jax.influence import _removal as removal
-from fisherflow_jax.influence._removal import Asked, Fitted, Removal
+from fisherflow_jax.influence._removal import Asked, ByRow, Fitted
 from fisherflow_jax.likelihoods import Likelihood
 from fisherflow_jax.model import log_likelihood
 
@@ -101,44 +101,39 @@ def leave_one_out(
       Rad, Maleki, "A scalable estimate of the out-of-sample prediction error via
       approximate leave-one-out cross-validation", 2020.
     """
-    own = removal.begun(state, apply_fn, likelihood, False, chunk_size=chunk_size)
-    options: dict[str, Any] = {
-        "bad_rows": bad_rows,
-        "to_batch": to_batch,
-        "progress": progress,
-    }
-    return removal.over_batches(own, data, _left_out, **options)
+    own = removal.begun(state, (apply_fn, likelihood), False, chunk_size=chunk_size)
+    options: dict[str, Any] = {"to_batch": to_batch, "progress": progress}
+    found = removal.results(own, data, _left_out, bad_rows=bad_rows, **options)
+    return removal.side_by_side(found)
 
 
 def _left_out(own: Asked, fitted: Fitted, batch: Batch) -> tuple:
-    found = _with_targets(own, fitted, batch, "leave_one_out")
-    belief, outputs = fitted.belief, found.outputs.astype(found.moved.dtype)
-    outputs = outputs + found.moved.reshape(outputs.shape)
+    belief, by = fitted.belief, _with_targets(own, fitted, batch)
     likelihood = products.known(own.model.likelihood, belief)
+    scale = 1 if belief.dispersion is None else belief.dispersion
 
-    parts, row_of = removal.rows_of(batch)
+    def one(row: Batch) -> tuple[LeaveOneOut, jax.Array]:
+        found = removal.removed(by, row)
+        outputs = found.outputs + found.moved.reshape(found.outputs.shape)
+        wanted = LeaveOneOut(
+            outputs=outputs,
+            log_prob=log_likelihood(lambda z, _: z, likelihood, outputs[None], row),
+            leverage=found.leverage,
+            cooks_distance=found.cotangent
+            @ found.moved
+            / trees.size(belief.mean)
+            / scale,
+        )
+        return batches.zero_if_missing(row, wanted), found.is_defined
 
-    def log_prob(outputs: jax.Array, parts: tuple) -> jax.Array:
-        row = row_of(parts)
-        found = log_likelihood(lambda z, _: z, likelihood, outputs[None], row)
-        return batches.zero_if_missing(row, found)
-
-    share = trees.size(belief.mean) * (
-        1 if belief.dispersion is None else belief.dispersion
-    )
-    wanted = LeaveOneOut(
-        outputs=outputs,
-        log_prob=jax.vmap(log_prob)(outputs, parts),
-        leverage=found.leverage,
-        cooks_distance=jnp.sum(found.cotangent * found.moved, -1) / share,
-    )
-    return wanted, (found.leverage, found.is_defined)
+    wanted, defined = by.map(one)
+    return wanted, (wanted.leverage, defined)
 
 
-def _with_targets(own: Asked, fitted: Fitted, batch: Batch, what: str) -> Removal:
+def _with_targets(own: Asked, fitted: Fitted, batch: Batch) -> ByRow:
     if batch.targets is None:
-        raise ValueError(f"{what} needs the rows' targets; the batch's are None.")
-    return removal.removals(own, fitted, batch)
+        raise ValueError("the rows' targets are None, and without them have no loss.")
+    return removal.by_row(own, fitted, batch)
 
 
 def leverage(
@@ -187,17 +182,15 @@ def leverage(
     References:
       Hoaglin, Welsch, "The hat matrix in regression and ANOVA", 1978.
     """
-    own = removal.begun(state, apply_fn, likelihood, False, chunk_size=chunk_size)
-    options: dict[str, Any] = {
-        "bad_rows": bad_rows,
-        "to_batch": to_batch,
-        "progress": progress,
-    }
-    return removal.over_batches(own, data, _leverages, **options)
+    own = removal.begun(state, (apply_fn, likelihood), False, chunk_size=chunk_size)
+    options: dict[str, Any] = {"to_batch": to_batch, "progress": progress}
+    found = removal.results(own, data, _leverages, bad_rows=bad_rows, **options)
+    return removal.side_by_side(found)
 
 
 def _leverages(own: Asked, fitted: Fitted, batch: Batch) -> tuple:
-    return removal.removals(own, fitted, batch._replace(targets=None)).leverage, None
+    by = removal.by_row(own, fitted, batch._replace(targets=None))
+    return by.map(lambda row: removal.removed(by, row).leverage), None
 
 
 def self_influence(
@@ -247,16 +240,15 @@ def self_influence(
       Pruthi, Liu, Kale, Sundararajan, "Estimating training data influence by tracing
       gradient descent", 2020.
     """
-    own = removal.begun(state, apply_fn, likelihood, first_order, chunk_size=chunk_size)
-    options: dict[str, Any] = {
-        "bad_rows": bad_rows,
-        "to_batch": to_batch,
-        "progress": progress,
-    }
-    return removal.over_batches(own, data, _own_effects, **options)
+    model = apply_fn, likelihood
+    own = removal.begun(state, model, first_order, chunk_size=chunk_size)
+    options: dict[str, Any] = {"to_batch": to_batch, "progress": progress}
+    found = removal.results(own, data, _own_effects, bad_rows=bad_rows, **options)
+    return removal.side_by_side(found)
 
 
 def _own_effects(own: Asked, fitted: Fitted, batch: Batch) -> tuple:
-    found = _with_targets(own, fitted, batch, "self_influence")
+    by = _with_targets(own, fitted, batch)
+    found = by.map(lambda row: removal.removed(by, row))
     wanted = jnp.sum(found.gradient * found.moved, -1)
-    return wanted, None if own.first_order else (found.leverage, found.is_defined)
+    return wanted, (found.leverage, found.is_defined)

@@ -41,7 +41,7 @@ class Removal(NamedTuple):
     gradient: jax.Array  # (k,), of its loss with respect to its outputs
     cotangent: jax.Array  # (k,): the parameters move by I^-1 J^T cotangent
     moved: jax.Array  # (k,), the change of its outputs
-    leverage: jax.Array  # (), trace of the leverage block
+    leverage: jax.Array  # (), trace of the leverage block; zero to first order
     is_defined: jax.Array  # () bool: whether the rest has an information
 
 
@@ -54,14 +54,6 @@ class Asked:
     on: Callable | None = None
     chunk_size: int | None = None
 
-    def __post_init__(self) -> None:
-        if self.chunk_size is not None:
-            checks.whole(self.chunk_size, "chunk_size", of="examples")
-
-    def once(self) -> "Asked":
-        """For one program, in which the model is traced once a shape."""
-        return dataclasses.replace(self, model=self.model.traced_once())
-
 
 class Fitted(NamedTuple):
     """A belief and the factors of its information; arrays."""
@@ -69,21 +61,10 @@ class Fitted(NamedTuple):
     belief: Gaussian
     factors: Any
 
-    def rows(self, model: Model, inputs: PyTree) -> Rows:
-        return products.rows_of(
-            self.belief, model.apply_fn, inputs, factors=self.factors
-        )
-
-    def likelihood(self, model: Model) -> Likelihood:
-        """As the information is of: known but for the dispersion."""
-        own = model.likelihood
-        return own if own.nuisance is None else products.known(own, self.belief)
-
 
 def begun(
     state: Any,
-    apply_fn: Callable,
-    likelihood: Likelihood,
+    model: tuple[Callable, Likelihood],
     first_order: bool | None,
     on: Callable | None = None,
     chunk_size: int | None = None,
@@ -92,7 +73,9 @@ def begun(
 
     `first_order` None: unless leverages are at hand and mean what they say.
     """
-    model = Model(apply_fn, likelihood)
+    checked, likelihood = Model(*model), model[1]
+    if chunk_size is not None:
+        checks.whole(chunk_size, "chunk_size", of="examples")
     refusal = "the rows behind a bank have other weights in each of its members"
     belief = products.one_belief(state, refusal)
     if first_order is None:
@@ -103,10 +86,9 @@ def begun(
             f"{likelihood.name} is drawn at random: effects and self_influence do "
             "without it, with first_order=True."
         )
-    check_like(
-        jax.eval_shape(ops.diagonal, belief.information, belief.mean), belief.mean
-    )
-    own = choices.shared(Asked(model, first_order, on, chunk_size))
+    shapes = jax.eval_shape(ops.diagonal, belief.information, belief.mean)
+    check_like(shapes, belief.mean)
+    own = choices.shared(Asked(checked, first_order, on, chunk_size))
     return own, Fitted(belief, choices.run(own, _factors, belief))
 
 
@@ -114,94 +96,127 @@ def _factors(own: Asked, belief: Gaussian) -> Any:
     return products.factors_of(belief)
 
 
-def each_batch(
-    own: Asked,
-    params: PyTree,
+def results(
+    begun: tuple[Asked, Fitted],
     data: Any,
+    function: Callable,
+    *rest: PyTree,
     name: str = "the data",
-    *,
+    bad_rows: str = "raise",
     to_batch: Callable | None = None,
     progress: bool | None = False,
-    bad_rows: str = "raise",
-) -> Iterator[tuple[Batch, int, str]]:
-    """Batches that the model can be run on row by row, without their bad rows.
+) -> Iterator[Any]:
+    """`function(own, fitted, batch, *rest)`, compiled once, of one batch after another.
 
-    With the rows that each was given with, which padding follows, and its name.
+    It returns what is wanted of all rows, and leverages of those whose removal must be
+    defined, with whether it is; or None.
     """
     screening.check_option(bad_rows)
+    own, fitted = begun
     alone = isinstance(data, tuple) and not isinstance(data, accumulation.Stacked)
     given = accumulation.counted(data, to_batch, progress, "influence")
     for number, (batch, count) in enumerate(given):
         where = name if alone else f"batch {number} of {name}"
-        batch, _ = own.model.admitted(params, batch, bad_rows, where)
-        check_rows(own.model, params, batch)
-        yield batch, count, where
+        batch, _ = own.model.admitted(fitted.belief.mean, batch, bad_rows, where)
+        check_rows(own.model, fitted.belief.mean, batch)
+        wanted, removable = choices.run(own, function, fitted, batch, *rest)
+        if removable is not None:
+            _check_defined(where, *removable)
+        yield jax.tree.map(lambda x, count=count: x[:count], wanted)
 
 
-def rows_of(batch: Batch) -> tuple[tuple, Callable[[tuple], Batch]]:
-    """The parts of a batch with an axis of rows, and a batch of one from a slice."""
+def side_by_side(found: Iterator[Any]) -> Any:
+    """All of them, along the first axis."""
+    return jax.tree.map(lambda *x: jnp.concatenate(x) if x[1:] else x[0], *found)
+
+
+def _check_defined(where: str, leverages: jax.Array, defined: jax.Array) -> None:
+    """Raises for a row whose removal leaves nothing determined, where it is at hand."""
+    if checks.holds(defined):
+        return
+    row = int(np.argmin(np.asarray(defined)))
+    others = int(np.sum(~np.asarray(defined))) - 1
+    more = f", and so have {others} more" if others else ""
+    raise ValueError(
+        f"row {row} of {where} has a leverage block with an eigenvalue of 1 or more "
+        f"(its trace is {float(leverages[row]):.4g}){more}: without it some direction "
+        "of the parameters is not determined, or the information does not hold it as "
+        "it is (another data set's, or too coarse a structure). Take a larger "
+        "prior_precision, the full structure (ff.only chooses a layer), or "
+        "first_order=True where it is an option."
+    )
+
+
+# ---- within a program
+
+
+class ByRow(NamedTuple):
+    """A batch row by row, and the products of the model's rows."""
+
+    own: Asked
+    belief: Gaussian
+    rows: Rows
+    parts: tuple  # with a leading axis n
+    row_of: Callable[[tuple], Batch]  # of slices of the parts, a batch of one
+    size: int  # rows at a time
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """As the information is of: known but for the dispersion."""
+        own = self.own.model.likelihood
+        return own if own.nuisance is None else products.known(own, self.belief)
+
+    def map(self, one: Callable, of_chunk: Callable = lambda found: found) -> Any:
+        """`one(row)` of all rows, and what is made of a chunk of them."""
+        each = jax.vmap(lambda parts: one(self.row_of(parts)))
+        chunk = lambda parts: of_chunk(each(parts))  # noqa: E731
+        return chunks.map_chunks(chunk, self.parts, self.size)
+
+
+def by_row(own: Asked, fitted: Fitted, batch: Batch, num_rows: int = 0) -> ByRow:
+    """`num_rows` cotangents of a row pulled back together; 0: one for each output."""
+    own = dataclasses.replace(own, model=own.model.traced_once())
+    belief, factors = fitted
+    rows = products.rows_of(belief, own.model.apply_fn, batch.inputs, factors=factors)
     parts, rebuild = batches.unpack(batch)
-    return parts, lambda one: rebuild(*jax.tree.map(lambda x: x[None], one))
 
-
-def by_rows(
-    own: Asked, fitted: Fitted, batch: Batch, num_rows: int = 0
-) -> tuple[tuple, Callable[[tuple], Batch], Rows, int]:
-    """As `rows_of`, with products of the model's rows, and how many rows at a time.
-
-    `num_rows` cotangents of each are pulled back together; 0: one for each output.
-    """
-    (parts, row_of), rows = rows_of(batch), fitted.rows(own.model, batch.inputs)
+    def row_of(parts: tuple) -> Batch:
+        return rebuild(*jax.tree.map(lambda x: x[None], parts))
 
     def kept(parts: tuple) -> PyTree:
-        def cotangents(outputs: jax.Array) -> jax.Array:
-            return products.units(outputs)[: num_rows or None]
-
-        return rows.left(batches.unshare(row_of(parts).inputs), cotangents)
+        example = batches.unshare(row_of(parts).inputs)
+        return rows.left(example, lambda z: products.units(z)[: num_rows or None])
 
     one = jax.eval_shape(kept, jax.tree.map(lambda x: x[0], parts))
-    size = max(sum(x.size for x in jax.tree.leaves(one)), 1)
-    return parts, row_of, rows, own.chunk_size or max(_ENTRIES // size, 1)
+    count = sum(x.size for x in jax.tree.leaves(one))
+    size = own.chunk_size or max(_ENTRIES // max(count, 1), 1)
+    return ByRow(own, belief, rows, parts, row_of, size)
 
 
-def removals(own: Asked, fitted: Fitted, batch: Batch) -> Removal:
-    """Of every row of a batch, `(n, ...)`."""
-    own = own.once()
-    parts, row_of, rows, size = by_rows(own, fitted, batch)
-
-    def one(parts: tuple) -> Removal:
-        return removed(own, fitted, rows, row_of(parts))
-
-    return chunks.map_chunks(jax.vmap(one), parts, size)
-
-
-def removed(own: Asked, fitted: Fitted, rows: Rows, row: Batch) -> Removal:
+def removed(by: ByRow, row: Batch) -> Removal:
     """Of a batch of one row."""
-    example, likelihood = batches.unshare(row.inputs), fitted.likelihood(own.model)
-    outputs = own.model.apply_fn(fitted.belief.mean, example)
-    kernel = rows.own(example, products.units)
-    wide = outputs.astype(kernel.dtype)
-    gradient = jnp.zeros_like(wide).ravel()
+    example = batches.unshare(row.inputs)
+    outputs = by.own.model.apply_fn(by.belief.mean, example)
+    kernel = by.rows.own(example, products.units)
+    gradient = jnp.zeros((outputs.size,), kernel.dtype)
     if row.targets is not None:
-        gradient = gradient + loss_gradient(likelihood, outputs, row).ravel()
-    moved, cotangent = kernel @ gradient, gradient
-    nothing = jnp.zeros((), kernel.dtype)
-    leverage, is_defined = nothing, jnp.array(True)
-    if not likelihood.random_root:
-        root = _weighted_root(likelihood, outputs, row).reshape((-1, wide.size))
+        gradient = gradient + loss_gradient(by.likelihood, outputs, row).ravel()
+    cotangent, moved = gradient, kernel @ gradient
+    leverage, is_defined = jnp.zeros((), kernel.dtype), jnp.array(True)
+    if not by.own.first_order:
+        root = _weighted_root(by.likelihood, outputs, row).reshape((-1, outputs.size))
         block = root @ kernel @ root.T
         leverage = jnp.trace(block)
         factor = linalg.cholesky(jnp.eye(len(block), dtype=block.dtype) - block)
         # up to rounding a leverage of one, where the rest determines nothing
         least = jnp.finfo(block.dtype).eps ** 0.25
         is_defined = jnp.all(jnp.diagonal(factor) > least)
-        if not own.first_order:
-            away = gradient + root.T @ cho_solve((factor, True), root @ moved)
-            cotangent = jnp.where(is_defined, away, jnp.nan)
-            moved = kernel @ cotangent
+        away = gradient + root.T @ cho_solve((factor, True), root @ moved)
+        cotangent = jnp.where(is_defined, away, jnp.nan)
+        moved = kernel @ cotangent
     found = Removal(outputs[0], gradient, cotangent, moved, leverage, is_defined)
-    left_out = jnp.all(row.weights == 0)
     found = batches.zero_if_missing(row, found)
+    left_out = jnp.all(row.weights == 0)
     return found._replace(is_defined=found.is_defined | left_out)
 
 
@@ -222,43 +237,4 @@ def _weighted_root(likelihood: Likelihood, outputs: jax.Array, row: Batch) -> ja
     columns = trees.widen(root_columns(own, outputs)) * weight[0]
     if each is None:
         return columns
-    return columns * each.reshape(
-        (1, *each.shape, *(1,) * (columns.ndim - 1 - each.ndim))
-    )
-
-
-def over_batches(
-    begun: tuple[Asked, Fitted], data: Any, function: Callable, **options: Any
-) -> Any:
-    """`function(own, fitted, batch)` of all rows, side by side, and checked.
-
-    It returns what is wanted, and the leverages of rows whose removal must be defined,
-    with whether it is; or None.
-    """
-    (own, known), found = begun, []
-    for batch, count, where in each_batch(own, known.belief.mean, data, **options):
-        wanted, removable = choices.run(own, function, known, batch)
-        if removable is not None:
-            check_defined(removable, where)
-        found.append(jax.tree.map(lambda x, count=count: x[:count], wanted))
-    if len(found) == 1:
-        return found[0]
-    return jax.tree.map(lambda *x: jnp.concatenate(x), *found)
-
-
-def check_defined(removable: tuple[jax.Array, jax.Array], where: str) -> None:
-    """Raises for a row whose removal leaves nothing determined, where it is at hand."""
-    leverages, defined = removable
-    if checks.holds(defined):
-        return
-    row = int(np.argmin(np.asarray(defined)))
-    others = int(np.sum(~np.asarray(defined))) - 1
-    more = f", and so have {others} more" if others else ""
-    raise ValueError(
-        f"row {row} of {where} has a leverage block with an eigenvalue of 1 or more "
-        f"(its trace is {float(leverages[row]):.4g}){more}: without it some direction "
-        "of the parameters is not determined, or the information does not hold it as "
-        "it is (another data set's, or too coarse a structure). Take a larger "
-        "prior_precision, the full structure (ff.only chooses a layer), or "
-        "first_order=True where it is an option."
-    )
+    return columns * each.reshape((*each.shape, *(1,) * (columns.ndim - 1 - each.ndim)))
