@@ -1,12 +1,14 @@
 """K-FAC beside Adam, SGD, a diagonal and kfac-jax: time of a step, loss, wall clock.
 
-First the time of a step of a wide network, then training on the digits: the deep
-autoencoder, a dense and a convolutional classifier, a small transformer. Each method is
+First the time of a step of a wide network and of a deep one, beside a floor that is
+written out (kfac_floor.py), then training on the digits: the deep autoencoder, a dense
+and a convolutional classifier, a small transformer. Each method is
 tuned over one printed grid. Needs the extra `benchmarks`; kfac-jax takes part where it
 is installed (`pip install kfac-jax`):
 
     python benchmarks/kfac.py                    # about ten minutes
     python benchmarks/kfac.py --quick            # under a minute: the autoencoder
+    python benchmarks/kfac.py --times            # the times of a step alone
     python benchmarks/kfac.py --plot kfac.png --json kfac.json
 """
 
@@ -136,6 +138,7 @@ def _loss(value: float | None) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one problem, few steps")
+    parser.add_argument("--times", action="store_true", help="of a step, no training")
     parser.add_argument("--json", type=Path, help="a file for the numbers")
     parser.add_argument("--plot", type=Path, help="a file for the loss curves")
     arguments = parsed(parser)
@@ -150,7 +153,7 @@ def main() -> None:
     with_kfac_jax, line = kfac_jax_state()
     grid = QUICK if quick else GRID
     print(
-        f"{line}\nLAPACK on one thread\n\n"
+        f"{line}\nLAPACK on one thread, as by OPENBLAS_NUM_THREADS=1\n\n"
         "float32. The grid, the same for all: learning rate "
         f"{sorted({s.learning_rate for s in grid})} x damping "
         f"{sorted({s.damping for s in grid})}; Adam reads the damping's square as eps, "
@@ -166,7 +169,8 @@ def main() -> None:
     )
     timings, verdicts = step_times(3 if quick else 9, with_kfac_jax)
     everything = {}
-    for number, build in enumerate(PROBLEMS[:1] if quick else PROBLEMS, 2):
+    trained = () if arguments.times else PROBLEMS[:1] if quick else PROBLEMS
+    for number, build in enumerate(trained, 2):
         problem = build()
         print(
             f"{number}. {problem.name}: {problem.num_params:,} parameters, batches of "
@@ -186,7 +190,10 @@ def main() -> None:
     if arguments.json:
         numbers = {
             "machine": machine,
-            "step_times": {name: t.seconds for name, t in timings.items()},
+            "step_times": {
+                problem: {name: t.seconds for name, t in each.items()}
+                for problem, each in timings.items()
+            },
             "training": {
                 name: {method: t._asdict() for method, t in found.items()}
                 for name, found in everything.items()

@@ -41,7 +41,11 @@ class KfacJaxRun:
     """Steps of kfac-jax, each a call of its own: it has no pure update to scan."""
 
     def __init__(
-        self, problem: Problem, period: int, norm_constraint: float | None
+        self,
+        problem: Problem,
+        period: int,
+        norm_constraint: float | None,
+        inverse_period: int = INVERSE_PERIOD,
     ) -> None:
         kfac_jax = load()
         self._problem = problem
@@ -71,7 +75,7 @@ class KfacJaxRun:
             norm_constraint=norm_constraint,
             curvature_ema=DECAY,
             curvature_update_period=period,
-            inverse_update_period=INVERSE_PERIOD,
+            inverse_update_period=inverse_period,
             num_burnin_steps=0,
             multi_device=False,
         )

@@ -274,19 +274,19 @@ def _blanked(given: list, mask: jax.Array | None) -> list:
 def _fill(parts: list, weights: jax.Array, mask: jax.Array | None) -> list:
     each = weights > 0 if mask is None else mask
     used = _rows(weights > 0)
-    inputs, targets = jax.tree.map(lambda x: _filled(x, used), parts)
-    # where nothing is observed they may still say how long the wait was
+    each = each & used.reshape(used.shape + (1,) * (each.ndim - 1))
+    # where nothing is observed inputs may still say how long the wait was
     inputs = jax.tree.map(
-        lambda x, own: jax.lax.select(jnp.any(used) | ~jnp.isfinite(own), x, own),
-        inputs,
+        lambda x: jax.lax.select(jnp.any(used) | ~jnp.isfinite(x), _filled(x, used), x),
         parts[0],
     )
-    if each.ndim > 1:
-        targets = jax.tree.map(
-            lambda x: _filled(x, each) if x.shape[: each.ndim] == each.shape else x,
-            targets,
-        )
-    return [inputs, targets]
+
+    def possible(x: jax.Array) -> jax.Array:
+        # filled once: an entry of an entry is slow, where XLA fuses it into a loss
+        alone = each.ndim > 1 and x.shape[: each.ndim] == each.shape
+        return _filled(x, each if alone else used)
+
+    return [inputs, jax.tree.map(possible, parts[1])]
 
 
 def _rows(each: jax.Array) -> jax.Array:

@@ -44,6 +44,7 @@ from fisherflow_jax.information._operations import facts as facts
 from fisherflow_jax.information._operations import fuse as fuse
 from fisherflow_jax.information._operations import inverse as inverse
 from fisherflow_jax.information._operations import inverse_diagonal as inverse_diagonal
+from fisherflow_jax.information._operations import is_finite as is_finite
 from fisherflow_jax.information._operations import is_information as is_information
 from fisherflow_jax.information._operations import logdet as logdet
 from fisherflow_jax.information._operations import matvec as matvec

@@ -350,6 +350,15 @@ def propagate(
 
 
 @functools.singledispatch
+def is_finite(information: Information) -> jax.Array:
+    """Whether all that is kept is finite, `()` bool.
+
+    Of a Gram matrix the diagonal tells it, which bounds all other entries.
+    """
+    return trees.all_finite(information)
+
+
+@functools.singledispatch
 def conform(template: Information, information: Information) -> Information:
     """`information` in the representation of `template` (compensated or plain)."""
     return information

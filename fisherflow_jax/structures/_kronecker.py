@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from fisherflow_jax import information as ops
+from fisherflow_jax._ground import trees
 from fisherflow_jax._ground.choices import choice
-from fisherflow_jax._ground.linalg import product
+from fisherflow_jax._ground.linalg import diagonal, product
 from fisherflow_jax.layers import Layer, Layers
 from fisherflow_jax.structures import _eigen_kronecker as eigen_kronecker
 from fisherflow_jax.structures import _moving_kronecker as moving_kronecker
@@ -243,7 +244,7 @@ def _(information: Kronecker, vector: PyTree) -> PyTree:
 
 def _entries(factor: jax.Array) -> jax.Array:
     """The diagonal `(K, D)` of a factor."""
-    return factor if factor.ndim == 2 else jnp.diagonal(factor, axis1=1, axis2=2)
+    return factor if factor.ndim == 2 else diagonal(factor)
 
 
 def _diagonals(information: Kronecker) -> dict[str, jax.Array]:
@@ -269,6 +270,14 @@ def _(information: Kronecker, like: PyTree | None = None) -> jax.Array:
 def _(information: Kronecker, like: PyTree | None = None) -> PyTree:
     parts = _diagonals(information) | information.other_entries
     return layer_vectors.join(information.layers, parts, like)
+
+
+@ops.is_finite.register
+def _(information: Kronecker) -> jax.Array:
+    sides = information.input_factors, information.output_factors
+    inputs, outputs = jax.tree.map(_entries, sides)
+    kept = information._replace(input_factors=inputs, output_factors=outputs)
+    return trees.all_finite(kept)
 
 
 # ---- factors damped one by one: two small inverses in place of eigenvectors

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from fisherflow_jax import information as ops
+from fisherflow_jax._ground import trees
 from fisherflow_jax._ground.linalg import product
 from fisherflow_jax.structures import _eigen_kronecker as eigen_kronecker
 from fisherflow_jax.structures._algebra import eigen as eigenbasis
@@ -106,6 +107,12 @@ def begin(factors: Any) -> tuple[MovingKronecker, LayerBases]:
         for side in (factors.input_factors, factors.output_factors)
     )
     return _without_moments(factors), LayerBases(*sides)
+
+
+@ops.is_finite.register
+def _(information: MovingKronecker) -> jax.Array:
+    moments = trees.all_finite(information.second_moments)
+    return ops.is_finite(information.factors) & moments
 
 
 @ops.parts.register

@@ -530,3 +530,22 @@ def test_merged_workers_have_the_factors_of_all():
 def test_what_does_not_go_with_it_is_refused_when_built(memory, options, name):
     with pytest.raises(ValueError, match=rf"kronecker\(layers\).*{name}"):
         linear_flow(memory, **options)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1e200], ids=str)
+@pytest.mark.parametrize("side", ["input_factors", "output_factors"])
+def test_factors_that_are_not_finite_are_told_by_their_diagonals(side, value):
+    found, is_finite = information(), jax.jit(ff.information.is_finite)
+    assert is_finite(found)
+    (name, factor), *_ = getattr(found, side).items()
+    for place in np.ndindex(2, factor.shape[-1]):
+        rows = draw(2, factor.shape[-1], seed=5)
+        rows[place] = value
+        with np.errstate(all="ignore"):
+            gram = jnp.asarray(rows.T @ rows)[None]
+        assert not np.isfinite(gram).all()
+        factors = getattr(found, side) | {name: gram}
+        assert not is_finite(found._replace(**{side: factors}))
+    with np.errstate(all="ignore"):
+        entries = {"scale": jnp.asarray(np.square(value))}
+    assert not is_finite(found._replace(other_entries=entries))

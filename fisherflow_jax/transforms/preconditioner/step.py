@@ -238,7 +238,9 @@ def _refreshed(
 
     def take() -> tuple[Curvature, jax.Array]:
         after = _take_batch(recipe, before, given)
-        finite = sound & trees.all_finite((after.information, after.bases))
+        finite = sound & ops.is_finite(after.information)
+        if after.bases is not None:
+            finite = finite & trees.all_finite(after.bases)
         return trees.where(finite, after, before), finite
 
     if recipe.period == 1:
