@@ -6,12 +6,11 @@ import re
 import subprocess
 import sys
 import tempfile
-import threading
-from typing import Any
 
 import jax
 import pytest
-from jax._src.interpreters import mlir
+
+import shared_context
 
 # The suite is written for the CPU; JAX_PLATFORMS=cuda pytest asks for another device.
 # Four devices let sharding be tested without an accelerator.
@@ -47,25 +46,7 @@ jax.config.update("jax_compilation_cache_dir", CACHE)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
-# Lowering begins with an MLIR context of its own for each program, into which JAX loads
-# every dialect: a third of the time of a small one. Here the programs of a thread share
-# one, renewed now and then, since a context forgets nothing. Where JAX has another
-# form of it, nothing is shared.
-SHARED = threading.local()
-PROGRAMS_A_CONTEXT = 500
-fresh_context = getattr(mlir, "make_ir_context", None)
-
-
-def shared_context() -> Any:
-    """The context of the last programs of this thread, or a fresh one."""
-    if getattr(SHARED, "programs_left", 0) <= 0:
-        SHARED.context, SHARED.programs_left = fresh_context(), PROGRAMS_A_CONTEXT
-    SHARED.programs_left -= 1
-    return SHARED.context
-
-
-if fresh_context is not None:
-    mlir.make_ir_context = shared_context
+shared_context.install()
 
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     jax.config.update("jax_num_cpu_devices", 4)
