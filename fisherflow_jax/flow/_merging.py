@@ -1,5 +1,6 @@
 """Several beliefs as one: workers of a flow, and models with their informations."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -169,10 +170,16 @@ def _fused(models: list[Merged], start: Any, held: bool) -> tuple[Merged, list]:
     if about := hasattr(start, "information"):
         start = _model(start)
     _check_alike([*models, start] if about else models)
+    merged, taken = _joined(models, start, held)
+    if not checks.holds(merged.num_left_out < len(models)):
+        raise ValueError("no model is finite: there is nothing to merge.")
+    return merged, taken
+
+
+@functools.partial(jax.jit, static_argnames="held")
+def _joined(models: list[Merged], start: Any, held: bool) -> tuple[Merged, list]:
     taken = [trees.all_finite((x.mean, x.information)) for x in models]
     number = jnp.sum(jnp.stack(taken), dtype=jnp.int32)
-    if not checks.holds(number > 0):
-        raise ValueError("no model is finite: there is nothing to merge.")
     sound = models[0]  # the first that is finite
     for model, own in zip(models[::-1], taken[::-1], strict=True):
         sound = trees.where(own, model, sound)
@@ -185,7 +192,7 @@ def _fused(models: list[Merged], start: Any, held: bool) -> tuple[Merged, list]:
             return one + sum(x - one for x in each) / number.astype(one.dtype)
 
         start = jax.tree.map(average, sound.mean, *means)
-    if not about:
+    if not isinstance(start, Merged):
         known = ops.add(ops.scale(sound.information, 0.0), models[0].prior_precision)
         start = sound._replace(mean=start, information=known)
     trees.check_shapes(start.mean, sound.mean, "start must be like the means")

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from fisherflow_jax.accumulation import converted
 from fisherflow_jax.flow import _belonging as belonging
 from fisherflow_jax.flow import _evidence as evidence
 from fisherflow_jax.flow import _nuisance as nuisances
-from fisherflow_jax.flow._recipe import Observed, Recipe, num_observations
+from fisherflow_jax.flow._recipe import Observed, Recipe
 from fisherflow_jax.flow._robust import check_clusters, known_clusters, with_scores
 from fisherflow_jax.flow._state import FisherFlow, FlowState
 from fisherflow_jax.flow._step import kept
@@ -159,49 +159,94 @@ def refine(
         if state.key is not None:
             key = jax.random.fold_in(keys.typed_key(state.key), state.step + index)
         batch, skipped = _read(recipe, state.mean, batch, index)
-        count = num_observations(recipe, batch).astype(state.count.dtype)
-        own: Any = ()
-        if logs is not None or state.residual is not None:
-            own = compiled(recipe, _of_likelihood)(batch, state.mean, logs)
+        own, count = compiled(recipe, _counted)(batch, state)
         measured = flow.evaluate(state.mean, batch, key, logs)
-        *numbers, information = (skipped, own, count, *measured)
-        if sums is None:
-            return numbers, information
-        return optax.tree.add(sums[0], numbers), ops.add(sums[1], information)
+        *values, information = measured
+        found = (skipped, own, count, *values), (information,)
+        return found if sums is None else _added(sums, found)
 
-    numbers, measured = _sum_over(add_batch, batches)
+    numbers, (measured,) = _sum_over(add_batch, batches)
     _check_all_read(recipe, state.mean, batches, numbers)
-    rows_skipped, own, count, value, score = numbers
+    point = _solved(state, numbers[-1], measured)
+    _check_finite(point.finite)
+    scores = _scores_of(recipe, point.mean, batches) if recipe.robust else None
+    refined, finite = compiled(recipe, _refined)(
+        state, numbers, measured, point, scores
+    )
+    _check_finite(finite)
+    return refined
+
+
+class _Point(NamedTuple):
+    """Where the step ends."""
+
+    mean: PyTree
+    rest: PyTree
+    step: PyTree
+    gain: jax.Array  # () of the log-likelihood by the step, and half its distance
+    information: Any
+    logdet: jax.Array
+    helped: jax.Array
+    finite: jax.Array  # of what is solved: a solve would say less of the reason
+
+
+@jax.jit
+def _added(one: tuple, other: tuple) -> tuple:
+    return optax.tree.add(one[0], other[0]), tuple(map(ops.add, other[1], one[1]))
+
+
+@jax.jit
+def _solved(state: FlowState, score: PyTree, measured: Any) -> _Point:
     prior = state.prior
     information = ops.add(measured, prior.precision)
-    _check_finite((score, information))  # a solve would say less of the reason
     offset = optax.tree.sub(state.mean, prior.origin)
     pull = ops.matvec(prior.precision, offset)
     gradient = optax.tree.sub(score, pull)
     factors = ops.regularised(information, offset)
-    step, logdet = factors.divide(gradient), factors.logdet
+    step = factors.divide(gradient)
     none = None if state.rest is None else optax.tree.zeros_like(state.rest)
     mean, rest = linalg.moved(state.mean, none, step)
-    sums = Sum(information, count)
-    squares = nuisance = None
-    if state.residual is not None:
-        squares = _squares(prior, mean, measured, score, own[0], step)
-    value = value + 0.5 * trees.dot(gradient, step)
-    log_evidence = _log_evidence(state, value, logdet, count, squares, own)
-    if state.nuisance is not None:
-        nuisance = nuisances.refined(state.nuisance, *own)
-    if recipe.robust:
-        sums = _with_scores(recipe, sums, mean, batches)
-    sums = kept(recipe, sums)
-    if sums.curvature is not information:
-        logdet = ops.regularised(sums.curvature, offset).logdet
-    events = state.events._replace(
-        rows_skipped=rows_skipped,
-        solves_regularised=state.events.solves_regularised + factors.helped,
-    )
-    refined = state._replace(
+    return _Point(
         mean=mean,
         rest=rest,
+        step=step,
+        gain=0.5 * trees.dot(gradient, step),
+        information=information,
+        logdet=factors.logdet,
+        helped=factors.helped,
+        finite=trees.all_finite((score, information)),
+    )
+
+
+def _refined(
+    recipe: Recipe,
+    state: FlowState,
+    numbers: tuple,
+    measured: Any,
+    point: _Point,
+    scores: tuple | None,
+) -> tuple[FlowState, jax.Array]:
+    """The state at the point, or before and a batch skipped; whether it is finite."""
+    rows_skipped, own, count, value, score = numbers
+    sums, logdet = Sum(point.information, count), point.logdet
+    squares = nuisance = None
+    if state.residual is not None:
+        squares = _squares(state.prior, measured, score, own[0], point)
+    log_evidence = _log_evidence(state, value + point.gain, logdet, count, squares, own)
+    if state.nuisance is not None:
+        nuisance = nuisances.refined(state.nuisance, *own)
+    if scores is not None:
+        sums = sums._replace(quadratic=scores[0], scores=scores[1])
+    sums = kept(recipe, sums)
+    if sums.curvature is not point.information:
+        logdet = ops.regularised(sums.curvature, point.mean).logdet
+    events = state.events._replace(
+        rows_skipped=rows_skipped,
+        solves_regularised=state.events.solves_regularised + point.helped,
+    )
+    refined = state._replace(
+        mean=point.mean,
+        rest=point.rest,
         information=ops.conform(state.information, sums.curvature),
         log_determinant=logdet.astype(state.log_determinant.dtype),
         count=count,
@@ -216,9 +261,8 @@ def refine(
         step=jnp.maximum(state.step, 1),
     )
     finite = trees.all_finite((refined.mean, refined.information))
-    _check_finite((refined.mean, refined.information))
     skipped = state._replace(num_skipped=state.num_skipped + 1)
-    return optax.tree.where(finite, refined, skipped)
+    return optax.tree.where(finite, refined, skipped), finite
 
 
 def _log_evidence(
@@ -245,8 +289,8 @@ def _log_evidence(
     return found.astype(state.log_evidence.dtype)
 
 
-def _check_finite(values: PyTree) -> None:
-    if not checks.holds(trees.all_finite(values)):
+def _check_finite(finite: jax.Array) -> None:
+    if not checks.holds(finite):
         raise ValueError(
             "refine met a value that is not finite in the data or at the solution."
         )
@@ -271,48 +315,44 @@ def _check_refined(recipe: Recipe, state: Any, batches: Any) -> None:
         )
 
 
-def _of_likelihood(recipe: Recipe, batch: Batch, params: PyTree, logs: PyTree) -> tuple:
-    """What a dispersion or nuisance parameters ask of a batch, sums."""
+def _counted(recipe: Recipe, batch: Batch, state: FlowState) -> tuple[tuple, Any]:
+    """What a dispersion or nuisance parameters ask of a batch, sums; and its count."""
     observed, likelihood = Observed(recipe, batch, None), recipe.likelihood
-    if likelihood.nuisance is not None:
-        return nuisances.slopes(recipe, batch, params, logs)
-    assert likelihood.pearson is not None
-    squares = observed.total(likelihood.pearson, params)
-    return squares, observed.log_unit_variance(params)
+    own: tuple = ()
+    if state.nuisance is not None:
+        own = nuisances.slopes(recipe, batch, state.mean, state.nuisance.mean)
+    elif state.residual is not None:
+        assert likelihood.pearson is not None
+        squares = observed.total(likelihood.pearson, state.mean)
+        own = squares, observed.log_unit_variance(state.mean)
+    return own, observed.num_observations.astype(state.count.dtype)
 
 
 def _squares(
-    prior: Prior,
-    mean: PyTree,
-    measured: Any,
-    score: PyTree,
-    squares: jax.Array,
-    step: PyTree,
+    prior: Prior, measured: Any, score: PyTree, squares: jax.Array, point: _Point
 ) -> Squares:
-    """At the mean, from those a step before: a quadratic of slope -2 score there."""
-    bend = optax.tree.add_scale(ops.matvec(measured, step), -2.0, score)
-    own = squares + trees.dot(step, bend)
-    offset = optax.tree.sub(mean, prior.origin)
+    """At the point, from those a step before: a quadratic of slope -2 score there."""
+    bend = optax.tree.add_scale(ops.matvec(measured, point.step), -2.0, score)
+    own = squares + trees.dot(point.step, bend)
+    offset = optax.tree.sub(point.mean, prior.origin)
     return Squares(own + ops.quadratic_form(prior.precision, offset), own)
 
 
-def _with_scores(recipe: Recipe, sums: Sum, mean: PyTree, batches: Any) -> Sum:
-    """The sums with the scores of all batches at a mean."""
+def _scores_of(recipe: Recipe, mean: PyTree, batches: Any) -> tuple[tuple, PyTree]:
+    """The squared scores and the scores of all batches at a mean."""
 
     def add_batch(total: Any, batch: Any, index: jax.Array) -> Any:
         batch, _ = _read(recipe, mean, batch, index)
         site = compiled(recipe, _scores)(batch, mean)
-        if total is None:
-            return site
-        return tuple(map(ops.add, site[0], total[0])), optax.tree.add(site[1], total[1])
+        return site if total is None else _added(total, site)
 
-    quadratic, scores = _sum_over(add_batch, batches)
-    return sums._replace(quadratic=quadratic, scores=scores)
+    scores, quadratic = _sum_over(add_batch, batches)
+    return quadratic, scores
 
 
-def _scores(recipe: Recipe, batch: Batch, mean: PyTree) -> tuple[tuple, PyTree]:
+def _scores(recipe: Recipe, batch: Batch, mean: PyTree) -> tuple[PyTree, tuple]:
     site = with_scores(Observed(recipe, batch, None), Sum(None, jnp.zeros(())), mean)
-    return site.quadratic, site.scores
+    return site.scores, site.quadratic
 
 
 def _read(

@@ -1,11 +1,11 @@
 """Workers of a flow that set out from one state, fused."""
 
+import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import checks, linalg, trees
@@ -17,12 +17,34 @@ from fisherflow_jax.flow._state import FlowState, belief_of
 from fisherflow_jax.flow._step import believing
 from fisherflow_jax.memories import Belief, Squares, age, remembers_all
 
+PyTree = Any
+
+
+class _Seen(NamedTuple):
+    """What is refused where the values are at hand; each `()` or `(workers,)` bool."""
+
+    same_time: jax.Array
+    before_start: jax.Array
+    same_prior: jax.Array
+    finite: jax.Array
+
 
 def fuse(states: Sequence[FlowState], start: FlowState) -> tuple:
     """The fused state, which workers were taken in, and the relative residual."""
     _check_kinds(states, start)
+    *fused, seen = _fuse(states, start)
+    if checks.is_concrete(seen):
+        _check_values(states, start, seen)
+        if not seen.finite:
+            # which says where it is indefinite
+            ops.solve(ops.plain(fused[0].information), start.mean)
+    return tuple(fused)
+
+
+@jax.jit
+def _fuse(states: Sequence[FlowState], start: FlowState) -> tuple:
     steps = [state.step - start.step for state in states]
-    same_time = _check_same_time(start.memory, steps)
+    same_time = jnp.all(jnp.stack(steps) == steps[0]) | remembers_all(start.memory)
     aged = age(start.memory, belief_of(start), steps[0])
     logdet = ops.regularised(aged.sums.curvature, aged.mean).logdet
     begun = believing(start, aged, logdet)
@@ -31,13 +53,10 @@ def fuse(states: Sequence[FlowState], start: FlowState) -> tuple:
     taken = [trees.all_finite(s._replace(log_evidence=s.count)) for s in states]
     pairs = zip(taken, states, strict=True)
     states = [trees.where(sound, state, lost) for sound, state in pairs]
-    _check_start(states, start, aged)
     # a worker without an update may still hold the search's start
     beliefs = list(map(belief_of, states))
     moves = [aged.to(one.mean, one.rest) for one in beliefs]
     found = minimum(aged.sums.curvature, [one.sums.curvature for one in beliefs], moves)
-    if not checks.holds(trees.all_finite(found.step)):
-        ops.solve(found.information, moves[0])  # which says where it is indefinite
     believed = _believed(aged, beliefs, found)
     fused = believing(start, believed, found.logdet)
     counted = [(s.num_skipped, s.events) for s in (start, *states)]
@@ -64,7 +83,13 @@ def fuse(states: Sequence[FlowState], start: FlowState) -> tuple:
         floating = jnp.issubdtype(x.dtype, jnp.floating)
         return jnp.where(same_time, x, jnp.nan).astype(x.dtype) if floating else x
 
-    return jax.tree.map(refuse, fused), taken, found.residual
+    seen = _Seen(
+        same_time=same_time,
+        before_start=jnp.stack([_is_before(state, start) for state in states]),
+        same_prior=jnp.stack([_is_close(state.prior, aged.prior) for state in states]),
+        finite=trees.all_finite(found.step),
+    )
+    return jax.tree.map(refuse, fused), taken, found.residual, seen
 
 
 def _believed(aged: Belief, beliefs: Sequence[Belief], found: Minimum) -> Belief:
@@ -101,36 +126,38 @@ def _check_kinds(states: Sequence[FlowState], start: FlowState) -> None:
             )
 
 
-def _check_start(states: Sequence[FlowState], start: FlowState, aged: Belief) -> None:
+def _is_before(state: FlowState, start: FlowState) -> jax.Array:
+    """Whether a worker has seen less than what it set out from."""
+    fewer = remembers_all(start.memory) & (state.count < start.count)
+    return (state.step < start.step) | fewer
+
+
+def _is_close(one: PyTree, other: PyTree) -> jax.Array:
+    pairs = zip(*map(jax.tree.leaves, (one, other)), strict=True)
+    close = [jnp.all(jnp.abs(x - y) <= 1e-6 + 1e-3 * jnp.abs(y)) for x, y in pairs]
+    return functools.reduce(jnp.logical_and, close)
+
+
+def _check_values(states: Sequence[FlowState], start: FlowState, seen: _Seen) -> None:
     """Raises where a worker is seen not to have set out from the start."""
+    if not seen.same_time:
+        steps = [int(state.step - start.step) for state in states]
+        raise ValueError(
+            "workers with exponential memory run in parallel time and merge after "
+            f"the same number of updates; theirs are {steps}."
+        )
     for number, state in enumerate(states):
-        if not checks.is_concrete((state, start)):
-            return
-        if state.step < start.step or (
-            remembers_all(start.memory) and state.count < start.count
-        ):
+        if seen.before_start[number]:
             raise ValueError(
                 f"start has seen {start.count:g} observations in {start.step} updates,"
                 f" and worker {number} {state.count:g} in {state.step}: it did not set "
                 "out from this start. Give the state that all workers began with."
             )
-        pairs = zip(*map(jax.tree.leaves, (state.prior, aged.prior)), strict=True)
-        if not all(np.allclose(x, y, 1e-3, 1e-6) for x, y in pairs):
+        if not seen.same_prior[number]:
             raise ValueError(
                 f"worker {number} has another prior than start, which would be counted "
                 "as data. Give the state that all workers began with."
             )
-
-
-def _check_same_time(memory: Any, steps: Sequence[jax.Array]) -> jax.Array:
-    """Whether the workers may be merged; raises where the values are at hand."""
-    same = jnp.all(jnp.stack(steps) == steps[0]) | remembers_all(memory)
-    if not checks.holds(same):
-        raise ValueError(
-            "workers with exponential memory run in parallel time and merge after "
-            f"the same number of updates; theirs are {[int(x) for x in steps]}."
-        )
-    return same
 
 
 def _log_evidence(fused: FlowState, value: Any, begun: FlowState, states: Any) -> Any:
