@@ -18,6 +18,7 @@ TIERS = {
 # The tier of each room that is not stable.
 ROOMS = {
     "comparison": "settling",
+    "compression": "research",
     "continual": "settling",
     "diagnostics": "settling",
     "selection": "settling",

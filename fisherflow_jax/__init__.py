@@ -86,6 +86,7 @@ from fisherflow_jax.transforms import soap as soap
 if _typing.TYPE_CHECKING:
     from fisherflow_jax import calibration as calibration
     from fisherflow_jax import comparison as comparison
+    from fisherflow_jax import compression as compression
     from fisherflow_jax import continual as continual
     from fisherflow_jax import diagnostics as diagnostics
     from fisherflow_jax import flax as flax
@@ -108,6 +109,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "calibration",
     "comparison",
+    "compression",
     "continual",
     "diagnostics",
     "flax",

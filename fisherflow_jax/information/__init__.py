@@ -16,6 +16,10 @@ from fisherflow_jax.information._basis import Spectral as Spectral
 from fisherflow_jax.information._basis import floored as floored
 from fisherflow_jax.information._basis import nothing_to_spread as nothing_to_spread
 from fisherflow_jax.information._basis import raised_along as raised_along
+from fisherflow_jax.information._columns import ByColumns as ByColumns
+from fisherflow_jax.information._columns import ColumnBlocks as ColumnBlocks
+from fisherflow_jax.information._columns import by_columns as by_columns
+from fisherflow_jax.information._columns import conditional_mean as conditional_mean
 from fisherflow_jax.information._derived import Unfactorised as Unfactorised
 from fisherflow_jax.information._derived import Whitener as Whitener
 from fisherflow_jax.information._derived import check_like as check_like

@@ -94,6 +94,7 @@ for _operation in (
     ops.spectral,
     ops.eigenvalues,
     ops.whitener,
+    ops.by_columns,
     ops.factorise,
     ops.logdet,
     ops.regularised,

@@ -94,6 +94,13 @@ def _(information: Any, shown: PyTree, like: PyTree | None = None) -> Full:
     return ops.restrict(from_matrix(matrix, ops.shapes(information, like)), shown)
 
 
+@ops.by_columns.register(object)
+def _(information: Any, like: PyTree | None = None) -> ops.ByColumns:
+    """For a structure without its own: its matrix."""
+    matrix = ops.dense_matrix(information, like, "the matrix of all columns")
+    return ops.by_columns(from_matrix(matrix, ops.shapes(information, like)))
+
+
 @ops.embed.register(object)
 def _(
     information: Any,

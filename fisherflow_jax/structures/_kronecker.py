@@ -21,6 +21,7 @@ from fisherflow_jax.structures._algebra import (
     layer_vectors,
 )
 from fisherflow_jax.structures._algebra import eigen as eigenbasis
+from fisherflow_jax.structures._algebra.columns import uncoupled
 from fisherflow_jax.structures._algebra.eigen import Sides
 from fisherflow_jax.structures._algebra.kronecker_factors import factors
 from fisherflow_jax.structures._structure import Structure
@@ -278,6 +279,29 @@ def _(information: Kronecker) -> jax.Array:
     inputs, outputs = jax.tree.map(_entries, sides)
     kept = information._replace(input_factors=inputs, output_factors=outputs)
     return trees.all_finite(kept)
+
+
+@ops.by_columns.register
+def _(information: Kronecker, like: PyTree | None = None) -> ops.ByColumns:
+    information = eigenbasis.shown(information, like)
+    layers, share = information.layers, _share(information)
+    others, groups = information.other_entries, {}
+    for name, factor in information.input_factors.items():
+        weights = share * _entries(information.output_factors[name])
+        groups[name] = ops.ColumnBlocks(factor, weights, information.shifts[name])
+    groups |= {name: uncoupled(x.reshape(-1)) for name, x in others.items()}
+
+    def split(vector: PyTree) -> list[jax.Array]:
+        matrices, rest = layer_vectors.split(layers, vector, share.dtype)
+        parts = matrices | {name: x.reshape((1, -1, 1)) for name, x in rest.items()}
+        return [parts[name] for name in groups]
+
+    def join(parts: list[jax.Array]) -> PyTree:
+        named = dict(zip(groups, parts, strict=True))
+        flat = {name: named[name].reshape(x.shape) for name, x in others.items()}
+        return layer_vectors.join(layers, named | flat, like)
+
+    return ops.ByColumns([*groups.values()], split, join)
 
 
 # ---- factors damped one by one: two small inverses in place of eigenvectors

@@ -166,6 +166,34 @@ def embed(m: Material) -> Any:
     return m.matrix(found), expected + NOISE * np.diag(~kept)
 
 
+def conditional_mean(m: Material) -> Any:
+    """conditional mean: with entries S at zero the nearest is v_K + I_KK^-1 I_KS v_S"""
+    places = np.arange(len(m.dense.vector))
+    kept, held = places[places % 3 != 1], places[places % 3 == 1]
+    mean, matrix = np.zeros(len(places)), m.dense.whole
+    pushed = matrix[np.ix_(kept, held)] @ m.dense.vector[held]
+    mean[kept] = m.dense.vector[kept]
+    mean[kept] += np.linalg.solve(matrix[np.ix_(kept, kept)], pushed)
+    flags = trees.unravel(jnp.asarray(places % 3 != 1), m.params)
+    return m.flat(ops.conditional_mean(m.whole, flags, m.vector)), mean
+
+
+def columns(m: Material) -> Any:
+    """columns: within columns the matrix has the blocks that by_columns says"""
+    found, pairs = ops.by_columns(m.whole, m.params), []
+    with jax.ensure_compile_time_eval():
+        places = trees.unravel(m.number(np.arange(len(m.dense.vector))), m.params)
+        parts = [np.asarray(part, int) for part in found.split(places)]
+    for group, part in zip(found.groups, parts, strict=True):
+        for k, o in np.ndindex(part.shape[0], part.shape[2]):
+            block, own = group.matrix[k], part[k, :, o]
+            block = jnp.diag(block) if block.ndim == 1 else block
+            shift = group.shifts[k] * jnp.eye(len(own), dtype=block.dtype)
+            expected = m.dense.whole[np.ix_(own, own)]
+            pairs.append((group.weights[k, o] * block + shift, expected))
+    return pairs
+
+
 def determinant(m: Material) -> Any:
     """determinant: determinant is log |s F + P| for a number P as prior"""
     prior = m.scalar(NOISE)

@@ -76,7 +76,7 @@ def check_structure(
       >>> params = {"w": jnp.zeros((3, 2)), "b": jnp.zeros(2)}
       >>> report = ff.testing.check_structure(ff.structures.diagonal(), params)
       >>> len(report.checked), report.not_applicable
-      (50, {})
+      (52, {})
     """
     size = trees.size(trees.real_arrays(params, "params"))
     if not 1 <= size <= LARGEST:

@@ -230,6 +230,14 @@ BROKEN = {
         },
         {"restrict"},
     ),
+    "columns twice as large": (
+        {
+            "by_columns": lambda i, like=None: ops.by_columns(
+                Diagonal(jax.tree.map(lambda a: 2 * a, i.numbers))
+            )
+        },
+        {"columns"},
+    ),
     "a diagonal added twice": (
         {"add_to": _adds_diagonals_twice},
         {"a diagonal to add"},

@@ -18,7 +18,7 @@ from jax.scipy.linalg import cho_solve, solve_triangular
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import checks, linalg, trees
 from fisherflow_jax.structures import capabilities
-from fisherflow_jax.structures._algebra import linear
+from fisherflow_jax.structures._algebra import columns, linear
 from fisherflow_jax.structures._diagonal import Diagonal
 from fisherflow_jax.structures._scalar import Scalar
 from fisherflow_jax.structures._structure import Structure
@@ -553,6 +553,11 @@ def _propagate(information: Any, noise: Any, transition: Any | None = None) -> A
     return with_matrices(information, map(move, blocks, noises, steps))
 
 
+def _by_columns(information: Any, like: PyTree | None = None) -> ops.ByColumns:
+    ways = (functools.partial(way, information) for way in (pack, unpack))
+    return columns.of_matrices(matrices(information), *ways)
+
+
 @ops.parts.register
 def _(factors: CholeskyFactors) -> list[tuple[str, int]]:
     found = block_parts(factors.factors)
@@ -566,6 +571,7 @@ def register(kind: type) -> None:
     ops.matvec.register(kind, _matvec)
     ops.solver.register(kind, _solver)
     ops.facts.register(kind, lambda information: ops.Facts(dense=True))
+    ops.by_columns.register(kind, _by_columns)
     ops.spectral.register(kind, _spectral)
     ops.eigenvalues.register(kind, _eigenvalues)
     ops.whitener.register(kind, _whitener)

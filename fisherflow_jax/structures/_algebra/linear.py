@@ -9,6 +9,7 @@ import numpy as np
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import trees
+from fisherflow_jax.structures._algebra import columns
 
 PyTree = Any
 
@@ -78,6 +79,7 @@ def register_elementwise(
         )
 
     register(kind, add_other)
+    ops.by_columns.register(kind, columns.each_by_itself)
     ops.facts.register(kind, lambda information: ops.Facts(elementwise=True))
     ops.spectral.register(kind, lambda i, like=None: ops.Spectral(i[0], basis))
     ops.inverse.register(kind, lambda i: mapped(lambda a: 1 / a, i))
