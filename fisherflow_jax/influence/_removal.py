@@ -122,7 +122,9 @@ def results(
         wanted, removable = choices.run(own, function, fitted, batch, *rest)
         if removable is not None:
             _check_defined(where, *removable)
-        yield jax.tree.map(lambda x, count=count: x[:count], wanted)
+        if count < len(batch.weights):
+            wanted = jax.tree.map(lambda x, count=count: x[:count], wanted)
+        yield wanted
 
 
 def side_by_side(found: Iterator[Any]) -> Any:
