@@ -46,9 +46,10 @@ class KfacJaxRun:
         period: int,
         norm_constraint: float | None,
         inverse_period: int = INVERSE_PERIOD,
+        adaptive: bool = False,
     ) -> None:
         kfac_jax = load()
-        self._problem = problem
+        self._problem, self._adaptive = problem, adaptive
         # the loss that the others minimise, of outputs already at hand
         loss = ff.negative_log_likelihood(lambda x, _: x, problem.likelihood)
 
@@ -71,7 +72,8 @@ class KfacJaxRun:
             value_func_has_rng=False,
             use_adaptive_learning_rate=False,
             use_adaptive_momentum=False,
-            use_adaptive_damping=False,
+            use_adaptive_damping=adaptive,
+            initial_damping=1.0 if adaptive else None,  # each start sets its own
             norm_constraint=norm_constraint,
             curvature_ema=DECAY,
             curvature_update_period=period,
@@ -80,15 +82,18 @@ class KfacJaxRun:
             multi_device=False,
         )
 
-    def start(self, setting: Setting) -> Any:
-        del setting
+    def start(self, setting: Setting, params: Any = None) -> Any:
         # its steps donate what they are given
-        params = jax.tree.map(jnp.copy, self._problem.params)
+        params = self._problem.params if params is None else params
+        params = jax.tree.map(jnp.copy, params)
         batch = jax.tree.map(
             lambda x: x[: self._problem.batch_size], self._problem.data
         )
         key = jax.random.PRNGKey(0)
-        return params, self._optimizer.init(params, key, batch), 0
+        state = self._optimizer.init(params, key, batch)
+        if self._adaptive:
+            state.damping = jnp.asarray(setting.damping)
+        return params, state, 0
 
     def advance(self, carry: Any, setting: Setting, batches: Any) -> Any:
         leaves, treedef = jax.tree.flatten(batches)
@@ -106,9 +111,13 @@ class KfacJaxRun:
             global_step_int=count,
             learning_rate=jnp.asarray(setting.learning_rate),
             momentum=jnp.asarray(MOMENTUM),
-            damping=jnp.asarray(setting.damping),
+            damping=None if self._adaptive else jnp.asarray(setting.damping),
         )
         return params, state, count + 1
 
     def params(self, carry: Any) -> Any:
         return carry[0]
+
+    def num_bytes(self) -> int:
+        leaves = jax.tree.leaves(self.start(Setting(0.1, 0.1))[1])
+        return sum(x.size * x.dtype.itemsize for x in leaves)

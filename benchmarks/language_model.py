@@ -12,6 +12,7 @@ extra `benchmarks`:
 """
 
 import argparse
+import functools
 import time
 from typing import Any
 
@@ -46,34 +47,40 @@ DIAGONAL = "ff.kfac, diagonal"
 LOOKS = 50, 100, 200, 300, 400
 
 
+def language_model_params(
+    seed: int, vocabulary: int, length: int, width: int, depth: int
+) -> dict:
+    """Of a transformer with a table that is looked up and multiplies at the end."""
+    keys = iter(jax.random.split(jax.random.key(seed), 4 + 8 * depth))
+
+    def norm() -> dict:
+        return {"scale": jnp.ones(width), "shift": jnp.zeros(width)}
+
+    def layer() -> dict:
+        return {
+            "norm1": norm(),
+            "in": classifiers.dense(next(keys), (width, 3 * width)),
+            "out": classifiers.dense(next(keys), (width, width)),
+            "norm2": norm(),
+            "up": classifiers.dense(next(keys), (width, 4 * width)),
+            "down": classifiers.dense(next(keys), (4 * width, width)),
+        }
+
+    return {
+        "table": width**-0.5 * jax.random.normal(next(keys), (vocabulary, width)),
+        "position": 0.1 * jax.random.normal(next(keys), (length, width)),
+        "layers": [layer() for _ in range(depth)],
+        "norm": norm(),
+    }
+
+
 def language_model(seed: int) -> Problem:
     text = "".join(load().DESCR for load in TEXTS).lower()
     characters, ids = np.unique(list(text), return_inverse=True)
     rows = len(ids) // LENGTH
     starts = LENGTH * np.arange(rows)[:, None] - (np.arange(rows) == rows - 1)[:, None]
     windows = ids[starts + np.arange(LENGTH + 1)[None]]
-    keys = iter(jax.random.split(jax.random.key(seed), 20))
-
-    def norm() -> dict:
-        return {"scale": jnp.ones(WIDTH), "shift": jnp.zeros(WIDTH)}
-
-    def layer() -> dict:
-        return {
-            "norm1": norm(),
-            "in": classifiers.dense(next(keys), (WIDTH, 3 * WIDTH)),
-            "out": classifiers.dense(next(keys), (WIDTH, WIDTH)),
-            "norm2": norm(),
-            "up": classifiers.dense(next(keys), (WIDTH, 4 * WIDTH)),
-            "down": classifiers.dense(next(keys), (4 * WIDTH, WIDTH)),
-        }
-
-    shape = len(characters), WIDTH
-    params = {
-        "table": WIDTH**-0.5 * jax.random.normal(next(keys), shape),
-        "position": 0.1 * jax.random.normal(next(keys), (LENGTH, WIDTH)),
-        "layers": [layer(), layer()],
-        "norm": norm(),
-    }
+    params = language_model_params(seed, len(characters), LENGTH, WIDTH, 2)
     return Problem(
         f"tied transformer, 2 layers of width {WIDTH}, {len(characters)} characters",
         apply_fn,
@@ -91,16 +98,20 @@ def without_table(params: Any, ids: jax.Array) -> jax.Array:
     return apply_fn(params | {"table": table}, ids)
 
 
-def apply_fn(params: Any, ids: jax.Array) -> jax.Array:
-    x = WIDTH**0.5 * params["table"][ids] + params["position"][None]
-    causal = jnp.tril(jnp.ones((LENGTH, LENGTH), bool))
+def apply_language_model(params: Any, ids: jax.Array, num_heads: int) -> jax.Array:
+    length, width = params["position"].shape
+    x = width**0.5 * params["table"][ids] + params["position"][None]
+    causal = jnp.tril(jnp.ones((length, length), bool))
     for layer in params["layers"]:
         normalised = classifiers.normalised(layer["norm1"], x)
-        x = x + classifiers.attention(layer, normalised, HEADS, causal)
+        x = x + classifiers.attention(layer, normalised, num_heads, causal)
         normalised = classifiers.normalised(layer["norm2"], x)
         up = jax.nn.gelu(classifiers.affine(layer["up"], normalised))
         x = x + classifiers.affine(layer["down"], up)
     return classifiers.normalised(params["norm"], x) @ params["table"].T
+
+
+apply_fn = functools.partial(apply_language_model, num_heads=HEADS)
 
 
 def main() -> None:

@@ -12,6 +12,8 @@ import fisherflow_jax as ff
 
 ADAM, SGD, DIAGONAL = "optax.adam", "SGD, momentum", "ff diagonal"
 KFAC, EKFAC, KFAC_JAX = "ff.kfac", "ff.kfac, EK-FAC", "kfac-jax"
+ADAMW, MUON = "optax.adamw", "optax muon"
+SHAMPOO, SOAP = "ff.shampoo", "ff.soap"
 FIRST_ORDER = ADAM, SGD
 
 DECAY, MOMENTUM = 0.95, 0.9
@@ -29,14 +31,17 @@ class Setting(NamedTuple):
 class Run(Protocol):
     """One optimiser on one problem; what is carried is its own affair."""
 
-    def start(self, setting: Setting) -> Any:
-        """Before the first step."""
+    def start(self, setting: Setting, params: Any = None) -> Any:
+        """Before the first step, from the problem's parameters or from others."""
 
     def advance(self, carry: Any, setting: Setting, batches: Any) -> Any:
         """After a step for each of the stacked batches."""
 
     def params(self, carry: Any) -> Any:
         """The parameters that the model takes."""
+
+    def num_bytes(self) -> int:
+        """What the state takes beside the parameters."""
 
 
 # (problem, layers, learning rate, damping) -> optimiser
@@ -95,6 +100,43 @@ def ekfac(problem, layers, learning_rate, damping, **options):
     )
 
 
+def adamw(problem, layers, learning_rate, damping):
+    """Without decay, so that it is Adam by another name, and its step can be timed."""
+    del problem, layers
+    return optax.adamw(learning_rate, b1=MOMENTUM, eps=damping**2, weight_decay=0.0)
+
+
+def muon(problem, layers, learning_rate, damping):
+    """The second axis as SGD reads it; arrays without two axes get Adam."""
+    del problem, layers
+    beta = 1 - 2 * damping**0.5
+    return optax.contrib.muon(learning_rate, beta=beta, adam_b1=MOMENTUM)
+
+
+def shampoo(problem, layers, learning_rate, damping, **options):
+    """Its damping, a share of the mean eigenvalue, is the square of the grid's."""
+    del problem, layers
+    options = {"graft": "adam", "b1": MOMENTUM, "b2": DECAY} | options
+    return ff.shampoo(learning_rate, damping=damping**2, **options)
+
+
+def soap(problem, layers, learning_rate, damping, **options):
+    """Reads the second axis as Adam does."""
+    del problem, layers
+    options = {"b1": MOMENTUM, "b2": DECAY} | options
+    return ff.soap(learning_rate, eps=damping**2, **options)
+
+
+def narrow(structure_width: int, layers: Any) -> Any:
+    """K-FAC's estimator, with the diagonal of sides that are wider."""
+    structure = ff.structures.kronecker(layers, widest=structure_width)
+
+    def estimator(apply_fn: Any, likelihood: Any, _: Any) -> Any:
+        return ff.estimators.monte_carlo(apply_fn, likelihood, structure)
+
+    return estimator
+
+
 METHODS: dict[str, Make] = {
     ADAM: adam,
     SGD: sgd,
@@ -142,9 +184,10 @@ class OptaxRun:
         self._start, self._advance = start, advance
         self.step = jax.jit(step, donate_argnums=1)
 
-    def start(self, setting: Setting) -> Any:
+    def start(self, setting: Setting, params: Any = None) -> Any:
         # copied, for a step donates what it is given
-        params = jax.tree.map(jnp.copy, self._problem.params)
+        params = self._problem.params if params is None else params
+        params = jax.tree.map(jnp.copy, params)
         return params, self._start(_as_arrays(setting), params)
 
     def advance(self, carry: Any, setting: Setting, batches: Any) -> Any:
@@ -152,6 +195,10 @@ class OptaxRun:
 
     def params(self, carry: Any) -> Any:
         return carry[0]
+
+    def num_bytes(self) -> int:
+        shapes = jax.eval_shape(self._start, Setting(0.1, 0.1), self._problem.params)
+        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
 
 
 def _as_arrays(setting: Setting) -> Setting:

@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 import fisherflow_jax as ff
 
 _AUTOENCODER = (64, 128, 64, 32, 8, 32, 64, 128, 64)
-_WIDTH, _HEADS = 32, 4
+_HEADS = 4
 
 
 class Problem(NamedTuple):
@@ -26,10 +26,15 @@ class Problem(NamedTuple):
     data: tuple[jax.Array, jax.Array]
     batch_size: int
     num_steps: int  # of methods without curvature
+    seed: int = 0  # of the parameters, and of the order of the data
 
     @property
     def num_params(self) -> int:
         return sum(leaf.size for leaf in jax.tree.leaves(self.params))
+
+
+def _key(number: int, seed: int) -> jax.Array:
+    return jax.random.key(number + 10 * seed)
 
 
 def _digits() -> tuple[jax.Array, jax.Array]:
@@ -37,7 +42,7 @@ def _digits() -> tuple[jax.Array, jax.Array]:
     return jnp.asarray(images / 16, jnp.float32), jnp.asarray(labels)
 
 
-def autoencoder() -> Problem:
+def autoencoder(seed: int = 0) -> Problem:
     """Four layers down to a linear code of 8, four up; a cross-entropy a pixel."""
     images, _ = _digits()
 
@@ -51,10 +56,11 @@ def autoencoder() -> Problem:
         "autoencoder " + "-".join(map(str, _AUTOENCODER)),
         apply_fn,
         ff.likelihoods.bernoulli(),
-        dense_layers(jax.random.key(0), _AUTOENCODER),
+        dense_layers(_key(0, seed), _AUTOENCODER),
         (images, images),
         512,
         2000,
+        seed,
     )
 
 
@@ -71,10 +77,10 @@ def mlp() -> Problem:
     )
 
 
-def cnn() -> Problem:
+def cnn(seed: int = 0) -> Problem:
     """Two convolutions with pooling, two dense layers."""
     images, labels = _digits()
-    keys = jax.random.split(jax.random.key(2), 3)
+    keys = jax.random.split(_key(2, seed), 3)
     params = {
         "conv1": classifiers.dense(keys[0], (3, 3, 1, 8)),
         "conv2": classifiers.dense(keys[1], (3, 3, 8, 16)),
@@ -88,44 +94,51 @@ def cnn() -> Problem:
         (images.reshape(-1, 8, 8, 1), labels),
         128,
         800,
+        seed,
     )
 
 
-def transformer() -> Problem:
+def transformer(
+    seed: int = 0,
+    width: int = 32,
+    depth: int = 2,
+    batch_size: int = 128,
+    rows: int | None = None,
+) -> Problem:
     """Reads a digit row by row, and predicts each row from those above it."""
-    images, _ = _digits()
-    rows = images.reshape(-1, 8, 8)
-    above = jnp.pad(rows[:, :-1], ((0, 0), (1, 0), (0, 0)))
-    keys = iter(jax.random.split(jax.random.key(3), 20))
+    images = _digits()[0][:rows].reshape(-1, 8, 8)
+    above = jnp.pad(images[:, :-1], ((0, 0), (1, 0), (0, 0)))
+    keys = iter(jax.random.split(_key(3, seed), 20))
 
     def norm() -> dict:
-        return {"scale": jnp.ones(_WIDTH), "shift": jnp.zeros(_WIDTH)}
+        return {"scale": jnp.ones(width), "shift": jnp.zeros(width)}
 
     def layer() -> dict:
         return {
             "norm1": norm(),
-            "in": classifiers.dense(next(keys), (_WIDTH, 3 * _WIDTH)),
-            "out": classifiers.dense(next(keys), (_WIDTH, _WIDTH)),
+            "in": classifiers.dense(next(keys), (width, 3 * width)),
+            "out": classifiers.dense(next(keys), (width, width)),
             "norm2": norm(),
-            "up": classifiers.dense(next(keys), (_WIDTH, 4 * _WIDTH)),
-            "down": classifiers.dense(next(keys), (4 * _WIDTH, _WIDTH)),
+            "up": classifiers.dense(next(keys), (width, 4 * width)),
+            "down": classifiers.dense(next(keys), (4 * width, width)),
         }
 
     params = {
-        "read": classifiers.dense(next(keys), (8, _WIDTH)),
-        "position": 0.1 * jax.random.normal(next(keys), (8, _WIDTH)),
-        "layers": [layer(), layer()],
+        "read": classifiers.dense(next(keys), (8, width)),
+        "position": 0.1 * jax.random.normal(next(keys), (8, width)),
+        "layers": [layer() for _ in range(depth)],
         "norm": norm(),
-        "head": classifiers.dense(next(keys), (_WIDTH, 8)),
+        "head": classifiers.dense(next(keys), (width, 8)),
     }
     return Problem(
-        f"transformer, 2 layers of width {_WIDTH}, on rows of digits",
+        f"transformer, depth {depth}, width {width}, on rows of digits",
         _apply_transformer,
         ff.likelihoods.bernoulli(),
         params,
-        (above, rows),
-        128,
+        (above, images),
+        batch_size,
         800,
+        seed,
     )
 
 

@@ -27,6 +27,7 @@ class Trained(NamedTuple):
     losses: list[float]  # of all data, after so many steps
     step_seconds: float = math.nan
     spread: str = ""
+    seconds: tuple[float, ...] = ()  # of a step, in each round of the timing
 
     def seconds_at(self, step: float) -> float:
         return step * self.step_seconds
@@ -51,11 +52,11 @@ class Trained(NamedTuple):
 
 def batches(problem: Problem) -> Callable[[int], Any]:
     """The stacked batches of a block, drawn by its number: the same for all methods."""
-    rows = problem.data[0].shape[0]
+    rows, first = problem.data[0].shape[0], 10**6 * problem.seed
 
     @jax.jit
     def draw(data: Any, number: jax.Array) -> Any:
-        keys = jax.random.split(jax.random.key(number), BLOCK)
+        keys = jax.random.split(jax.random.key(first + number), BLOCK)
         chosen = jax.vmap(
             lambda key: jax.random.choice(
                 key, rows, (problem.batch_size,), replace=False
@@ -72,7 +73,7 @@ def tuned(
     """The setting with the lowest last loss; those that fall behind are dropped."""
     draw = batches(problem)
     of_all = jax.jit(ff.negative_log_likelihood(problem.apply_fn, problem.likelihood))
-    carries = {setting: run.start(setting) for setting in grid}
+    carries = {setting: run.start(setting, problem.params) for setting in grid}
     losses: dict[Setting, list[float]] = {setting: [] for setting in grid}
     for share, at_most in STAGES:
         alive = list(carries)
@@ -116,7 +117,7 @@ def with_times(
         each = [value / BLOCK for value in timing.seconds]
         spread = f"{seconds(min(each))}-{seconds(max(each))}"
         timed[name] = found[name]._replace(
-            step_seconds=statistics.median(each), spread=spread
+            step_seconds=statistics.median(each), spread=spread, seconds=tuple(each)
         )
     return timed
 

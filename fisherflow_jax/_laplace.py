@@ -28,8 +28,6 @@ PyTree = Any
 # The whole matrix is kept up to 64 MiB: 4,096 parameters in float32. A posterior and
 # its factors are a few of these.
 _FULL_BYTES = 2**26
-# Wider sides of a layer keep a diagonal: their eigenvectors take more than seconds.
-_WIDEST = 2048
 # Of more outputs an example, labels are sampled in place of a pass for each output.
 _EXACT_OUTPUTS = 256
 
@@ -128,7 +126,7 @@ def laplace(
 
     - `full()` where the whole matrix takes no more than 64 MiB (4,096 parameters in
       float32);
-    - else `kronecker(layers, widest=2048)` where linear layers are found, which keeps
+    - else `kronecker(layers)` where linear layers are found, which keeps
       I^2 + O^2 numbers a layer and a diagonal for other parameters;
     - else `diagonal()`;
     - where the model's examples interact, Kronecker or diagonal with the layers.
@@ -246,7 +244,7 @@ def _first(batches: Any) -> tuple[Batch, Any]:
 def _chosen_structure(params: PyTree, layers: Layers) -> tuple[Structure, str]:
     """By the table of docs/uncertainty.md, and why."""
     whole = structures.full().num_bytes(params)
-    kronecker = structures.kronecker(layers, widest=_WIDEST)
+    kronecker = structures.kronecker(layers)
     if layers.batched:
         together = f"examples interact ({layers.together}) and are squared by layers"
         if layers.layers:

@@ -50,7 +50,7 @@ def kronecker(
     layers: Layers,
     *,
     sharing: Sharing | Mapping[str, Sharing] = expand,
-    widest: int = 4096,
+    widest: int = 2048,
     eigenvalue_correction: Kronecker | None = None,
 ) -> Structure:
     r"""Keeps two factors for each linear layer: K-FAC.
@@ -77,7 +77,8 @@ def kronecker(
         `layers.names`) to one, the others being expanded.
       widest: sides of more than so many units keep the diagonal of their factor, and
         so do the rows of a table that is only looked up. Those of a tied one have a
-        whole factor, which its outputs' gradients ask for, up to `widest` of them.
+        whole factor, which its outputs' gradients ask for, up to `widest` of them. The
+        row of a merged bias is not counted.
       eigenvalue_correction: an information of this structure (of a first pass, or of
         the past). Its eigenbasis is kept, and in it the exact diagonal of the
         information is summed: EK-FAC, whose error in the Frobenius norm is never
@@ -162,7 +163,7 @@ def kronecker(
     def empty_layer(layer: Layer, rows: int, dtype: Any) -> tuple[jax.Array, jax.Array]:
         stacked, columns = layer.num_stacked, layer.num_outputs
         only_ids = layer.kind == "embedding" and not layer.num_turned
-        diagonal = only_ids or rows > widest
+        diagonal = only_ids or layer.num_inputs > widest
         inputs = (rows,) if diagonal else (rows, rows)
         outputs = (columns,) if columns > widest else (columns, columns)
         left = jnp.zeros((stacked, *inputs), dtype)

@@ -132,3 +132,38 @@ def test_no_array_of_classes_squared():
         lambda posterior: ff.predict(posterior, apply_fn, CATEGORICAL, X, link=link)
     )(posterior)
     assert largest(program.jaxpr) <= 4 * classes
+
+
+def test_three_thousand_classes_fit_and_predict_in_40_mebibytes():
+    def layer(params, x):
+        return x @ params["w"] + params["b"]
+
+    def shape(*sizes, dtype=jnp.float32):
+        return jax.ShapeDtypeStruct(sizes, dtype)
+
+    params = {"w": shape(64, 3000), "b": shape(3000)}
+    layers = ff.layers.find_layers(layer, params, shape(256, 64))
+    # the default width, and labels sampled, as in ff.laplace of so many outputs
+    estimator = ff.estimators.monte_carlo(
+        layer, CATEGORICAL, ff.structures.kronecker(layers)
+    )
+
+    def fit(params, x, y):
+        return ff.accumulate(estimator, params, ff.Stacked(x, y), 0)
+
+    def predict(params, gathered, x):
+        state = ff.posterior(params, gathered, prior_precision=1.0)
+        return ff.predict(state, layer, CATEGORICAL, x)
+
+    data = shape(4, 256, 64), shape(4, 256, dtype=jnp.int32)
+    gathered = jax.eval_shape(fit, params, *data)
+    programs = (fit, params, *data), (predict, params, gathered, shape(100, 64))
+    for program, *arguments in programs:
+        compiled = jax.jit(program).lower(*arguments).compile()
+        taken = compiled.memory_analysis()
+        parts = (
+            taken.argument_size_in_bytes,
+            taken.output_size_in_bytes,
+            taken.temp_size_in_bytes,
+        )
+        assert sum(parts) < 40 * 2**20, (program.__name__, parts)

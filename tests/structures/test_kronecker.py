@@ -326,16 +326,18 @@ def test_a_flow_with_one_linear_layer_is_least_squares():
 
 
 def test_wide_sides_keep_a_diagonal():
+    # three inputs and a bias are no wider than three
     structure = ff.structures.kronecker(LAYERS, widest=3)
     found = jax.jit(ff.estimators.exact(network, CATEGORICAL, structure))(
         PARAMS, (INPUTS, None)
     )
     shapes = jax.tree.map(jnp.shape, (found.input_factors, found.output_factors))
-    name = "first.w"
-    assert shapes[0][name] == (1, 4) and shapes[1][name] == (1, 4)
-    assert shapes[1]["last"] == (1, 3, 3)
-    whole = information().input_factors[name]
-    np.testing.assert_allclose(found.input_factors[name][0], np.diag(whole[0]), **EXACT)
+    assert shapes[0] == {"first.w": (1, 4, 4), "last": (1, 4)}
+    assert shapes[1] == {"first.w": (1, 4), "last": (1, 3, 3)}
+    whole = information()
+    for of, name in ((0, "last"), (1, "first.w")):
+        expected = np.diagonal(whole[of][name], axis1=1, axis2=2)
+        np.testing.assert_allclose(found[of][name], expected, **EXACT)
     zero = structure.isotropic(PARAMS, 0.0)
     assert jax.tree.map(jnp.shape, zero) == jax.tree.map(jnp.shape, found)
 

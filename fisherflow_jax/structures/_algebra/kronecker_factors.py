@@ -89,7 +89,8 @@ def _as_it_is(
     inputs, gradients = sharing(inputs, products.gradients)
     roots = jnp.sqrt(_of_positions(products.weights, inputs.shape[2])).astype(dtype)
     weighted = inputs * roots[:, None, :, None]
-    return _gram(weighted, widest), _gram(gradients, widest), gradients.shape[3]
+    left = _gram(weighted, widest + products.has_bias)
+    return left, _gram(gradients, widest), gradients.shape[3]
 
 
 def _of_positions(weights: jax.Array, positions: int) -> jax.Array:
