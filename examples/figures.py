@@ -134,3 +134,30 @@ def rounds(path: Path, curves: dict[str, np.ndarray]) -> None:
     )
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def label_curves(path: Path, step: int, panels: dict[str, dict]) -> None:
+    """Accuracy against labels, mean and range over seeds, `(seeds, rounds)` each."""
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(5 * len(panels), 4), sharey=True, layout="constrained"
+    )
+    colors = dict.fromkeys(("most information", "most for the target"), BLUE) | {
+        "random": GREY,
+        "smallest margin": ORANGE,
+        "k-centre": "#4d9221",
+    }
+    for axis, (title, curves) in zip(axes, panels.items(), strict=True):
+        for name, values in curves.items():
+            labels = step * np.arange(1, values.shape[1] + 1)
+            dashed = "--" if name == "most information" and len(curves) == 3 else "-"
+            style = {"color": colors[name], "ls": dashed}
+            axis.plot(labels, 100 * values.mean(0), label=name, **style)
+            low, high = 100 * values.min(0), 100 * values.max(0)
+            axis.fill_between(labels, low, high, color=colors[name], alpha=0.15, lw=0)
+        axis.set(title=title, xlabel="labels")
+        axis.legend(frameon=False, loc="lower right")
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(axis="y", color="0.9", lw=0.8)
+    axes[0].set_ylabel("test accuracy, percent; range of three runs")
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
