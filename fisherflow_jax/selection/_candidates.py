@@ -44,20 +44,20 @@ class Candidates:
         """What is kept of one row."""
         return self.kinds[0].left(self.of(one), self.columns)
 
-    def own(self, one: list) -> tuple[jax.Array, Any]:
-        """One row with itself: K and Q `(r, r)`."""
+    def own(self, one: list) -> list[jax.Array]:
+        """One row with itself, `(r, r)` of each kind."""
         example = self.of(one)
-        return _pair([kind.own(example, self.columns) for kind in self.kinds])
+        return [kind.own(example, self.columns) for kind in self.kinds]
 
-    def all_with(self, one: list, lefts: PyTree, size: int) -> tuple[jax.Array, Any]:
-        """All rows with one: K and Q `(n, r, r)`; `lefts` None: made anew."""
+    def all_with(self, one: list, lefts: PyTree, size: int) -> list[jax.Array]:
+        """All rows with one, `(n, r, r)` of each kind; `lefts` None: made anew."""
         example = self.of(one)
         rights = [kind.right(example, self.columns) for kind in self.kinds]
 
-        def some(given: PyTree) -> tuple[jax.Array, Any]:
+        def some(given: PyTree) -> list[jax.Array]:
             left = jax.vmap(self.left)(given) if lefts is None else given
             pairs = zip(self.kinds, rights, strict=True)
-            return _pair([kind.column(left, right) for kind, right in pairs])
+            return [kind.column(left, right) for kind, right in pairs]
 
         return map_slices(some, self.parts if lefts is None else lefts, size)
 
@@ -74,10 +74,6 @@ class Candidates:
         bytes_ = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(left))
         size = chunk_size or min(max(_ENTRIES // largest, 1), len(self.parts[0]))
         return size, kernel.shape[0], bytes_
-
-
-def _pair(found: list[jax.Array]) -> tuple[jax.Array, Any]:
-    return found[0], found[1] if len(found) > 1 else None
 
 
 def candidates(

@@ -1,13 +1,13 @@
 r"""Greedy choice in output space: a pivoted block Cholesky of 1 + K.
 
-With :math:`K_{xy} = V_x I^{-1} V_y^\top` and :math:`Q_{xy} = V_x I^{-1} M I^{-1}
-V_y^\top`, a chosen row s changes both by products of rows alone: with
-:math:`C C^\top = 1 + K_{ss}`, :math:`Z = K_{xs} C^{-\top}` and :math:`Y = Q_{xs}
-C^{-\top} - Z C^{-1} Q_{ss} C^{-\top} / 2`,
+With :math:`K_{xy} = V_x I^{-1} V_y^\top`, a chosen row s changes kernels by products of
+rows alone: with :math:`C C^\top = 1 + K_{ss}`,
 
-.. math:: K \gets K - Z Z^\top, \qquad Q \gets Q - Z Y^\top - Y Z^\top.
+.. math:: K \gets K - Z Z^\top, \qquad Z = K_{xs} C^{-\top}.
 
-Nothing is added to a structure, so that this is exact for all of them.
+Nothing is added to a structure, so that this is exact for all of them. With a target M,
+:math:`Q_{xy} = V_x I^{-1} M I^{-1} V_y^\top` is minus the derivative of K where M is
+added to I, and is carried along as that.
 """
 
 import functools
@@ -158,48 +158,21 @@ def _check_choice(count: int, free: Any, costs: Any, replace: bool) -> None:
         )
 
 
-class Kernels(NamedTuple):
-    """Of all rows given what was chosen, and what the choices changed."""
-
-    kernel: jax.Array  # K_xx (n, r, r)
-    spread: Any  # Q_xx (n, r, r), or None
-    factors: jax.Array  # Z (n, r, count r)
-    others: Any  # Y (n, r, count r), or None
-
-    @classmethod
-    def start(cls, kernel: jax.Array, spread: Any, count: int) -> "Kernels":
-        empty = jnp.zeros((*kernel.shape[:2], count * kernel.shape[2]), kernel.dtype)
-        others = None if spread is None else empty
-        return cls(kernel, spread, empty, others)
-
-    def after(
-        self, place: jax.Array, step: jax.Array, column: tuple[jax.Array, Any]
-    ) -> "Kernels":
-        """With the row at a place chosen, whose first K_xs and Q_xs are `column`."""
-        size = self.kernel.shape[1]
-        identity = jnp.eye(size, dtype=self.kernel.dtype)
-        inverse = linalg.inverse_factor(identity + self.kernel[place])
-
-        def known(left: jax.Array, right: jax.Array) -> jax.Array:
-            return linalg.product("nrp,sp->nrs", left, right[place])
-
-        def put(all_: jax.Array, one: jax.Array) -> jax.Array:
-            return jax.lax.dynamic_update_slice_in_dim(all_, one, step * size, 2)
-
-        def halved(one: jax.Array) -> jax.Array:
-            return linalg.product("nrs,qs->nrq", one, inverse)
-
-        z = halved(column[0] - known(self.factors, self.factors))
-        kernel = self.kernel - linalg.product("nrq,nsq->nrs", z, z)
-        factors = put(self.factors, z)
-        if self.spread is None:
-            return Kernels(kernel, None, factors, None)
-        both = known(self.factors, self.others) + known(self.others, self.factors)
-        inner = linalg.product("ir,rs,js->ij", inverse, self.spread[place], inverse)
-        y = halved(column[1] - both) - linalg.product("nrq,qs->nrs", z, inner) / 2
-        change = linalg.product("nrq,nsq->nrs", z, y)
-        spread = self.spread - change - jnp.swapaxes(change, 1, 2)
-        return Kernels(kernel, spread, factors, put(self.others, y))
+def _conditioned(
+    place: jax.Array,
+    step: jax.Array,
+    kernel: jax.Array,
+    factors: jax.Array,
+    column: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """K_xx and all Z, `(n, r, r)` and `(n, r, count r)`, with one more row chosen."""
+    size = kernel.shape[1]
+    identity = jnp.eye(size, dtype=kernel.dtype)
+    inverse = linalg.inverse_factor(identity + kernel[place])
+    rest = column - linalg.product("nrp,sp->nrs", factors, factors[place])
+    z = linalg.product("nrs,qs->nrq", rest, inverse)
+    factors = jax.lax.dynamic_update_slice_in_dim(factors, z, step * size, 2)
+    return kernel - linalg.product("nrq,nsq->nrs", z, z), factors
 
 
 # compiled once a model and shape, so that a second call compiles nothing
@@ -230,25 +203,33 @@ def run(
     def first(one: list) -> tuple:
         return found.own(one), found.left(one) if keeps else None
 
-    (kernel, spread), lefts = map_slices(jax.vmap(first), found.parts, size)
+    kernels, lefts = map_slices(jax.vmap(first), found.parts, size)
+    factors = [jnp.zeros((len(free), r, count * r), dtype) for _ in kernels]
 
     def step(carry: tuple, index: jax.Array) -> tuple[tuple, tuple]:
-        kernels, free = carry
-        gains = acquisition.gain(kernels.kernel, kernels.spread)
+        *known, free = carry
+        gains = acquisition.gain(*known[0])
         free = free & jnp.isfinite(gains)
         ratios = gains if costs is None else gains / costs.astype(dtype)
         place = jnp.argmax(jnp.where(free, ratios, -jnp.inf)).astype(jnp.int32)
         if order is not None:
             place = order[index]
         gain = jnp.where(free[place], gains[place], -jnp.inf)
-        column = found.all_with([x[place] for x in found.parts], lefts, size)
+        columns = found.all_with([x[place] for x in found.parts], lefts, size)
+        kinds = list(zip(*known, columns, strict=True))
+        update = functools.partial(_conditioned, place, index)
+        # Q is the derivative of K along the target, and stays it
+        if len(kinds) == 1:
+            moved = (update(*kinds[0]),)
+        else:
+            moved = jax.jvp(update, kinds[0], kinds[1])
+        kernels, factors = map(list, zip(*moved, strict=True))
         left = free.at[place].set(free[place] & replace)
-        return (kernels.after(place, index, column), left), (place, gain)
+        return (kernels, factors, left), (place, gain)
 
     steps = jnp.arange(count, dtype=jnp.int32)
-    carry = Kernels.start(kernel, spread, count), free
-    (kernels, _), (indices, gains) = jax.lax.scan(step, carry, steps)
-    remaining = acquisition.gain(kernels.kernel, kernels.spread)
+    last, (indices, gains) = jax.lax.scan(step, (kernels, factors, free), steps)
+    remaining = acquisition.gain(*last[0])
     unit = dispersion(acquisition, belief).astype(dtype)
     return Selection(indices, gains * unit, remaining * unit)
 
