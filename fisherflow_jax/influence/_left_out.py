@@ -110,20 +110,15 @@ def leave_one_out(
 def _left_out(own: Asked, fitted: Fitted, batch: Batch) -> tuple:
     belief, by = fitted.belief, _with_targets(own, fitted, batch)
     likelihood = products.known(own.model.likelihood, belief)
-    scale = 1 if belief.dispersion is None else belief.dispersion
+    scale: Any = 1.0 if belief.dispersion is None else belief.dispersion
+    share = trees.size(belief.mean) * scale
 
     def one(row: Batch) -> tuple[LeaveOneOut, jax.Array]:
         found = removal.removed(by, row)
         outputs = found.outputs + found.moved.reshape(found.outputs.shape)
-        wanted = LeaveOneOut(
-            outputs=outputs,
-            log_prob=log_likelihood(lambda z, _: z, likelihood, outputs[None], row),
-            leverage=found.leverage,
-            cooks_distance=found.cotangent
-            @ found.moved
-            / trees.size(belief.mean)
-            / scale,
-        )
+        log_prob = log_likelihood(lambda z, _: z, likelihood, outputs[None], row)
+        distance = found.cotangent @ found.moved / share
+        wanted = LeaveOneOut(outputs, log_prob, found.leverage, distance)
         return batches.zero_if_missing(row, wanted), found.is_defined
 
     wanted, defined = by.map(one)

@@ -21,11 +21,11 @@ def state_of(name, structure):
 
 
 def batch_of(name, seed):
-    """Labels for each position, weights of rows, and one row of weight zero."""
+    """Labels for each position; weights of rows, or of tokens; a row of weight zero."""
     model, rng = MODELS[name], np.random.default_rng(seed)
     shape = cases.jacobian(name).shape[:-1]
     targets = rng.integers(0, shape[-1], shape[:-1])
-    weights = rng.uniform(0.5, 2.0, shape[0])
+    weights = rng.uniform(0.5, 2.0, shape[:-1])
     weights[1] = 0.0
     return model.inputs, jnp.asarray(targets), jnp.asarray(weights)
 
@@ -40,23 +40,21 @@ class Reference:
         count, classes = len(logits), logits.shape[-1]
         chances = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
         each = (count, -1, classes)
-        chances, jacobian = (
-            chances.reshape(each),
-            jacobian.reshape((*each, jacobian.shape[-1])),
-        )
+        jacobian = jacobian.reshape((*each, jacobian.shape[-1]))
+        chances = chances.reshape(each)
         residuals = chances - np.eye(classes)[targets.reshape((count, -1))]
-        self.gradients = np.einsum("n,ntk,ntkd->nd", weights, residuals, jacobian)
+        weights = np.broadcast_to(weights.reshape((count, -1)), chances.shape[:2])
+        self.gradients = np.einsum("nt,ntk,ntkd->nd", weights, residuals, jacobian)
         fisher = chances[..., None] * (np.eye(classes) - chances[..., None, :])
-        blocks = np.einsum("n,ntkd,ntkl,ntle->nde", weights, jacobian, fisher, jacobian)
+        fisher = fisher * weights[..., None, None]
+        blocks = np.einsum("ntkd,ntkl,ntle->nde", jacobian, fisher, jacobian)
         dense = jax.jit(ff.information.to_dense)(state.information, state.mean)
         information = np.asarray(dense)
         self.first = np.linalg.solve(information, self.gradients.T).T
-        self.steps = np.linalg.solve(information - blocks, self.gradients[..., None])[
-            ..., 0
-        ]
-        self.leverages = np.trace(
-            np.linalg.solve(information, blocks), axis1=1, axis2=2
-        )
+        gradients = self.gradients[..., None]
+        self.steps = np.linalg.solve(information - blocks, gradients)[..., 0]
+        shares = np.linalg.solve(information, blocks)
+        self.leverages = np.trace(shares, axis1=1, axis2=2)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +101,7 @@ def test_newton_steps_by_the_jacobian(name, structure):
     outputs[1] = 0  # of a row that is padding
     np.testing.assert_allclose(left_out.outputs, outputs, rtol=1e-11, atol=1e-11)
     log_prob = CATEGORICAL.log_prob(jnp.asarray(outputs), batch[1])
-    log_prob = batch[2] * log_prob.reshape((len(outputs), -1)).sum(1)
+    log_prob = (batch[2] * log_prob).reshape((len(outputs), -1)).sum(1)
     np.testing.assert_allclose(left_out.log_prob, log_prob, rtol=1e-11)
     assert effects[1].tolist() == effects[:, 1].tolist() == [0.0] * len(outputs)
 

@@ -151,3 +151,24 @@ def test_one_step_of_logistic_regression_is_near_a_refit(classified):
     np.testing.assert_allclose(
         np.corrcoef(effects, losses - before)[0, 1], 1, atol=0.02
     )
+
+
+def test_leverages_sum_to_what_the_rows_determine():
+    """Of errors that go together, some of them missing, beside a prior."""
+    rng = np.random.default_rng(1)
+    x, y = jnp.asarray(rng.normal(size=(7, 3))), jnp.asarray(rng.normal(size=(7, 2)))
+    likelihood = ff.likelihoods.gaussian(covariance=jnp.array([[1.0, 0.5], [0.5, 2.0]]))
+    batch = ff.Batch(x, y, mask=jnp.asarray(rng.random((7, 2)) < 0.7))
+    estimator = ff.estimators.exact(linear, likelihood, ff.structures.full())
+
+    @jax.jit
+    def found(params):
+        information = estimator(params, batch)
+        state = ff.posterior(params, information, prior_precision=1.0)
+        prior = ff.structures.Scalar(jnp.ones(()))
+        leverages = ff.influence.leverage(state, linear, likelihood, batch)
+        return leverages, ff.information.effective(state.information, prior, params)
+
+    leverages, effective = found(jnp.asarray(rng.normal(size=(3, 2))))
+    np.testing.assert_allclose(leverages.sum(), effective, rtol=1e-12)
+    assert effective > 3
