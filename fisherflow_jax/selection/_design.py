@@ -39,27 +39,23 @@ class Experiment(NamedTuple):
     prior: jax.Array  # P (d, d)
     target: jax.Array | None  # M (d, d); None: the determinant
 
-    def information(self, weights: jax.Array) -> jax.Array:
-        """`P + sum_x weights_x F_x`."""
+    def root(self, weights: jax.Array) -> jax.Array:
+        """R with `R I R^T = 1`, `I = P + sum_x weights_x F_x`; NaN if that is singular.
+
+        Of parameters of very different scale too.
+        """
         weighted = self.rows * weights[:, None, None]
-        return self.prior + linalg.product("nrd,nre->de", weighted, self.rows)
+        matrix = self.prior + linalg.product("nrd,nre->de", weighted, self.rows)
+        unit, scales = linalg.equilibrated(matrix)
+        factor = linalg.cholesky(unit)
+        return solve_triangular(factor, jnp.diag(1 / scales), lower=True)
 
-    def inverse(self, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Of the information, and its log-determinant; NaN where it is singular."""
-        factor = linalg.cholesky(self.information(weights))
-        identity = jnp.eye(factor.shape[-1], dtype=factor.dtype)
-        root = solve_triangular(factor, identity, lower=True)
-        logdet = 2 * jnp.sum(jnp.log(linalg.diagonal(factor)))
-        return linalg.product("ki,kj->ij", root, root), logdet
-
-    def value(self, inverse: jax.Array, logdet: jax.Array) -> jax.Array:
-        return logdet if self.target is None else jnp.sum(self.target * inverse)
-
-    def middle(self, inverse: jax.Array) -> jax.Array:
-        """`I^-1 M I^-1`; for the determinant `I^-1`."""
+    def value(self, weights: jax.Array) -> jax.Array:
+        """The log-determinant, or the trace of target times covariance."""
+        root = self.root(weights)
         if self.target is None:
-            return inverse
-        return linalg.product("ij,jk,kl->il", inverse, self.target, inverse)
+            return -2 * jnp.sum(jnp.log(linalg.diagonal(root)))
+        return jnp.sum(linalg.product("ij,jk->ik", root, self.target) * root)
 
 
 def experiment(
@@ -211,13 +207,12 @@ def _run(
 
     def judged(weights: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """The derivatives g, the value, and the efficiency at least."""
-        inverse, logdet = found.inverse(number * weights)
-        middle, value = found.middle(inverse), found.value(inverse, logdet)
-        turned = linalg.product("nrd,de->nre", found.rows, middle)
-        slopes = number * jnp.sum(turned * found.rows, (1, 2))
-        whole = value if linear else jnp.asarray(len(inverse), dtype)
-        known = jnp.sum(middle * found.prior)
-        return slopes, value, whole / (known + jnp.max(slopes))
+        value, slopes = jax.value_and_grad(found.value)(number * weights)
+        slopes = number * jnp.abs(slopes)  # a trace falls
+        whole = value if linear else jnp.asarray(found.prior.shape[0], dtype)
+        # what is known, tr(I^-1 P) or tr(I^-1 M I^-1 P), is the rest of the whole
+        rest = whole - jnp.sum(weights * slopes) if beside else jnp.zeros((), dtype)
+        return slopes, value, whole / (rest + jnp.max(slopes))
 
     def unfinished(carry: tuple) -> jax.Array:
         step, (_, (_, _, efficiency)) = carry
@@ -225,8 +220,7 @@ def _run(
 
     def advance(carry: tuple) -> tuple:
         step, (weights, reached) = carry
-        # rounding may leave a slope below zero, which is one of nothing
-        moved = weights * jnp.maximum(reached[0], 0) ** power
+        moved = weights * reached[0] ** power
         moved = moved / jnp.sum(moved)
         after = moved, judged(moved)
         # an optimum may be singular: as far as the precision goes
@@ -237,12 +231,13 @@ def _run(
     weights = jnp.full(found.rows.shape[:1], 1 / len(found.rows), dtype)
     slopes, value, efficiency = judged(weights)
     # a direction of which no row tells has a pivot of rounding
-    matrix = linalg.equilibrated(found.information(number * weights))[0]
-    pivots = jnp.square(linalg.diagonal(linalg.cholesky(matrix)))
-    rounding = 10 * len(matrix) * float(jnp.finfo(dtype).eps)
-    efficiency = jnp.where(jnp.min(pivots) > rounding, efficiency, jnp.nan)
-    begun = weights, (slopes, value, efficiency)
-    start = jnp.zeros((), jnp.int32), begun
+    entries = number * jnp.mean(jnp.sum(jnp.square(found.rows), 1), 0)
+    entries = entries + linalg.diagonal(found.prior)
+    roots = linalg.diagonal(found.root(number * weights))
+    rounding = 10 * len(roots) * float(jnp.finfo(dtype).eps)
+    determined = jnp.all(jnp.square(roots) * entries * rounding < 1)
+    efficiency = jnp.where(determined, efficiency, jnp.nan)
+    start = jnp.zeros((), jnp.int32), (weights, (slopes, value, efficiency))
     _, (weights, reached) = jax.lax.while_loop(unfinished, advance, start)
     value = reached[1] * dispersion(criterion, belief).astype(dtype)
     return Design(weights, value, jnp.minimum(reached[2], 1))

@@ -113,12 +113,13 @@ def _run(
         """The place in the design, the row that is to take it, and what that gains."""
 
         def instead(row: jax.Array) -> tuple[jax.Array, jax.Array]:
-            inverse = found.inverse(counts(indices).at[row].add(-1))[0]
-            kernel, spread = (
-                linalg.product("nrd,de,nse->nrs", found.rows, matrix, found.rows)
-                for matrix in (inverse, found.middle(inverse))
-            )
-            gains = criterion.gain(kernel, spread)
+            root = found.root(counts(indices).at[row].add(-1))
+            white = linalg.product("nrd,ed->nre", found.rows, root)
+            kernel = seen = linalg.product("nrd,nsd->nrs", white, white)
+            if found.target is not None:
+                seen = linalg.product("nrd,de->nre", white, root)
+                seen = linalg.product("nrd,de,nse->nrs", seen, found.target, seen)
+            gains = criterion.gain(kernel, seen)
             gains = jnp.where(jnp.isfinite(gains), gains - gains[row], -jnp.inf)
             other = jnp.argmax(gains).astype(jnp.int32)
             return other, jnp.where(jnp.isnan(gains[other]), -jnp.inf, gains[other])
@@ -140,7 +141,7 @@ def _run(
     def improved(indices: jax.Array) -> tuple[jax.Array, jax.Array]:
         first = jnp.zeros((), jnp.int32), indices, jnp.asarray(jnp.inf, dtype)
         indices = jax.lax.while_loop(unfinished, exchanged, first)[1]
-        value = found.value(*found.inverse(counts(indices)))
+        value = found.value(counts(indices))
         value = value if found.target is None else -value
         return indices, jnp.where(jnp.isfinite(value), value, -jnp.inf)
 
