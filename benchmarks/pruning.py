@@ -241,7 +241,8 @@ def main() -> None:
     parser.add_argument("--model", choices=MODELS, default="mlp")
     parser.add_argument("--small", action="store_true", help="one seed, few steps")
     options = parser.parse_args()
-    seeds, steps = (1, 300) if options.small else (options.seeds, 1200)
+    steps = 1200 if options.model == "mlp" else 400
+    seeds, steps = (1, 300) if options.small else (options.seeds, steps)
     sparsities = SPARSITIES[1:3] if options.small else SPARSITIES
     print(describe_machine(["jax", "optax", "numpy"]))
     prunings: dict = collections.defaultdict(list)

@@ -57,22 +57,48 @@ def best(
     reach = {n: _reach(named[n], levels[n], along) for n, along in axes}
     clipped = _clipped(around, here, reach, levels, axes)
 
-    def run(scales: dict[str, jax.Array], pushed: bool) -> tuple:
+    # scales belong to one column only where columns are a layer's
+    apart = ops.facts(around.information).layers is not None
+
+    def run(scales: dict[str, jax.Array], pushed: bool) -> tuple[list, list, list]:
         split, found = columns.split(laid_over(means, scales, 1.0)), []
         for group, use, *own in zip(columns.groups, used, *parts, split, strict=True):
             dense = group.matrix.ndim == 3
             push = _pushed if pushed and dense and use else _nearest
             found.append(push(group, *own))
-        params = columns.join(found)
-        return around.rise(params), dict(trees.named_leaves(params)), scales
+        step = jax.tree.map(jnp.subtract, columns.join(found), means)
+        forces = columns.split(ops.matvec(around.information, step))
+        pairs = zip(columns.split(step), forces, strict=True)
+        rises = [around.factor * jnp.sum(x * y, axis=(1, 2)) / 2 for x, y in pairs]
+        if not apart:
+            rises = [jnp.full_like(x, jnp.mean(x)) for x in rises]
+        return rises, found, split
 
     least = nearest = run(reach, False)
     ways = [(clipped, False), (reach, True), (clipped, True)]
     for scales, pushed in ways if compensate else ways[:1]:
-        one = run(scales, pushed)
-        # what is no number is not passed over
-        least = trees.where(~(one[0] >= least[0]), one, least)
-    return *least, nearest[0]
+        least = _better(run(scales, pushed), least)
+    rises, found, split = least
+    params = dict(trees.named_leaves(columns.join(found)))
+    wide = dict(trees.named_leaves(columns.join(split)))
+    # one scale a channel again
+    scales = {n: wide[n][tuple(map(slice, x.shape))] for n, x in reach.items()}
+    total, plain = (jnp.sum(jnp.concatenate(x)) for x in (rises, nearest[0]))
+    return total, params, scales, plain
+
+
+def _better(one: tuple, other: tuple) -> tuple:
+    """Of each matrix the one of less rise; what is no number is not passed over."""
+    picks = [~(x >= y) for x, y in zip(one[0], other[0], strict=True)]
+
+    def choose(news: list, olds: list) -> list:
+        three = zip(picks, news, olds, strict=True)
+        return [
+            jnp.where(pick.reshape((-1,) + (1,) * (new.ndim - 1)), new, old)
+            for pick, new, old in three
+        ]
+
+    return tuple(map(choose, one, other))
 
 
 def _used(columns: ops.ByColumns, like: PyTree, names: Any) -> list[bool]:

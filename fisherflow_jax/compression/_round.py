@@ -69,7 +69,7 @@ def round_to_grid(
 
     Scales are one an output channel. Two are tried: that which reaches the largest
     entry, and the clipped one of least :math:`E^\top A E` at nearest rounding; with and
-    without compensation. What has the least predicted rise is returned.
+    without compensation. Of each layer the least predicted rise is taken.
 
     A is that of the unrounded model's inputs. A layer after rounded ones sees others:
     for the last digits round layer by layer (`chosen`), with a new information each.

@@ -215,7 +215,7 @@ def test_bits_are_allocated(states, params):
         best = searched(costs, sizes, limit)
         np.testing.assert_allclose(found.predicted_rise, best, rtol=1e-9)
         rise = ROUNDED(state, found.bits).predicted_rise
-        np.testing.assert_allclose(found.predicted_rise, rise, rtol=0.1)
+        np.testing.assert_allclose(found.predicted_rise, rise, rtol=1e-9)
 
 
 def test_bad_input(states, params, kept):

@@ -107,6 +107,14 @@ OF_A_STATE = {
     "joint": lambda s: ff.predictions.joint(s, apply_fn, X),
     "top_tokens": lambda s: ff.predictions.top_tokens(s, *CATEGORICAL, X, 2),
     "weight_samples": lambda s: ff.predictions.weight_samples(s, *GAUSSIAN, X, KEY, 5),
+    "saliency": lambda s: ff.compression.saliency(s),
+    "prune": lambda s: ff.compression.prune(
+        s, jax.tree.map(lambda x: np.abs(x) > 0.4, PARAMS)
+    ),
+    "round_to_grid": lambda s: ff.compression.round_to_grid(s, 3),
+    "allocate_bits": lambda s: (
+        ff.compression.allocate_bits(s, (2, 3), 3.0).predicted_rise
+    ),
     "calibrate": lambda s: ff.calibrate(s, *CATEGORICAL, CLASSES).scale,
     "calibrate and its noise": lambda s: (
         ff.calibrate(s, *GAUSSIAN, BATCH).posterior.mean
