@@ -127,16 +127,6 @@ def soap(problem, layers, learning_rate, damping, **options):
     return ff.soap(learning_rate, eps=damping**2, **options)
 
 
-def narrow(structure_width: int, layers: Any) -> Any:
-    """K-FAC's estimator, with the diagonal of sides that are wider."""
-    structure = ff.structures.kronecker(layers, widest=structure_width)
-
-    def estimator(apply_fn: Any, likelihood: Any, _: Any) -> Any:
-        return ff.estimators.monte_carlo(apply_fn, likelihood, structure)
-
-    return estimator
-
-
 METHODS: dict[str, Make] = {
     ADAM: adam,
     SGD: sgd,

@@ -105,14 +105,8 @@ PROBLEMS = hidden_700, words, hidden_1500, products
 
 
 def make(method: str, widest: int) -> methods.Make:
-    if method == SOAP:
-        return functools.partial(methods.soap, widest=widest)
-
-    def kfac(problem: Any, layers: Any, *setting: Any) -> Any:
-        estimator = methods.narrow(widest, layers)
-        return methods.kfac(problem, layers, *setting, estimator=estimator)
-
-    return kfac
+    made = methods.soap if method == SOAP else methods.kfac
+    return functools.partial(made, widest=widest)
 
 
 def compare(build: Any, method: str, steps: int, rounds: int) -> list[tuple[str, ...]]:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fisherflow_jax import information as ops
-from fisherflow_jax._ground import trees
+from fisherflow_jax._ground import checks, trees
 from fisherflow_jax._ground.choices import choice
 from fisherflow_jax._ground.linalg import diagonal, product
 from fisherflow_jax.layers import Layer, Layers
@@ -91,9 +91,9 @@ def kronecker(
       I O (I + O) a vector.
 
     Raises:
-      ValueError: for layers that are none, or a path in `sharing` that is no kernel;
-        for positions to be pooled of rows that are mixed;
-        when an estimator finds other layers.
+      ValueError: for layers that are none, a path in `sharing` that is no kernel, a
+        `widest` that is no whole number, and positions to be pooled of rows that are
+        mixed; when an estimator finds other layers.
 
     Example:
       >>> import jax.numpy as jnp
@@ -125,6 +125,7 @@ def kronecker(
             "layers is what ff.layers.find_layers(apply_fn, params, inputs) returns; "
             f"got {layers!r}."
         )
+    checks.whole(widest, "widest", least=0, of="units")
     if eigenvalue_correction is not None:
         past = eigenvalue_correction
         if not isinstance(past, Kronecker) or past.layers != layers:

@@ -40,6 +40,7 @@ def kfac(
     inverse_period: int | None = None,
     spread_inverses: bool = False,
     eigenvalue_correction: bool = False,
+    widest: int | None = None,
     weight_decay: float = 0.0,
     mask: Any = None,
     factorise: Callable[..., Any] | None = None,
@@ -81,6 +82,8 @@ def kfac(
       spread_inverses: renews layers by turns, each once in `inverse_period` steps.
       eigenvalue_correction: EK-FAC: in the factors' eigenbasis the exact second
         moments take the place of the product of eigenvalues, and damping is exact.
+      widest: as in `ff.structures.kronecker`: sides of more than so many units keep the
+        diagonal of their factor. None: its default.
       weight_decay: as in `ff.natural_gradient`.
       mask: which parameters decay, as there.
       factorise: as in `ff.scale_by_fisher`; None: `ff.transforms.factored_damping`, or
@@ -166,8 +169,10 @@ def kfac(
         "bad_rows": bad_rows,
     }
 
+    width = {} if widest is None else {"widest": widest}
+
     def with_layers(layers: Layers) -> optax.GradientTransformationExtraArgs:
-        structure = structures.kronecker(layers)
+        structure = structures.kronecker(layers, **width)
         own = estimators.bind(estimator, apply_fn, likelihood, structure)
         fisher = Recipe(estimator=own, **options)
         draws = own.random or (region is not None and region.random)

@@ -136,6 +136,20 @@ def test_factored_damping_is_for_kronecker_factors():
         factored_damping(mean_information(), jnp.asarray(DAMPING), power=-0.5)
 
 
+@pytest.mark.parametrize("widest", [0, 3])
+def test_wider_sides_keep_a_diagonal(widest):
+    optimizer = kfac(0.2, network, LIKELIHOOD, LAYERS, key=0, widest=widest)
+    state = jax.eval_shape(optimizer.init, PARAMS)
+    structure = ff.structures.kronecker(LAYERS, widest=widest)
+    expected = jax.eval_shape(lambda params: structure.isotropic(params, 1.0), PARAMS)
+    for name in ("input_factors", "output_factors"):
+        (found,) = {
+            str(jax.tree.map(jnp.shape, kept))
+            for _, kept in optax.tree.get_all_with_path(state, name)
+        }
+        assert found == str(jax.tree.map(jnp.shape, getattr(expected, name)))
+
+
 @pytest.mark.parametrize("options", [{}, {"eigenvalue_correction": True}])
 def test_an_update_runs_the_model_once_a_shape(options):
     shapes = []

@@ -181,6 +181,7 @@ def test_an_overflow_is_survived_and_counted(kind):
         ({"inverse_period": 2.5}, r"inverse_period must be a positive .* got 2\.5"),
         ({"spread_inverses": 1}, "spread_inverses is True or False; got 1"),
         ({"eigenvalue_correction": "yes"}, "eigenvalue_correction is .* got 'yes'"),
+        ({"widest": -1}, "widest must be a whole number of units, .* got -1"),
         ({"weight_decay": -0.1}, r"weight_decay must be finite .* got -0\.1"),
         ({"factorise": "factored"}, "factorise is a function .* got 'factored'"),
         ({"estimator": "exact"}, "estimator .* got 'exact'"),
