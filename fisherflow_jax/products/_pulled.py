@@ -49,13 +49,13 @@ def by_gradients(
     belief: Gaussian,
     apply_fn: Callable,
     robust: bool | str,
-    solve: Callable[[PyTree], PyTree] | None = None,
+    factors: Any = None,
 ) -> Puller:
     """By gradients of all parameters, for any structure; factorised once.
 
-    Or by `solve`, `v -> I^-1 v`, where it is known already.
+    Or by factors of the information, where they are known already.
     """
-    white = _whitened(belief, robust, solve)
+    white = _whitened(belief, robust, factors)
 
     def at(example: PyTree) -> tuple[jax.Array, Pull]:
         outputs, vjp = jax.vjp(lambda params: apply_fn(params, example), belief.mean)
@@ -70,19 +70,19 @@ def by_gradients(
 
 
 def _whitened(
-    belief: Gaussian, robust: bool | str, solve: Callable[[PyTree], PyTree] | None
+    belief: Gaussian, robust: bool | str, factors: Any
 ) -> Callable[[PyTree], Pulled]:
     """Leaves `(R, *leaf.shape)` -> `Pulled`, by a root where the structure has one."""
-    information, meat = belief.information, belief.meat
-    if solve is None and not robust and ops.provides(ops.whitener, information):
-        root = ops.whitener(information)
+    meat, source = belief.meat, belief.information if factors is None else factors
+    if not robust and ops.provides(ops.whitener, source):
+        root = ops.whitener(source)
 
         def halved(stack: PyTree) -> Pulled:
             half = root.matrix(stack)
             return Pulled(half, half)
 
         return halved
-    solve = solve or ops.solver(information)
+    solve = ops.solver(source) if factors is None else factors.divide
 
     def solved(stack: PyTree) -> Pulled:
         pair = stack, jax.vmap(solve)(stack)

@@ -80,14 +80,14 @@ def rows_of(
 
     The dispersion of the belief is left to the caller.
     """
-    found = layer_covariances(belief, apply_fn, inputs, False)
+    found = layer_covariances(belief, apply_fn, inputs, False, factors)
     if found is None:
-        return _by_gradients(belief, apply_fn, middle)
+        return _by_gradients(belief, apply_fn, middle, factors)
     lean = _by_layers(belief, apply_fn, found)
     if middle is None:
         return lean
     # M is no diagonal there: gradients of one example at a time, along all others
-    dense = _by_gradients(belief, apply_fn, middle)
+    dense = _by_gradients(belief, apply_fn, middle, factors)
     like = jax.eval_shape(lambda: trees.widen(belief.mean))
 
     def right(example: PyTree, columns: Columns) -> PyTree:
@@ -113,8 +113,11 @@ def _by_layers(belief: Gaussian, apply_fn: Callable, found: LayerCovariances) ->
     return Rows(left, left, own, found.between, found.along)
 
 
-def _by_gradients(belief: Gaussian, apply_fn: Callable, middle: Middle | None) -> Rows:
-    at, inverse = by_gradients(belief, apply_fn, False), ops.solver(belief.information)
+def _by_gradients(
+    belief: Gaussian, apply_fn: Callable, middle: Middle | None, factors: Any
+) -> Rows:
+    at = by_gradients(belief, apply_fn, False, factors)
+    inverse = ops.solver(belief.information) if factors is None else factors.divide
 
     def solve(vector: PyTree) -> PyTree:
         solved = inverse(vector)

@@ -113,3 +113,24 @@ def test_a_tied_kernel_has_gradients():
     found = rows.own(x[:1], lambda z: jnp.ones((1, *z.shape)))
     jacobian = jax.jacrev(lambda p: jnp.sum(model(p, x[:1])))(params)["w"]
     np.testing.assert_allclose(found[0, 0], jnp.sum(jacobian**2) / 2.5, rtol=1e-12)
+
+
+@pytest.mark.parametrize("structure", ["full", "kronecker"])
+def test_factors_that_are_known_are_not_made_again(structure):
+    model, belief = MODELS["mlp"], gaussian(cases.state("mlp", structure))
+    example = model.inputs[:1]
+
+    def found(factors):
+        rows = products.rows_of(
+            belief, once(model.apply_fn), model.inputs, factors=factors
+        )
+        kept = rows.left(example, columns), rows.right(example, columns)
+        left, right = jax.tree.map(lambda x: x[None], kept)
+        return rows.own(example, columns), rows.pairs(left, right)[0, :, 0]
+
+    factors = jax.jit(products.factors_of)(belief)
+    program = str(jax.make_jaxpr(found)(factors))
+    assert [word for word in ("eigh", "cholesky") if word in program] == []
+    expected = jax.jit(lambda: found(None))()
+    for products_, wanted in zip(jax.jit(found)(factors), expected, strict=True):
+        np.testing.assert_allclose(products_, wanted, rtol=1e-11)

@@ -297,9 +297,12 @@ class CholeskyFactors(NamedTuple):
 
     def divide(self, vector: PyTree) -> PyTree:
         """`(I + damping 1)^-1 v`."""
+        return _divide(self.factors, self.pairs(), vector)
+
+    def pairs(self) -> list[tuple]:
+        """Of each block its factor and scales."""
         kept = self.factors
-        pairs = zip(matrices(kept), pack(kept, self.scales), strict=True)
-        return unpack(kept, map(_vector_solve, pairs, pack(kept, vector)))
+        return list(zip(matrices(kept), pack(kept, self.scales), strict=True))
 
 
 def _factorise(information: Any, damping: jax.Array) -> CholeskyFactors:
@@ -355,7 +358,11 @@ def _whitener(
     information: Any, damping: jax.typing.ArrayLike = 0.0, like: PyTree | None = None
 ) -> ops.Whitener:
     """The inverse Cholesky factor of each block; coordinates are packed."""
-    factors = [factorise(m, damping) for m in matrices(information)]
+    factors: Any
+    if isinstance(information, CholeskyFactors):
+        factors, information = information.pairs(), information.factors
+    else:
+        factors = [factorise(m, damping) for m in matrices(information)]
 
     def rows(stack: PyTree) -> list[jax.Array]:
         halves = []
@@ -375,6 +382,9 @@ def _whitener(
         return unpack(information, parts)
 
     return ops.Whitener(rows, color, functools.partial(pack, information))
+
+
+ops.whitener.register(CholeskyFactors, _whitener)
 
 
 def _logdet(information: Any, like: PyTree | None = None) -> jax.Array:
