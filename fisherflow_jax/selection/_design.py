@@ -176,8 +176,8 @@ def design(
     belief, _ = check_pool(state, apply_fn, likelihood, pool)
     if count is not None:
         checks.positive(count, "count")
-    numbers, model = (count, tolerance), (apply_fn, pool, likelihood)
-    found = products.deciding(_run, belief, *model, criterion, numbers, num_steps)
+    numbers, model = (count, tolerance, num_steps), (apply_fn, pool, likelihood)
+    found = products.deciding(_run, belief, *model, criterion, numbers)
     if not checks.holds(jnp.isfinite(found.efficiency)):
         raise ValueError(
             "the pool alone leaves parameters undetermined, whatever the weights: give "
@@ -188,17 +188,16 @@ def design(
 
 
 # compiled once a model and shape, so that a second call compiles nothing
-@functools.partial(jax.jit, static_argnums=(1, 3, 6))
+@functools.partial(jax.jit, static_argnums=(1, 3))
 def _run(
     belief: Gaussian,
     apply_fn: Callable,
     pool: PyTree,
     likelihood: Likelihood,
     criterion: Gain,
-    numbers: tuple[Any, Any],
-    num_steps: int,
+    numbers: tuple[Any, Any, Any],
 ) -> Design:
-    count, tolerance = numbers
+    count, tolerance, num_steps = numbers
     beside = count is not None
     found = experiment(belief, apply_fn, pool, likelihood, criterion, beside)
     dtype, linear = found.rows.dtype, found.target is not None
@@ -226,7 +225,7 @@ def _run(
         # an optimum may be singular: as far as the precision goes
         fine = jnp.isfinite(after[1][2])
         kept = jax.tree.map(lambda x, y: jnp.where(fine, x, y), after, carry[1])
-        return jnp.where(fine, step + 1, num_steps), kept
+        return jnp.where(fine, step + 1, num_steps).astype(jnp.int32), kept
 
     weights = jnp.full(found.rows.shape[:1], 1 / len(found.rows), dtype)
     slopes, value, efficiency = judged(weights)

@@ -91,7 +91,7 @@ def exchange(
 
 
 # compiled once a model and shape, so that a second call compiles nothing
-@functools.partial(jax.jit, static_argnums=(1, 3, 6))
+@functools.partial(jax.jit, static_argnums=(1, 3))
 def _run(
     belief: Gaussian,
     apply_fn: Callable,
@@ -99,7 +99,7 @@ def _run(
     likelihood: Likelihood,
     criterion: Gain,
     starts: jax.Array,
-    num_exchanges: int,
+    num_exchanges: Any,
 ) -> Selection:
     found = experiment(belief, apply_fn, pool, likelihood, criterion, True)
     (size, _, _), dtype, count = found.rows.shape, found.rows.dtype, starts.shape[1]

@@ -129,7 +129,9 @@ def _of_classes(
     draws = None
     if value.num_samples is not None:
         drawn = sample(belief, value.key, (value.num_samples,))
-        draws = jax.tree.map(lambda x, m: x - m[None], drawn, belief.mean)
+        draws = jax.tree.map(
+            lambda x, m: (x - m[None]).astype(m.dtype), drawn, belief.mean
+        )
     of = functools.partial(_probabilities, model, belief.mean, draws, likelihood)
     at = None
     if value.inputs is not None:

@@ -87,3 +87,17 @@ def test_gains_of_single_rows_are_those_before_any_choice():
         found = of("bernoulli", acquisition, chunk_size=7)
         expected = cases.brute_force(base, added, 0, middle)[2]
         np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
+def test_half_precision_parameters():
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), cases.params("bernoulli"))
+    found = []
+    for params in (half, jax.tree.map(lambda x: x.astype(jnp.float32), half)):
+        state = ff.posterior(params, ff.structures.diagonal(), prior_precision=4.0)
+        model, pool = (cases.apply_fn, ff.likelihoods.bernoulli()), cases.POOL
+        pool = pool.astype(jnp.bfloat16).astype(params["w"].dtype)
+        drawn = selection.values(state, *model, pool, selection.disagreement(0, 50))
+        found.append((drawn, selection.greedy(state, *model, pool, 3).gains))
+    for low, high in zip(*found, strict=True):
+        assert low.dtype == jnp.float32
+        np.testing.assert_allclose(low, high, rtol=0.1, atol=0.01)
