@@ -102,9 +102,9 @@ def _run(
     num_exchanges: Any,
 ) -> Selection:
     found = experiment(belief, apply_fn, pool, likelihood, criterion, True)
-    (size, _, _), dtype, count = found.rows.shape, found.rows.dtype, starts.shape[1]
-    # less is the rounding of as many gains
-    least = 100 * count * float(jnp.finfo(dtype).eps)
+    size, dtype, count = len(found.rows), found.rows.dtype, starts.shape[1]
+    # less is rounding: of logarithms, or of a trace of any size
+    rounding, unit = 100 * float(jnp.finfo(dtype).eps), float(found.target is None)
 
     def counts(indices: jax.Array) -> jax.Array:
         return jnp.zeros((size,), dtype).at[indices].add(1)
@@ -115,14 +115,16 @@ def _run(
         def instead(row: jax.Array) -> tuple[jax.Array, jax.Array]:
             root = found.root(counts(indices).at[row].add(-1))
             white = linalg.product("nrd,ed->nre", found.rows, root)
-            kernel = seen = linalg.product("nrd,nsd->nrs", white, white)
+            kernels = [linalg.product("nrd,nsd->nrs", white, white)]
             if found.target is not None:
                 seen = linalg.product("nrd,de->nre", white, root)
                 seen = linalg.product("nrd,de,nse->nrs", seen, found.target, seen)
-            gains = criterion.gain(kernel, seen)
-            gains = jnp.where(jnp.isfinite(gains), gains - gains[row], -jnp.inf)
-            other = jnp.argmax(gains).astype(jnp.int32)
-            return other, jnp.where(jnp.isnan(gains[other]), -jnp.inf, gains[other])
+                kernels.append(seen)
+            gains = criterion.gain(*kernels)
+            finite = jnp.where(jnp.isfinite(gains), gains, -jnp.inf)
+            other = jnp.argmax(finite).astype(jnp.int32)
+            gain, least = gains[other] - gains[row], rounding * (unit + gains[other])
+            return other, jnp.where(gain > least, gain, 0)
 
         rows, gains = jax.lax.map(instead, indices)
         place = jnp.argmax(gains)
@@ -130,12 +132,12 @@ def _run(
 
     def unfinished(carry: tuple) -> jax.Array:
         step, _, gain = carry
-        return (gain > least) & (step < num_exchanges)
+        return (gain > 0) & (step < num_exchanges)
 
     def exchanged(carry: tuple) -> tuple:
         step, indices, _ = carry
         place, row, gain = best(indices)
-        moved = jnp.where(gain > least, indices.at[place].set(row), indices)
+        moved = jnp.where(gain > 0, indices.at[place].set(row), indices)
         return step + 1, moved, gain
 
     def improved(indices: jax.Array) -> tuple[jax.Array, jax.Array]:
