@@ -140,11 +140,11 @@ def _check_defined(where: str, leverages: jax.Array, defined: jax.Array) -> None
     others = int(np.sum(~np.asarray(defined))) - 1
     more = f", and so have {others} more" if others else ""
     raise ValueError(
-        f"row {row} of {where} has a leverage block with an eigenvalue of 1 or more "
-        f"(its trace is {float(leverages[row]):.4g}){more}: without it some direction "
-        "of the parameters is not determined, or the information does not hold it as "
-        "it is (another data set's, or too coarse a structure). Take a larger "
-        "prior_precision, the full structure (ff.only chooses a layer), or "
+        f"row {row} of {where} has a leverage block with an eigenvalue of 1 or more, "
+        f"up to rounding (its trace is {float(leverages[row]):.4g}){more}: without it "
+        "some direction of the parameters is not determined, or the information does "
+        "not hold it as it is (another data set's, or too coarse a structure). Take a "
+        "larger prior_precision, the full structure (ff.only chooses a layer), or "
         "first_order=True where it is an option."
     )
 
