@@ -29,13 +29,13 @@ def exchange(
     *,
     criterion: Gain = information_gain(),  # noqa: B008
     num_starts: int = 10,
-    num_exchanges: int = 1000,
+    num_sweeps: int = 100,
 ) -> Selection:
     r"""Which experiments to make, a given number of them: the exact optimal design.
 
-    From random rows of the pool, the one exchange of a chosen row i for a row j that
-    improves most, as long as any does. For the determinant and one output it multiplies
-    it by
+    From random rows of the pool, each row i of the design in turn is exchanged for the
+    row j of the pool that improves most, until none does. For the determinant and one
+    output that multiplies it by
 
     .. math:: 1 + d_j - (d_i d_j - d_{ij}^2) - d_i, \qquad
        d_{ij} = V_i I^{-1} V_j^\top.
@@ -54,12 +54,12 @@ def exchange(
       count: the number of experiments, static.
       criterion: `information_gain()` or `variance_reduction(target)`.
       num_starts: how often to start.
-      num_exchanges: at most so many from one start.
+      num_sweeps: visits to all of the design, at most, from one start.
 
     Returns:
       A `Selection`, its indices in ascending order, repeated rows side by side; gains
       are of each after those before it, and sum to what all of them add to the state.
-      Cost: of an exchange `count` times n r^2 d, and d^3. Memory: n r d.
+      Cost: of a visit n r d^2 + d^3. Memory: n r d.
 
     Raises:
       ValueError: as `design` and `greedy`.
@@ -82,12 +82,12 @@ def exchange(
     check_gain(criterion)
     checks.whole(count, "count", of="experiments")
     checks.whole(num_starts, "num_starts")
-    checks.whole(num_exchanges, "num_exchanges")
+    checks.whole(num_sweeps, "num_sweeps")
     belief, free = check_pool(state, apply_fn, likelihood, pool)
     starts = jax.random.randint(keys.typed_key(key), (num_starts, count), 0, len(free))
     starts = starts.astype(jnp.int32)
     model = apply_fn, pool, likelihood
-    return products.deciding(_run, belief, *model, criterion, starts, num_exchanges)
+    return products.deciding(_run, belief, *model, criterion, starts, num_sweeps)
 
 
 # compiled once a model and shape, so that a second call compiles nothing
@@ -99,7 +99,7 @@ def _run(
     likelihood: Likelihood,
     criterion: Gain,
     starts: jax.Array,
-    num_exchanges: Any,
+    num_sweeps: Any,
 ) -> Selection:
     found = experiment(belief, apply_fn, pool, likelihood, criterion, True)
     size, dtype, count = len(found.rows), found.rows.dtype, starts.shape[1]
@@ -109,40 +109,35 @@ def _run(
     def counts(indices: jax.Array) -> jax.Array:
         return jnp.zeros((size,), dtype).at[indices].add(1)
 
-    def best(indices: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """The place in the design, the row that is to take it, and what that gains."""
-
-        def instead(row: jax.Array) -> tuple[jax.Array, jax.Array]:
-            root = found.root(counts(indices).at[row].add(-1))
-            white = linalg.product("nrd,ed->nre", found.rows, root)
-            kernels = [linalg.product("nrd,nsd->nrs", white, white)]
-            if found.target is not None:
-                seen = linalg.product("nrd,de->nre", white, root)
-                seen = linalg.product("nrd,de,nse->nrs", seen, found.target, seen)
-                kernels.append(seen)
-            gains = criterion.gain(*kernels)
-            finite = jnp.where(jnp.isfinite(gains), gains, -jnp.inf)
-            other = jnp.argmax(finite).astype(jnp.int32)
-            gain, least = gains[other] - gains[row], rounding * (unit + gains[other])
-            return other, jnp.where(gain > least, gain, 0)
-
-        rows, gains = jax.lax.map(instead, indices)
-        place = jnp.argmax(gains)
-        return place, rows[place], gains[place]
+    def visited(indices: jax.Array, place: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """With the best row at a place, and what that improves."""
+        row = indices[place]
+        root = found.root(counts(indices).at[row].add(-1))
+        white = linalg.product("nrd,ed->nre", found.rows, root)
+        kernels = [linalg.product("nrd,nsd->nrs", white, white)]
+        if found.target is not None:
+            seen = linalg.product("nrd,de->nre", white, root)
+            kernels.append(linalg.product("nrd,de,nse->nrs", seen, found.target, seen))
+        gains = criterion.gain(*kernels)
+        finite = jnp.where(jnp.isfinite(gains), gains, -jnp.inf)
+        other = jnp.argmax(finite).astype(jnp.int32)
+        gain, least = gains[other] - gains[row], rounding * (unit + gains[other])
+        better = gain > least
+        return indices.at[place].set(jnp.where(better, other, row)), better
 
     def unfinished(carry: tuple) -> jax.Array:
-        step, _, gain = carry
-        return (gain > 0) & (step < num_exchanges)
+        step, _, better = carry
+        return better & (step < num_sweeps)
 
-    def exchanged(carry: tuple) -> tuple:
+    def swept(carry: tuple) -> tuple:
         step, indices, _ = carry
-        place, row, gain = best(indices)
-        moved = jnp.where(gain > 0, indices.at[place].set(row), indices)
-        return step + 1, moved, gain
+        places = jnp.arange(count, dtype=jnp.int32)
+        indices, better = jax.lax.scan(visited, indices, places)
+        return step + 1, indices, jnp.any(better)
 
     def improved(indices: jax.Array) -> tuple[jax.Array, jax.Array]:
-        first = jnp.zeros((), jnp.int32), indices, jnp.asarray(jnp.inf, dtype)
-        indices = jax.lax.while_loop(unfinished, exchanged, first)[1]
+        first = jnp.zeros((), jnp.int32), indices, jnp.array(True)
+        indices = jax.lax.while_loop(unfinished, swept, first)[1]
         value = found.value(counts(indices))
         value = value if found.target is None else -value
         return indices, jnp.where(jnp.isfinite(value), value, -jnp.inf)
