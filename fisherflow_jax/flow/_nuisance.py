@@ -246,7 +246,7 @@ def _solve(
     objective = objective_of(value, curvature, before.mean, information)
     if num_steps == 1:
         return newton.single_step(objective, start)
-    return newton.damped_newton(objective, start, _STEPS)
+    return newton.damped_newton(objective, start, _STEPS, once=True)
 
 
 def _curvature(measure: Callable[[PyTree], jax.Array], before: Belief) -> Callable:

@@ -125,7 +125,7 @@ def search(
         return observed, fit(observed, predicted, start, num_steps, started), None
 
     def fit_mean(given: Observed, start: PyTree) -> Solution:
-        return fit(given, predicted, start, num_steps, started)
+        return fit(given, predicted, start, num_steps, started, once=True)
 
     return nuisances.fit(
         observed, state.nuisance, state.count, predicted, fit_mean, start, num_steps
@@ -138,6 +138,8 @@ def fit(
     start: PyTree,
     num_steps: int,
     started: jax.Array,
+    *,
+    once: bool = False,
 ) -> Solution:
     """The least of the batch's loss and the distance to the belief before it."""
     objective = objective_of(
@@ -153,7 +155,8 @@ def fit(
     first = max(num_steps, newton.FIRST_STEPS)
     start = jax.lax.stop_gradient(start)
     steps = jnp.where(started, num_steps, first)
-    return newton.damped_newton(objective, start, steps, predicted.rest)
+    once = once or trees.size(start) >= newton.MANY
+    return newton.damped_newton(objective, start, steps, predicted.rest, once=once)
 
 
 def include(

@@ -75,6 +75,27 @@ def test_an_update_is_written_once():
     assert str(program).count("name=steady_cholesky") == 2
 
 
+def test_a_search_of_many_parameters_is_written_out_once_with_the_same_numbers(
+    monkeypatch,
+):
+    def found():
+        flow = counts(2)
+        start = flow.init(jnp.array(-20.0))
+        first = flow.update(start, ONE_COUNT)
+        far = jnp.array([1.0, 10.0]), jnp.array([5e6, 5e6])
+        program = jax.make_jaxpr(flow.update)(start, ONE_COUNT)
+        factorisations = str(program).count("name=steady_cholesky")
+        return (first, flow.update(first[0], far)), factorisations
+
+    expected, twice = found()
+    monkeypatch.setattr(newton, "MANY", 1)
+    same, once = found()
+    assert (twice, once) == (2, 1)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-12), same, expected
+    )
+
+
 def test_a_step_whose_length_overflows_is_not_taken():
     """From there the search went on without end."""
     one, infinity = jnp.ones(()), jnp.full((), jnp.inf)
