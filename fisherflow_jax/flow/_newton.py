@@ -186,12 +186,9 @@ def damped_newton(
     live, objective = objective, objective.held()
     seen = own = None
     if once:
-        shapes = [
-            jax.eval_shape(part.__call__, start)
-            for part in (objective.evaluate, objective.curvature)
-        ]
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        (value, gradient), own = zeros
+        parts = objective.evaluate, objective.curvature
+        shapes = [jax.eval_shape(part.__call__, start) for part in parts]
+        (value, gradient), own = optax.tree.zeros_like(shapes)
         seen = jnp.zeros((), bool)
     else:
         value, gradient = objective.evaluate(start)
@@ -234,15 +231,12 @@ def damped_newton(
 def _turn(search: _Search, objective: Objective, start: PyTree) -> _Search:
     """The information of a point, and the steps by its factors, if any are left."""
     own, factors = objective.factorised(search.mean)
+    step = functools.partial(_stepped, search, objective, start, own, factors)
     if search.information is None:
-        return _stepped(search, objective, start, own, factors)
-    measured = _measured(search, own, factors)
-    bare = measured._replace(information=None)  # it need not pass through the branches
-    after = jax.lax.cond(
-        search.left > 0,
-        lambda: _stepped(search, objective, start, own, factors),
-        lambda: bare._replace(left=bare.left - 1),
-    )
+        return step()
+    # the information need not pass through the branches
+    measured = _measured(search, None, factors)._replace(left=search.left - 1)
+    after = jax.lax.cond(search.left > 0, step, lambda: measured)
     return after._replace(information=own)
 
 
@@ -253,11 +247,7 @@ def _measured(search: _Search, own: Any, factors: ops.Regularised) -> _Search:
 
 
 def _stepped(
-    search: _Search,
-    objective: Objective,
-    start: PyTree,
-    own: Any,
-    factors: ops.Regularised,
+    search: _Search, objective: Objective, start: PyTree, own: Any, factors: Any
 ) -> _Search:
     walk = _walk(search, objective, start, own, factors)
     none = None if search.rest is None else optax.tree.zeros_like(search.rest)
@@ -283,11 +273,7 @@ def _stepped(
 
 
 def _walk(
-    search: _Search,
-    objective: Objective,
-    start: PyTree,
-    own: Any,
-    factors: ops.Regularised,
+    search: _Search, objective: Objective, start: PyTree, own: Any, factors: Any
 ) -> _Walk:
     """Steps by the factors of a point, from there on."""
     dtype = search.objective.dtype
@@ -314,6 +300,7 @@ def _walk(
             # times the rate
             near = jnp.square(length) <= _CHORD_TOLERANCE * walk.length
             contracts = jnp.abs(length) <= _CONTRACTION * walk.length
+            short = near | noise.hides(length, ahead)
             return walk._replace(
                 mean=reached,
                 objective=value,
@@ -322,10 +309,7 @@ def _walk(
                 direction=ahead,
                 length=length,
                 before=jax.lax.select(walk.known, walk.length, infinity),
-                last=walk.known
-                & walk.is_full
-                & contracts
-                & (near | noise.hides(length, ahead)),
+                last=walk.known & walk.is_full & contracts & short,
             )
 
         # a good step is followed by more, however they end

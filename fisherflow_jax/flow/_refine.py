@@ -161,8 +161,7 @@ def refine(
         batch, skipped = _read(recipe, state.mean, batch, index)
         own, count = compiled(recipe, _counted)(batch, state)
         measured = flow.evaluate(state.mean, batch, key, logs)
-        *values, information = measured
-        found = (skipped, own, count, *values), (information,)
+        found = (skipped, own, count, *measured[:2]), measured[2:]
         return found if sums is None else _added(sums, found)
 
     numbers, (measured,) = _sum_over(add_batch, batches)
@@ -170,9 +169,8 @@ def refine(
     point = _solved(state, numbers[-1], measured)
     _check_finite(point.finite)
     scores = _scores_of(recipe, point.mean, batches) if recipe.robust else None
-    refined, finite = compiled(recipe, _refined)(
-        state, numbers, measured, point, scores
-    )
+    settle = compiled(recipe, _refined)
+    refined, finite = settle(state, numbers, measured, point, scores)
     _check_finite(finite)
     return refined
 
@@ -317,13 +315,13 @@ def _check_refined(recipe: Recipe, state: Any, batches: Any) -> None:
 
 def _counted(recipe: Recipe, batch: Batch, state: FlowState) -> tuple[tuple, Any]:
     """What a dispersion or nuisance parameters ask of a batch, sums; and its count."""
-    observed, likelihood = Observed(recipe, batch, None), recipe.likelihood
     own: tuple = ()
+    observed = Observed(recipe, batch, None)
     if state.nuisance is not None:
         own = nuisances.slopes(recipe, batch, state.mean, state.nuisance.mean)
     elif state.residual is not None:
-        assert likelihood.pearson is not None
-        squares = observed.total(likelihood.pearson, state.mean)
+        assert recipe.likelihood.pearson is not None
+        squares = observed.total(recipe.likelihood.pearson, state.mean)
         own = squares, observed.log_unit_variance(state.mean)
     return own, observed.num_observations.astype(state.count.dtype)
 

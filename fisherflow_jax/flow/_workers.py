@@ -1,6 +1,5 @@
 """Workers of a flow that set out from one state, fused."""
 
-import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -134,8 +133,7 @@ def _is_before(state: FlowState, start: FlowState) -> jax.Array:
 
 def _is_close(one: PyTree, other: PyTree) -> jax.Array:
     pairs = zip(*map(jax.tree.leaves, (one, other)), strict=True)
-    close = [jnp.all(jnp.abs(x - y) <= 1e-6 + 1e-3 * jnp.abs(y)) for x, y in pairs]
-    return functools.reduce(jnp.logical_and, close)
+    return jnp.all(jnp.stack([jnp.allclose(x, y, 1e-3, 1e-6) for x, y in pairs]))
 
 
 def _check_values(states: Sequence[FlowState], start: FlowState, seen: _Seen) -> None:
