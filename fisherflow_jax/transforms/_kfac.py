@@ -169,7 +169,7 @@ def kfac(
         "bad_rows": bad_rows,
     }
 
-    width = {} if widest is None else {"widest": widest}
+    width: dict[str, Any] = {} if widest is None else {"widest": widest}
 
     def with_layers(layers: Layers) -> optax.GradientTransformationExtraArgs:
         structure = structures.kronecker(layers, **width)
