@@ -33,9 +33,9 @@ def exchange(
 ) -> Selection:
     r"""Which experiments to make, a given number of them: the exact optimal design.
 
-    From random rows of the pool, each row i of the design in turn is exchanged for the
-    row j of the pool that improves most, until none does. For the determinant and one
-    output that multiplies it by
+    From the greedy choice and from random rows, each row i of the design in turn is
+    exchanged for the row j of the pool that improves most, until none does. For the
+    determinant and one output that multiplies it by
 
     .. math:: 1 + d_j - (d_i d_j - d_{ij}^2) - d_i, \qquad
        d_{ij} = V_i I^{-1} V_j^\top.
@@ -53,7 +53,7 @@ def exchange(
       key: what draws the starts.
       count: the number of experiments, static.
       criterion: `information_gain()` or `variance_reduction(target)`.
-      num_starts: how often to start.
+      num_starts: how often to start, the first time from the greedy choice.
       num_sweeps: visits to all of the design, at most, from one start.
 
     Returns:
@@ -142,8 +142,11 @@ def _run(
         value = value if found.target is None else -value
         return indices, jnp.where(jnp.isfinite(value), value, -jnp.inf)
 
+    def in_order(order: jax.Array | None) -> Selection:
+        given = jnp.ones((size,), bool), None, order
+        options = count, None, True, None
+        return run(belief, apply_fn, pool, likelihood, criterion, given, options)
+
+    starts = jnp.concatenate([in_order(None).indices[None], starts[1:]])
     indices, reached = jax.lax.map(improved, starts)
-    order = jnp.sort(indices[jnp.argmax(reached)])
-    given, options = (jnp.ones((size,), bool), None, order), (count, None, True, None)
-    model = apply_fn, pool, likelihood
-    return run(belief, *model, criterion, given, options)
+    return in_order(jnp.sort(indices[jnp.argmax(reached)]))
