@@ -220,11 +220,11 @@ def _plan(pull: Pull, params: PyTree, batch: Batch) -> Plan:
                 leaf.entries if isinstance(leaf, OuterProducts) else leaf.size
                 for leaf in stack
             )
-        elif structure.held_by_outer_products is not None:
-            held = structure.held_by_outer_products(stack)
-            if held is not None:
-                taps, entries = True, held
-                path = "products of inputs times products of gradients"
+        held_by = structure.held_by_outer_products
+        held = held_by and held_by(stack)
+        if held is not None:
+            taps, entries = True, held
+            path = "products of inputs times products of gradients"
     if length == 1 and not taps and not structure.takes_outer_products:
         path = f"{path} ({structure.name} reduces whole vectors)"
     if rule.chunk_size is None:

@@ -24,6 +24,7 @@ from fisherflow_jax.structures._algebra import eigen as eigenbasis
 from fisherflow_jax.structures._algebra.columns import uncoupled
 from fisherflow_jax.structures._algebra.eigen import Sides
 from fisherflow_jax.structures._algebra.kronecker_factors import factors
+from fisherflow_jax.structures._algebra.outer_products import entering_and_returning
 from fisherflow_jax.structures._structure import Structure
 from fisherflow_jax.structures.sharing import Sharing, expand
 
@@ -183,7 +184,11 @@ def kronecker(
 
     return kronecker_factors.structure(
         "kronecker(layers)", layers, reduce_layer, empty_layer, build
-    )._replace(correction=moving_kronecker.begin, apart=apart)
+    )._replace(
+        held_by_outer_products=entering_and_returning,
+        correction=moving_kronecker.begin,
+        apart=apart,
+    )
 
 
 def _share(information: Kronecker) -> jax.Array:

@@ -28,7 +28,7 @@ class Structure(NamedTuple):
       takes_many_as_one: whether `reduce` also takes layers of its table that are alike
         in one: `OneOfMany`.
       held_by_outer_products: `reduce` takes them where this, of one example's, counts
-        what it holds.
+        what it holds; None: a vector for each example.
       layers: the layers it was given: with `batched`, models are run on whole
         batches.
       correction: an information of zeros -> one with second moments in an eigenbasis

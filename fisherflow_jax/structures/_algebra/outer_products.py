@@ -232,6 +232,16 @@ def held(stack: PyTree) -> int | None:
     return entries if entries <= columns * size else None
 
 
+def entering_and_returning(stack: PyTree) -> int:
+    """Numbers held at once where only products of inputs, or of gradients, are made."""
+    count = 0
+    for leaf in jax.tree.leaves(stack, is_leaf=is_product):
+        ways = [leaf, leaf.turned] if is_product(leaf) else []
+        held = [w.inputs.size + w.gradients.size for w in ways if w is not None]
+        count += sum(held) if ways else leaf.size
+    return count
+
+
 def _is_plain(leaf: OuterProducts) -> bool:
     simple = not leaf.one_hot and leaf.turned is None
     return simple and leaf.num_positions == 1 and leaf.inputs.shape[1] == 1
