@@ -76,7 +76,9 @@ def _compute(pull: Pull, params: PyTree, batch: Batch, key: jax.Array | None) ->
         keys = jax.vmap(functools.partial(jax.random.fold_in, key))(indices)
     if pull.rows_of is not None:
         with calling.mapping(_WAY_OUT):
-            rows = _of_rows(pull, params, batch, keys, pull.rows_of)
+            layers, own = pull.rows_of, (pull.model.apply_fn, params, batch.inputs)
+            tapped = layers_of.tap_batch(own[0], layers, *own[1:])
+            rows = _of_rows(pull, params, batch, keys, (layers, *tapped), True)
         return pull.structure.reduce(rows)
     if plan.together:
         with calling.mapping(_WAY_OUT):
@@ -85,6 +87,10 @@ def _compute(pull: Pull, params: PyTree, batch: Batch, key: jax.Array | None) ->
         return _sum_groups(pull, plan, params, batch, keys)
     of_chunk = functools.partial(_of_examples, pull, params, plan.taps)
     with calling.mapping(_WAY_OUT):
+        tapped = _tapped_at_once(pull, plan, params, batch)
+        if tapped is not None:
+            rows = _of_rows(pull, params, batch, keys, tapped, False)
+            return pull.structure.reduce(rows)
         return sum_informations(
             pull.structure, of_chunk, params, batch, keys, plan.at_once
         )
@@ -248,21 +254,40 @@ def _of_whole(
     return sum_informations(pull.structure, of_rows, params, rows, keys, plan.at_once)
 
 
-# ---- squares of rows of a batch whose examples interact
+# ---- squares of rows of a batch
+
+
+def _tapped_at_once(
+    pull: Pull, plan: plans.Plan, params: PyTree, batch: Batch
+) -> tuple | None:
+    """The whole batch, tapped, where each row is an example's own; or None.
+
+    Then it is the pass that the batch's gradient makes, which the compiler shares.
+    """
+    count, alone = num_examples(batch), pull.model.batched is False
+    if not plan.taps or alone or pull.rule.chunk_size or not 1 < count <= plan.at_once:
+        return None
+    outputs = pull.model.outputs(params, batch.inputs)
+    if outputs.dtype != trees.float_dtype(params):  # roots of weights come after it
+        return None
+    return layers_of.find_and_tap_batch(pull.model.apply_fn, params, batch.inputs)
 
 
 def _of_rows(
-    pull: Pull, params: PyTree, batch: Batch, keys: jax.Array | None, layers: Layers
+    pull: Pull,
+    params: PyTree,
+    batch: Batch,
+    keys: jax.Array | None,
+    tapped: tuple,
+    signed: bool,
 ) -> PyTree:
     """As `_of_examples`, from one pass of the whole batch through the model.
 
     The vectors of a layer are those of its rows. A random sign for each example makes
     the squares of what several examples bring to one row right in the mean.
     """
-    outputs, entering, pull_back = layers_of.tap_batch(
-        pull.model.apply_fn, layers, params, batch.inputs
-    )
-    cotangents = _weighted_cotangents(pull, outputs, batch, keys, True)
+    layers, outputs, entering, pull_back = tapped
+    cotangents = _weighted_cotangents(pull, outputs, batch, keys, signed)
     returned = _each(pull_back, cotangents, 1 if layers.one_by_one else None)
     dtype, (roots, _) = trees.float_dtype(params), batches.roots_of_weights(batch)
     blanked = functools.partial(_blank, roots)

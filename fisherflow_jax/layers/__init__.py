@@ -14,5 +14,6 @@ from fisherflow_jax.layers._layer import Layer as Layer
 from fisherflow_jax.layers._layer import Layers as Layers
 from fisherflow_jax.layers._layer import expecting as expecting
 from fisherflow_jax.layers._taps import find_and_tap as find_and_tap
+from fisherflow_jax.layers._taps import find_and_tap_batch as find_and_tap_batch
 from fisherflow_jax.layers._taps import tap as tap
 from fisherflow_jax.layers._taps import tap_batch as tap_batch

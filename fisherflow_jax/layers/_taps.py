@@ -154,6 +154,23 @@ def find_and_tap(
     return traced.layers, *_tap_one(traced)
 
 
+def find_and_tap_batch(
+    apply_fn: Callable, params: PyTree, inputs: PyTree
+) -> tuple[Layers, PyTree, tuple[OfLayer, ...], Callable[[PyTree], Returned]] | None:
+    """As `tap_batch`, of a model whose examples do not interact, from one trace.
+
+    None: where they do, or it does not show, or a leaf has no row for each example.
+    """
+    count = batches.split(inputs)[0][0].shape[0]
+    traced = trace(apply_fn, params, inputs, count=count)
+    layers = traced.layers
+    if layers.together is not None or traced.lost is not None or layers.summed:
+        return None
+    if any(layer.mixed for layer in layers.layers):
+        return None
+    return layers, *_tap(traced)
+
+
 def _tap_one(traced: Traced) -> tuple[PyTree, tuple[OfLayer, ...], Callable]:
     outputs, entering, pull = _tap(traced)
 
