@@ -76,9 +76,9 @@ def _compute(pull: Pull, params: PyTree, batch: Batch, key: jax.Array | None) ->
         keys = jax.vmap(functools.partial(jax.random.fold_in, key))(indices)
     if pull.rows_of is not None:
         with calling.mapping(_WAY_OUT):
-            layers, own = pull.rows_of, (pull.model.apply_fn, params, batch.inputs)
-            tapped = layers_of.tap_batch(own[0], layers, *own[1:])
-            rows = _of_rows(pull, params, batch, keys, (layers, *tapped), True)
+            own, layers = pull.model.apply_fn, pull.rows_of
+            parts = layers_of.tap_batch(own, layers, params, batch.inputs)
+            rows = _of_rows(pull, params, batch, keys, (layers, *parts), True)
         return pull.structure.reduce(rows)
     if plan.together:
         with calling.mapping(_WAY_OUT):
