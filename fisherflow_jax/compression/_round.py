@@ -204,13 +204,13 @@ def check_inputs(
         return
     columns = ops.by_columns(around.information, around.mean)
     flags = laid_over(trees.widen(around.mean), dict.fromkeys(names, 1.0), 0.0)
-    flags, found = jax.tree.map(jnp.multiply, flags, kept), []
+    flags, found = jax.tree.map(lambda x, k: jnp.where(k, x, 0), flags, kept), []
     for group, part in zip(columns.groups, columns.split(flags), strict=True):
         if group.matrix.ndim == 3:
             dead = linalg.diagonal(group.matrix) <= 0
         else:  # of a table some ids may be in no data
             dead = jnp.all(group.matrix <= 0, axis=1, keepdims=True)
-        found.append(part * dead[:, :, None])
+        found.append(jnp.where(dead[:, :, None], part, 0))
     for name, leaf in trees.named_leaves(columns.join(found)):
         if len(places := np.argwhere(np.asarray(leaf) > 0)):
             entry = f"{name}[{','.join(map(str, places[0]))}]"

@@ -166,7 +166,8 @@ def test_channels_of_kernels_in_other_layouts():
 
 
 def test_jit_and_float32(states):
-    eager = ROUNDED(states["kronecker"], 3)
+    with jax.numpy_dtype_promotion("strict"):
+        eager = ROUNDED(states["kronecker"], 3)
     traced = jax.jit(lambda state: ROUNDED(state, 3))(states["kronecker"])
     np.testing.assert_array_equal(traced.values["w"], eager.values["w"])
     with jax.enable_x64(False):
