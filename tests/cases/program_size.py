@@ -22,7 +22,7 @@ def equations(jaxpr):
     count = len(jaxpr.eqns)
     for equation in jaxpr.eqns:
         values = equation.params.values()
-        for value in jax.tree.leaves(list(values), is_leaf=lambda x: x is not None):
+        for value in jax.tree.leaves(tuple(values)):
             inner = getattr(value, "jaxpr", value)
             if hasattr(inner, "eqns"):
                 count += equations(inner)
