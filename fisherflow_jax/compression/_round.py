@@ -68,7 +68,7 @@ def round_to_grid(
     kept as diagonals have nothing to push: they round to nearest.
 
     Scales are one an output channel. Two are tried: that which reaches the largest
-    entry, and the clipped one of least :math:`E^\top A E` at nearest rounding; with and
+    entry, and the clipped one of least :math:`E^\top I E` at nearest rounding; with and
     without compensation. Of each layer the least predicted rise is taken.
 
     A is that of the unrounded model's inputs. A layer after rounded ones sees others:
