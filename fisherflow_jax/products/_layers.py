@@ -213,10 +213,8 @@ class LayerCovariances(NamedTuple):
 
     def along(self, many: tuple, vectors: PyTree) -> jax.Array:
         """Products `(n, R, S)` with vectors, leaves `(S, *leaf.shape)`."""
-        layers, dtype = self.layers, self.dtype
-        stacks, rest = jax.vmap(lambda v: layer_vectors.split(layers, v, dtype))(
-            vectors
-        )
+        layers = self.layers
+        stacks, rest = jax.vmap(lambda v: layer_vectors.split(layers, v))(vectors)
         found = []
         for one, own in zip(self.each, many[0], strict=True):
             stack, rows = layers.places[layers.names[one.layer.kernel]]
@@ -225,11 +223,6 @@ class LayerCovariances(NamedTuple):
             vector = trees.ravel(rest[layers.names[leaf]], 1)
             found.append(linalg.product("nrq,sq->nrs", flat, vector))
         return functools.reduce(jnp.add, found)
-
-    @property
-    def dtype(self) -> Any:
-        variances = [one.variances for one in self.each] + [*self.others.values()]
-        return jnp.result_type(*variances)
 
 
 def layer_covariances(

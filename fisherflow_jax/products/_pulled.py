@@ -45,17 +45,9 @@ Pull = Callable[[jax.Array], Pulled]  # of cotangents (R, 1, ...)
 Puller = Callable[[PyTree], tuple[jax.Array, Pull]]  # an example -> outputs (1, ...)
 
 
-def by_gradients(
-    belief: Gaussian,
-    apply_fn: Callable,
-    robust: bool | str,
-    factors: Any = None,
-) -> Puller:
-    """By gradients of all parameters, for any structure; factorised once.
-
-    Or by factors of the information, where they are known already.
-    """
-    white = _whitened(belief, robust, factors)
+def by_gradients(belief: Gaussian, apply_fn: Callable, robust: bool | str) -> Puller:
+    """By gradients of all parameters, for any structure; factorised once."""
+    white = _whitened(belief, robust)
 
     def at(example: PyTree) -> tuple[jax.Array, Pull]:
         outputs, vjp = jax.vjp(lambda params: apply_fn(params, example), belief.mean)
@@ -69,20 +61,18 @@ def by_gradients(
     return at
 
 
-def _whitened(
-    belief: Gaussian, robust: bool | str, factors: Any
-) -> Callable[[PyTree], Pulled]:
+def _whitened(belief: Gaussian, robust: bool | str) -> Callable[[PyTree], Pulled]:
     """Leaves `(R, *leaf.shape)` -> `Pulled`, by a root where the structure has one."""
-    meat, source = belief.meat, belief.information if factors is None else factors
-    if not robust and ops.provides(ops.whitener, source):
-        root = ops.whitener(source)
+    information, meat = belief.information, belief.meat
+    if not robust and ops.provides(ops.whitener, information):
+        root = ops.whitener(information)
 
         def halved(stack: PyTree) -> Pulled:
             half = root.matrix(stack)
             return Pulled(half, half)
 
         return halved
-    solve = ops.solver(source) if factors is None else factors.divide
+    solve = ops.solver(information)
 
     def solved(stack: PyTree) -> Pulled:
         pair = stack, jax.vmap(solve)(stack)

@@ -14,7 +14,6 @@ from fisherflow_jax import information as ops
 from fisherflow_jax._ground import linalg, trees
 from fisherflow_jax.posteriors import Gaussian
 from fisherflow_jax.products._layers import LayerCovariances, layer_covariances
-from fisherflow_jax.products._pulled import by_gradients
 
 PyTree = Any
 Columns = Callable[[jax.Array], jax.Array]  # outputs (1, ...) -> cotangents (R, 1, ...)
@@ -116,28 +115,24 @@ def _by_layers(belief: Gaussian, apply_fn: Callable, found: LayerCovariances) ->
 def _by_gradients(
     belief: Gaussian, apply_fn: Callable, middle: Middle | None, factors: Any
 ) -> Rows:
-    at = by_gradients(belief, apply_fn, False, factors)
     inverse = ops.solver(belief.information) if factors is None else factors.divide
 
     def solve(vector: PyTree) -> PyTree:
         solved = inverse(vector)
         return solved if middle is None else inverse(middle(solved))
 
-    def left(example: PyTree, columns: Columns) -> jax.Array:
-        return trees.ravel(gradients(belief.mean, apply_fn, example, columns), 1)
-
-    def right(example: PyTree, columns: Columns) -> jax.Array:
+    def both(example: PyTree, columns: Columns) -> tuple[jax.Array, jax.Array]:
         pulled = gradients(belief.mean, apply_fn, example, columns)
-        return trees.ravel(jax.vmap(solve)(pulled), 1)
+        return trees.ravel(pulled, 1), trees.ravel(jax.vmap(solve)(pulled), 1)
 
     def own(example: PyTree, columns: Columns) -> jax.Array:
-        if middle is None:
-            outputs, pull = at(example)
-            return _symmetric(pull(columns(outputs)).covariance())
-        pulled = gradients(belief.mean, apply_fn, example, columns)
-        solved = jax.vmap(inverse)(pulled)
-        pair = (trees.ravel(x, 1) for x in (solved, jax.vmap(middle)(solved)))
-        return _symmetric(linalg.product("rq,sq->rs", *pair))
+        return _symmetric(linalg.product("rq,sq->rs", *both(example, columns)))
+
+    def left(example: PyTree, columns: Columns) -> jax.Array:
+        return both(example, columns)[0]
+
+    def right(example: PyTree, columns: Columns) -> jax.Array:
+        return both(example, columns)[1]
 
     def pairs(many: jax.Array, several: jax.Array) -> jax.Array:
         return linalg.product("nrq,msq->nrms", many, several)

@@ -80,15 +80,13 @@ class Value:
     """A value of class probabilities, at the mean or of draws of the parameters.
 
     Attributes:
-      name: of its factory.
       of: `(p (S, c, T, C), p at inputs (S, m, T', C) or None) -> (c,)`, S draws of c
-        rows' probabilities; S = 1, at the mean, without draws.
+        rows' probabilities; S = 1, at the mean, without draws. Named as its factory.
       num_samples: S; None: at the mean.
       key: what draws them.
       inputs: of the target distribution, leading axis m, or None.
     """
 
-    name: str = dataclasses.field(metadata={"static": True})
     of: Callable = dataclasses.field(metadata={"static": True})
     num_samples: int | None = dataclasses.field(default=None, metadata={"static": True})
     key: Any = None
@@ -156,7 +154,7 @@ def disagreement(key: Any, num_samples: int = 100) -> Value:
     """
     checks.whole(num_samples, "num_samples", least=2)
     key = keys.key_data(key)
-    return Value("disagreement", _disagreement, num_samples, key)
+    return Value(_disagreement, num_samples, key)
 
 
 def predictive_information(inputs: PyTree, key: Any, num_samples: int = 100) -> Value:
@@ -175,13 +173,12 @@ def predictive_information(inputs: PyTree, key: Any, num_samples: int = 100) -> 
     """
     checks.whole(num_samples, "num_samples", least=2)
     key = keys.key_data(key)
-    name = "predictive_information"
-    return Value(name, _predictive_information, num_samples, key, inputs)
+    return Value(_predictive_information, num_samples, key, inputs)
 
 
 def entropy() -> Value:
     """The entropy of the class probabilities at the mean, in nats: a baseline."""
-    return Value("entropy", _entropy)
+    return Value(_entropy)
 
 
 def margin() -> Value:
@@ -189,7 +186,7 @@ def margin() -> Value:
 
     It is largest, 0, where the two likeliest classes are equally so.
     """
-    return Value("margin", _margin)
+    return Value(_margin)
 
 
 def _entropy(p: jax.Array, at: Any) -> jax.Array:

@@ -72,8 +72,7 @@ def values(
       >>> int(jnp.argmax(ff.selection.values(state, *model, x, told)))  # unsure of p
       2
     """
-    kinds = isinstance(acquisition, Gain), isinstance(acquisition, Value)
-    if not any(kinds):
+    if not isinstance(acquisition, Gain | Value):
         raise TypeError(
             "an acquisition is made by a call such as ff.selection.entropy(); got "
             f"{checks.described(acquisition)}."
@@ -82,10 +81,9 @@ def values(
     if isinstance(acquisition, Value):
         if not likelihood.is_classes:
             raise ValueError(
-                f"{acquisition.name} is of classes (categorical, bernoulli), and this "
-                f"likelihood is {likelihood}: take ff.selection.information_gain(), "
-                "the same as disagreement for normal errors, or "
-                "variance_reduction(target)."
+                f"{acquisition.of.__name__[1:]} is of classes (categorical, bernoulli),"
+                f" not of {likelihood}: take ff.selection.information_gain(), the same "
+                "as disagreement for normal errors, or variance_reduction(target)."
             )
         if acquisition.inputs is not None:
             products.check_inputs(state, acquisition.inputs, None)
