@@ -5,6 +5,7 @@ import sys
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 PyTree = Any
@@ -140,3 +141,17 @@ def _require(value: Any, name: str, rule: str, satisfies: Any) -> None:
     # in numpy, so that a check compiles nothing
     if is_concrete(value) and not np.all(satisfies(np.asarray(value))):
         raise ValueError(f"{name} must be {rule}; got {value}.")
+
+
+def floating(dtype: Any, name: str) -> Any:
+    """A floating-point type, or None."""
+    if dtype is None:
+        return None
+    try:
+        if jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
+            return jnp.dtype(dtype)
+    except TypeError:
+        pass
+    raise ValueError(
+        f"{name} is None or a floating-point type, such as bfloat16; got {dtype!r}."
+    )

@@ -10,7 +10,7 @@ import optax
 
 from fisherflow_jax import estimators, likelihoods, memories, structures
 from fisherflow_jax._ground import batch as batches
-from fisherflow_jax._ground import choices, keys, sharding, trees
+from fisherflow_jax._ground import checks, choices, keys, sharding, trees
 from fisherflow_jax.layers import Layers, find_layers
 from fisherflow_jax.model import once
 from fisherflow_jax.transforms import _clip_by_kl as trust
@@ -41,6 +41,7 @@ def kfac(
     spread_inverses: bool = False,
     eigenvalue_correction: bool = False,
     widest: int | None = None,
+    store: Any = None,
     weight_decay: float = 0.0,
     mask: Any = None,
     factorise: Callable[..., Any] | None = None,
@@ -84,6 +85,8 @@ def kfac(
         moments take the place of the product of eigenvalues, and damping is exact.
       widest: as in `ff.structures.kronecker`: sides of more than so many units keep the
         diagonal of their factor. None: its default.
+      store: type in which inverses are kept, such as "bfloat16"; None: that of the
+        factors, float32 or wider, which are not narrowed.
       weight_decay: as in `ff.natural_gradient`.
       mask: which parameters decay, as there.
       factorise: as in `ff.scale_by_fisher`; None: `ff.transforms.factored_damping`, or
@@ -155,6 +158,13 @@ def kfac(
         factorise = (
             factorisations.factorise if exact else factorisations.factored_damping
         )
+    if checks.floating(store, "store") is not None:
+        if eigenvalue_correction:
+            raise ValueError(
+                "store is for inverses, and eigenvalue_correction=True keeps bases in "
+                f"which factors are summed up: they are not narrowed; got {store!r}."
+            )
+        factorise = factorisations.Narrowed(factorise, checks.floating(store, "store"))
     options = {
         "memory": memories.exponential(decay),
         "damping": damping,

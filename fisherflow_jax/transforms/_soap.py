@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import jax.numpy as jnp
 import optax
 
 from fisherflow_jax import structures
@@ -251,21 +250,8 @@ def _optimizer(
         second=two_sided.Average(b2),
         eps=eps,
         inverse_period=period,
-        mu_dtype=_floating(mu_dtype, "mu_dtype"),
-        store=_floating(store, "store"),
+        mu_dtype=checks.floating(mu_dtype, "mu_dtype"),
+        store=checks.floating(store, "store"),
     )
     descent = Descent(learning_rate, weight_decay, mask)
     return descent.after(two_sided.transformation(method))
-
-
-def _floating(dtype: Any, name: str) -> Any:
-    if dtype is None:
-        return None
-    try:
-        if jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
-            return jnp.dtype(dtype)
-    except TypeError:
-        pass
-    raise ValueError(
-        f"{name} is None or a floating-point type, such as bfloat16; got {dtype!r}."
-    )

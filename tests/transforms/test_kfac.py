@@ -164,3 +164,35 @@ def test_an_update_runs_the_model_once_a_shape(options):
         lambda state: optimizer.update(PARAMS, state, PARAMS, batch=BATCH), state
     )
     assert sorted(shapes) == sorted(set(shapes))
+
+
+def test_inverses_are_kept_in_a_narrower_type():
+    def run(**options):
+        optimizer = ff.kfac(
+            0.1, network, LIKELIHOOD, LAYERS, damping=DAMPING, key=0, **options
+        )
+
+        @jax.jit
+        def steps(params):
+            state = optimizer.init(params)
+            for _ in range(3):
+                gradients = jax.grad(LOSS)(params, BATCH)
+                updates, state = optimizer.update(gradients, state, params, batch=BATCH)
+            return updates, state
+
+        return optimizer, *steps(PARAMS)
+
+    whole, updates, _ = run()
+    narrow, close_by, state = run(store="bfloat16", spread_inverses=True)
+    for x, y in zip(jax.tree.leaves(close_by), jax.tree.leaves(updates), strict=True):
+        np.testing.assert_allclose(x, y, rtol=0.05, atol=1e-3 * np.abs(y).max())
+    kept = jax.tree.leaves(state[0].factorisation)
+    assert {x.dtype for x in kept} == {jnp.dtype("bfloat16")}
+    assert jax.tree.leaves(state[0].information)[0].dtype != jnp.bfloat16
+    sizes = [ff.transforms.bytes_per_device(x, PARAMS) for x in (whole, narrow)]
+    assert sizes[0] - sizes[1] == 6 * sum(x.size for x in kept)
+    for options in ({"store": "int8"}, {"store": 2, "eigenvalue_correction": True}):
+        with pytest.raises(ValueError, match="store is None or a floating-point type"):
+            run(**options)
+    with pytest.raises(ValueError, match="store is for inverses"):
+        run(store="bfloat16", eigenvalue_correction=True)

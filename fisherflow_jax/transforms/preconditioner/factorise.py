@@ -6,11 +6,14 @@ A factorisation is a pytree of arrays, so that a state can keep it. Those of
 method too, or is registered with `apply`.
 """
 
+import dataclasses
 import functools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import trees
@@ -132,6 +135,32 @@ def factored_damping(
             f"{type(information).__name__}, power {power}, root_damping {root_damping}."
         )
     return ops.factored(information, damping)
+
+
+class Narrow(NamedTuple):
+    """A factorisation whose arrays are kept in a narrower type."""
+
+    narrow: Any
+
+    def divide(self, vector: PyTree) -> PyTree:
+        """As the factorisation does, in the vector's type or float32."""
+        return apply(optax.tree.cast(self.narrow, trees.float_dtype(vector)), vector)
+
+
+@ops.parts.register
+def _(factorisation: Narrow) -> ops.Parts:
+    return ops.parts(factorisation.narrow)
+
+
+@dataclasses.dataclass(frozen=True)
+class Narrowed:
+    """A way of damping, what it gives being kept in this type."""
+
+    factorise: Callable
+    dtype: Any
+
+    def __call__(self, *given: Any) -> Narrow:
+        return Narrow(optax.tree.cast(self.factorise(*given), self.dtype))
 
 
 @functools.singledispatch
