@@ -368,7 +368,7 @@ def test_lines_of_code(record_property: pytest.FixtureRequest):
     )
     # .900 and .982 when the house stood; the rest is room for what is built in it
     assert shares[0] <= 1.56
-    assert shares[1] <= 1.68
+    assert shares[1] <= 1.69
 
 
 # ---- what is declared
