@@ -154,7 +154,7 @@ def _of_parts(parts: PyTree) -> TwoSided:
 
 
 @choices.choice
-def two_sided(*, widest: int = 2048, stacked: Any = None) -> Structure:
+def two_sided(*, widest: int = 4096, stacked: Any = None) -> Structure:
     r"""Keeps two factors of every array, seen as a matrix: those of Shampoo and SOAP.
 
     .. math:: F \approx \frac{A \otimes G}{\operatorname{tr} A}, \qquad

@@ -68,7 +68,7 @@ def shampoo(
       inverse_period: steps between two renewals of the roots, which are renewed at each
         of the first so many, too; None: 10.
       widest: sides of more than so many units keep the diagonal of their factor; 0 is
-        Adam. None: 2048.
+        Adam. None: 4096.
       stacked: which arrays are stacks of matrices: a predicate of a parameter's name, a
         list of names, booleans like the parameters (or a prefix); None: none.
       store: type in which roots are kept, such as "bfloat16"; None: float32 or wider,
@@ -169,7 +169,7 @@ def soap(
       mu_dtype: type in which the gradients' average is kept; None: the parameters'.
       decomposition: whether eigenvectors are taken anew at a renewal.
       inverse_period: steps between two renewals of the bases; None: 10.
-      widest: sides of more than so many units are not turned; 0 is Adam. None: 2048.
+      widest: sides of more than so many units are not turned; 0 is Adam. None: 4096.
       stacked: which arrays are stacks of matrices, as in `ff.shampoo`, where it is also
         said how others are seen as one.
       store: type in which bases are kept, such as "bfloat16"; None: float32 or wider,
@@ -237,7 +237,7 @@ def _optimizer(
     checks.decay(b2, "b2")
     checks.not_negative(eps, "eps")
     period = 10 if inverse_period is None else inverse_period
-    widest = 2048 if widest is None else widest
+    widest = 4096 if widest is None else widest
     try:
         checks.whole(period, "inverse_period", of="steps")
         structure = structures.two_sided(widest=widest, stacked=stacked)
