@@ -91,8 +91,11 @@ FACTORED = methods.SHAMPOO, methods.SOAP, KFAC, EKFAC
 # ---- bytes, from shapes alone
 
 
-def print_sizes(with_kfac_jax: bool) -> None:
-    """Rows of methods, columns of models; nothing is made."""
+def print_sizes() -> None:
+    """Rows of methods, columns of models; nothing is made.
+
+    Without kfac-jax, which makes its state to find its size.
+    """
     ids = jax.ShapeDtypeStruct((1, LENGTH), jnp.int32)
     cells: dict[str, list[str]] = {}
     for _, depth, width in SIZES:
@@ -116,14 +119,13 @@ def print_sizes(with_kfac_jax: bool) -> None:
             methods.SOAP: ff.soap(0.1),
             f"{methods.SOAP}, bfloat16": ff.soap(0.1, store="bfloat16"),
             KFAC: kfac(),
+            f"{KFAC}, widest=4096": kfac(widest=4096),
             EKFAC: kfac(eigenvalue_correction=True),
         }
         for name, optimizer in optimizers.items():
             taken = ff.transforms.bytes_per_device(optimizer, params)
             text = f"{taken / 2**30:.1f} GiB", f"{taken / count:.1f}"
             cells.setdefault(name, []).extend(text)
-        if with_kfac_jax:
-            cells.setdefault(KFAC_JAX, []).extend(("", ""))
     header = [""]
     for name, depth, width in SIZES:
         header += [f"{name}: {depth} layers of {width}", "bytes a parameter"]
@@ -277,7 +279,7 @@ def main() -> None:
         "Bytes of state, the defaults, a tied table of "
         f"{VOCABULARY:,} tokens (from shapes):\n"
     )
-    print_sizes(with_kfac_jax)
+    print_sizes()
     print(
         "The grid, the same for all methods: learning rates x a second number s, "
         f"{SECOND}: the damping of K-FAC, EK-FAC and kfac-jax; Adam's and SOAP's eps "

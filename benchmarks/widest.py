@@ -10,6 +10,7 @@ bases every ten steps):
 
     python benchmarks/widest.py            # some minutes
     python benchmarks/widest.py --quick    # few steps, the hidden layer of 700 alone
+    python benchmarks/widest.py --steps 50 --methods ff.kfac --problems products
 """
 
 import argparse
@@ -154,15 +155,20 @@ def compare(build: Any, method: str, steps: int, rounds: int) -> list[tuple[str,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="few steps, one model")
+    parser.add_argument("--steps", type=int, default=STEPS, help="tens of steps")
+    parser.add_argument("--methods", nargs="+", choices=GRIDS, default=list(GRIDS))
+    names = [build.__name__ for build in PROBLEMS]
+    parser.add_argument("--problems", nargs="+", choices=names, default=names)
     arguments = parsed(parser)
     if arguments is None:
         return
-    quick, steps = arguments.quick, STEPS
+    quick, steps, names = arguments.quick, arguments.steps, arguments.problems
     if quick:
-        steps = STEPS // 5
+        steps, names = 20, names[:1]
     threadpool_limits(1, user_api="blas")
     print(f"{describe_machine(('jax', 'jaxlib', 'optax'))}\nLAPACK on one thread\n")
-    for method, grid in GRIDS.items():
+    for method in arguments.methods:
+        grid = GRIDS[method]
         print(
             f"{method}: learning rate {sorted({s.learning_rate for s in grid})} x "
             f"{'eps, as the square of' if method == SOAP else 'damping'} "
@@ -178,12 +184,14 @@ def main() -> None:
         "steps to (range)",
         "seconds to",
     )
-    for build in PROBLEMS[:1] if quick else PROBLEMS:
+    for build in PROBLEMS:
+        if build.__name__ not in names:
+            continue
         problem = build(0)
         print(f"\n{problem.name}: {problem.num_params:,} parameters\n", flush=True)
         rows = [
             row
-            for method in GRIDS
+            for method in arguments.methods
             for row in compare(build, method, steps, 3 if quick else 5)
         ]
         print(table(header, rows), flush=True)
