@@ -14,8 +14,8 @@ the time of a step, all in turns, over that of optax.adamw; and the loss of all 
 Before it the bytes of state at 1.2 and 6.7 billion parameters, from shapes alone. Needs
 the extra `benchmarks`; kfac-jax takes part where it is installed:
 
-    python benchmarks/optimizers.py                  # about half an hour
-    python benchmarks/optimizers.py --quick          # a minute or two
+    python benchmarks/optimizers.py                  # about a quarter of an hour
+    python benchmarks/optimizers.py --quick          # two minutes: the autoencoder
     python benchmarks/optimizers.py --problems cnn   # or autoencoder, transformer
     python benchmarks/optimizers.py --problems       # the bytes alone
 """
@@ -294,7 +294,7 @@ def main() -> None:
         flush=True,
     )
     numbers: dict[str, Any] = {"machine": machine}
-    for name in arguments.problems:
+    for name in list(arguments.problems)[: 1 if arguments.quick else None]:
         build, steps, rates = PROBLEMS[name]
         if arguments.quick:
             steps, rates = 20, rates[1:4:2]

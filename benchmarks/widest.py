@@ -8,7 +8,7 @@ the first seed, and its best setting runs again with two others. Printed are the
 to a loss that both reach, bytes of state, and seconds of a step (in turns, inverses or
 bases every ten steps):
 
-    python benchmarks/widest.py            # some minutes
+    python benchmarks/widest.py            # about ten minutes
     python benchmarks/widest.py --quick    # few steps, the hidden layer of 700 alone
     python benchmarks/widest.py --steps 50 --methods ff.kfac --problems products
 """
