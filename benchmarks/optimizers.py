@@ -120,6 +120,7 @@ def print_sizes() -> None:
             f"{methods.SOAP}, bfloat16": ff.soap(0.1, store="bfloat16"),
             KFAC: kfac(),
             f"{KFAC}, widest=4096": kfac(widest=4096),
+            f"{KFAC}, widest=4096, bfloat16": kfac(widest=4096, store="bfloat16"),
             EKFAC: kfac(eigenvalue_correction=True),
         }
         for name, optimizer in optimizers.items():
