@@ -7,6 +7,7 @@ import numpy as np
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import checks, trees
+from fisherflow_jax.compression._grid import laid_over
 from fisherflow_jax.compression._round import check_inputs, named_bits, rounded
 from fisherflow_jax.compression._state import earlier, quadratic
 
@@ -18,7 +19,8 @@ class Allocation(NamedTuple):
 
     Attributes:
       bits: of each parameter that is rounded; `round_to_grid` takes it.
-      predicted_rise: the sum of their predicted rises, each rounded by itself, in nats.
+      predicted_rise: the sum of their predicted rises, each pruned and rounded by
+        itself, in nats.
       mean_bits: a parameter that is rounded, at most the budget.
     """
 
@@ -92,8 +94,12 @@ def allocate_bits(
     kept, names = earlier(mask, around.mean), [*named[0]]
     check_inputs(around, kept, names, dead_inputs)
 
+    pruned = dict(trees.named_leaves(kept))
+
     def cost(name: str, number: int) -> float:
-        return float(rounded(around, kept, {name: number}).predicted_rise)
+        # zeros of the others are not this one's rise
+        alone = laid_over(kept, {name: pruned[name]}, True)
+        return float(rounded(around, alone, {name: number}).predicted_rise)
 
     costs = np.array([[cost(name, number) for number in options] for name in names])
     leaves = dict(trees.named_leaves(around.mean))

@@ -80,7 +80,7 @@ def saliency(
     def leaf(x: jax.Array, precision: jax.Array, kept: jax.Array) -> jax.Array:
         return jnp.where(kept, factor * precision * jnp.square(x) / 2, 0)
 
-    found = jax.tree.map(leaf, mean, precision, kept)
+    found = jax.tree.map(leaf, trees.widen(mean), precision, kept)
     check_finite(found, "the saliency", ": give the state a larger prior precision")
     return found
 
@@ -108,8 +108,9 @@ def mask(
         these, all arrays of two axes or more: no biases and no norms.
       groups: entries that are kept or removed together, such as all that belongs to a
         hidden unit: for the name of a parameter whole numbers that broadcast to its
-        shape, -1 for what is in no group. Their saliencies are summed. What must go
-        together (channels that meet in a residual sum) is for you to say.
+        shape, -1 for what is in no group. The saliencies of those that the earlier
+        mask keeps are summed. What must go together (channels that meet in a residual
+        sum) is for you to say.
       layers: from `ff.layers.find_layers`: which arrays are kernels, and which of their
         axes are inputs. None: all axes but the last are.
       mask: an earlier mask, whose zeros stay.
@@ -178,14 +179,19 @@ def _by_rows(scores: jax.Array, pattern: str, layer: Any) -> jax.Array:
             'sparsity is a share in [0, 1), or how many of how many are kept, as "2:4";'
             f" got {pattern!r}."
         )
-    rows = scores.reshape((1, -1, scores.shape[-1] if scores.ndim > 1 else 1))
+    width = scores.shape[-1] if scores.ndim > 1 else 1
+    rows = scores.reshape((1, scores.size // max(width, 1), width))
     if layer is not None:
         rows = layer.kernel_layout.from_leaf(scores)
     whole = rows.shape[1] // length * length
-    cut = rows[:, :whole].reshape((len(rows), -1, length, rows.shape[2]))
+    of_each = len(rows), whole // length, length, rows.shape[2]
+    cut = rows[:, :whole].reshape(of_each)
     best = jnp.argsort(jnp.argsort(cut, axis=2), axis=2) >= length - count
-    best = best.reshape((len(rows), whole, -1))
-    kept = jnp.ones(rows.shape, bool).at[:, :whole].set(best)
+    kept = (
+        jnp.ones(rows.shape, bool)
+        .at[:, :whole]
+        .set(best.reshape((len(rows), whole, rows.shape[2])))
+    )
     return (
         kept.reshape(scores.shape)
         if layer is None
@@ -216,8 +222,12 @@ def _by_groups(
     if free == used.size:
         raise ValueError("groups hold no number from 0 on: nothing would be pruned.")
     grouped = [scores[name] for name in numbers]
-    totals = jax.ops.segment_sum(trees.ravel(grouped), places, used.size)
-    kept = _largest(totals[free:], sparsity)
+    flat_scores, sums = trees.ravel(grouped), jax.ops.segment_sum
+    # of a group of which some are removed already the rest counts
+    left = jnp.isfinite(flat_scores)
+    totals = sums(jnp.where(left, flat_scores, 0), places, used.size)
+    some = sums(left.astype(jnp.int32), places, used.size) > 0
+    kept = _largest(jnp.where(some, totals, -jnp.inf)[free:], sparsity)
     kept = jnp.concatenate([jnp.ones(free, bool), kept])
     parts = trees.unravel(kept[places], grouped)
     return dict(zip(numbers, parts, strict=True))

@@ -69,6 +69,12 @@ def compressible(like: PyTree, chosen: Any, layers: Layers | None) -> list[str]:
     if chosen is None:
         sure = layers is not None
         chosen = [n for n, x in named if (n in kernels if sure else x.ndim > 1)]
+        if not chosen:
+            raise ValueError(
+                f"there is no kernel among the parameters {[n for n, _ in named]}, "
+                f"{'no layer' if sure else 'no array of two axes or more'}: say which "
+                "are to be pruned or rounded, chosen=lambda name: True for all."
+            )
     flags = jax.tree.leaves(trees.chosen(like, chosen))
     return [name for (name, _), flag in zip(named, flags, strict=True) if flag]
 

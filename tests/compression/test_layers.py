@@ -153,11 +153,13 @@ def test_rows_of_a_pattern_are_inputs():
             assert np.all(kept["layers"]["b"])
 
 
-def test_narrow_parameters():
+def test_narrow_parameters(strict_promotion):
     state = made("scanned")[0]
     half = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), state.mean)
-    narrow = state._replace(mean=half)
+    single = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), state)
+    narrow = single._replace(mean=half)
     kept = compression.mask(jax.tree.map(jnp.abs, half), 0.5)
+    assert all(np.all(x >= 0) for x in jax.tree.leaves(compression.saliency(narrow)))
     pruned = compression.prune(narrow, kept)
     rounded = compression.round_to_grid(narrow, 4, mask=kept)
     for found in (pruned, rounded):

@@ -144,6 +144,13 @@ def test_n_of_m_along_the_inputs(params, layers):
     assert np.all(four[4:]) and np.all(np.sum(four[:4], 0) == 2)
 
 
+@pytest.mark.parametrize("shape", [(), (3,), (3, 2), (0, 2), (2, 0)])
+def test_less_than_a_row_of_a_pattern_stays(shape):
+    sizes = {"w": jnp.ones(shape)}
+    found = compression.mask(sizes, "2:4", chosen=["w"])["w"]
+    assert found.shape == shape and np.all(found)
+
+
 def test_n_of_m_of_a_kernel_whose_inputs_come_last():
     params = {"w": drawn(3, 8)}
     layers = ff.layers.find_layers(lambda p, x: x @ p["w"].T, params, jnp.zeros((1, 8)))
@@ -165,6 +172,16 @@ def test_groups_go_together(params):
         )
         assert set(map(bool, flags)) == {unit not in gone}
     assert np.all(found["c"])
+    # of groups that have lost an entry the rest counts, and empty ones come first
+    earlier = {k: np.ones(x.shape, bool) for k, x in params.items()}
+    earlier["w"][0, int(np.argmax(total))] = False
+    again = compression.mask(magnitudes(params), 0.5, groups=groups, mask=earlier)
+    np.testing.assert_array_equal(again["v"], found["v"])
+    for name, axis in (("w", 0), ("v", 1)):
+        np.moveaxis(earlier[name], 1 - axis, 0)[int(np.argmax(total))] = False
+    earlier["b"][int(np.argmax(total))] = False
+    again = compression.mask(magnitudes(params), 0.25, groups=groups, mask=earlier)
+    np.testing.assert_array_equal(flat(again), flat(earlier))
 
 
 def test_an_earlier_mask_is_kept(params, kept):
@@ -228,7 +245,7 @@ def test_bad_input(states, params, kept):
             compression.mask(sizes, pattern)
     with pytest.raises(ValueError, match="no parameter has the name 'u'"):
         compression.mask(sizes, 0.5, chosen=["u"])
-    with pytest.raises(ValueError, match="no parameter is chosen"):
+    with pytest.raises(ValueError, match="there is no kernel"):
         compression.mask({"b": sizes["b"]}, 0.5)
     with pytest.raises(ValueError, match="groups of w are whole numbers"):
         compression.mask(sizes, 0.5, groups={"w": np.arange(5)})

@@ -202,6 +202,13 @@ def test_the_cheapest_choice_is_found():
         assert costs[places].sum() == pytest.approx(searched(costs, sizes, limit))
 
 
+def test_bits_of_a_pruned_model_count_its_zeros_once(states, kept):
+    state = states["kronecker"]
+    found = compression.allocate_bits(state, (3,), 3.0, mask=kept)
+    rise = compression.round_to_grid(state, found.bits, mask=kept).predicted_rise
+    np.testing.assert_allclose(found.predicted_rise, rise, rtol=1e-9)
+
+
 def test_bits_are_allocated(states, params):
     state, choices = states["kronecker"], (2, 3, 6)
     names = ("v", "w")

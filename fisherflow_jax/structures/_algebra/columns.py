@@ -1,5 +1,6 @@
 """Matrices and diagonals as columns of parameters, for `ff.information.by_columns`."""
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -37,12 +38,13 @@ def of_matrices(
     """Of matrices `(..., k, k)`, with a vector as `(..., k)` beside each and back."""
 
     def group(block: jax.Array) -> ops.ColumnBlocks:
-        matrix = block.reshape((-1, *block.shape[-2:]))
+        matrix = block.reshape((math.prod(block.shape[:-2]), *block.shape[-2:]))
         ones = jnp.ones((len(matrix), 1), block.dtype)
         return ops.ColumnBlocks(matrix, ones, jnp.zeros_like(ones[:, 0]))
 
     def split(vector: PyTree) -> list[jax.Array]:
-        return [part.reshape((-1, part.shape[-1], 1)) for part in pack(vector)]
+        packed = pack(vector)
+        return [x.reshape((math.prod(x.shape[:-1]), x.shape[-1], 1)) for x in packed]
 
     def join(parts: list[jax.Array]) -> PyTree:
         pairs = zip(parts, blocks, strict=True)
