@@ -62,7 +62,9 @@ def effects(
     sum of theirs, to first order.
 
     The prior in the state's information is all the damping that there is; another is
-    another state, `ff.posterior(params, information, prior_precision=...)`.
+    another state, `ff.posterior(params, information, prior_precision=...)`. The state's
+    temperature, of `ff.laplace` or `ff.calibrate`, does not count: it says how sure one
+    may be, and not how the optimum moves.
 
     Args:
       state: anything with `.mean` and `.information`, made of these rows: the rows'

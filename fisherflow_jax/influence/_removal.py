@@ -89,11 +89,16 @@ def begun(
     shapes = jax.eval_shape(ops.diagonal, belief.information, belief.mean)
     check_like(shapes, belief.mean)
     own = choices.shared(Asked(checked, first_order, on, chunk_size))
-    return own, Fitted(belief, choices.run(own, _factors, belief))
+    temperature = getattr(state, "temperature", None)
+    return own, choices.run(own, _fitted, belief, temperature)
 
 
-def _factors(own: Asked, belief: Gaussian) -> Any:
-    return products.factors_of(belief)
+def _fitted(own: Asked, belief: Gaussian, temperature: Any) -> Fitted:
+    # what rows change is the minimum of the objective, however wide the belief
+    if temperature is not None:
+        information = ops.scale(belief.information, temperature)
+        belief = belief._replace(information=information)
+    return Fitted(belief, products.factors_of(belief))
 
 
 def results(
@@ -112,6 +117,11 @@ def results(
     defined, with whether it is; or None.
     """
     screening.check_option(bad_rows)
+    if hasattr(data, "shape"):
+        raise ValueError(
+            f"{name} are a batch, (inputs, targets), with None for targets that are "
+            f"not read, or a list of batches; got an array of shape {data.shape}."
+        )
     own, fitted = begun
     alone = isinstance(data, tuple) and not isinstance(data, accumulation.Stacked)
     given = accumulation.counted(data, to_batch, progress, "influence")

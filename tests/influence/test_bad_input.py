@@ -129,3 +129,8 @@ def test_low_precision_outputs(own):
     expected = INFLUENCE.effects(*own, (X, Y), (X, Y))
     assert found.dtype == expected.dtype
     np.testing.assert_allclose(found, expected, rtol=0.05, atol=0.02)
+
+
+def test_an_array_is_no_batch(own):
+    with pytest.raises(ValueError, match=r"the data are a batch, .* array of shape"):
+        ff.influence.leverage(*own[:3], jnp.ones((4, 2)))

@@ -32,6 +32,30 @@ def least_squares():
     return x, y, state, fit
 
 
+def test_what_is_left_out_does_not_depend_on_the_temperature(least_squares):
+    x, y, _, fit = least_squares
+    structure, model = ff.structures.full(), (linear, ff.likelihoods.gaussian())
+    information = ff.estimators.exact(*model, structure)(fit.params, (x, None))
+    found = []
+    for temperature in (1.0, 7.0):
+        state = ff.posterior(
+            jnp.asarray(fit.params),
+            information,
+            prior_precision=1e-3,
+            temperature=temperature,
+        )
+        own = state, *model, (x, y)
+        found.append(
+            (
+                ff.influence.leave_one_out(*own),
+                ff.influence.effects(*own, (x[:2], y[:2]), first_order=True),
+                ff.influence.effects(*own, on=state.mean),
+            )
+        )
+    for one, other in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-8, atol=1e-10)
+
+
 def test_least_squares_has_the_diagnostics_of_statsmodels(least_squares):
     x, y, state, fit = least_squares
     (count, size), expected = x.shape, OLSInfluence(fit)
