@@ -237,4 +237,4 @@ def _draw(belief: Gaussian, key: jax.Array) -> PyTree:
         )
         root = jnp.sqrt(dispersion * spare / chi2)
         step = jax.tree.map(lambda x: x * root, step)
-    return jax.tree.map(lambda m, x: m + x, belief.mean, step)
+    return jax.tree.map(lambda m, x: m + x, trees.widen(belief.mean), step)

@@ -194,8 +194,8 @@ def _entropy(p: jax.Array, at: Any) -> jax.Array:
 
 
 def _margin(p: jax.Array, at: Any) -> jax.Array:
-    best = jax.lax.top_k(p[0], 2)[0]
-    return jnp.sum(best[..., 1] - best[..., 0], -1)
+    best = jax.lax.top_k(p[0], min(2, p.shape[-1]))[0]
+    return jnp.sum(jnp.sum(best[..., 1:], -1) - best[..., 0], -1)
 
 
 def _disagreement(p: jax.Array, at: Any) -> jax.Array:

@@ -67,7 +67,8 @@ def greedy(
     hardly falls.) Between batches, when the labels are there, update the state.
 
     Args:
-      state: anything with `.mean` and `.information`, the prior in it.
+      state: anything with `.mean` and `.information`, the prior in it. With a
+        temperature it is as unsure as that says, and a new row tells it more.
       apply_fn: `(params, inputs) -> outputs`.
       likelihood: from `ff.likelihoods`; its output Fisher at the mean is used.
       pool: inputs, leading axis n; parts in `ff.Shared` are passed whole.

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from fisherflow_jax import products
 from fisherflow_jax._ground import batch as batches
-from fisherflow_jax._ground import checks
+from fisherflow_jax._ground import checks, trees
 from fisherflow_jax._ground.chunks import map_slices
 from fisherflow_jax.likelihoods import SOFTMAX, Likelihood, widen
 from fisherflow_jax.model import derivative, once
@@ -128,7 +128,10 @@ def _of_classes(
     if value.num_samples is not None:
         drawn = sample(belief, value.key, (value.num_samples,))
         draws = jax.tree.map(
-            lambda x, m: (x - m[None]).astype(m.dtype), drawn, belief.mean
+            lambda x, wide, m: (x - wide[None]).astype(m.dtype),
+            drawn,
+            trees.widen(belief.mean),
+            belief.mean,
         )
     of = functools.partial(_probabilities, model, belief.mean, draws, likelihood)
     at = None

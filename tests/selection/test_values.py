@@ -89,6 +89,15 @@ def test_gains_of_single_rows_are_those_before_any_choice():
         np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 
+def test_one_class_has_no_margin():
+    params, pool = jnp.ones(2), jnp.ones((3, 2))
+    state = ff.posterior(params, ff.structures.full(), prior_precision=1.0)
+    model = lambda params, x: (x @ params)[:, None], ff.likelihoods.categorical()
+    found = selection.values(state, *model, pool, selection.margin())
+    np.testing.assert_array_equal(found, -1)
+
+
+@jax.numpy_dtype_promotion("strict")
 def test_half_precision_parameters():
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), cases.params("bernoulli"))
     found = []
