@@ -8,10 +8,19 @@ import numpy as np
 import optax
 
 from fisherflow_jax import information as ops
-from fisherflow_jax._ground import tables, trees
-from fisherflow_jax.compression._state import check_finite, earlier, quadratic
+from fisherflow_jax._ground import checks, tables, trees
+from fisherflow_jax._ground.warning import warn_once
+from fisherflow_jax.compression._state import (
+    Quadratic,
+    check_finite,
+    earlier,
+    quadratic,
+)
 
 PyTree = Any
+
+# A residual above is not that of rounding, but of too few iterations.
+UNFINISHED = 1e-3
 
 
 class Compressed(NamedTuple):
@@ -21,11 +30,14 @@ class Compressed(NamedTuple):
       params: like the state's mean, zero where the mask is False.
       mask: what is kept.
       predicted_rise: `()`, of the summed objective, in nats.
+      residual: `()`, how far what is kept is from its minimum: the quadratic's gradient
+        there, relative to that before it moved; 0 if nothing was to move.
     """
 
     params: PyTree
     mask: PyTree
     predicted_rise: jax.Array
+    residual: jax.Array
 
     def __str__(self) -> str:
         rows: list[tuple] = [("parameter", "shape", "entries", "kept", "sparsity")]
@@ -58,8 +70,9 @@ def prune(state: Any, mask: PyTree, *, compensate: bool = True) -> Compressed:
       compensate: False: the others stay.
 
     Returns:
-      A `Compressed(params, mask, predicted_rise)`. Cost: some dozens of products
-      and solves with the information, of a Kronecker layer I O (I + O) each.
+      A `Compressed(params, mask, predicted_rise, residual)`. Cost: some dozens of
+      products and solves with the information, of a Kronecker layer I O (I + O) each.
+      A residual above 1e-3 is warned of, once a state.
 
     Raises:
       TypeError: for a mixture.
@@ -96,7 +109,27 @@ def prune(state: Any, mask: PyTree, *, compensate: bool = True) -> Compressed:
         return jnp.where(kept, x, 0).astype(like.dtype)
 
     params = jax.tree.map(leaf, params, kept, around.mean)
-    return Compressed(params, kept, around.rise(params))
+    residual = _residual(around, kept, params)
+    if compensate and checks.is_concrete(residual) and residual > UNFINISHED:
+        warn_once(
+            (around.mean, kept),
+            f"what is kept is not at its minimum: a residual of {residual:.1g}, for an "
+            "information that is nearly singular. Take float64, a larger prior "
+            "precision, or stages of fewer parameters.",
+        )
+    return Compressed(params, kept, around.rise(params), residual)
+
+
+@jax.jit
+def _residual(around: Quadratic, kept: PyTree, params: PyTree) -> jax.Array:
+    def gradient(params: PyTree) -> PyTree:
+        step = jax.tree.map(jnp.subtract, params, around.mean)
+        found = trees.widen(ops.matvec(around.information, step))
+        return jax.tree.map(lambda x, keep: jnp.where(keep, x, 0), found, kept)
+
+    alone = jax.tree.map(lambda x, keep: jnp.where(keep, x, 0), around.mean, kept)
+    after, before = (trees.dot(g, g) for g in map(gradient, (params, alone)))
+    return jnp.where(before > 0, jnp.sqrt(after / jnp.where(before > 0, before, 1)), 0)
 
 
 class KeepZerosState(NamedTuple):

@@ -36,9 +36,29 @@ def test_pruning_is_constrained_least_squares(states, kept, name):
     np.testing.assert_allclose(found.predicted_rise, step @ matrix @ step / 2, **CLOSE)
     if name in ("scalar", "diagonal"):
         np.testing.assert_array_equal(flat(found.params)[~held], theta[~held])
+    assert float(found.residual) < 1e-9
     alone = compression.prune(state, kept, compensate=False)
     np.testing.assert_array_equal(flat(alone.params), np.where(held, 0, theta))
     assert float(found.predicted_rise) <= float(alone.predicted_rise) * (1 + 1e-12)
+
+
+def test_a_solve_that_does_not_end_is_warned_of(monkeypatch):
+    from fisherflow_jax.information import _columns as columns
+
+    root = drawn(23, 23, seed=5)
+    state = ff.posterior(
+        np.ones(23), ff.structures.Full(root @ root.T), prior_precision=PRIOR
+    )
+    mask = np.arange(23) % 2 == 0
+    monkeypatch.setattr(columns, "_MOST", 1)
+    with pytest.warns(ff.DataWarning, match="residual of"):
+        found = compression.prune(state, jnp.asarray(mask))
+    matrix = dense(state)
+    alone = np.where(mask, 1.0, 0.0)
+    left = (matrix @ (np.asarray(found.params) - 1))[mask]
+    before = (matrix @ (alone - 1))[mask]
+    expected = np.linalg.norm(left) / np.linalg.norm(before)
+    np.testing.assert_allclose(found.residual, expected, rtol=1e-9)
 
 
 def test_of_one_linear_layer_kronecker_is_full(kept):
