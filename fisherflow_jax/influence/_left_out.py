@@ -207,8 +207,9 @@ def self_influence(
 
     The diagonal of `effects(state, ..., data, data)`, and never negative. Rows whose
     labels are wrong have large values; so do their losses alone, which find them as
-    well. Rows drawn with chances proportional to the root of it, and weighted by their
-    inverse, make the subsample of least variance in the metric of the information.
+    well. An unknown dispersion is the state's estimate. Rows drawn with chances
+    proportional to the root of it, and weighted by their inverse, make the subsample of
+    least variance in the metric of the information.
 
     Args:
       state, apply_fn, likelihood, data, chunk_size, bad_rows, to_batch, progress: as in
@@ -244,6 +245,13 @@ def self_influence(
 
 def _own_effects(own: Asked, fitted: Fitted, batch: Batch) -> tuple:
     by = _with_targets(own, fitted, batch)
-    found = by.map(lambda row: removal.removed(by, row))
-    wanted = jnp.sum(found.gradient * found.moved, -1)
-    return wanted, (found.leverage, found.is_defined)
+    likelihood = products.known(own.model.likelihood, fitted.belief)
+
+    def one(row: Batch) -> tuple[jax.Array, Any]:
+        found = removal.removed(by, row)
+        # of the loss in nats: the information is of unit dispersion
+        gradient = removal.loss_gradient(likelihood, found.outputs[None], row).ravel()
+        wanted = jnp.sum(gradient * found.moved)
+        return wanted, (found.leverage, found.is_defined)
+
+    return by.map(one)

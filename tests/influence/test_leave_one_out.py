@@ -71,6 +71,8 @@ def test_least_squares_has_the_diagnostics_of_statsmodels(least_squares):
     np.testing.assert_allclose(y - found.outputs, expected.resid_press, **close)
     moved = -ff.influence.effects(*own, on=jnp.eye(size)).T
     np.testing.assert_allclose(moved, expected.dfbeta, **close)
+    own_effects = jnp.diagonal(ff.influence.effects(*own, own[3]))
+    np.testing.assert_allclose(ff.influence.self_influence(*own), own_effects, **close)
     # what follows, as the docstring has it
     residuals, leverage, variance = fit.resid, found.leverage, state.dispersion
     without = (count - size) * variance - residuals**2 / (1 - leverage)
