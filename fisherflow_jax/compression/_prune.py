@@ -1,5 +1,6 @@
 """Parameters set to zero, the others moved to make up for it, and zeros kept."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -96,20 +97,13 @@ def prune(state: Any, mask: PyTree, *, compensate: bool = True) -> Compressed:
     """
     around = quadratic(state)
     kept = earlier(mask, around.mean)
-    params = around.mean
+    params, rise, residual = _pruned(around, kept, compensate)
     if compensate:
-        params = ops.conditional_mean(around.information, kept, around.mean)
         way = (
             ": the information is not positive definite in its precision, which a "
             "larger prior precision or float64 mends"
         )
         check_finite(params, "the compensation", way)
-
-    def leaf(x: jax.Array, kept: jax.Array, like: jax.Array) -> jax.Array:
-        return jnp.where(kept, x, 0).astype(like.dtype)
-
-    params = jax.tree.map(leaf, params, kept, around.mean)
-    residual = _residual(around, kept, params)
     if compensate and checks.is_concrete(residual) and residual > UNFINISHED:
         warn_once(
             (around.mean, kept),
@@ -117,10 +111,24 @@ def prune(state: Any, mask: PyTree, *, compensate: bool = True) -> Compressed:
             "information that is nearly singular. Take float64, a larger prior "
             "precision, or stages of fewer parameters.",
         )
-    return Compressed(params, kept, around.rise(params), residual)
+    return Compressed(params, kept, rise, residual)
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnames="compensate")
+def _pruned(
+    around: Quadratic, kept: PyTree, compensate: bool
+) -> tuple[PyTree, jax.Array, jax.Array]:
+    params = around.mean
+    if compensate:
+        params = ops.conditional_mean(around.information, kept, around.mean)
+
+    def leaf(x: jax.Array, kept: jax.Array, like: jax.Array) -> jax.Array:
+        return jnp.where(kept, x, 0).astype(like.dtype)
+
+    params = jax.tree.map(leaf, params, kept, around.mean)
+    return params, around.rise(params), _residual(around, kept, params)
+
+
 def _residual(around: Quadratic, kept: PyTree, params: PyTree) -> jax.Array:
     def gradient(params: PyTree) -> PyTree:
         step = jax.tree.map(jnp.subtract, params, around.mean)
