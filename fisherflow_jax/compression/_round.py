@@ -1,5 +1,6 @@
 """Parameters rounded to a few bits, and errors pushed onto what is still free."""
 
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -202,6 +203,19 @@ def check_inputs(
         )
     if dead_inputs == "nearest" or not checks.is_concrete((around, kept)):
         return
+    for name, leaf in trees.named_leaves(_unseen(around, kept, tuple(names))):
+        if len(places := np.argwhere(np.asarray(leaf) > 0)):
+            entry = f"{name}[{','.join(map(str, places[0]))}]"
+            raise ValueError(
+                f"inputs of {name} were zero in all data, {len(places)} of its entries "
+                f"from {entry} on: their weights have no effect, or there were no data."
+                ' If the first, give dead_inputs="nearest", or mask= with False there.'
+            )
+
+
+@functools.partial(jax.jit, static_argnames="names")
+def _unseen(around: Quadratic, kept: PyTree, names: tuple[str, ...]) -> PyTree:
+    """One where an entry is to be rounded and its input was zero in all data."""
     columns = ops.by_columns(around.information, around.mean)
     flags = laid_over(trees.widen(around.mean), dict.fromkeys(names, 1.0), 0.0)
     flags, found = jax.tree.map(lambda x, k: jnp.where(k, x, 0), flags, kept), []
@@ -211,11 +225,4 @@ def check_inputs(
         else:  # of a table some ids may be in no data
             dead = jnp.all(group.matrix <= 0, axis=1, keepdims=True)
         found.append(jnp.where(dead[:, :, None], part, 0))
-    for name, leaf in trees.named_leaves(columns.join(found)):
-        if len(places := np.argwhere(np.asarray(leaf) > 0)):
-            entry = f"{name}[{','.join(map(str, places[0]))}]"
-            raise ValueError(
-                f"inputs of {name} were zero in all data, {len(places)} of its entries "
-                f"from {entry} on: their weights have no effect, or there were no data."
-                ' If the first, give dead_inputs="nearest", or mask= with False there.'
-            )
+    return columns.join(found)
