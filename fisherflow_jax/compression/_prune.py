@@ -118,15 +118,19 @@ def prune(state: Any, mask: PyTree, *, compensate: bool = True) -> Compressed:
 def _pruned(
     around: Quadratic, kept: PyTree, compensate: bool
 ) -> tuple[PyTree, jax.Array, jax.Array]:
-    params = around.mean
+    wide = params = trees.widen(around.mean)
     if compensate:
         params = ops.conditional_mean(around.information, kept, around.mean)
 
     def leaf(x: jax.Array, kept: jax.Array, like: jax.Array) -> jax.Array:
         return jnp.where(kept, x, 0).astype(like.dtype)
 
-    params = jax.tree.map(leaf, params, kept, around.mean)
-    return params, around.rise(params), _residual(around, kept, params)
+    params = jax.tree.map(leaf, params, kept, wide)
+    rounded = jax.tree.map(lambda x, like: x.astype(like.dtype), params, around.mean)
+    around = around._replace(mean=wide)
+    # the residual is of the solve, and not of narrow parameters
+    residual = _residual(around, kept, params)
+    return rounded, around.rise(trees.widen(rounded)), residual
 
 
 def _residual(around: Quadratic, kept: PyTree, params: PyTree) -> jax.Array:

@@ -201,9 +201,12 @@ def check_inputs(
         raise ValueError(
             f'dead_inputs must be "raise" or "nearest"; got {dead_inputs!r}.'
         )
-    if dead_inputs == "nearest" or not checks.is_concrete((around, kept)):
+    if dead_inputs == "nearest":
         return
-    for name, leaf in trees.named_leaves(_unseen(around, kept, tuple(names))):
+    found = _unseen(around, kept, tuple(names))
+    if not checks.is_concrete(found):
+        return
+    for name, leaf in trees.named_leaves(found):
         if len(places := np.argwhere(np.asarray(leaf) > 0)):
             entry = f"{name}[{','.join(map(str, places[0]))}]"
             raise ValueError(

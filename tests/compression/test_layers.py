@@ -161,6 +161,7 @@ def test_narrow_parameters(strict_promotion):
     kept = compression.mask(jax.tree.map(jnp.abs, half), 0.5)
     assert all(np.all(x >= 0) for x in jax.tree.leaves(compression.saliency(narrow)))
     pruned = compression.prune(narrow, kept)
+    assert pruned.residual < 1e-3
     rounded = compression.round_to_grid(narrow, 4, mask=kept)
     for found in (pruned, rounded):
         assert {x.dtype for x in jax.tree.leaves(found.params)} == {

@@ -170,6 +170,9 @@ def test_jit_and_float32(states):
         eager = ROUNDED(states["kronecker"], 3)
     traced = jax.jit(lambda state: ROUNDED(state, 3))(states["kronecker"])
     np.testing.assert_array_equal(traced.values["w"], eager.values["w"])
+    kept = jax.tree.map(lambda x: jnp.ones(x.shape, bool), states["kronecker"].mean)
+    known = jax.jit(lambda: ROUNDED(states["kronecker"], 3, mask=kept))()
+    np.testing.assert_array_equal(known.values["w"], eager.values["w"])
     with jax.enable_x64(False):
         single = jax.tree.map(lambda x: np.asarray(x, np.float32), states["kronecker"])
         found = ROUNDED(single, 3)
