@@ -90,7 +90,9 @@ def begun(
     check_like(shapes, belief.mean)
     own = choices.shared(Asked(checked, first_order, on, chunk_size))
     temperature = getattr(state, "temperature", None)
-    return own, choices.run(own, _fitted, belief, temperature)
+    # the same program whatever is asked
+    alone = choices.shared(Asked(checked))
+    return own, choices.run(alone, _fitted, belief, temperature)
 
 
 def _fitted(own: Asked, belief: Gaussian, temperature: Any) -> Fitted:
