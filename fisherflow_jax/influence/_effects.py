@@ -116,7 +116,7 @@ def effects(
       >>> model = lambda p, x: x * p, ff.likelihoods.gaussian()
       >>> x, y = jnp.ones(4), jnp.array([0.0, 1.0, 1.0, 2.0])
       >>> state = ff.Posterior(
-      ...     jnp.array(1.0), ff.structures.Full(jnp.array([4.0])), jnp.array(0.0)
+      ...     jnp.array(1.0), ff.structures.Full(jnp.array([4.0])), jnp.array(1.0)
       ... )
       >>> query = jnp.ones(1), jnp.array([1.5])  # the last row pulls towards it
       >>> print(ff.influence.effects(state, *model, (x, y), query).round(3))
