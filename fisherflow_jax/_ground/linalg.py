@@ -91,6 +91,25 @@ def _(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
     return factors, _factors_moved(factors, tangents[0])
 
 
+def inverse_of_lower(factors: jax.Array) -> jax.Array:
+    """The inverses of lower triangular matrices; on CPU one by one, as in `_alone`."""
+    size = factors.shape[-1]
+    identity = jnp.eye(size, dtype=factors.dtype)
+
+    def one(factor: jax.Array) -> jax.Array:
+        return solve_triangular(factor, identity, lower=True)
+
+    count = math.prod(factors.shape[:-2])
+    if count == 1:
+        return one(factors.reshape((size, size))).reshape(factors.shape)
+    found = jax.lax.platform_dependent(
+        factors.reshape((count, size, size)),
+        cpu=functools.partial(jax.lax.map, one),
+        default=jax.vmap(one),
+    )
+    return found.reshape(factors.shape)
+
+
 def _factors_moved(factors: jax.Array, tangents: jax.Array) -> jax.Array:
     """The derivative of Cholesky factors along one of their matrices."""
     divide = functools.partial(solve_triangular, factors, lower=True)

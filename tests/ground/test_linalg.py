@@ -63,3 +63,16 @@ def test_a_vmap_makes_no_stack_of_single_matrices(function):
 def test_products_are_not_rounded_to_fewer_digits():
     product = jax.make_jaxpr(lambda x: linalg.product("ij,jk", x, x))(definite())
     assert "HIGHEST" in str(product)
+
+
+def test_inverses_of_a_stack_are_made_one_by_one():
+    """LAPACK of a stack waits for the threads that it runs on: two at once never end."""
+    from fisherflow_jax.structures._algebra import dense
+
+    root = np.random.default_rng(0).normal(size=(3, 5, 5)) + 3 * np.eye(5)
+    stack = root @ np.swapaxes(root, 1, 2)
+    program = jax.jit(dense.inverse_matrix).lower(jnp.asarray(stack)).compile()
+    np.testing.assert_allclose(program(stack), np.linalg.inv(stack), rtol=1e-10)
+    if jax.default_backend() == "cpu":
+        calls = [x for x in program.as_text().splitlines() if "lapack_" in x]
+        assert calls and not any("[3,5,5]" in call for call in calls)

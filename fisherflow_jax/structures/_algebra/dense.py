@@ -265,7 +265,7 @@ def _vector_solve(
 def inverse_matrix(matrix: jax.Array) -> jax.Array:
     """The inverse of symmetric positive definite `(..., k, k)`, symmetric."""
     factor, scales = factorise(matrix)
-    half = solve_triangular(factor, _identity(matrix), lower=True)
+    half = linalg.inverse_of_lower(factor)
     inverse = jnp.einsum("...ki,...kj->...ij", half, half)
     return inverse / (scales[..., :, None] * scales[..., None, :])
 
