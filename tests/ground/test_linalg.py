@@ -66,7 +66,7 @@ def test_products_are_not_rounded_to_fewer_digits():
 
 
 def test_inverses_of_a_stack_are_made_one_by_one():
-    """LAPACK of a stack waits for the threads that it runs on: two at once never end."""
+    """LAPACK of a stack waits for the threads it runs on: two at once never end."""
     from fisherflow_jax.structures._algebra import dense
 
     root = np.random.default_rng(0).normal(size=(3, 5, 5)) + 3 * np.eye(5)
