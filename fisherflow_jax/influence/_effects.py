@@ -225,9 +225,7 @@ def _of_batch(
     own: Asked, fitted: Fitted, batch: Batch, asked: PyTree, solved: PyTree
 ) -> tuple[jax.Array, Any]:
     """Effects `(n, q)`, leverages, and whether each removal is defined."""
-    if batch.targets is None:
-        raise ValueError("the rows' targets are None, and without them have no loss.")
-    by = removal.by_row(own, fitted, batch, int(own.first_order))
+    by = removal.by_labelled_row(own, fitted, batch, int(own.first_order))
 
     def one(row: Batch) -> tuple[PyTree, Any]:
         found = None if own.first_order else removal.removed(by, row)

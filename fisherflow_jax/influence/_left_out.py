@@ -11,7 +11,7 @@ from fisherflow_jax._ground import batch as batches
 from fisherflow_jax._ground import trees
 from fisherflow_jax._ground.batch import Batch
 from fisherflow_jax.influence import _removal as removal
-from fisherflow_jax.influence._removal import Asked, ByRow, Fitted
+from fisherflow_jax.influence._removal import Asked, Fitted
 from fisherflow_jax.likelihoods import Likelihood
 from fisherflow_jax.model import log_likelihood
 
@@ -108,7 +108,7 @@ def leave_one_out(
 
 
 def _left_out(own: Asked, fitted: Fitted, batch: Batch) -> tuple:
-    belief, by = fitted.belief, _with_targets(own, fitted, batch)
+    belief, by = fitted.belief, removal.by_labelled_row(own, fitted, batch)
     likelihood = products.known(own.model.likelihood, belief)
     scale: Any = 1.0 if belief.dispersion is None else belief.dispersion
     share = trees.size(belief.mean) * scale
@@ -123,12 +123,6 @@ def _left_out(own: Asked, fitted: Fitted, batch: Batch) -> tuple:
 
     wanted, defined = by.map(one)
     return wanted, (wanted.leverage, defined)
-
-
-def _with_targets(own: Asked, fitted: Fitted, batch: Batch) -> ByRow:
-    if batch.targets is None:
-        raise ValueError("the rows' targets are None, and without them have no loss.")
-    return removal.by_row(own, fitted, batch)
 
 
 def leverage(
@@ -244,7 +238,7 @@ def self_influence(
 
 
 def _own_effects(own: Asked, fitted: Fitted, batch: Batch) -> tuple:
-    by = _with_targets(own, fitted, batch)
+    by = removal.by_labelled_row(own, fitted, batch)
     likelihood = products.known(own.model.likelihood, fitted.belief)
 
     def one(row: Batch) -> tuple[jax.Array, Any]:

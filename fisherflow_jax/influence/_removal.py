@@ -207,6 +207,15 @@ def by_row(own: Asked, fitted: Fitted, batch: Batch, num_rows: int = 0) -> ByRow
     return ByRow(own, belief, rows, parts, row_of, size)
 
 
+def by_labelled_row(
+    own: Asked, fitted: Fitted, batch: Batch, num_rows: int = 0
+) -> ByRow:
+    """As `by_row`, of rows that have a loss."""
+    if batch.targets is None:
+        raise ValueError("the rows' targets are None, and without them have no loss.")
+    return by_row(own, fitted, batch, num_rows)
+
+
 def removed(by: ByRow, row: Batch) -> Removal:
     """Of a batch of one row."""
     example = batches.unshare(row.inputs)
