@@ -121,14 +121,13 @@ def bank(flows: Sequence[FisherFlow], *, forgetting: float = 0.97) -> Bank:
         return BankState(tuple(members), uniform)
 
     def update(
-        state: BankState, batch: Any, *, num_steps: int | None = None
+        state: BankState, batch: Any, **options: Any
     ) -> tuple[BankState, BankInfo]:
         if not isinstance(state, BankState):
             raise TypeError(
                 "a bank's update is (state, batch), with a state of its own init; got "
                 f"a {type(state).__name__}."
             )
-        options = {} if num_steps is None else {"num_steps": num_steps}
         results = [
             flow.update(member, batch, **options)
             for flow, member in zip(flows, state.members, strict=True)

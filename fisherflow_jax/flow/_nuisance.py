@@ -202,7 +202,7 @@ def _differentiable(
     def gradient(point: tuple) -> tuple:
         def value(point: tuple) -> jax.Array:
             params, logs = point
-            return known(observed, logs).log_likelihood(params)
+            return known(observed, logs).log_density(params)
 
         offsets = predicted.to(point[0]), optax.tree.sub(point[1], before.mean)
         pulls = tuple(map(ops.matvec, informations, offsets))

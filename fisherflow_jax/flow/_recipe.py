@@ -151,11 +151,15 @@ class Recipe:
 @dataclasses.dataclass(frozen=True, eq=False)
 class Observed:
     """A batch, its key, and a model that Python runs once a shape: functions of the
-    parameters alone. Made in a trace."""
+    parameters alone. Made in a trace.
+
+    `log_prior`: what the search adds to the log-likelihood.
+    """
 
     recipe: Recipe
     batch: batches.Batch
     key: jax.Array | None
+    log_prior: model.Traced | None = None
 
     @functools.cached_property
     def apply_fn(self) -> Callable:
@@ -172,6 +176,13 @@ class Observed:
     def log_likelihood(self, params: PyTree) -> jax.Array:
         likelihood = self.recipe.likelihood
         return model.log_likelihood(self.apply_fn, likelihood, params, self.batch)
+
+    def log_density(self, params: PyTree) -> jax.Array:
+        """What is searched for the largest value of: with the log-prior."""
+        value = self.log_likelihood(params)
+        if self.log_prior is None:
+            return value
+        return value + self.log_prior(params).astype(value.dtype)
 
     def information(self, params: PyTree) -> Any:
         curvature = self.recipe.bound(self.recipe.estimator.value, self.apply_fn)
@@ -209,6 +220,23 @@ def num_observations(recipe: Recipe, batch: batches.Batch) -> jax.Array:
 def rows_counted(batch: batches.Batch) -> batches.Batch:
     """With a weight of one in place of every positive one."""
     return batch._replace(weights=(batch.weights > 0).astype(batch.weights.dtype))
+
+
+def log_prior_of(log_prior: Callable, like: PyTree) -> model.Traced:
+    """The function of parameters like these, its Python run once.
+
+    Raises:
+      TypeError: for what is no function.
+      ValueError: if it does not return a number.
+    """
+    rule = "log_prior is a function of the parameters that returns a number, such as "
+    rule += "ff.geometry.jeffreys(metric)"
+    if not callable(log_prior):
+        raise TypeError(f"{rule}; got {checks.described(log_prior)}.")
+    found = jax.eval_shape(log_prior, like)
+    if getattr(found, "shape", None) != ():
+        raise ValueError(f"{rule}; it returned {found}.")
+    return model.Traced.of(log_prior, like)
 
 
 def parameters(tree: PyTree, name: str) -> PyTree:

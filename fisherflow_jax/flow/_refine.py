@@ -18,7 +18,7 @@ from fisherflow_jax.accumulation import converted
 from fisherflow_jax.flow import _belonging as belonging
 from fisherflow_jax.flow import _evidence as evidence
 from fisherflow_jax.flow import _nuisance as nuisances
-from fisherflow_jax.flow._recipe import Observed, Recipe
+from fisherflow_jax.flow._recipe import Observed, Recipe, log_prior_of
 from fisherflow_jax.flow._robust import check_clusters, known_clusters, with_scores
 from fisherflow_jax.flow._state import FisherFlow, FlowState
 from fisherflow_jax.flow._step import kept
@@ -30,7 +30,13 @@ _WARM_START_STEPS = 50
 _SHORT = 0.1  # posterior standard deviations
 
 
-def warm_start(flow: FisherFlow, state: FlowState, batch: Any) -> FlowState:
+def warm_start(
+    flow: FisherFlow,
+    state: FlowState,
+    batch: Any,
+    *,
+    log_prior: Callable[[PyTree], jax.Array] | None = None,
+) -> FlowState:
     r"""Solves a first batch to convergence, before streaming.
 
     One Newton step from a cold start can land anywhere for a Poisson or gamma model,
@@ -41,6 +47,13 @@ def warm_start(flow: FisherFlow, state: FlowState, batch: Any) -> FlowState:
       flow: from `ff.fisher_flow`.
       state: usually `flow.init(params)`.
       batch: the first rows, `(inputs, targets)` or with weights.
+      log_prior: a function of the parameters that returns a number, a log-density up to
+        a constant, beside the flow's Gaussian prior: its gradient enters the score, its
+        value the line search; the information and the log-evidence are without it, and
+        no later update knows of it. With `ff.geometry.jeffreys(metric)` that is Firth's
+        estimate: where the first classes are separated it stays finite. It is compiled
+        anew for each function. With an unknown dispersion it is on the scale of a
+        dispersion of one.
 
     Returns:
       The state after the batch, as `flow.update` with at most 50 damped Newton steps
@@ -74,7 +87,8 @@ def warm_start(flow: FisherFlow, state: FlowState, batch: Any) -> FlowState:
       models with streaming data sets", 2020.
     """
     belonging.check_flow(flow)
-    after, info = flow.update(state, batch, num_steps=_WARM_START_STEPS)
+    options = {} if log_prior is None else {"log_prior": log_prior}
+    after, info = flow.update(state, batch, num_steps=_WARM_START_STEPS, **options)
     members = getattr(info, "members", (info,))
     for member in members:
         length = jnp.sqrt(member.decrement)
@@ -94,6 +108,7 @@ def refine(
     state: FlowState,
     batches: Any,
     *,
+    log_prior: Callable[[PyTree], jax.Array] | None = None,
     to_batch: Callable[[Any], Any] | None = None,
 ) -> FlowState:
     r"""One more global Newton step over stored data.
@@ -111,6 +126,9 @@ def refine(
       batches: all the data, once: a stacked batch (a tuple of arrays with leaves
         `(num_batches, n, ...)`, as `lax.scan` takes it) or any other iterable of
         batches (a list, a data loader; sizes may differ).
+      log_prior: as of `ff.warm_start`; its gradient is taken where the scores are. With
+        `ff.geometry.jeffreys(metric)` of all the data the step goes to Firth's
+        estimate, without the bias of order 1 / n.
       to_batch: makes a batch of what a loader gives, if it is none: of dicts, `lambda
         item: (item["x"], item["y"])`.
 
@@ -166,7 +184,11 @@ def refine(
 
     numbers, (measured,) = _sum_over(add_batch, batches)
     _check_all_read(recipe, state.mean, batches, numbers)
-    point = _solved(state, numbers[-1], measured)
+    slope = None
+    if log_prior is not None:
+        prior = log_prior_of(log_prior, state.mean)
+        slope = jax.jit(jax.grad(prior.run, 1))(prior.arrays, state.mean)
+    point = _solved(state, numbers[-1], measured, slope)
     _check_finite(point.finite)
     scores = _scores_of(recipe, point.mean, batches) if recipe.robust else None
     settle = compiled(recipe, _refined)
@@ -181,7 +203,7 @@ class _Point(NamedTuple):
     mean: PyTree
     rest: PyTree
     step: PyTree
-    gain: jax.Array  # () of the log-likelihood by the step, and half its distance
+    gain: jax.Array  # () of the log-likelihood less half the distance by the step
     information: Any
     logdet: jax.Array
     helped: jax.Array
@@ -194,12 +216,16 @@ def _added(one: tuple, other: tuple) -> tuple:
 
 
 @jax.jit
-def _solved(state: FlowState, score: PyTree, measured: Any) -> _Point:
+def _solved(
+    state: FlowState, score: PyTree, measured: Any, slope: PyTree | None
+) -> _Point:
+    """The step along the score, and the slope of a log-prior."""
     prior = state.prior
     information = ops.add(measured, prior.precision)
     offset = optax.tree.sub(state.mean, prior.origin)
     pull = ops.matvec(prior.precision, offset)
-    gradient = optax.tree.sub(score, pull)
+    own = optax.tree.sub(score, pull)
+    gradient = own if slope is None else optax.tree.add(own, slope)
     factors = ops.regularised(information, offset)
     step = factors.divide(gradient)
     none = None if state.rest is None else optax.tree.zeros_like(state.rest)
@@ -208,11 +234,11 @@ def _solved(state: FlowState, score: PyTree, measured: Any) -> _Point:
         mean=mean,
         rest=rest,
         step=step,
-        gain=0.5 * trees.dot(gradient, step),
+        gain=trees.dot(own, step) - 0.5 * trees.dot(gradient, step),
         information=information,
         logdet=factors.logdet,
         helped=factors.helped,
-        finite=trees.all_finite((score, information)),
+        finite=trees.all_finite((score, slope, information)),
     )
 
 

@@ -1,5 +1,6 @@
 """The update of a flow: predict, fit, add the site, weigh, remember, settle."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,7 +19,7 @@ from fisherflow_jax.flow import _nuisance as nuisances
 from fisherflow_jax.flow import _robust as robust
 from fisherflow_jax.flow._newton import Solution
 from fisherflow_jax.flow._objective import objective_of
-from fisherflow_jax.flow._recipe import Observed, Recipe, parameters
+from fisherflow_jax.flow._recipe import Observed, Recipe, log_prior_of, parameters
 from fisherflow_jax.flow._state import Events, FlowInfo, FlowState, belief_of
 from fisherflow_jax.layers import deciding
 from fisherflow_jax.memories import Belief, Shift, Squares, Sum
@@ -27,7 +28,12 @@ PyTree = Any
 
 
 def update(
-    recipe: Recipe, state: FlowState, batch: Any, *, num_steps: int | None = None
+    recipe: Recipe,
+    state: FlowState,
+    batch: Any,
+    *,
+    num_steps: int | None = None,
+    log_prior: Callable[[PyTree], jax.Array] | None = None,
 ) -> tuple[FlowState, FlowInfo]:
     """A batch taken in: `(state, info)`."""
     belonging.check_kind(state)
@@ -39,9 +45,11 @@ def update(
     # compiled once a recipe and shape, so that a plain Python loop over a data loader
     # does not trace its searches anew at each batch
     steps = recipe.num_steps if num_steps is None else num_steps
-    run = choices.compiled(recipe, take_in, static_argnums=2)
+    run = choices.compiled(recipe, take_in, static_argnums=(2, 3))
+    prior = None if log_prior is None else log_prior_of(log_prior, state.mean)
+    told = (None, None) if prior is None else prior
     after, info = deciding(
-        lambda: run(state, batch, steps),
+        lambda: run(state, batch, steps, *told),
         model.plain(recipe.apply_fn),
         lambda: (state.mean, batch.inputs),
     )
@@ -50,8 +58,14 @@ def update(
 
 
 def take_in(
-    recipe: Recipe, state: FlowState, batch: batches.Batch, num_steps: int
+    recipe: Recipe,
+    state: FlowState,
+    batch: batches.Batch,
+    num_steps: int,
+    log_prior: Callable | None = None,
+    arrays: Any = None,
 ) -> tuple[FlowState, FlowInfo]:
+    """A batch taken in; `log_prior`, of arrays and parameters, enters its search."""
     belonging.check_state(recipe, state)
     key = None
     if state.key is not None:
@@ -60,7 +74,8 @@ def take_in(
     batch, rows_skipped = recipe.model.screen(state.mean, batch)(batch)
     batch, unknown = robust.known_clusters(recipe, batch)
     rows_skipped = rows_skipped + unknown
-    observed = Observed(recipe, batch, key)
+    prior = None if log_prior is None else model.Traced(log_prior, arrays)
+    observed = Observed(recipe, batch, key, prior)
     believed = belief_of(state)
     predicted = recipe.memory.predict(state.memory, believed, batch, believed.mean)
     start = trees.where(state.step > 0, predicted.mean, state.mean)
@@ -143,7 +158,7 @@ def fit(
 ) -> Solution:
     """The least of the batch's loss and the distance to the belief before it."""
     objective = objective_of(
-        observed.log_likelihood,
+        observed.log_density,
         observed.information,
         predicted.mean,
         ops.plain(predicted.sums.curvature),
@@ -176,7 +191,7 @@ def include(
         at = trees.where(started, predicted.mean, mean)
         site = robust.with_scores(observed, site, at)
     if recipe.marginal:
-        score = jax.grad(observed.log_likelihood)(solution.at)
+        score = jax.grad(observed.log_density)(solution.at)
         site, own = marginal.project(recipe.structure, site, score, solution.at)
         pull = ops.matvec(site.curvature, optax.tree.sub(own, predicted.mean))
         total = ops.add(site.curvature, before)
