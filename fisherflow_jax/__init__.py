@@ -47,6 +47,7 @@ from fisherflow_jax.accumulation import Accumulator as Accumulator
 from fisherflow_jax.accumulation import Stacked as Stacked
 from fisherflow_jax.accumulation import accumulate as accumulate
 from fisherflow_jax.accumulation import accumulator as accumulator
+from fisherflow_jax.accumulation import global_batches as global_batches
 from fisherflow_jax.flow import Bank as Bank
 from fisherflow_jax.flow import BankInfo as BankInfo
 from fisherflow_jax.flow import BankState as BankState

@@ -146,13 +146,13 @@ class Model:
         batch = batches.as_batch(given, values=False)
         screen = self.screen(params, batch)
         told = screen.together or bad_rows == "raise"
-        if not checks.is_concrete(given):
+        if checks.is_traced(given):
             return screen(batch)
-        clean, skipped = screening.at_hand(screen, batch)
-        if told and not checks.is_concrete(skipped):  # what a trace closes over
+        clean, skipped, nothing_bad = screening.at_hand(screen, batch)
+        if told and checks.is_traced(skipped):  # what a trace closes over
             with jax.ensure_compile_time_eval():
                 screen.refuse(given, where)
-        elif told and not screening.nothing_bad(clean, skipped):
+        elif told and not nothing_bad:
             screen.refuse(given, where)
         return clean, skipped
 
@@ -464,7 +464,7 @@ def negative_log_likelihood(
     model = Model(apply_fn, likelihood)
 
     def loss(params: PyTree, batch: Any) -> jax.Array:
-        traced = not checks.is_concrete(params)
+        traced = checks.is_traced(params)
         one = model.traced_once() if traced else model
         return one.loss(params, one.admitted(params, batch, bad_rows)[0])
 

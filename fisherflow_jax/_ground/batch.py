@@ -142,12 +142,13 @@ def as_batch(batch: Any, *, values: bool = True) -> Batch:
     targets, clusters, mask = jax.tree.map(trees.as_array, batch[1:2] + batch[3:])
     count, dtype = _num_examples(inputs, targets), jnp.result_type(float)
     weights = np.ones((count,), dtype) if batch.weights is None else batch.weights
-    known = np.asarray(weights).astype(dtype) if checks.is_concrete(weights) else None
+    at_hand = checks.is_concrete(weights)
+    known = np.asarray(weights).astype(dtype) if at_hand else None
     weights = trees.as_array(weights, dtype)
     checked = Batch(inputs, targets, weights, clusters, mask)
     _check_shapes(checked, count)
-    if known is not None and values:
-        checks.not_negative(known, "weights")
+    if values:
+        checks.not_negative(known if at_hand else weights, "weights")
     if known is not None and np.all(known >= 0):
         return checked if np.all(known > 0) else blank(checked)
     # NaN reaches every sum over the batch
@@ -262,7 +263,7 @@ def blank(batch: Batch) -> Batch:
     """What has weight zero, replaced by a row, or a target, of positive weight."""
     (*given, clusters, mask), rebuild = unpack(batch)
     # one program where the values are at hand, and not one an operation
-    fill = jax.jit(_blanked) if checks.is_concrete(batch) else _blanked
+    fill = _blanked if checks.is_traced(batch) else jax.jit(_blanked)
     return rebuild(*fill(given, mask), batch.weights, clusters, mask)
 
 

@@ -1,6 +1,7 @@
 """What arguments are asked for, and whether their values are at hand."""
 
 import inspect
+import operator
 import sys
 from typing import Any
 
@@ -15,17 +16,34 @@ _SHORT = 80
 
 
 def holds(condition: Any) -> bool:
-    """Whether a condition holds everywhere, as far as its values are at hand.
+    """Whether a condition holds everywhere, as far as its values are known.
 
     Arrays that a traced function closes over are at hand, but what is computed of them
-    there is not: it is the condition that must be asked.
+    there is not: it is the condition that must be asked. One of which other processes
+    hold a part is reduced on the devices, in a program that all of them run.
     """
-    return isinstance(condition, jax.core.Tracer) or bool(np.all(condition))
+    if is_traced(condition):
+        return True
+    return bool((np if is_concrete(condition) else jnp).all(condition))
+
+
+def is_traced(tree: PyTree) -> bool:
+    return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree))
 
 
 def is_concrete(tree: PyTree) -> bool:
-    """Whether the values are at hand (not traced), so that they may be checked."""
-    return not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree))
+    """Whether the values are at hand, so that they may be read on this host.
+
+    That is no tracer, and no array of which other processes alone hold a part.
+    """
+    return all(map(_is_here, jax.tree.leaves(tree)))
+
+
+def _is_here(leaf: Any) -> bool:
+    if isinstance(leaf, jax.core.Tracer):
+        return False
+    whole = not isinstance(leaf, jax.Array) or leaf.is_fully_addressable
+    return whole or leaf.is_fully_replicated
 
 
 def made(
@@ -117,13 +135,13 @@ def whole(value: Any, name: str, least: int = 1, of: str = "") -> int:
 
 def positive(value: Any, name: str) -> None:
     """Raises unless a number, or every entry, is positive and finite, if at hand."""
-    _require(value, name, "positive and finite", lambda x: (x > 0) & np.isfinite(x))
+    _require(value, name, "positive and finite", lambda x: (x > 0) & (x < np.inf))
 
 
 def not_negative(value: Any, name: str) -> None:
     """Raises unless a number, or every entry, is finite and >= 0, if at hand."""
     rule = "finite and not negative"
-    _require(value, name, rule, lambda x: (x >= 0) & np.isfinite(x))
+    _require(value, name, rule, lambda x: (x >= 0) & (x < np.inf))
 
 
 def fraction(value: Any, name: str) -> None:
@@ -133,14 +151,28 @@ def fraction(value: Any, name: str) -> None:
 
 def decay(value: Any, name: str, *, one: bool = True) -> None:
     """Raises unless a number is in [0, 1], or [0, 1) without `one`, if at hand."""
-    rule, below = ("in [0, 1]", np.less_equal) if one else ("in [0, 1)", np.less)
+    rule, below = ("in [0, 1]", operator.le) if one else ("in [0, 1)", operator.lt)
     _require(value, name, rule, lambda x: (x >= 0) & below(x, 1))
 
 
 def _require(value: Any, name: str, rule: str, satisfies: Any) -> None:
-    # in numpy, so that a check compiles nothing
-    if is_concrete(value) and not np.all(satisfies(np.asarray(value))):
-        raise ValueError(f"{name} must be {rule}; got {value}.")
+    if not is_traced(value) and not holds(satisfies(readable(value))):
+        raise ValueError(f"{name} must be {rule}; got {shown(value)}.")
+
+
+def is_finite(value: Any) -> bool:
+    """Whether all entries are, as far as they are known."""
+    return is_traced(value) or holds(abs(readable(value)) < np.inf)
+
+
+def readable(value: Any) -> Any:
+    """For a check to compute with: numpy's, which compiles nothing, if at hand."""
+    return np.asarray(value) if is_concrete(value) else value
+
+
+def shown(value: Any) -> str:
+    """What an error says of a value."""
+    return str(value if is_concrete(value) else jax.typeof(value))
 
 
 def floating(dtype: Any, name: str) -> Any:

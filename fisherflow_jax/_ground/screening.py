@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fisherflow_jax._ground import batch as batches
-from fisherflow_jax._ground import sharding, trees
+from fisherflow_jax._ground import processes, sharding, trees
 from fisherflow_jax._ground.batch import Batch
 
 PyTree = Any
@@ -128,8 +128,11 @@ class Screen:
         return [*found, ("weights", weights, ~((weights >= 0) & (weights < jnp.inf)))]
 
     def refuse(self, given: Any, where: str = "the batch") -> None:
-        """Raises for the first bad row of a batch as it was given, if it has one."""
-        batch = batches.by_name(given)
+        """Raises for the first bad row of a batch as it was given, if it has one.
+
+        Of a batch of several processes all have what is in it for their message.
+        """
+        batch = batches.by_name(processes.fetched(given))
         arrays = batches.map_inputs(trees.as_array, batch.inputs)
         targets = jax.tree.map(trees.as_array, batch.targets)
         weights = batch.weights
@@ -207,13 +210,14 @@ class Screen:
 
 
 # one program in place of one an operation
-at_hand = jax.jit(Screen.__call__, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0)
+def at_hand(screen: Screen, batch: Batch) -> tuple[Batch, jax.Array, jax.Array]:
+    """What a screen gives, and whether it found nothing."""
+    clean, skipped = screen(batch)
+    return clean, skipped, (skipped == 0) & jnp.isfinite(clean.weights).all()
+
+
 count_at_hand = jax.jit(lambda screen, batch: screen(batch)[1], static_argnums=0)
-
-
-def nothing_bad(clean: Batch, skipped: jax.Array) -> bool:
-    """Whether a screen that was passed found nothing, its results being at hand."""
-    return not skipped and bool(np.isfinite(np.asarray(clean.weights)).all())
 
 
 def _any(values: jax.Array) -> jax.Array:

@@ -39,7 +39,7 @@ def warn_once(subject: PyTree, message: str, topic: str = "") -> None:
     way out. The warning names the caller's line.
     """
     leaves = jax.tree.leaves(subject)
-    if not checks.is_concrete(leaves):
+    if checks.is_traced(leaves):
         return
     key = tuple(map(id, leaves))
     if key not in _said:

@@ -5,6 +5,7 @@ from fisherflow_jax.accumulation._loading import converted as converted
 from fisherflow_jax.accumulation._loading import counted as counted
 from fisherflow_jax.accumulation._loading import each_batch as each_batch
 from fisherflow_jax.accumulation._running import accumulate as accumulate
+from fisherflow_jax.accumulation._spreading import global_batches as global_batches
 from fisherflow_jax.accumulation._updating import Accumulation as Accumulation
 from fisherflow_jax.accumulation._updating import Accumulator as Accumulator
 from fisherflow_jax.accumulation._updating import accumulator as accumulator

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fisherflow_jax._ground import batch as batches
 from fisherflow_jax._ground import checks
@@ -149,7 +148,7 @@ def padded(loader: Iterable, multiple: int) -> Iterator[Batch]:
         rows = jax.tree.leaves(parts)[0].shape[0]
         weights = _weights(raw.weights, (rows,), f"weights of batch {number}")
         length = max(length, rows + -rows % multiple)
-        yield _pad(batch._replace(weights=weights), length - rows, axis=0)
+        yield lengthened(batch._replace(weights=weights), length, axis=0)
 
 
 def stack_of_batches(stacked: Stacked, multiple: int) -> Batch:
@@ -163,16 +162,8 @@ def stack_of_batches(stacked: Stacked, multiple: int) -> Batch:
             f"neither of them 0; got shapes {[x.shape for x in leaves]}."
         )
     weights = _weights(stacked.weights, shape, "weights of ff.Stacked")
-    return _pad(Batch(inputs, targets, weights), -shape[1] % multiple, axis=1)
-
-
-def place(mesh: Mesh | None, batch: Batch, axis: int) -> Batch:
-    """The batch with the rows along `axis` spread over the mesh, where there is one."""
-    if mesh is None:
-        return batch
-    spread = NamedSharding(mesh, PartitionSpec(*[None] * axis, mesh.axis_names))
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    return jax.device_put(batch, batches.by_axis(batch, spread, everywhere))
+    stack = Batch(inputs, targets, weights)
+    return lengthened(stack, shape[1] + -shape[1] % multiple, axis=1)
 
 
 def with_bar(
@@ -194,6 +185,8 @@ def with_bar(
             "progress=True draws its bar with tqdm, which is not installed: "
             "pip install tqdm."
         ) from error
+    if jax.process_index():  # one bar, whatever the number of processes
+        return loader
     return tqdm(
         loader,
         desc=doing,
@@ -221,8 +214,9 @@ def _weights(weights: Any, shape: tuple[int, ...], name: str) -> Any:
     return weights.astype(dtype)
 
 
-def _pad(batch: Batch, rest: int, axis: int) -> Batch:
-    """The batch with so many rows of weight zero, which may hold anything."""
+def lengthened(batch: Batch, length: int, axis: int) -> Batch:
+    """The batch with so many rows, the rest of weight zero; these may hold anything."""
+    rest = length - batch.weights.shape[axis]
 
     def longer(x: Any) -> Any:
         ends = [(0, rest if i == axis else 0) for i in range(x.ndim)]

@@ -6,12 +6,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fisherflow_jax._ground import batch as batch_parts
 from fisherflow_jax._ground import checks, sharding, trees
 from fisherflow_jax.accumulation import _loading as loading
+from fisherflow_jax.accumulation import _spreading as spreading
 from fisherflow_jax.accumulation._loading import Stacked
 from fisherflow_jax.accumulation._updating import (
     Accumulation,
@@ -67,6 +67,10 @@ def accumulate(
         batch are spread. Each device squares its own rows with its own key, and
         informations are summed: every device is a group. `groups` of the estimator are
         then those of one device. Without it a batch is one whole, wherever it lies.
+        Of several processes each gives the rows that it has read itself, as to
+        `ff.global_batches`, the mesh is over the devices of all, and so is the sum;
+        arrays that span processes already are taken as they are. Without a mesh each
+        process sums what it is given by itself.
       progress: whether a loader shows a bar (tqdm). None: on a terminal, once the run
         has taken two seconds.
       bad_rows: of a row with a value that is not finite, or a target that cannot be:
@@ -117,9 +121,8 @@ def accumulate(
         state = functions.init(params, key)
     else:
         state = _continued(state, estimator, params, key)
-    multiple = 1
     if mesh is not None:  # whole on every device: the first batch compiles for all
-        whole, multiple = NamedSharding(mesh, PartitionSpec()), mesh.size
+        whole = NamedSharding(mesh, PartitionSpec())
         state, params = jax.device_put((state, params), whole)
     if isinstance(batches, Stacked):
         loading.converted(batches, to_batch)  # which refuses it
@@ -127,8 +130,7 @@ def accumulate(
             raise ValueError(
                 "progress=True needs a loader: ff.Stacked runs in one program."
             )
-        stack = loading.stack_of_batches(batches, multiple)
-        stack = loading.place(mesh, stack, axis=1)
+        stack = spreading.stack_of_batches(batches, mesh)
         run = functools.partial(_scan, estimator, mesh, decay, state, params, stack)
         after = estimator.deciding(
             run, lambda: (params, next(loading.each_of(stack)).inputs)
@@ -146,14 +148,13 @@ def accumulate(
         if taken is not None and bad_rows == "raise":
             refuse_bad_rows(estimator, params, (start, ahead), *taken)
 
-    numbered = enumerate(loading.padded(loading.with_bar(batches, progress), multiple))
-    for number, batch in numbered:
+    given = spreading.laid_out(loading.with_bar(batches, progress), mesh)
+    for number, batch in enumerate(given):
         ahead = state
-        batch = loading.place(mesh, batch, axis=0)
         state = taken_in(estimator, mesh, decay, state, params, batch)
         # the loader runs one batch ahead of the device: the bar tells the truth, and
         # memory holds no queue of batches
-        if checks.is_concrete(ahead):
+        if not checks.is_traced(ahead):
             jax.block_until_ready(ahead.num_batches)
         told(ahead)
         taken = batch, f"batch {number}"
@@ -185,7 +186,7 @@ def _scan(
 
 def _check_finite(params: PyTree) -> None:
     for name, leaf in trees.named_leaves(params):
-        if checks.is_concrete(leaf) and not np.all(np.isfinite(leaf)):
+        if not checks.is_finite(leaf):
             raise ValueError(
                 f"parameter {name} holds a NaN or an infinite value: there is no "
                 "information there."

@@ -212,7 +212,7 @@ def refuse_bad_rows(
 ) -> None:
     """Raises for what was left out, or refused, between two states that are at hand."""
     counts = [(state.rows_skipped, state.num_skipped) for state in states]
-    if checks.is_concrete((counts, given)) and counts[0] != counts[1]:
+    if not checks.is_traced((counts, given)) and counts[0] != counts[1]:
         batch = batches.as_batch(given, values=False)
         estimator.screen(params, batch).refuse(given, where)
 

@@ -10,7 +10,7 @@ import jax
 from fisherflow_jax._ground import batch as batches
 from fisherflow_jax._ground import sharding as meshes
 from fisherflow_jax._ground import trees
-from fisherflow_jax._ground.checks import is_concrete
+from fisherflow_jax._ground.checks import is_traced
 from fisherflow_jax._ground.choices import compiled, hashable, shared
 from fisherflow_jax._ground.keys import typed_key
 from fisherflow_jax._ground.screening import Screen, count_at_hand
@@ -118,7 +118,7 @@ class Estimator(ByKey):
         batch = batches.as_batch(batch)
         given = params, batch, typed
         # one that was built by hand may do in Python what no program does
-        if not self.bound or meshes.has_explicit_axes() or not is_concrete(given):
+        if not self.bound or meshes.has_explicit_axes() or is_traced(given):
             run = functools.partial(meshes.replicated, self.compute, *given)
             return self.deciding(run, lambda: (params, batch.inputs))
         own = shared(self)

@@ -128,7 +128,7 @@ def absorb(
     dtype = state.count.dtype
     run = choices.compiled(recipe, _absorbed)
     after = run(state, mean, information, *(jnp.asarray(x, dtype) for x in numbers))
-    if checks.is_concrete(after) and after.num_skipped > state.num_skipped:
+    if not checks.is_traced(after) and after.num_skipped > state.num_skipped:
         raise ValueError(
             "the mean, the information, or the belief with them is not finite."
         )

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 
 from fisherflow_jax import estimators
-from fisherflow_jax._ground import checks, sharding, trees
+from fisherflow_jax._ground import checks, processes, sharding, trees
 from fisherflow_jax._ground.batch import Batch
 from fisherflow_jax._ground.chunks import sum_chunks
 from fisherflow_jax.flow._recipe import Observed, Recipe
@@ -95,14 +95,16 @@ def check_clusters(recipe: Recipe, batch: Batch) -> None:
             f"the flow sums scores over num_clusters={number} clusters: give each row "
             "its own in ff.Batch(inputs, targets, weights, clusters=ids)."
         )
-    if recipe.bad_rows == "raise" and checks.is_concrete((ids, batch.weights)):
-        at_hand = jax.tree.map(np.asarray, (ids, batch.weights))
-        rows = np.flatnonzero(_unknown(number, *at_hand))
-        if len(rows):
-            raise ValueError(
-                f"clusters are numbered 0 to {number - 1} (num_clusters={number}); got "
-                f"{int(ids[rows[0]])} in row {int(rows[0])}."
-            )
+    given = ids, batch.weights
+    if recipe.bad_rows != "raise" or checks.is_traced(given):
+        return
+    if not checks.holds(~_unknown(number, *map(checks.readable, given))):
+        ids, weights = map(np.asarray, processes.fetched(given))
+        row = int(np.argmax(_unknown(number, ids, weights)))
+        raise ValueError(
+            f"clusters are numbered 0 to {number - 1} (num_clusters={number}); got "
+            f"{int(ids[row])} in row {row}."
+        )
 
 
 def known_clusters(recipe: Recipe, batch: Batch) -> tuple[Batch, jax.Array]:

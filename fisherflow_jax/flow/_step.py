@@ -287,7 +287,7 @@ def evaluate(
         model.plain(recipe.apply_fn),
         lambda: (params, batch.inputs),
     )
-    told = recipe.bad_rows == "raise" and checks.is_concrete((rows_skipped, given))
+    told = recipe.bad_rows == "raise" and not checks.is_traced((rows_skipped, given))
     if told and (rows_skipped or not jnp.isfinite(found[0])):
         recipe.model.screen(params, batch).refuse(given)
     return found
@@ -324,7 +324,7 @@ def check_taken_in(
     recipe: Recipe, state: FlowState, given: batches.Batch, info: FlowInfo
 ) -> None:
     """Raises where an update is seen to have failed (not under jit), saying why."""
-    if not checks.is_concrete((info, given)):
+    if checks.is_traced((info, given)):
         return
     refused = info.rows_skipped and recipe.bad_rows == "raise"
     if not refused and not info.skipped:

@@ -15,7 +15,7 @@ from fisherflow_jax import estimators, memories
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import batch as batches
 from fisherflow_jax._ground import choices, keys, sharding, trees
-from fisherflow_jax._ground.checks import is_concrete
+from fisherflow_jax._ground.checks import is_traced
 from fisherflow_jax.model import once
 from fisherflow_jax.transforms.preconditioner import checks, factorise, renew
 from fisherflow_jax.transforms.preconditioner import state as states
@@ -170,7 +170,7 @@ def refuse_bad_rows(
     if recipe.bad_rows != "raise" or given is None:
         return
     counts = [(state.rows_skipped, state.num_skipped) for state in states]
-    if is_concrete((counts, given)) and counts[0] != counts[1]:
+    if not is_traced((counts, given)) and counts[0] != counts[1]:
         batch = batches.as_batch(given, values=False)
         recipe.estimator.screen(model, batch).refuse(given)
 
