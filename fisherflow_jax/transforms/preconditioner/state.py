@@ -159,26 +159,35 @@ def settled(state: Any) -> Any:
 
 def fisher_state(opt_state: Any) -> ScaleByFisherState:
     """The one state of `ff.scale_by_fisher` in an optimiser's state."""
-    paths = jax.tree_util.tree_leaves_with_path(opt_state, is_leaf=is_fisher_state)
-    found = [(path, node) for path, node in paths if is_fisher_state(node)]
+    nodes = jax.tree.leaves(opt_state, is_leaf=_is_second_moment)
+    if any(map(_is_second_moment, nodes)) and not any(
+        map(is_fisher_state, jax.tree.leaves(opt_state, is_leaf=is_fisher_state))
+    ):
+        raise _no_fisher()
+    state = only_state(opt_state, ScaleByFisherState, "ff.scale_by_fisher")
+    if _is_second_moment(state.information):
+        raise _no_fisher()
+    return state
+
+
+def only_state(opt_state: Any, kind: type, of: str) -> Any:
+    """The one state of a kind in an optimiser's state."""
+    paths = jax.tree_util.tree_leaves_with_path(
+        opt_state, is_leaf=lambda node: isinstance(node, kind)
+    )
+    found = [(path, node) for path, node in paths if isinstance(node, kind)]
     if not found:
-        nodes = jax.tree.leaves(opt_state, is_leaf=_is_second_moment)
-        if any(map(_is_second_moment, nodes)):
-            raise _no_fisher()
         raise ValueError(
-            "there is no state of ff.scale_by_fisher in this optimiser's state, a "
+            f"there is no state of {of} in this optimiser's state, a "
             f"{type(opt_state).__name__}."
         )
     if len(found) > 1:
         names = [jax.tree_util.keystr(path) or "itself" for path, _ in found]
         raise ValueError(
-            f"there are {len(found)} states of ff.scale_by_fisher in this optimiser's "
-            f"state; pass the one that is meant: {', '.join(names)}."
+            f"there are {len(found)} states of {of} in this optimiser's state; pass "
+            f"the one that is meant: {', '.join(names)}."
         )
-    state = found[0][1]
-    if _is_second_moment(state.information):
-        raise _no_fisher()
-    return state
+    return found[0][1]
 
 
 def _is_second_moment(node: Any) -> bool:
