@@ -91,6 +91,7 @@ if _typing.TYPE_CHECKING:
     from fisherflow_jax import continual as continual
     from fisherflow_jax import diagnostics as diagnostics
     from fisherflow_jax import flax as flax
+    from fisherflow_jax import geometry as geometry
     from fisherflow_jax import influence as influence
     from fisherflow_jax import metrics as metrics
     from fisherflow_jax import plots as plots
@@ -114,6 +115,7 @@ _LAZY = {
     "continual",
     "diagnostics",
     "flax",
+    "geometry",
     "influence",
     "metrics",
     "plots",

@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 from fisherflow_jax._ground.arrays import like, widen
 from fisherflow_jax._ground.quadrature import sigmoid_moments
 from fisherflow_jax.likelihoods import _categorical_roots as categorical_roots
+from fisherflow_jax.likelihoods import _distances as distances
 from fisherflow_jax.likelihoods import _likelihood as shared
 from fisherflow_jax.likelihoods import _quasi as quasi
 from fisherflow_jax.likelihoods._likelihood import (
@@ -38,6 +39,11 @@ _log_share.defjvps(
     ),
     lambda t, _, z, share: t * z,
 )
+
+
+def _kl_of_classes(logits: jax.Array, other: jax.Array) -> jax.Array:
+    log_p, log_q = jax.nn.log_softmax(logits), jax.nn.log_softmax(other)
+    return jnp.sum(jnp.exp(log_p) * (log_p - log_q), -1)
 
 
 @shared.family
@@ -153,6 +159,8 @@ def categorical() -> Likelihood:
         cholesky=categorical_roots.CHOLESKY,
         diagonal_bound=categorical_roots.DIAGONAL_BOUND,
         low_rank=categorical_roots.low_rank,
+        kl=shared.on_wide(_kl_of_classes),
+        distance=shared.on_wide(distances.categorical),
     )
 
 
@@ -220,7 +228,8 @@ def bernoulli(dispersion: ArrayLike | None = 1.0) -> Likelihood:
         distance = jnp.abs(logits)
         return jnp.exp(-0.5 * distance) / (1 + jnp.exp(-distance))
 
-    built = one_output("bernoulli", LOGIT, support, _log_share, _variance, sample, root)
+    parts = support, _log_share, _variance, sample, root, distances.bernoulli
+    built = one_output("bernoulli", LOGIT, *parts)
 
     def expected_log_prob(
         mean: jax.Array, variance: jax.Array, covariance: Any, targets: ArrayLike

@@ -10,7 +10,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from fisherflow_jax._ground import checks, linalg
-from fisherflow_jax._ground.arrays import like, widen
+from fisherflow_jax._ground.arrays import like, safe_sqrt, widen
 from fisherflow_jax.likelihoods import _likelihood as shared
 from fisherflow_jax.likelihoods._likelihood import IDENTITY, Likelihood
 
@@ -19,6 +19,13 @@ _NAME = "gaussian"
 
 def finite(targets: ArrayLike) -> jax.Array:
     return jnp.isfinite(jnp.asarray(targets))
+
+
+def kl_of_normals(outputs: jax.Array, other: jax.Array) -> jax.Array:
+    """Of (mean, log standard deviation) on the last axis."""
+    turned = other[..., 1] - outputs[..., 1]
+    moved = (other[..., 0] - outputs[..., 0]) * jnp.exp(-other[..., 1])
+    return turned + 0.5 * jnp.expm1(-2 * turned) + 0.5 * jnp.square(moved)
 
 
 def with_given_scale() -> Likelihood:
@@ -63,6 +70,14 @@ def with_given_scale() -> Likelihood:
         total = jnp.sqrt(variance[..., 0] + jnp.square(scale))
         return jax.scipy.stats.norm.logpdf(like(targets, location), location, total)
 
+    def kl(outputs: ArrayLike, other: ArrayLike) -> jax.Array:
+        pairs = [jnp.stack([m, jnp.log(s)], -1) for m, s in map(both, (outputs, other))]
+        return kl_of_normals(*pairs)
+
+    def distance(outputs: ArrayLike, other: ArrayLike) -> jax.Array:
+        (location, scale), (moved, same) = both(outputs), both(other)
+        return jnp.abs(moved - location) / jnp.where(scale == same, scale, jnp.nan)
+
     return Likelihood(
         name=_NAME,
         log_prob=log_prob,
@@ -78,6 +93,8 @@ def with_given_scale() -> Likelihood:
         expected_log_prob=expected_log_prob,
         normal_errors=True,
         known=lambda outputs: both(outputs)[1],
+        kl=kl,
+        distance=distance,
     )
 
 
@@ -132,6 +149,8 @@ def of_vectors(
         check=errors.check,
         expected_log_prob=errors.expected_log_prob,
         normal_errors=True,
+        kl=errors.kl,
+        distance=errors.distance,
         observing=lambda used: of_vectors(covariance, used),
         known=None if covariance is not None else lambda z: errors.split(z)[1],
     )
@@ -235,6 +254,29 @@ class _Errors:
         spread = like(spread[..., :k, :k], location)
         total = spread + jnp.broadcast_to(matrix, spread.shape)
         return self.density(like(targets, location) - location, total)
+
+    def kl(self, outputs: ArrayLike, other: ArrayLike) -> jax.Array:
+        (location, matrix), (moved, noise) = self.split(outputs), self.split(other)
+        half = linalg.inverse_factor(self.observed(noise))
+        moved = linalg.product("...ij,...j->...i", half, self.keep(moved - location))
+        distant = 0.5 * jnp.sum(jnp.square(moved), -1)
+        if self.covariance is not None:
+            return distant
+        matrix = self.observed(matrix)
+        own = linalg.inverse_factor(matrix)
+        ratio = linalg.product("...ij,...jk,...ik->...i", half, matrix, half)
+        turned = jnp.sum(ratio - 1, -1)
+        logs = jnp.sum(jnp.log(_diagonal(own)) - jnp.log(_diagonal(half)), -1)
+        return distant + 0.5 * turned + logs
+
+    def distance(self, outputs: ArrayLike, other: ArrayLike) -> jax.Array:
+        (location, matrix), (moved, noise) = self.split(outputs), self.split(other)
+        half = linalg.inverse_factor(self.observed(matrix))
+        moved = linalg.product("...ij,...j->...i", half, self.keep(moved - location))
+        length = safe_sqrt(jnp.sum(jnp.square(moved), -1))
+        if self.covariance is not None:
+            return length
+        return jnp.where(jnp.all(noise == matrix, (-2, -1)), length, jnp.nan)
 
 
 def _diagonal(matrix: jax.Array) -> jax.Array:

@@ -93,6 +93,10 @@ class Likelihood(NamedTuple):
       known: `outputs ->` those of them that say what is known, such as the noise of
         each row, and that no parameter may move; None: there are none.
       nuisance: the `Nuisance` parameters that are unknown; None: none are.
+      kl: `(outputs, other) ->` the Kullback-Leibler divergence from the first, one a
+        target, `(n, ...)`. None: no closed form.
+      distance: `(outputs, other) ->` the Fisher-Rao distance of one observation, one a
+        target, `(n, ...)`. None: no closed form.
       call: how it was made, for printing.
     """
 
@@ -121,6 +125,8 @@ class Likelihood(NamedTuple):
     observing: Callable | None = None
     known: Callable | None = None
     nuisance: Any = None
+    kl: Callable | None = None
+    distance: Callable | None = None
     call: str = ""
 
     @property
@@ -319,6 +325,18 @@ def on_both(
     return checked
 
 
+def on_wide(
+    function: Callable[[jax.Array, jax.Array], jax.Array],
+) -> Callable[[ArrayLike, ArrayLike], jax.Array]:
+    """A function of two outputs, both wide."""
+
+    def widened(outputs: ArrayLike, other: ArrayLike) -> jax.Array:
+        wide = arrays.widen(outputs)
+        return function(wide, arrays.like(other, wide))
+
+    return widened
+
+
 def _check(name: str, outputs: Any, targets: Any) -> None:
     shape = check_outputs(name, outputs)
     rule = "targets must have the shape of the outputs"
@@ -333,10 +351,13 @@ def one_output(
     variance: Callable[[jax.Array], jax.Array],
     sample: Callable[[jax.Array, jax.Array], jax.Array],
     root: Callable[[jax.Array], jax.Array],
+    distance: Callable[[jax.Array, jax.Array], jax.Array],
 ) -> Likelihood:
     """A `Likelihood` of functions of wide outputs (and wide targets, in the support).
 
-    `root` is the square root of the Fisher information of one output.
+    `root` is the square root of the Fisher information of one output, `distance` that
+    of two. The Kullback-Leibler divergence is that of log-probabilities whose
+    difference is affine in the target, as in any exponential family of one mean.
     """
     value = on_both(name, log_prob)
 
@@ -347,10 +368,17 @@ def one_output(
     def apply_root(outputs: ArrayLike, probes: Any, key: Any = None) -> jax.Array:
         return scaled_probes(outputs, root(arrays.widen(outputs)), probes)
 
+    def mean(outputs: ArrayLike) -> jax.Array:
+        return scale.inverse(arrays.widen(outputs))
+
+    def kl(outputs: ArrayLike, other: ArrayLike) -> jax.Array:
+        expected = mean(outputs)
+        return value(outputs, expected) - value(other, expected)
+
     return Likelihood(
         name=name,
         log_prob=log_prob_or_nan,
-        mean=lambda outputs: scale.inverse(arrays.widen(outputs)),
+        mean=mean,
         variance=lambda outputs: variance(arrays.widen(outputs)),
         sample=lambda key, outputs: sample(key, arrays.widen(outputs)),
         root=apply_root,
@@ -360,4 +388,6 @@ def one_output(
         support=support,
         check=lambda outputs, targets: _check(name, outputs, targets),
         diagonal=True,
+        kl=kl,
+        distance=on_wide(distance),
     )

@@ -5,11 +5,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.special import polygamma
 from jax.typing import ArrayLike
 
 from fisherflow_jax._ground import quadrature
 from fisherflow_jax._ground.arrays import like, widen
+from fisherflow_jax.likelihoods import _distances as distances
 from fisherflow_jax.likelihoods import _known_noise as known_noise
 from fisherflow_jax.likelihoods import _likelihood as shared
 from fisherflow_jax.likelihoods._known_noise import finite
@@ -126,7 +128,11 @@ def gaussian(
     def root(location: jax.Array) -> jax.Array:
         return 1 / like(scale, location)
 
-    known = one_output(name, IDENTITY, finite, log_prob, variance, sample, root)
+    def distance(location: jax.Array, other: jax.Array) -> jax.Array:
+        return distances.flat(root(location), location, other)
+
+    parts = finite, log_prob, variance, sample, root, distance
+    known = one_output(name, IDENTITY, *parts)
     return known._replace(
         expected_log_prob=expected_log_prob, normal_errors=True, with_noise=gaussian
     )
@@ -208,6 +214,8 @@ def gaussian_location_scale() -> Likelihood:
         low_rank=largest_entries(root),
         expected_log_prob=_over_both,
         normal_errors=True,
+        kl=shared.on_wide(known_noise.kl_of_normals),
+        distance=shared.on_wide(distances.location_scale(1.0, 2.0)),
     )
 
 
@@ -308,7 +316,34 @@ def student_t(df: ArrayLike | None, scale: ArrayLike | None) -> Likelihood:
         nu, s = both(location)
         return jnp.sqrt((nu + 1) / (nu + 3)) / s
 
-    return one_output(name, IDENTITY, finite, log_prob, variance, sample, root)
+    def distance(location: jax.Array, other: jax.Array) -> jax.Array:
+        return distances.flat(root(location), location, other)
+
+    def kl(location: jax.Array, other: jax.Array) -> jax.Array:
+        nu, s = both(location)
+        return _kl_of_student_t(nu, (other - location) / s)
+
+    parts = finite, log_prob, variance, sample, root, distance
+    return one_output(name, IDENTITY, *parts)._replace(kl=shared.on_wide(kl))
+
+
+def _kl_of_student_t(nu: jax.Array, moved: jax.Array) -> jax.Array:
+    """By a double exponential trapezoid over the errors: no closed form is known.
+
+    The relative error is 1e-8 up to 5 scales apart, 1e-4 at 30 (of one degree of
+    freedom; less of more).
+    """
+    steps = np.linspace(-3.9, 3.9, 241)
+    inner = 0.5 * np.pi * np.sinh(steps)
+    grown = np.log(np.cosh(inner)) + np.log(np.cosh(steps))
+    u, logs = (jnp.asarray(x, moved.dtype) for x in (np.sinh(inner), grown))
+    weights = jax.nn.softmax(logs - 0.5 * (nu + 1) * jnp.log1p(jnp.square(u) / nu))
+
+    def one(gap: jax.Array) -> jax.Array:
+        ratio = gap * (2 * u + gap) / (nu + jnp.square(u))
+        return 0.5 * (nu + 1) * jnp.sum(weights * jnp.log1p(ratio))
+
+    return jax.vmap(one)(moved.ravel()).reshape(moved.shape)
 
 
 def _unknown_student_t(df: ArrayLike | None, scale: ArrayLike | None) -> Likelihood:

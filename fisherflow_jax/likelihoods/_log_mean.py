@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from fisherflow_jax._ground.arrays import like, widen
+from fisherflow_jax.likelihoods import _distances as distances
 from fisherflow_jax.likelihoods import _likelihood as shared
 from fisherflow_jax.likelihoods import _quasi as quasi
 from fisherflow_jax.likelihoods._likelihood import LOG, Likelihood, one_output
@@ -85,7 +86,8 @@ def poisson(dispersion: ArrayLike | None = 1.0) -> Likelihood:
     def root(log_rate: jax.Array) -> jax.Array:
         return jnp.exp(0.5 * log_rate)
 
-    return one_output("poisson", LOG, _nonnegative, log_prob, jnp.exp, sample, root)
+    parts = _nonnegative, log_prob, jnp.exp, sample, root, distances.poisson
+    return one_output("poisson", LOG, *parts)
 
 
 @shared.family
@@ -181,7 +183,12 @@ def negative_binomial(
         odds, r = log_odds(log_mean)
         return jnp.sqrt(r) * jnp.exp(0.5 * jax.nn.log_sigmoid(odds))
 
-    return one_output(name, LOG, _nonnegative, log_prob, variance, sample, root)
+    def distance(log_mean: jax.Array, other: jax.Array) -> jax.Array:
+        r = like(concentration, log_mean)
+        return distances.negative_binomial(r, log_mean, other)
+
+    parts = _nonnegative, log_prob, variance, sample, root, distance
+    return one_output(name, LOG, *parts)
 
 
 def _with_dispersion(
@@ -277,7 +284,10 @@ def gamma(shape: ArrayLike | None = 1.0) -> Likelihood:
     def root(log_mean: jax.Array) -> jax.Array:
         return jnp.sqrt(like(shape, log_mean))
 
-    return one_output(name, LOG, _positive, log_prob, variance, sample, root)
+    def distance(log_mean: jax.Array, other: jax.Array) -> jax.Array:
+        return distances.flat(root(log_mean), log_mean, other)
+
+    return one_output(name, LOG, _positive, log_prob, variance, sample, root, distance)
 
 
 def _log_square(targets: ArrayLike) -> jax.Array:

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 
 from fisherflow_jax.likelihoods._likelihood import Likelihood
 
+_UNKNOWN = "log_prob", "variance", "sample", "root", "kl", "distance"
+
 
 class Nuisance(NamedTuple):
     """Positive parameters beside the outputs, handled by their logarithms.
@@ -41,6 +43,5 @@ def unknown(nuisance: Nuisance) -> Likelihood:
             "numbers, or likelihood.nuisance.known(state.nuisance.mean)."
         )
 
-    return family._replace(
-        log_prob=refuse, variance=refuse, sample=refuse, root=refuse, nuisance=nuisance
-    )
+    refused: dict[str, Any] = dict.fromkeys(_UNKNOWN, refuse)
+    return family._replace(**refused, nuisance=nuisance)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -73,12 +74,21 @@ def with_dispersion(
         factor = jax.lax.rsqrt(like(dispersion, widen(outputs)))
         return family.root(outputs, factor * like(probes, factor), key)
 
+    def divided(function: Any, power: float) -> Callable:
+        def by_dispersion(outputs: ArrayLike, other: ArrayLike) -> jax.Array:
+            value = function(outputs, other)
+            return value / like(dispersion, value) ** power
+
+        return by_dispersion
+
     return family._replace(
         log_prob=log_prob,
         variance=variance,
         sample=lambda key, z: sample(key, widen(z), variance(z)),
         root=root,
         expected_log_prob=None,
+        kl=divided(family.kl, 1.0),
+        distance=divided(family.distance, 0.5),
     )
 
 
