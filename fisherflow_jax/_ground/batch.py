@@ -298,8 +298,9 @@ def _rows(each: jax.Array) -> jax.Array:
 def _filled(x: jax.Array, used: jax.Array) -> jax.Array:
     """What is not used replaced by the first that is; `used` has the leading axes."""
     rest, used = x.shape[used.ndim :], used.reshape(-1)
+    stack = x.reshape((used.size, *rest))  # rows may be empty
     # an index of no sign is not wrapped
-    stack, first = x.reshape((-1, *rest)), jax.lax.argmax(used, 0, jnp.uint32)
+    first = jax.lax.argmax(used, 0, jnp.uint32)
     one = jax.lax.dynamic_slice_in_dim(stack, first, 1)
     # one is a possible target of every likelihood, zero is not
     one = jax.lax.select(jnp.any(used), one, jnp.ones_like(one))

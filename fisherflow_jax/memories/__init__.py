@@ -3,6 +3,7 @@
 from fisherflow_jax.memories._adaptive import ChangeReport as ChangeReport
 from fisherflow_jax.memories._adaptive import adaptive as adaptive
 from fisherflow_jax.memories._exponential import exponential as exponential
+from fisherflow_jax.memories._matern import matern as matern
 from fisherflow_jax.memories._memory import Belief as Belief
 from fisherflow_jax.memories._memory import Memory as Memory
 from fisherflow_jax.memories._memory import Prior as Prior

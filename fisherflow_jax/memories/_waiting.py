@@ -7,7 +7,14 @@ import jax
 import jax.numpy as jnp
 
 from fisherflow_jax._ground import choices, trees
-from fisherflow_jax.memories._memory import Belief, Memory, Sum, age, remembers_all
+from fisherflow_jax.memories._memory import (
+    Belief,
+    Memory,
+    Sum,
+    age,
+    keeps_prior,
+    remembers_all,
+)
 
 
 class Waiting(NamedTuple):
@@ -19,6 +26,10 @@ class Waiting(NamedTuple):
     @property
     def remembers_all(self) -> bool:
         return remembers_all(self.storage)
+
+    @property
+    def keeps_prior(self) -> bool:
+        return keeps_prior(self.storage)
 
     def aged(self, belief: Belief, steps: jax.Array) -> Belief:
         first = (~self.started).astype(steps.dtype)
