@@ -108,8 +108,7 @@ def matern(
     memory = random_walk(
         moved(lambda time: variance * process.noise(time)), moved(process.transition)
     )
-    root = np.linalg.cholesky(np.linalg.inv(process.covariance)).T
-    root = jnp.asarray(root, rate.dtype) / jnp.sqrt(variance)
+    root = jnp.asarray(process.root_of_precision, rate.dtype) / jnp.sqrt(variance)
     return Matern(memory, full().reduce(root), _first)
 
 
@@ -142,6 +141,11 @@ class _Process:
         """`(p + 1, p + 1)`, of the stationary distribution."""
         return self.products @ _INTEGRALS[: self.products.shape[-1]]
 
+    @property
+    def root_of_precision(self) -> np.ndarray:
+        """`R`, with `R^T R` the inverse of that."""
+        return np.linalg.cholesky(np.linalg.inv(self.covariance)).T
+
     def noise(self, time: jax.Array) -> jax.Array:
         """`(p + 1, p + 1)`, what is added within a time."""
         return jnp.asarray(self.products, time.dtype) @ _integrals(
@@ -153,13 +157,12 @@ class _Process:
         size = len(self.products)
         shift = np.eye(size) + np.eye(size, k=1)
         shift[-1] -= [math.comb(size, k) for k in range(size)]  # nilpotent
-        terms, term = [], np.eye(size)
-        for k in range(size):
-            terms.append(term / math.factorial(k))
-            term = term @ shift
+        terms = [np.eye(size)]
+        for k in range(1, size):
+            terms.append(terms[-1] @ shift / k)
         powers = jnp.stack([time**k for k in range(size)])
-        terms = jnp.asarray(np.stack(terms, -1), time.dtype)
-        return jnp.exp(-time) * (terms @ powers)
+        series = jnp.asarray(np.stack(terms, -1), time.dtype)
+        return jnp.exp(-time) * (series @ powers)
 
 
 # of t^k e^(-2t), over all times

@@ -64,6 +64,9 @@ def predict(
     std are those of the mixture, and the interval is that of its moments on the scale
     of `eta`.
 
+    Under a memory that moves the parameters (`random_walk`) a state's predictions are
+    of the time of its last batch; a forecast is of `flow.advance(state)`.
+
     Args:
       state: anything with `.mean` and `.information`, or a bank's state.
       apply_fn: `(params, inputs) -> outputs`.

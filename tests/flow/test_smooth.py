@@ -148,7 +148,7 @@ def test_gaps_in_time_and_lists(double):
     close(dense(ff.smooth(flow, listed, each)), dense(smoothed), 1e-14)
     with pytest.raises(ValueError, match="function of the batch"):
         ff.smooth(flow, states)
-    with pytest.raises(ValueError, match=r"12 states.*\[11\] entries"):
+    with pytest.raises(ValueError, match=r"12 states.*\[\(11,\)\]"):
         ff.smooth(flow, states, jax.tree.map(lambda x: x[1:], batches))
 
 
