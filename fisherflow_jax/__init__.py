@@ -59,6 +59,7 @@ from fisherflow_jax.flow import bank as bank
 from fisherflow_jax.flow import fisher_flow as fisher_flow
 from fisherflow_jax.flow import merge as merge
 from fisherflow_jax.flow import refine as refine
+from fisherflow_jax.flow import run as run
 from fisherflow_jax.flow import smooth as smooth
 from fisherflow_jax.flow import warm_start as warm_start
 from fisherflow_jax.model import negative_log_likelihood as negative_log_likelihood

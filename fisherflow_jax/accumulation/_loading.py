@@ -130,12 +130,13 @@ def each_of(stack: Batch) -> Iterator[Batch]:
         yield batches.map_examples(itemgetter(index), stack)
 
 
-def padded(loader: Iterable, multiple: int) -> Iterator[Batch]:
+def padded(loader: Iterable, multiple: int, length: int = 0) -> Iterator[Batch]:
     """Batches with weights, each as long as the longest so far, by rows of weight zero.
 
-    So a ragged last batch meets the program that is compiled already.
+    So a ragged last batch meets the program that is compiled already. `length`: of the
+    longest before these.
     """
-    length, checked = 0, set()
+    checked = set()
     for number, raw in enumerate(loader):
         raw = batches.by_name(raw)
         batch = jax.tree.map(_array, raw._replace(weights=None))
@@ -167,7 +168,10 @@ def stack_of_batches(stacked: Stacked, multiple: int) -> Batch:
 
 
 def with_bar(
-    loader: Iterable, progress: bool | None, doing: str = "accumulating"
+    loader: Iterable,
+    progress: bool | None,
+    doing: str = "accumulating",
+    initial: int = 0,
 ) -> Iterable:
     """The loader, under a progress bar where one is wanted.
 
@@ -191,6 +195,7 @@ def with_bar(
         loader,
         desc=doing,
         unit="batch",
+        initial=initial,
         delay=0.0 if progress else _SECONDS_BEFORE_BAR,
         disable=None if progress is None else False,  # None: unless a terminal
     )

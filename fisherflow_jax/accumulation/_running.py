@@ -10,6 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fisherflow_jax._ground import batch as batch_parts
 from fisherflow_jax._ground import checks, sharding, trees
+from fisherflow_jax.accumulation import _feeding as feeding
 from fisherflow_jax.accumulation import _loading as loading
 from fisherflow_jax.accumulation import _spreading as spreading
 from fisherflow_jax.accumulation._loading import Stacked
@@ -142,23 +143,21 @@ def accumulate(
         return after
     batches = loading.converted(batches, to_batch)
     loading.check_loader(batches)
-    start, taken = state, None
+    start = state
 
-    def told(ahead: Accumulation) -> None:
-        if taken is not None and bad_rows == "raise":
-            refuse_bad_rows(estimator, params, (start, ahead), *taken)
+    def step(state: Accumulation, batch: Any) -> tuple[Accumulation, Accumulation]:
+        after = taken_in(estimator, mesh, decay, state, params, batch)
+        return after, after
+
+    def heard(number: int, batch: Any, after: Accumulation) -> None:
+        if not checks.is_traced(after):
+            jax.block_until_ready(after.num_batches)
+        if bad_rows == "raise":
+            where = f"batch {number}"
+            refuse_bad_rows(estimator, params, (start, after), batch, where)
 
     given = spreading.laid_out(loading.with_bar(batches, progress), mesh)
-    for number, batch in enumerate(given):
-        ahead = state
-        state = taken_in(estimator, mesh, decay, state, params, batch)
-        # the loader runs one batch ahead of the device: the bar tells the truth, and
-        # memory holds no queue of batches
-        if not checks.is_traced(ahead):
-            jax.block_until_ready(ahead.num_batches)
-        told(ahead)
-        taken = batch, f"batch {number}"
-    told(state)
+    state = feeding.drive(step, state, given, heard)
     if state is start:
         raise ValueError(
             "batches is empty, so there is nothing to sum (a generator can be read "

@@ -71,21 +71,28 @@ def global_batches(
     return spread(batches, own, own.axis_names if axes is None else axes)
 
 
-def spread(loader: Iterable, mesh: Mesh, axes: Any) -> Iterator[Batch]:
-    """As `global_batches`, of arguments that are checked."""
+def spread(
+    loader: Iterable, mesh: Mesh, axes: Any, longest: int = 0
+) -> Iterator[Batch]:
+    """As `global_batches`, of arguments that are checked.
+
+    `longest`: rows of the longest batch, of all processes, before these.
+    """
     rows = NamedSharding(mesh, PartitionSpec(axes))
-    read, number, length = loading.padded(loader, own_parts(rows)), 0, 0
+    read, number = loading.padded(loader, own_parts(rows)), 0
+    parts = mesh.size // rows.shard_shape((mesh.size,))[0]
+    length = -(-longest // parts) * own_parts(rows)
     while (found := _agreed(read, number)) is not None:
-        batch, longest = found
-        number, length = number + 1, max(length, longest)
+        batch, rows_read = found
+        number, length = number + 1, max(length, rows_read)
         yield place(rows, loading.lengthened(batch, length, axis=0), axis=0)
 
 
-def laid_out(loader: Iterable, mesh: Mesh | None) -> Iterator[Batch]:
+def laid_out(loader: Iterable, mesh: Mesh | None, longest: int = 0) -> Iterator[Batch]:
     """Batches of equal length: spread over a mesh, or, without one, as they lie."""
     if mesh is None:
-        return loading.padded(loader, 1)
-    return spread(loader, mesh, mesh.axis_names)
+        return loading.padded(loader, 1, longest)
+    return spread(loader, mesh, mesh.axis_names, longest)
 
 
 def stack_of_batches(stacked: Any, mesh: Mesh | None) -> Batch:

@@ -9,6 +9,7 @@ from fisherflow_jax.flow._merging import Merged as Merged
 from fisherflow_jax.flow._merging import merge as merge
 from fisherflow_jax.flow._refine import refine as refine
 from fisherflow_jax.flow._refine import warm_start as warm_start
+from fisherflow_jax.flow._run import run as run
 from fisherflow_jax.flow._smooth import Smoothed as Smoothed
 from fisherflow_jax.flow._smooth import smooth as smooth
 from fisherflow_jax.flow._state import Events as Events

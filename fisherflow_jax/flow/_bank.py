@@ -1,5 +1,6 @@
 """A bank of flows over one stream, weighted by how well each predicted it."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -54,6 +55,14 @@ class Bank(NamedTuple):
 
     init: Any
     update: Any
+
+    @property
+    def flows(self) -> tuple[FisherFlow, ...]:
+        """Its members."""
+        return self.update.args[0]
+
+    def __repr__(self) -> str:
+        return f"bank([{', '.join(map(repr, self.flows))}])"
 
 
 def bank(flows: Sequence[FisherFlow], *, forgetting: float = 0.97) -> Bank:
@@ -120,40 +129,42 @@ def bank(flows: Sequence[FisherFlow], *, forgetting: float = 0.97) -> Bank:
         uniform = jnp.full((len(flows),), -jnp.log(len(flows)), dtype)
         return BankState(tuple(members), uniform)
 
-    def update(
-        state: BankState, batch: Any, **options: Any
-    ) -> tuple[BankState, BankInfo]:
-        if not isinstance(state, BankState):
-            raise TypeError(
-                "a bank's update is (state, batch), with a state of its own init; got "
-                f"a {type(state).__name__}."
-            )
-        results = [
-            flow.update(member, batch, **options)
-            for flow, member in zip(flows, state.members, strict=True)
-        ]
-        infos = tuple(info for _, info in results)
-        gains = jnp.stack([info.log_evidence for info in infos])
-        before = jax.nn.log_softmax(forgetting * state.log_weights)
-        joint = before + gains
-        # a batch refused by one member tells nothing of the others: it moves none
-        skipped = jnp.any(jnp.stack([info.skipped for info in infos]))
-        counted = tuple(
-            member._replace(num_skipped=member.num_skipped + 1)
-            for member in state.members
-        )
-        after = BankState(
-            tuple(member for member, _ in results), jax.nn.log_softmax(joint)
-        )
-        refused = BankState(counted, state.log_weights)
-        after = optax.tree.where(skipped, refused, after)
-        evidence = jax.nn.logsumexp(joint)
-        evidence = jnp.where(skipped, jnp.zeros_like(evidence), evidence)
-        return after, BankInfo(
-            members=infos,
-            log_evidence=evidence,
-            skipped=skipped,
-            missing=infos[0].missing,
-        )
+    return Bank(init, functools.partial(_update, flows, forgetting))
 
-    return Bank(init, update)
+
+def _update(
+    flows: tuple[FisherFlow, ...],
+    forgetting: float,
+    state: BankState,
+    batch: Any,
+    **options: Any,
+) -> tuple[BankState, BankInfo]:
+    if not isinstance(state, BankState):
+        raise TypeError(
+            "a bank's update is (state, batch), with a state of its own init; got "
+            f"a {type(state).__name__}."
+        )
+    results = [
+        flow.update(member, batch, **options)
+        for flow, member in zip(flows, state.members, strict=True)
+    ]
+    infos = tuple(info for _, info in results)
+    gains = jnp.stack([info.log_evidence for info in infos])
+    before = jax.nn.log_softmax(forgetting * state.log_weights)
+    joint = before + gains
+    # a batch refused by one member tells nothing of the others: it moves none
+    skipped = jnp.any(jnp.stack([info.skipped for info in infos]))
+    counted = tuple(
+        member._replace(num_skipped=member.num_skipped + 1) for member in state.members
+    )
+    after = BankState(tuple(member for member, _ in results), jax.nn.log_softmax(joint))
+    refused = BankState(counted, state.log_weights)
+    after = optax.tree.where(skipped, refused, after)
+    evidence = jax.nn.logsumexp(joint)
+    evidence = jnp.where(skipped, jnp.zeros_like(evidence), evidence)
+    return after, BankInfo(
+        members=infos,
+        log_evidence=evidence,
+        skipped=skipped,
+        missing=infos[0].missing,
+    )

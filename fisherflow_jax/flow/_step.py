@@ -38,10 +38,7 @@ def update(
     """A batch taken in: `(state, info)`."""
     belonging.check_kind(state)
     given = batches.by_name(batch)
-    if given.targets is None:
-        raise ValueError("a flow learns from targets; the batch's are None.")
-    batch = batches.as_batch(given, values=False)
-    robust.check_clusters(recipe, batch)
+    batch = _checked(recipe, given)
     # compiled once a recipe and shape, so that a plain Python loop over a data loader
     # does not trace its searches anew at each batch
     steps = recipe.num_steps if num_steps is None else num_steps
@@ -55,6 +52,32 @@ def update(
     )
     check_taken_in(recipe, state, given, info)
     return after, info
+
+
+def take_over(
+    recipe: Recipe, state: FlowState, batch: batches.Batch
+) -> tuple[FlowState, FlowInfo]:
+    """`update` in the memory of a state that is not used again; its info tells all."""
+    run = choices.compiled(recipe, _take_over, donate_argnums=0)
+    return deciding(
+        lambda: run(state, batch),
+        model.plain(recipe.apply_fn),
+        lambda: (state.mean, batch.inputs),
+    )
+
+
+def _take_over(
+    recipe: Recipe, state: FlowState, batch: batches.Batch
+) -> tuple[FlowState, FlowInfo]:
+    return take_in(recipe, state, _checked(recipe, batch), recipe.num_steps)
+
+
+def _checked(recipe: Recipe, given: batches.Batch) -> batches.Batch:
+    if given.targets is None:
+        raise ValueError("a flow learns from targets; the batch's are None.")
+    batch = batches.as_batch(given, values=False)
+    robust.check_clusters(recipe, batch)
+    return batch
 
 
 def take_in(
@@ -321,7 +344,11 @@ def kept(recipe: Recipe, sums: Sum) -> Sum:
 
 
 def check_taken_in(
-    recipe: Recipe, state: FlowState, given: batches.Batch, info: FlowInfo
+    recipe: Recipe,
+    state: FlowState,
+    given: batches.Batch,
+    info: FlowInfo,
+    where: str = "the batch",
 ) -> None:
     """Raises where an update is seen to have failed (not under jit), saying why."""
     if checks.is_traced((info, given)):
@@ -330,13 +357,13 @@ def check_taken_in(
     if not refused and not info.skipped:
         return
     batch = batches.as_batch(given, values=False)
-    recipe.model.screen(state.mean, batch).refuse(given)
+    recipe.model.screen(state.mean, batch).refuse(given, where)
     if info.skipped:
         # a memory's functions of the batch say here what is wrong with their values
         recipe.memory.predict(state.memory, belief_of(state), batch, state.mean)
         recipe.model.check(state.mean, batch)
         raise ValueError(
-            "the batch's log-likelihood, its information or the updated belief is not "
-            "finite, for an overflow or an information that is not positive definite "
-            "in this precision (under jit it would be skipped and counted)."
+            f"{where} has a log-likelihood, an information or an updated belief that "
+            "is not finite, for an overflow or an information that is not positive "
+            "definite in this precision (under jit it would be skipped and counted)."
         )
