@@ -197,8 +197,9 @@ def _way_to_a_batch(given: Any) -> str:
     if isinstance(given, Mapping):
         parts = ", ".join(f"batch[{key!r}]" for key in given)
         return (
-            f" Take it apart, ({parts}); ff.accumulate, ff.refine, ff.calibrate and "
-            "ff.laplace do so with to_batch=, a function of what a loader gives."
+            f" Take it apart, ({parts}); ff.accumulate, ff.run, ff.refine, "
+            "ff.calibrate and ff.laplace do so with to_batch=, a function of what a "
+            "loader gives."
         )
     if hasattr(given, "mean") and hasattr(given, "information"):
         return " A state stands before the batch, update(state, batch)."

@@ -1,6 +1,5 @@
 """One batch ahead of the device: the next is read while one is taken in."""
 
-import operator
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -63,11 +62,19 @@ def _put(batch: Batch) -> Batch:
     """The batch with the host's arrays copied to the device, which is not awaited."""
     if jax.process_count() > 1:  # a compiled step takes them for everybody's
         return batch
+    return jax.tree.map(
+        lambda x: jax.device_put(unaliased(x)) if isinstance(x, np.ndarray) else x,
+        batch,
+    )
 
-    def copy(x: Any) -> Any:
-        return jax.device_put(x, may_alias=False) if isinstance(x, np.ndarray) else x
 
-    return jax.tree.map(copy, batch)
+def unaliased(x: Any) -> Any:
+    """An array that `jax.device_put` will copy, if it is told to.
+
+    Of numpy's it takes the memory itself where the device is the host, told or not.
+    """
+    in_place = isinstance(x, np.ndarray) and jax.default_backend() == "cpu"
+    return np.array(x) if in_place else x
 
 
 class _Slices:
@@ -152,5 +159,8 @@ class Source:
 
     @property
     def missing(self) -> int:
-        """Items that the loader's length promises beyond those given."""
-        return operator.length_hint(self.loader, self.given) - self.given
+        """Items that a loader's length promises, beyond those given."""
+        try:
+            return len(self) - self.given
+        except TypeError:
+            return 0

@@ -56,12 +56,13 @@ class Keeper:
         step = self.manager.latest_step()
         if step is None:
             return self.state, 0
-        if "run" not in (self.manager.item_metadata(step) or ()):
+        try:
+            known = self._read(step, run=ocp.args.JsonRestore())["run"]
+        except (KeyError, ValueError) as error:
             raise ValueError(
                 f"step {step} in {self.manager.directory} is no checkpoint of ff.run: "
                 "give the run a folder of its own."
-            )
-        known = self._read(step, run=ocp.args.JsonRestore())["run"]
+            ) from error
         self._check(known, f"the checkpoint of step {step} in {self.manager.directory}")
         like = jax.tree.map(ocp.utils.to_shape_dtype_struct, self.state)
         state, loader = ocp.args.StandardRestore(like), _Restore()

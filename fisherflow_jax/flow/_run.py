@@ -17,6 +17,7 @@ from fisherflow_jax.accumulation import (
     converted,
     drive,
     laid_out,
+    unaliased,
     with_bar,
 )
 from fisherflow_jax.flow import _belonging as belonging
@@ -138,7 +139,7 @@ def _own(state: Any, mesh: Mesh | None) -> Any:
         where = getattr(leaf, "sharding", None)
         if mesh is not None and len(getattr(where, "device_set", ())) != mesh.size:
             where = NamedSharding(mesh, PartitionSpec())
-        return jax.device_put(leaf, where, may_alias=False)
+        return jax.device_put(unaliased(leaf), where, may_alias=False)
 
     return jax.tree.map(place, state)
 
@@ -217,7 +218,7 @@ class _Listener:
                 f"{len(self.skipped)} batches moved nothing, for a result that is not "
                 f"finite (the first was batch {self.skipped[0]})"
             )
-        if source.missing:
+        if source.missing > 0:
             lost.append(
                 f"the loader ended after {source.given} of the "
                 f"{source.given + source.missing} batches that its length says"
