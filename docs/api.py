@@ -21,6 +21,7 @@ ROOMS = {
     "compression": "research",
     "continual": "settling",
     "diagnostics": "settling",
+    "expectations": "settling",
     "geometry": "research",
     "selection": "settling",
     "testing": "settling",

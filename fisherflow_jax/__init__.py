@@ -32,6 +32,7 @@ import typing as _typing
 from importlib import import_module as _import_module
 
 from fisherflow_jax import estimators as estimators
+from fisherflow_jax import expectations as expectations
 from fisherflow_jax import information as information
 from fisherflow_jax import layers as layers
 from fisherflow_jax import likelihoods as likelihoods

@@ -15,6 +15,7 @@ PACKAGE = ROOT / "fisherflow_jax"
 # From the ground up: a room imports what stands before it in this list.
 FLOORS = [
     "_ground",
+    "expectations",
     "likelihoods",
     "information",
     "layers",
@@ -396,9 +397,9 @@ def test_declared_dependencies_are_those_imported():
     }
     foreign = imported - set(sys.stdlib_module_names) - {PACKAGE.name}
     assert declared - foreign == set()
-    # drawing, bars and checkpoints are imported where they are asked for; flax brings
-    # Orbax with it
-    assert foreign - declared <= {"matplotlib", "orbax", "tqdm"}
+    # drawing, bars, checkpoints and extras are imported where they are asked for; flax
+    # brings Orbax with it
+    assert foreign - declared <= {"matplotlib", "numpyro", "orbax", "tqdm"}
 
 
 def test_docs_api_lists_the_names_of_the_package():

@@ -105,6 +105,13 @@ class Recipe:
                 f"{curvature.not_a_curvature}."
             )
 
+    def check_root(self, params: PyTree, batch: batches.Batch) -> None:
+        """Raises where the outputs at these values have no information, if it can."""
+        likelihood = self.likelihood.at_start
+        if not likelihood.random_root:
+            outputs = self.apply_fn(params, batches.unshare(batch.inputs))
+            likelihood.root(outputs, jnp.zeros(likelihood.probe_shape(outputs.shape)))
+
     def _check_robust(self) -> None:
         if self.weights_are not in _KINDS_OF_WEIGHTS:
             raise ValueError(

@@ -362,6 +362,7 @@ def check_taken_in(
         # a memory's functions of the batch say here what is wrong with their values
         recipe.memory.predict(state.memory, belief_of(state), batch, state.mean)
         recipe.model.check(state.mean, batch)
+        recipe.check_root(state.mean, batch)
         raise ValueError(
             f"{where} has a log-likelihood, an information or an updated belief that "
             "is not finite, for an overflow or an information that is not positive "

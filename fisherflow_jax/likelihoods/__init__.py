@@ -3,6 +3,15 @@
 from fisherflow_jax._ground.arrays import widen as widen
 from fisherflow_jax.likelihoods._classification import bernoulli as bernoulli
 from fisherflow_jax.likelihoods._classification import categorical as categorical
+from fisherflow_jax.likelihoods._expected_information import (
+    OutputInformation as OutputInformation,
+)
+from fisherflow_jax.likelihoods._expected_information import (
+    output_information as output_information,
+)
+from fisherflow_jax.likelihoods._from_distribution import (
+    from_distribution as from_distribution,
+)
 from fisherflow_jax.likelihoods._generic import from_log_prob as from_log_prob
 from fisherflow_jax.likelihoods._likelihood import IDENTITY as IDENTITY
 from fisherflow_jax.likelihoods._likelihood import LOG as LOG

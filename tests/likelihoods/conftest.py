@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 import scipy.special
 import scipy.stats
 
-from fisherflow_jax import likelihoods
+from fisherflow_jax import expectations, likelihoods
 
 
 class Case(NamedTuple):
@@ -58,6 +60,12 @@ def negative_binomial_of(log_mean, concentration):
 def counts_nodes(distribution):
     counts = np.arange(400)
     return counts, distribution.pmf(counts)
+
+
+def gumbel_nodes(location, scale):
+    """A trapezoid, exact to rounding for what falls off at both ends."""
+    x, step = np.linspace(-6, 60, 3000, retstep=True)
+    return location + scale * x, step * scipy.stats.gumbel_r.pdf(x)
 
 
 LOGITS = np.array([[0.3, -1.2, 2.0], [0.0, 0.0, 0.0], [4.0, 4.0, -3.0], [-7.0, 1.0, 0]])
@@ -136,6 +144,17 @@ CASES = [
         lambda z, y: negative_binomial_of(z, 2.5).logpmf(y),
         lambda z: counts_nodes(negative_binomial_of(z, 2.5)),
         (-1, -0.5, np.nan, np.inf),
+    ),
+    Case(
+        "gumbel",
+        likelihoods.from_distribution(
+            lambda z: dist.Gumbel(z[0], jnp.exp(z[1])), expectations.quantiles(200)
+        ),
+        np.stack([REALS, REALS[::-1] / 2], -1),
+        REAL_TARGETS,
+        lambda z, y: scipy.stats.gumbel_r.logpdf(y, z[:, 0], np.exp(z[:, 1])),
+        lambda z: gumbel_nodes(z[0], np.exp(z[1])),
+        (np.nan, np.inf, -np.inf),
     ),
 ]
 

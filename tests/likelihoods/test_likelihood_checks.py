@@ -22,9 +22,10 @@ def test_what_other_rooms_ask_of_a_likelihood(case):
     asked = case.likelihood
     assert asked.scale == SCALES.get(case.name, likelihoods.IDENTITY)
     assert asked.is_classes == (case.name in ("categorical", "bernoulli"))
-    mixes = case.name in ("categorical", "gaussian_location_scale")
+    of_two = case.name in ("gaussian_location_scale", "gumbel")
+    mixes = of_two or case.name == "categorical"
     assert asked.mixes_outputs == mixes
-    assert asked.needs_covariance == (case.name == "gaussian_location_scale")
+    assert asked.needs_covariance == of_two
     assert asked.normal_errors == case.name.startswith("gaussian")
     assert (asked.with_noise is not None) == (case.name == "gaussian")
     of_the_root = {"cholesky", "diagonal_bound", "low_rank", "diagonal", "root"}
