@@ -6,3 +6,4 @@ from fisherflow_jax.plots._bands import prediction_band as prediction_band
 from fisherflow_jax.plots._curves import eigenvalues as eigenvalues
 from fisherflow_jax.plots._curves import information_spectrum as information_spectrum
 from fisherflow_jax.plots._curves import reliability_diagram as reliability_diagram
+from fisherflow_jax.plots._ellipse import information_ellipse as information_ellipse
