@@ -2,13 +2,16 @@
 
 import inspect
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.special import ndtr
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import checks, keys, trees
+from fisherflow_jax._ground.directional import derivative
 from fisherflow_jax.accumulation import gathered
 from fisherflow_jax.posteriors._belief import Gaussian, described, gaussian, gaussians
 from fisherflow_jax.structures import Structure
@@ -187,7 +190,13 @@ def log_density(state: Any, params: PyTree) -> jax.Array:
     return 0.5 * (logdet - trees.size(mean) * jnp.log(2 * jnp.pi) - quadratic)
 
 
-def sample(state: Any, key: Any, shape: tuple[int, ...] = ()) -> PyTree:
+def sample(
+    state: Any,
+    key: Any,
+    shape: tuple[int, ...] = (),
+    *,
+    log_density: Callable[[PyTree], jax.Array] | None = None,
+) -> PyTree:
     r"""Draws from the posterior `N(mean, information^-1)`.
 
     Where the dispersion is estimated the draws are of the multivariate Student's t that
@@ -197,10 +206,23 @@ def sample(state: Any, key: Any, shape: tuple[int, ...] = ()) -> PyTree:
       state: anything with `.mean` and `.information`.
       key: an int, a key, or key data.
       shape: leading shape of the draws.
+      log_density: a function of the parameters that returns a number: the logarithm of
+        the density that the state approximates, up to a constant and a quadratic, so
+        that the log-likelihood will do. The draws are then skew-modal: the way h from
+        the mean is kept with probability
+        :math:`\Phi(\sqrt{2 \pi} \, \ell'''[h, h, h] / 12)`, and turned round
+        otherwise. Moments of even order stay; the mean, and quantiles on the whole, are
+        off by less than those of the normal.
 
     Returns:
       A pytree like the parameters with leaves `(*shape, *leaf.shape)`. Cost: one
-      factorisation and a triangular solve a draw.
+      factorisation and a triangular solve a draw; with a log-density its third
+      derivative along each draw, some eight evaluations.
+
+    Raises:
+      ValueError: for a log-density that returns no number, and with one where the
+        dispersion is estimated, so that draws are of Student's t.
+      TypeError: with a log-density, for a mixture.
 
     Example:
       >>> import jax.numpy as jnp
@@ -214,10 +236,18 @@ def sample(state: Any, key: Any, shape: tuple[int, ...] = ()) -> PyTree:
       >>> state = flow.init({"w": jnp.zeros(3)})
       >>> ff.sample(state, key=0, shape=(5,))["w"].shape
       (5, 3)
+
+    References:
+      Durante, Pozza, Szabo, "Skewed Bernstein-von Mises theorem and skew-modal
+      approximations", 2024.
     """
     weights, members = gaussians(state)
+    if log_density is not None:
+        _check_skewed(gaussian(state), log_density)
 
     def draw(key: jax.Array) -> PyTree:
+        if log_density is not None:
+            return _skewed(members[0], key, log_density)
         if len(members) == 1:
             return _draw(members[0], key)
         chosen = jax.random.categorical(key, jnp.log(weights))
@@ -238,3 +268,27 @@ def _draw(belief: Gaussian, key: jax.Array) -> PyTree:
         root = jnp.sqrt(dispersion * spare / chi2)
         step = jax.tree.map(lambda x: x * root, step)
     return jax.tree.map(lambda m, x: m + x, trees.widen(belief.mean), step)
+
+
+def _check_skewed(belief: Gaussian, log_density: Callable) -> None:
+    if belief.dispersion is not None:
+        raise ValueError(
+            "with an estimated dispersion draws are of Student's t, and log_density "
+            "skews those of a normal: give the likelihood its dispersion."
+        )
+    found = jax.eval_shape(log_density, trees.widen(belief.mean))
+    if getattr(found, "shape", None) != ():
+        raise ValueError(
+            f"log_density is a function of the parameters to a number; got {found}."
+        )
+
+
+def _skewed(belief: Gaussian, key: jax.Array, log_density: Callable) -> PyTree:
+    """A draw, turned round now and then to the side where there is more."""
+    mean = trees.widen(belief.mean)
+    step = ops.sample(belief.information, key, belief.mean)
+    third = derivative(log_density, mean, step, step, step)
+    share = ndtr(math.sqrt(2 * math.pi) / 12 * third)
+    uniform = jax.random.uniform(jax.random.fold_in(key, 1), dtype=share.dtype)
+    keep = uniform < share
+    return jax.tree.map(lambda m, x: jnp.where(keep, m + x, m - x), mean, step)
