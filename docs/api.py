@@ -23,6 +23,7 @@ ROOMS = {
     "diagnostics": "settling",
     "expectations": "settling",
     "geometry": "research",
+    "intervals": "settling",
     "selection": "settling",
     "testing": "settling",
 }

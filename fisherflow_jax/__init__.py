@@ -96,6 +96,7 @@ if _typing.TYPE_CHECKING:
     from fisherflow_jax import flax as flax
     from fisherflow_jax import geometry as geometry
     from fisherflow_jax import influence as influence
+    from fisherflow_jax import intervals as intervals
     from fisherflow_jax import metrics as metrics
     from fisherflow_jax import plots as plots
     from fisherflow_jax import predictions as predictions
@@ -120,6 +121,7 @@ _LAZY = {
     "flax",
     "geometry",
     "influence",
+    "intervals",
     "metrics",
     "plots",
     "predictions",

@@ -30,6 +30,7 @@ FLOORS = [
     "products",
     "predictions",
     "influence",
+    "intervals",
     "transforms",
     "compression",
     "continual",

@@ -119,6 +119,56 @@ def rising_zero(
     )[2]
 
 
+class Crossing(NamedTuple):
+    """Where a function rises through zero, going outwards; each `()`."""
+
+    point: jax.Array  # infinite, with the sign of the direction: it does not
+    last: jax.Array  # the last value seen
+
+
+def crossing(
+    evaluate: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
+    inside: jax.Array,
+    center: jax.Array,
+    reach: jax.Array,
+    *,
+    growth: float = 4.0,
+    num_reaches: int = 6,
+) -> Crossing:
+    """Where `x -> (value, slope)` rises through zero beyond a point where it is below.
+
+    Outwards from the center by a signed reach that grows, so many times at most, until
+    the value is above zero; then by Newton's method, and by halves where that leaves
+    the bracket. The slope need only be about right.
+    """
+    tolerance = float(jnp.finfo(reach.dtype).eps) ** 0.5 * jnp.abs(reach)
+    nowhere = jnp.where(reach > 0, jnp.inf, -jnp.inf).astype(reach.dtype)
+
+    def narrow(carry: tuple) -> tuple:
+        low, high, point, _, step, reach, _ = carry
+        value, slope = evaluate(point)
+        low = jnp.where(value > 0, low, point)
+        high = jnp.where(value > 0, point, high)
+        found, newton = jnp.isfinite(high), point - value / slope
+        between = (newton - low) * (newton - high) < 0
+        within = jnp.where(between, newton, (low + high) / 2)
+        following = jnp.where(found, within, center + growth * reach)
+        reach = jnp.where(found, reach, growth * reach)
+        moved = jnp.abs(following - point)
+        return low, high, following, moved, step + 1, reach, value
+
+    def goes_on(carry: tuple) -> jax.Array:
+        _, high, _, moved, step, _, _ = carry
+        most = jnp.where(jnp.isfinite(high), _MAX_STEPS, num_reaches)
+        return (step < most) & (moved > tolerance)
+
+    begun = inside, nowhere, center + reach, jnp.abs(reach) + 2 * tolerance
+    zero = jnp.zeros_like(reach)
+    carry = (*begun, jnp.zeros((), jnp.int32), reach, zero)
+    _, high, point, _, _, _, value = jax.lax.while_loop(goes_on, narrow, carry)
+    return Crossing(jnp.where(jnp.isfinite(high), point, nowhere), value)
+
+
 def maximise(
     function: Function, start: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -7,6 +7,10 @@ from fisherflow_jax.flow._bank import bank as bank
 from fisherflow_jax.flow._flow import fisher_flow as fisher_flow
 from fisherflow_jax.flow._merging import Merged as Merged
 from fisherflow_jax.flow._merging import merge as merge
+from fisherflow_jax.flow._newton import Solution as Solution
+from fisherflow_jax.flow._newton import damped_newton as damped_newton
+from fisherflow_jax.flow._objective import objective_of as objective_of
+from fisherflow_jax.flow._recipe import log_prior_of as log_prior_of
 from fisherflow_jax.flow._refine import refine as refine
 from fisherflow_jax.flow._refine import warm_start as warm_start
 from fisherflow_jax.flow._run import run as run
