@@ -146,8 +146,9 @@ def _ends(
         return error, third, rows.is_canonical(at, along)
 
     error, third, canonical = jax.lax.map(one, asked.rows, batch_size=_AT_ONCE)
-    told = factors.helped == 0, fit.unfinished == 0, jnp.all(canonical)
-    sound = told[0] & told[1] & canonical
+    determined = stored.determines_all(fit.information, at)
+    told = determined, jnp.all(canonical), fit.unfinished == 0
+    sound = canonical & determined & told[2]
     estimate = asked.of(at)
     lower = estimate - error * _inverse(quantile, third / 6)
     upper = estimate - error * _inverse(-quantile, third / 6)
@@ -163,18 +164,13 @@ def _inverse(z: jax.Array, a: jax.Array) -> jax.Array:
     return 3 * (z - 2 * a) / (root * root + root + 1)
 
 
-def _check(determined: Any, ended: Any, canonical: Any) -> None:
+def _check(determined: Any, canonical: Any, ended: Any) -> None:
     """Raises where values are at hand, and told otherwise."""
     if not checks.holds(determined):
         raise ValueError(
             "the data do not determine all parameters (redundant columns, columns of "
             "zeros), so that Firth's estimate is not one point: leave them out, with "
             "ff.only, or take ff.intervals.skewed, which has a prior."
-        )
-    if not checks.holds(ended):
-        raise ValueError(
-            "the search for Firth's estimate did not end: give a state nearer to it, "
-            "such as ff.warm_start's."
         )
     if not checks.holds(canonical):
         raise ValueError(
@@ -183,4 +179,9 @@ def _check(determined: Any, ended: Any, canonical: Any) -> None:
             "targets; here it is not (another link, or outputs that are not linear in "
             "the parameters). ff.intervals.profile(..., log_prior="
             "ff.geometry.jeffreys(metric)) is the interval to take."
+        )
+    if not checks.holds(ended):
+        raise ValueError(
+            "the search for Firth's estimate did not end: give a state nearer to it, "
+            "such as ff.warm_start's."
         )

@@ -10,7 +10,7 @@ import numpy as np
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import checks, choices, search, trees
 from fisherflow_jax._ground.batch import Batch
-from fisherflow_jax.flow import log_prior_of
+from fisherflow_jax.flow import Solution, log_prior_of
 from fisherflow_jax.intervals import _stored as stored
 from fisherflow_jax.intervals._combinations import Combinations, combinations
 from fisherflow_jax.intervals._stored import Asked, Stored
@@ -210,7 +210,7 @@ def _profile(
     high = jnp.isinf(ends.point[:2]) & (jnp.abs(left) < _AT_THE_TOP)
     estimate = jnp.where(high[0], -jnp.inf, row @ best.mean)
     estimate = jnp.where(high[1], jnp.where(high[0], jnp.nan, jnp.inf), estimate)
-    is_modified = _is_modified(rows, best.mean, row, own) & jnp.isfinite(estimate)
+    is_modified = _is_modified(rows, best, row) & jnp.isfinite(estimate)
 
     def kept(x: jax.Array) -> jax.Array:
         return jnp.where(is_modified, x, jnp.nan)
@@ -241,7 +241,7 @@ def _profile(
 
 
 def _profile_at(
-    rows: Stored, row: jax.Array, line: tuple[jax.Array, jax.Array], best: Any
+    rows: Stored, row: jax.Array, line: tuple[jax.Array, jax.Array], best: Solution
 ) -> Callable[[jax.Array], _Point]:
     """The profile as a function of the value.
 
@@ -309,12 +309,13 @@ def _profile_at(
     return at
 
 
-def _is_modified(rows: Stored, at: jax.Array, row: jax.Array, own: Asked) -> jax.Array:
+def _is_modified(rows: Stored, best: Solution, row: jax.Array) -> jax.Array:
     """Whether the modified root is what it says."""
-    if own.log_prior is not None:
+    if rows.log_prior is not None:
         return jnp.array(False)
-    along = ops.regularised(rows.information(at), at).divide(row)
-    return rows.is_canonical(at, along)
+    at, factors = best.mean, ops.regularised(best.information, best.mean)
+    canonical = rows.is_canonical(at, factors.divide(row))
+    return canonical & stored.determines_all(best.information, at)
 
 
 def _span(

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fisherflow_jax import accumulation, estimators, structures
+from fisherflow_jax import accumulation, estimators, geometry, structures
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import batch as batches
 from fisherflow_jax._ground import checks, screening, trees
@@ -144,14 +144,21 @@ class Stored:
 
     def penalised(self, vector: jax.Array) -> jax.Array:
         """Jeffreys' prior in place of another: Firth's, in canonical parameters."""
-        logdet = ops.logdet(self.information(vector), vector)
-        return self.log_likelihood(vector) + 0.5 * logdet
+        jeffreys = geometry.jeffreys(
+            lambda vector: ops.to_dense(self.information(vector), vector)
+        )
+        return self.log_likelihood(vector) + jeffreys(vector)
 
     def is_canonical(self, at: jax.Array, along: jax.Array) -> jax.Array:
         """Whether the targets leave the Hessian alone along a direction, `()` bool."""
         bend = -derivative(self.log_likelihood, at, along, along)
         expected = ops.quadratic_form(self.information(at), along)
         return jnp.abs(bend - expected) <= jnp.finfo(at.dtype).eps ** 0.5 * expected
+
+
+def determines_all(information: Any, like: jax.Array) -> jax.Array:
+    """Whether it hides no direction from rounding, `()` bool."""
+    return jnp.sum(ops.resolved(information, like)[1]) <= 0
 
 
 def highest(log_density: Callable, information: Callable, start: jax.Array) -> Solution:
