@@ -84,17 +84,11 @@ def close(found, wanted, tolerance):
         np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance)
 
 
-@pytest.fixture
-def double():
-    with jax.enable_x64(True):
-        yield
-
-
 BATCHES = LOOKS, TARGETS, WEIGHTS
 
 
 @pytest.mark.parametrize("prior_is", ["previous", "predicted"])
-def test_equal_to_the_joint_solve(double, prior_is):
+def test_equal_to_the_joint_solve(prior_is):
     flow = build(ff.memories.random_walk(NOISE, MOVE), prior_is=prior_is)
     first = MOVE @ MOVE.T + NOISE if prior_is == "previous" else np.eye(STATES)
     wanted = joint([MOVE] * TIMES, [NOISE] * TIMES, first)
@@ -106,7 +100,7 @@ def test_equal_to_the_joint_solve(double, prior_is):
     np.testing.assert_allclose(errors["slope"], entries[:, 1:], rtol=1e-12)
 
 
-def test_equal_to_dynamax(double):
+def test_equal_to_dynamax():
     flow = build(ff.memories.random_walk(NOISE, MOVE), prior_is="predicted")
     batches = LOOKS, TARGETS
     smoothed = ff.smooth(flow, filtered(flow, batches))
@@ -119,7 +113,7 @@ def test_equal_to_dynamax(double):
     close(dense(smoothed), (wanted.smoothed_means, wanted.smoothed_covariances), 1e-7)
 
 
-def test_gaps_in_time_and_lists(double):
+def test_gaps_in_time_and_lists():
     """Noise and transition of each batch's own gap; a gap of nothing is allowed."""
 
     def gap(batch):
@@ -152,7 +146,7 @@ def test_gaps_in_time_and_lists(double):
         ff.smooth(flow, states, jax.tree.map(lambda x: x[1:], batches))
 
 
-def test_an_unknown_dispersion_is_that_of_the_whole_stream(double):
+def test_an_unknown_dispersion_is_that_of_the_whole_stream():
     memory = ff.memories.random_walk(NOISE, MOVE)
     flow = ff.fisher_flow(linear, ff.likelihoods.gaussian(scale=None), memory=memory)
     states = filtered(flow, BATCHES)
@@ -167,7 +161,7 @@ def test_an_unknown_dispersion_is_that_of_the_whole_stream(double):
     assert ff.sample(third, 0, (4,))["slope"].shape == (4, 2)
 
 
-def test_the_state_before_any_batch(double):
+def test_the_state_before_any_batch():
     """Its belief is the prior, which the data tell of as well."""
     flow = build(ff.memories.random_walk(NOISE, MOVE))
     first, states = start(flow), filtered(flow, BATCHES)
@@ -183,7 +177,7 @@ def test_the_state_before_any_batch(double):
     np.testing.assert_allclose(covariances[0], wanted, rtol=1e-10)
 
 
-def test_a_refused_update_moves_nothing(double):
+def test_a_refused_update_moves_nothing():
     flow = build(ff.memories.random_walk(NOISE, MOVE))
     step = jax.jit(flow.update)
     state, states = start(flow), []
@@ -208,23 +202,24 @@ def test_a_refused_update_moves_nothing(double):
 @pytest.mark.parametrize("compensated", [None, False])
 def test_in_float32_under_jit(compensated):
     flow = build(ff.memories.random_walk(NOISE, MOVE), compensated=compensated)
-    states = filtered(flow, jax.tree.map(jnp.float32, BATCHES))
-    found = dense(jax.jit(lambda states: ff.smooth(flow, states))(states))
     wanted = joint([MOVE] * TIMES, [NOISE] * TIMES, MOVE @ MOVE.T + NOISE)
+
+    def smooth(states):
+        return ff.smooth(flow, states)
+
+    with jax.enable_x64(False):
+        states = filtered(flow, jax.tree.map(jnp.asarray, BATCHES))
+        assert states.mean["slope"].dtype == jnp.float32
+        found = dense(jax.jit(smooth)(states))
+        twice = jax.vmap(smooth)(jax.tree.map(lambda x: jnp.stack([x, x]), states))
+        again = dense(jax.tree.map(lambda x: x[1], twice))
     close(found, wanted, 1e-5)
-    twice = jax.tree.map(lambda x: jnp.stack([x, x]), states)
-    close(
-        dense(
-            jax.tree.map(lambda x: x[1], jax.vmap(lambda s: ff.smooth(flow, s))(twice))
-        ),
-        found,
-        1e-6,
-    )
+    close(again, found, 1e-6)
 
 
 def test_what_cannot_be_smoothed():
     still = build(ff.memories.stationary())
-    batches = jax.tree.map(jnp.float32, BATCHES)
+    batches = BATCHES
     with pytest.raises(ValueError, match=r"nothing moves the parameters.*stationary"):
         ff.smooth(still, filtered(still, batches))
     walk = ff.memories.random_walk(0.1)
