@@ -25,6 +25,7 @@ ROOMS = {
     "geometry": "research",
     "intervals": "settling",
     "selection": "settling",
+    "sparse": "research",
     "testing": "settling",
 }
 # Of a stable room, what is promised; the rest serves who writes a structure.

@@ -101,6 +101,7 @@ if _typing.TYPE_CHECKING:
     from fisherflow_jax import plots as plots
     from fisherflow_jax import predictions as predictions
     from fisherflow_jax import selection as selection
+    from fisherflow_jax import sparse as sparse
     from fisherflow_jax import testing as testing
     from fisherflow_jax._laplace import Laplace as Laplace
     from fisherflow_jax._laplace import laplace as laplace
@@ -126,6 +127,7 @@ _LAZY = {
     "plots",
     "predictions",
     "selection",
+    "sparse",
     "testing",
 }
 _LAZY_NAMES = {

@@ -38,6 +38,7 @@ FLOORS = [
     "metrics",
     "calibration",
     "_laplace",
+    "sparse",
     "selection",
     "diagnostics",
     "comparison",
