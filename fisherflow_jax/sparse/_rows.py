@@ -19,8 +19,8 @@ class Rows(NamedTuple):
       values: `(n, k)`, of any value where the index is padding.
     """
 
-    indices: jax.Array
-    values: jax.Array
+    indices: Any
+    values: Any
 
 
 def from_csr(matrix: Any, *, width: int | None = None) -> Rows:
