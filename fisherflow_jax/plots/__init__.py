@@ -7,3 +7,4 @@ from fisherflow_jax.plots._curves import eigenvalues as eigenvalues
 from fisherflow_jax.plots._curves import information_spectrum as information_spectrum
 from fisherflow_jax.plots._curves import reliability_diagram as reliability_diagram
 from fisherflow_jax.plots._ellipse import information_ellipse as information_ellipse
+from fisherflow_jax.plots._profile import profile as profile

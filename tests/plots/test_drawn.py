@@ -160,3 +160,27 @@ def test_matplotlib_missing(monkeypatch):
         plots.reliability_diagram(CURVE)
     monkeypatch.undo()
     assert plots.reliability_diagram(CURVE, ax=ax) is ax
+
+
+def test_profile():
+    from fisherflow_jax import intervals
+
+    values = np.linspace(-1.0, 3.0, 5)
+    found = intervals.Profile(
+        estimate=1.0, standard_error=0.5, lower=0.1, upper=np.inf, quantile=1.96,
+        modified_lower=0.0, modified_upper=2.0, converged=True, values=values,
+        root=2 - 2.1 * values, modified_root=2.1 - 2.2 * values,
+    )  # fmt: skip
+    ax = plots.profile(found, name="slope")
+    drawn = {line.get_label(): line.get_ydata() for line in ax.lines}
+    np.testing.assert_allclose(drawn["likelihood root"], found.root)
+    np.testing.assert_allclose(drawn["modified root"], found.modified_root)
+    np.testing.assert_allclose(drawn["Wald"], (1 - values) / 0.5)
+    ends = [x.get_xdata() for x in ax.lines if len(set(x.get_xdata())) == 1]
+    np.testing.assert_array_equal(ends, [[0.1, 0.1]])  # none where it is open
+    assert ax.get_title() == "one-sided" and ax.get_xlabel() == "slope"
+    none = found._replace(modified_root=np.full(5, np.nan), estimate=np.inf)
+    labels = [line.get_label() for line in plots.profile(none).lines]
+    assert "modified root" not in labels and "Wald" not in labels
+    with pytest.raises(ValueError, match="with points"):
+        plots.profile(found._replace(values=values[:0]))
