@@ -100,8 +100,8 @@ def corrected(
       >>> y = (x[:, 1] > 0).astype(float)  # separated: no maximum of the likelihood
       >>> state = ff.fisher_flow(*model).init(jnp.zeros(2))
       >>> found = ff.intervals.corrected(state, *model, (x, y), "theta[1]")
-      >>> print(found.estimate.round(2), found.lower.round(2), found.upper.round(2))
-      2.3 0.57 5.65
+      >>> print(f"{found.estimate:.2f} in [{found.lower:.2f}, {found.upper:.2f}]")
+      2.55 in [0.92, 13.96]
 
     References:
       Firth, "Bias reduction of maximum likelihood estimates", 1993.

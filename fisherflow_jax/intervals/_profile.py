@@ -134,7 +134,7 @@ def profile(
       >>> state = ff.warm_start(flow, flow.init(jnp.zeros(2)), (x, y))
       >>> found = ff.intervals.profile(state, *model, (x, y), "theta[1]")
       >>> print(found.verdict, found.lower.round(2), found.upper)
-      one-sided 1.59 inf
+      one-sided 2.3 inf
 
     References:
       Venzon, Moolgavkar, "A method for computing profile-likelihood-based confidence

@@ -79,7 +79,7 @@ def skewed(
       >>> state = ff.warm_start(flow, flow.init(jnp.zeros(())), batch)
       >>> found = ff.intervals.skewed(state, *model, [batch])
       >>> print(found.lower.round(2), found.upper.round(2))  # of the log of a rate
-      -0.93 1.04
+      -0.94 1.02
       >>> lower, upper = ff.confidence_interval(state)
       >>> print(lower.round(2), upper.round(2))
       -0.69 1.27
