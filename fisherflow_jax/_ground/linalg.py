@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.lax import Precision
-from jax.scipy.linalg import solve_triangular
+from jax.scipy.linalg import cho_solve, solve_triangular
 
 from fisherflow_jax._ground import trees
 
@@ -56,16 +56,26 @@ def _alone(function: Callable) -> Callable:
     """`function` of one matrix, that a vmap or a stack evaluates one by one on CPU.
 
     jaxlib 0.10 hands the matrices of a stack to the pool of threads that waits for
-    them: as many stacks at once as threads, and none ever ends.
+    them: as many stacks at once as threads, and none ever ends. This holds for all of
+    LAPACK, which is called here alone. What stands beside a matrix are its columns.
     """
     one = jax.custom_batching.custom_vmap(function)
 
     @one.def_vmap
-    def _(size: int, batched: list, stack: jax.Array) -> tuple[Any, Any]:
+    def _(size: int, batched: list, matrix: jax.Array, *columns: jax.Array):
+        if not batched[0]:  # the columns of all beside one another
+            wide = jnp.moveaxis(columns[0], 0, 1)
+            found = one(matrix, wide.reshape((wide.shape[0], -1)))
+            return jnp.moveaxis(found.reshape(wide.shape), 1, 0), True
+        axes = [0 if is_batched else None for is_batched in batched]
+
+        def each(stack: jax.Array, *columns: jax.Array) -> Any:
+            if axes[1:] == [None]:
+                return jax.lax.map(lambda m: one(m, *columns), stack)
+            return jax.lax.map(lambda both: one(*both), (stack, *columns))
+
         found = jax.lax.platform_dependent(
-            stack,
-            cpu=functools.partial(jax.lax.map, one),
-            default=jax.vmap(function),
+            matrix, *columns, cpu=each, default=jax.vmap(function, axes)
         )
         return found, jax.tree.map(lambda _: True, found)
 
@@ -77,6 +87,12 @@ _lower = _alone(jax.lax.linalg.cholesky_p.bind)
 _cholesky = _alone(lambda m: jnp.linalg.cholesky(m, symmetrize_input=False))
 _eigh = _alone(lambda m: tuple(jnp.linalg.eigh(m)))
 _orthonormal = _alone(lambda m: jnp.linalg.qr(m)[0])
+_svd = _alone(lambda m: tuple(jnp.linalg.svd(m, full_matrices=False)))
+_forward = _alone(functools.partial(solve_triangular, lower=True))
+_backward = _alone(functools.partial(solve_triangular, lower=True, trans="T"))
+_both = _alone(lambda m, columns: cho_solve((m, True), columns))
+_by_lu = _alone(jnp.linalg.solve)
+_by_lu_transposed = _alone(lambda m, columns: jnp.linalg.solve(m.T, columns))
 
 
 @jax.custom_jvp
@@ -91,29 +107,56 @@ def _(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
     return factors, _factors_moved(factors, tangents[0])
 
 
+def solve_lower(factors: jax.Array, columns: jax.Array) -> jax.Array:
+    """`L^-1 B`, L lower triangular `(..., k, k)`, B `(..., k, r)`.
+
+    What stands above the diagonal of L is not read.
+    """
+    return _divided("...ij,...jk->...ik", factors, columns, _forward, _backward)
+
+
+def solve_lower_transposed(factors: jax.Array, columns: jax.Array) -> jax.Array:
+    """`L^-T B`, as in `solve_lower`."""
+    return _divided("...ji,...jk->...ik", factors, columns, _backward, _forward)
+
+
+def cholesky_solve(factors: jax.Array, columns: jax.Array) -> jax.Array:
+    """`(L L^T)^-1 B`, as in `solve_lower`."""
+    ways = _both, _both
+    return _divided("...ij,...kj,...kl->...il", factors, columns, *ways)
+
+
+def solve(matrices: jax.Array, columns: jax.Array) -> jax.Array:
+    """`M^-1 B` by LU factors, M `(..., k, k)`, B `(..., k, r)`."""
+    ways = _by_lu, _by_lu_transposed
+    return _divided("...ij,...jk->...ik", matrices, columns, *ways)
+
+
+def _divided(
+    spec: str, matrices: jax.Array, columns: jax.Array, one: Callable, back: Callable
+) -> jax.Array:
+    """X with `spec(matrices, X)` the columns, by `one` matrix at a time."""
+    read = matrices if one is _by_lu else jnp.tril(matrices)
+
+    def by(one: Callable) -> Callable:
+        return lambda _, b: _each(one, matrices, b).reshape(b.shape)
+
+    def times(x: jax.Array) -> jax.Array:
+        return product(spec, *[read] * spec.count(","), x)
+
+    return jax.lax.custom_linear_solve(times, columns, by(one), by(back))
+
+
 def inverse_of_lower(factors: jax.Array) -> jax.Array:
-    """The inverses of lower triangular matrices; on CPU one by one, as in `_alone`."""
-    size = factors.shape[-1]
-    identity = jnp.eye(size, dtype=factors.dtype)
-
-    def one(factor: jax.Array) -> jax.Array:
-        return solve_triangular(factor, identity, lower=True)
-
-    count = math.prod(factors.shape[:-2])
-    if count == 1:
-        return one(factors.reshape((size, size))).reshape(factors.shape)
-    found = jax.lax.platform_dependent(
-        factors.reshape((count, size, size)),
-        cpu=functools.partial(jax.lax.map, one),
-        default=jax.vmap(one),
-    )
-    return found.reshape(factors.shape)
+    """The inverses of lower triangular matrices."""
+    identity = jnp.eye(factors.shape[-1], dtype=factors.dtype)
+    return solve_lower(factors, jnp.broadcast_to(identity, factors.shape))
 
 
 def _factors_moved(factors: jax.Array, tangents: jax.Array) -> jax.Array:
     """The derivative of Cholesky factors along one of their matrices."""
-    divide = functools.partial(solve_triangular, factors, lower=True)
-    inner = divide(jnp.swapaxes(divide(tangents), -1, -2))
+    inner = solve_lower(factors, tangents)
+    inner = solve_lower(factors, jnp.swapaxes(inner, -1, -2))
     half = jnp.tril(inner) - jnp.triu(jnp.tril(inner)) / 2
     return product("...ij,...jk->...ik", factors, half)
 
@@ -229,17 +272,30 @@ def _(primals: tuple, tangents: tuple) -> tuple[tuple, tuple]:
     return (values, columns), (diagonal(inner), turned)
 
 
+@jax.custom_jvp
+def svd(matrix: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """U, singular values and V^T of one matrix, no more of them than its short side."""
+    return _svd(matrix)
+
+
+@svd.defjvp
+def _(primals: tuple, tangents: tuple) -> tuple[tuple, tuple]:
+    plain = functools.partial(jnp.linalg.svd, full_matrices=False)
+    return svd(*primals), tuple(jax.jvp(plain, primals, tangents)[1])
+
+
 def orthonormal(matrices: jax.Array) -> jax.Array:
-    """The orthonormal columns Q `(..., k, k)` of `Q R`, for any rank."""
+    """The orthonormal columns Q `(..., m, k)`, k <= m, of `Q R`, for any rank."""
     return _each(_orthonormal, matrices).reshape(matrices.shape)
 
 
-def _each(function: Callable, matrices: jax.Array):
-    """`function` of one matrix, or of a stack of them flattened to `(number, k, k)`."""
-    count, size = math.prod(matrices.shape[:-2]), matrices.shape[-2:]
+def _each(function: Callable, *arrays: jax.Array) -> Any:
+    """`function` of matrices, or of stacks of them flattened to `(number, ., .)`."""
+    count, sizes = math.prod(arrays[0].shape[:-2]), [x.shape[-2:] for x in arrays]
     if count == 1:
-        return function(matrices.reshape(size))
-    return jax.vmap(function)(matrices.reshape((count, *size)))
+        return function(*map(jnp.reshape, arrays, sizes))
+    stacks = [x.reshape((count, *n)) for x, n in zip(arrays, sizes, strict=True)]
+    return jax.vmap(function)(*stacks)
 
 
 def least_spare(mean: Any) -> float:

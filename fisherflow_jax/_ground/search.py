@@ -7,6 +7,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fisherflow_jax._ground import linalg
+
 Function = Callable[[jax.Array], jax.Array]
 
 _MAX_STEPS = 100
@@ -181,7 +183,7 @@ def maximise(
 
     def direction(point: jax.Array) -> tuple[jax.Array, jax.Array]:
         gradient = slope(point)
-        values, basis = jnp.linalg.eigh(curvature(point))
+        values, basis = linalg.eigh(curvature(point))
         sizes = jnp.maximum(jnp.abs(values), math.sqrt(eps))
         step = basis @ ((basis.T @ gradient) / sizes)
         longest = jnp.maximum(jnp.max(jnp.abs(step)) / _LONGEST_STEP, 1.0)

@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.linalg import solve_triangular
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import linalg, trees
@@ -176,8 +175,7 @@ def _push(
 
 def _upper(matrix: jax.Array, damping: jax.Array) -> jax.Array:
     """U, upper, with `U^T U` the inverse: that of a Cholesky factor from the end."""
-    identity = jnp.eye(len(matrix), dtype=matrix.dtype)
-    reversed_ = jnp.flip(matrix + damping * identity)
+    reversed_ = jnp.flip(matrix + damping * jnp.eye(len(matrix), dtype=matrix.dtype))
     equilibrated, scales = linalg.equilibrated(reversed_)
     lower = jnp.tril(linalg.steady_cholesky(equilibrated)[0]) * scales[:, None]
-    return jnp.triu(solve_triangular(jnp.flip(lower), identity, lower=False))
+    return jnp.triu(jnp.flip(linalg.inverse_of_lower(lower)))

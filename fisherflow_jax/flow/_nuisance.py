@@ -254,8 +254,8 @@ def _curvature(measure: Callable[[PyTree], jax.Array], before: Belief) -> Callab
     roots = linalg.cholesky(ops.to_dense(ops.plain(before.sums.curvature)))
 
     def curvature(logs: PyTree) -> Any:
-        inner = jax.scipy.linalg.solve_triangular(roots, measure(logs), lower=True)
-        inner = jax.scipy.linalg.solve_triangular(roots, inner.T, lower=True)
+        inner = linalg.solve_lower(roots, measure(logs))
+        inner = linalg.solve_lower(roots, inner.T)
         return from_matrix(roots @ _floored(inner) @ roots.T, logs)
 
     return curvature

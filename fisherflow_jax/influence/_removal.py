@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.linalg import cho_solve
 
 from fisherflow_jax import accumulation, products
 from fisherflow_jax import information as ops
@@ -234,7 +233,8 @@ def removed(by: ByRow, row: Batch) -> Removal:
         # up to rounding a leverage of one, where the rest determines nothing
         least = jnp.finfo(block.dtype).eps ** 0.25
         is_defined = jnp.all(jnp.diagonal(factor) > least)
-        away = gradient + root.T @ cho_solve((factor, True), root @ moved)
+        inner = linalg.cholesky_solve(factor, (root @ moved)[:, None])[:, 0]
+        away = gradient + root.T @ inner
         cotangent = jnp.where(is_defined, away, jnp.nan)
         moved = kernel @ cotangent
     found = Removal(outputs[0], gradient, cotangent, moved, leverage, is_defined)

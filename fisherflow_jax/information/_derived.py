@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fisherflow_jax._ground import trees
+from fisherflow_jax._ground import linalg, trees
 from fisherflow_jax.information import _operations as ops
 from fisherflow_jax.information._basis import (
     Floored,
@@ -31,7 +31,7 @@ def eigenvalues(
     """All eigenvalues, in no order, in arrays that together have d entries."""
     if not ops.provides(ops.spectral, information):
         matrix = ops.dense_matrix(information, like, "the eigenvalues")
-        return [jnp.linalg.eigvalsh(matrix)]
+        return [linalg.eigh(matrix)[0]]
     found = ops.spectral(information, like)
     return found.expanded(ops.shapes(information, like))
 

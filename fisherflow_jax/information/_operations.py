@@ -198,7 +198,7 @@ def _indefinite(information: Information, like: PyTree) -> str:
     what = f"the information is not positive definite in {dtype}"
     if trees.size(like) <= LARGEST_NAMED:
         matrix, scales = linalg.equilibrated(to_dense(information, like))
-        direction = jnp.linalg.eigh(matrix)[1][:, 0] / scales
+        direction = linalg.eigh(matrix)[1][:, 0] / scales
         direction = direction / jnp.max(jnp.abs(direction))
         pairs = zip(direction, trees.entry_names(like), strict=True)
         terms = [f"{float(x):+.3g} {name}" for x, name in pairs if abs(x) > 1e-3]

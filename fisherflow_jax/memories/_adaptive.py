@@ -203,5 +203,5 @@ def _robust_statistic(
     variance = variance + jnp.diag((~seen).astype(gap.dtype))
     variance, scales = linalg.equilibrated(variance)
     root = linalg.cholesky(variance)
-    whitened = jax.scipy.linalg.solve_triangular(root, gap / scales, lower=True)
+    whitened = linalg.solve_lower(root, (gap / scales)[:, None])
     return jnp.sum(jnp.square(whitened)), jnp.sum(seen).astype(jnp.int32)

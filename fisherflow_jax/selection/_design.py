@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.linalg import solve_triangular
 
 from fisherflow_jax import information as ops
 from fisherflow_jax import products
@@ -48,7 +47,7 @@ class Experiment(NamedTuple):
         matrix = self.prior + linalg.product("nrd,nre->de", weighted, self.rows)
         unit, scales = linalg.equilibrated(matrix)
         factor = linalg.cholesky(unit)
-        return solve_triangular(factor, jnp.diag(1 / scales), lower=True)
+        return linalg.solve_lower(factor, jnp.diag(1 / scales))
 
     def value(self, weights: jax.Array) -> jax.Array:
         """The log-determinant, or the trace of target times covariance."""

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.linalg import cho_solve
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import choices, linalg, trees
@@ -80,7 +79,7 @@ def _compress(base: PyTree, stack: PyTree, rank: int) -> LowRank:
     """`diag(base) + sum_k v_k v_k^T` with at most `rank` directions."""
     flat = trees.ravel(stack, 1)
     if flat.shape[0] > rank:
-        _, values, directions = jnp.linalg.svd(flat, full_matrices=False)
+        _, values, directions = linalg.svd(flat)
         rows = values[:, None] * directions
         flat, rest = rows[:rank], rows[rank:]
         spread = trees.unravel(jnp.sum(jnp.square(rest), 0), base)
@@ -136,7 +135,7 @@ def _(information: LowRank, damping: jax.typing.ArrayLike = 0.0):
 
     def solve(vector: PyTree) -> PyTree:
         flat = trees.ravel(vector).astype(base.dtype) / root
-        inner = cho_solve((factor, True), whitened @ flat)
+        inner = linalg.cholesky_solve(factor, (whitened @ flat)[:, None])[:, 0]
         return trees.unravel((flat - whitened.T @ inner) / root, information.base)
 
     return solve
@@ -182,7 +181,7 @@ def _(information: LowRank, like: PyTree | None = None) -> list[jax.Array]:
     if not is_concrete(base) or np.any(base != base[0]) or rank > ops.LARGEST_DENSE:
         return ops.eigenvalues.dispatch(object)(information, like)
     # those of the small Gram matrix, or, of few parameters, as many as there are
-    gram = jnp.linalg.eigvalsh(factors @ factors.T)[::-1][:count]
+    gram = linalg.eigh(factors @ factors.T)[0][::-1][:count]
     rest = jnp.zeros((count - gram.size,), gram.dtype)
     return [base[0] + jnp.concatenate([jnp.maximum(gram, 0), rest])]
 
@@ -231,7 +230,7 @@ def _(information: LowRank, like: PyTree | None = None) -> PyTree:
     if whole is not None:
         return ops.inverse_diagonal(whole)
     base, whitened, factor = _whitened(information)
-    half = jax.scipy.linalg.solve_triangular(factor, whitened, lower=True)
+    half = linalg.solve_lower(factor, whitened)
     # the share of the base, which rounding may bring to zero or below
     share = 1 - jnp.sum(jnp.square(half), 0)
     flat = jnp.maximum(share, jnp.finfo(base.dtype).eps) / base
@@ -296,7 +295,8 @@ def _(start: LowRank, parts: Sequence[LowRank]) -> LowRank:
     base = sum(bases[1:], start=bases[0]) - copies * start_base
     rows = jnp.concatenate([*factors, jnp.sqrt(copies) * start_factors])
     signs = jnp.ones(rows.shape[0], rows.dtype).at[-start_factors.shape[0] :].set(-1)
-    span, mixing = jnp.linalg.qr(rows.T)
+    span = linalg.orthonormal(rows.T)
+    mixing = linalg.product("ij,kj->ik", span.T, rows)
     values, rotation = linalg.eigh((mixing * signs[None, :]) @ mixing.T)
     directions = (span @ rotation).T
     kept = jnp.sqrt(jnp.maximum(values, 0.0))[:, None] * directions

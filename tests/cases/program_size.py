@@ -1,6 +1,7 @@
-"""The largest array that a program makes, and how many equations it has."""
+"""The largest array that a program makes, its equations, its calls of LAPACK."""
 
 import math
+import re
 
 import jax
 
@@ -27,3 +28,11 @@ def equations(jaxpr):
             if hasattr(inner, "eqns"):
                 count += equations(inner)
     return count
+
+
+def stacks_in_lapack(program):
+    """Calls of LAPACK in a compiled program with an array of more than two axes."""
+    calls = [x for x in program.as_text().splitlines() if 'target="lapack_' in x]
+    assert calls or jax.default_backend() != "cpu"
+    outputs = [call.partition(" custom-call(")[0] for call in calls]
+    return [call for call in outputs if re.search(r"\[\d+(,\d+){2,}\]", call)]

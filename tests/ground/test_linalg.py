@@ -1,11 +1,14 @@
 """Stacks of matrices: one by one on CPU, and a stack of one takes no loop."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from fisherflow_jax._ground import linalg
+from program_size import stacks_in_lapack
 
 
 def definite(*shape):
@@ -65,14 +68,86 @@ def test_products_are_not_rounded_to_fewer_digits():
     assert "HIGHEST" in str(product)
 
 
-def test_inverses_of_a_stack_are_made_one_by_one():
-    """LAPACK of a stack waits for the threads it runs on: two at once never end."""
-    from fisherflow_jax.structures._algebra import dense
+def symmetric(matrix):
+    return (matrix + matrix.T) / 2 + 8 * jnp.eye(4)
 
-    root = np.random.default_rng(0).normal(size=(3, 5, 5)) + 3 * np.eye(5)
-    stack = root @ np.swapaxes(root, 1, 2)
-    program = jax.jit(dense.inverse_matrix).lower(jnp.asarray(stack)).compile()
-    np.testing.assert_allclose(program(stack), np.linalg.inv(stack), rtol=1e-10)
-    if jax.default_backend() == "cpu":
-        calls = [x for x in program.as_text().splitlines() if "lapack_" in x]
-        assert calls and not any("[3,5,5]" in call for call in calls)
+
+ALONE = {
+    "cholesky": (
+        lambda m: linalg.cholesky(symmetric(m)),
+        lambda m: jnp.linalg.cholesky(symmetric(m)),
+    ),
+    "steady_cholesky": (
+        lambda m: jnp.tril(linalg.steady_cholesky(symmetric(m))[0]),
+        lambda m: jnp.linalg.cholesky(symmetric(m)),
+    ),
+    "eigh": (
+        lambda m: linalg.eigh(symmetric(m))[0],
+        lambda m: jnp.linalg.eigvalsh(symmetric(m)),
+    ),
+    "svd": (lambda m: linalg.svd(m[:2])[1], lambda m: jnp.linalg.svd(m[:2], False)[1]),
+    "orthonormal": (linalg.orthonormal, lambda m: jnp.linalg.qr(m)[0]),
+    "inverse_of_lower": (
+        lambda m: linalg.inverse_of_lower(m),
+        lambda m: jnp.linalg.inv(jnp.tril(m)),
+    ),
+    "solve_lower": (
+        lambda m: linalg.solve_lower(m, m[:, :2]),
+        lambda m: jnp.linalg.solve(jnp.tril(m), m[:, :2]),
+    ),
+    "solve_lower_transposed": (
+        lambda m: linalg.solve_lower_transposed(m, m[:, :2]),
+        lambda m: jnp.linalg.solve(jnp.tril(m).T, m[:, :2]),
+    ),
+    "cholesky_solve": (
+        lambda m: linalg.cholesky_solve(m, m[:, :2]),
+        lambda m: jnp.linalg.solve(jnp.tril(m) @ jnp.tril(m).T, m[:, :2]),
+    ),
+    "solve": (
+        lambda m: linalg.solve(m, jnp.cos(m)),
+        lambda m: jnp.linalg.solve(m, jnp.cos(m)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_lapack_is_given_one_matrix_at_a_time(name):
+    """Of a stack it waits for the threads that it runs on: two at once never end."""
+    ours, plain = ALONE[name]
+    stack = definite(2, 3).astype("d") + jnp.arange(4.0)
+
+    def twice(function):
+        def total(m):
+            return jnp.sum(jnp.sin(function(m)))
+
+        # a basis of columns has no derivative, that of an svd is jax's own
+        also = {"orthonormal": [], "svd": []}.get(name, [jax.grad(total)])
+        return jax.vmap(jax.vmap(lambda m: [f(m) for f in (function, *also)]))
+
+    program = jax.jit(twice(ours)).lower(stack).compile()
+    same = functools.partial(np.testing.assert_allclose, rtol=1e-8, atol=1e-10)
+    jax.tree.map(same, program(stack), twice(plain)(stack))
+    assert not stacks_in_lapack(program)
+    assert stacks_in_lapack(jax.jit(twice(plain)).lower(stack).compile())
+
+
+def test_the_derivative_of_an_svd_is_that_of_jax():
+    matrix = definite().astype("d")[:3]
+
+    def total(function, m):
+        left, values, right = function(m)
+        return jnp.sum(jnp.abs(left)) + jnp.sum(values * jnp.abs(right[:, 0]))
+
+    plain = functools.partial(jnp.linalg.svd, full_matrices=False)
+    slopes = [jax.grad(total, 1)(function, matrix) for function in (linalg.svd, plain)]
+    np.testing.assert_allclose(*slopes, rtol=1e-10)
+
+
+def test_columns_beside_one_matrix_are_solved_at_once():
+    """Many vectors, one factor: no loop."""
+    factor = linalg.cholesky(definite())
+    columns = jnp.asarray(np.random.default_rng(1).normal(size=(5, 4, 1)), "f")
+    solve = jax.vmap(linalg.cholesky_solve, (None, 0))
+    assert "scan" not in str(jax.make_jaxpr(solve)(factor, columns))
+    expected = np.linalg.solve(np.asarray(definite()), columns)
+    np.testing.assert_allclose(solve(factor, columns), expected, rtol=1e-5)

@@ -7,6 +7,7 @@ import pytest
 
 import fisherflow_jax as ff
 import structure_cases as cases
+from program_size import stacks_in_lapack
 from structure_cases import SIZE
 
 VECTORS = cases.rows()
@@ -111,3 +112,22 @@ def test_a_partition_that_does_not_fit_is_explained(partition):
 def test_a_name_that_is_no_string_is_named(partition, named):
     with pytest.raises(ValueError, match=named):
         ff.structures.block(partition).isotropic(cases.PARAMS, 1.0)
+
+
+@pytest.mark.parametrize("operation", ["solve", "sample", "whiten", "propagate"])
+def test_no_stack_of_blocks_is_handed_to_lapack(operation):
+    """Neither by itself nor of several flows: two of them at once would never end."""
+    vector = {"first": jnp.ones((5, 3)), "second": jnp.ones((4, 6))}
+    information = ff.structures.block().isotropic(vector, 2.0)
+
+    def apply(information):
+        if operation == "sample":
+            return ff.information.sample(information, jax.random.key(0))
+        if operation == "propagate":
+            return ff.information.propagate(information, 0.1 * jnp.eye(39))
+        return getattr(ff.information, operation)(information, vector)
+
+    several = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), information)
+    for function, argument in ((apply, information), (jax.vmap(apply), several)):
+        program = jax.jit(function).lower(argument).compile()
+        assert not stacks_in_lapack(program)

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.linalg import cho_solve, solve_triangular
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import checks, linalg, trees
@@ -258,7 +257,7 @@ def _vector_solve(
     factorised: tuple[jax.Array, jax.Array], vector: jax.Array
 ) -> jax.Array:
     factor, scales = factorised
-    return cho_solve((factor, True), (vector / scales)[..., None])[..., 0] / scales
+    return linalg.cholesky_solve(factor, (vector / scales)[..., None])[..., 0] / scales
 
 
 @jax.jit
@@ -370,14 +369,14 @@ def _whitener(
         for (factor, scales), part in zip(factors, packed, strict=True):
             # the vectors as columns of one right-hand side: (..., k, R)
             columns = jnp.moveaxis(part, 0, -1) / scales[..., None]
-            half = solve_triangular(factor, columns, lower=True)
+            half = linalg.solve_lower(factor, columns)
             halves.append(jnp.moveaxis(half, -1, 0))
         return halves
 
     def color(draws: list[jax.Array]) -> PyTree:
         parts = []
         for (factor, scales), draw in zip(factors, draws, strict=True):
-            root = solve_triangular(factor, draw[..., None], trans="T", lower=True)
+            root = linalg.solve_lower_transposed(factor, draw[..., None])
             parts.append(root[..., 0] / scales)
         return unpack(information, parts)
 
@@ -538,7 +537,7 @@ def _propagate(information: Any, noise: Any, transition: Any | None = None) -> A
     def wait(block: jax.Array, noise: jax.Array) -> jax.Array:
         # (1 + I Q)^-1 I: nothing is inverted, so a singular I or Q is harmless
         system = _identity(block) + block @ noise
-        return _symmetric(jnp.linalg.solve(system, block))
+        return _symmetric(linalg.solve(system, block))
 
     def move(block: jax.Array, noise: jax.Array, step: jax.Array) -> jax.Array:
         # -(A I^-1 A^T + Q)^-1 is a block of [[I, A^T], [A, -Q]]^-1: I, which rounding
@@ -551,7 +550,7 @@ def _propagate(information: Any, noise: Any, transition: Any | None = None) -> A
         below = jnp.concatenate([step, -noise], -1)
         none = jnp.zeros_like(block)
         right = jnp.concatenate([none, -_identity(block)], -2)
-        found = jnp.linalg.solve(jnp.concatenate([above, below], -2), right)
+        found = linalg.solve(jnp.concatenate([above, below], -2), right)
         found = found[..., block.shape[-1] :, :]
         return _symmetric(after[..., :, None] * found * after[..., None, :])
 
