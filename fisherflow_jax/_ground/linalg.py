@@ -285,8 +285,10 @@ def _(primals: tuple, tangents: tuple) -> tuple[tuple, tuple]:
 
 
 def orthonormal(matrices: jax.Array) -> jax.Array:
-    """The orthonormal columns Q `(..., m, k)`, k <= m, of `Q R`, for any rank."""
-    return _each(_orthonormal, matrices).reshape(matrices.shape)
+    """The orthonormal columns Q of `Q R`, for any rank: of `(..., m, k)`, min(m, k)."""
+    *lead, rows, columns = matrices.shape
+    found = _each(_orthonormal, matrices)
+    return found.reshape((*lead, rows, min(rows, columns)))
 
 
 def _each(function: Callable, *arrays: jax.Array) -> Any:
