@@ -1,5 +1,8 @@
 """What a state says: intervals, samples, predictions, tests, fusion."""
 
+from fisherflow_jax.posteriors._anytime import EValue as EValue
+from fisherflow_jax.posteriors._anytime import anytime as anytime
+from fisherflow_jax.posteriors._anytime import e_value as e_value
 from fisherflow_jax.posteriors._belief import Gaussian as Gaussian
 from fisherflow_jax.posteriors._belief import degrees_of_freedom as degrees_of_freedom
 from fisherflow_jax.posteriors._belief import gaussian as gaussian

@@ -173,7 +173,7 @@ def wald_test(
     from scipy import special
 
     one = belief.gaussian(state, robust)
-    function = contrast if callable(contrast) else _linear(contrast, one.mean)
+    function = contrast if callable(contrast) else linear(contrast, one.mean)
     estimate, covariance = _moments(state, one, function, robust)
     count = len(estimate)
     expected = np.asarray(value, float).reshape(-1)
@@ -210,7 +210,7 @@ def wald_test(
     )
 
 
-def _linear(contrast: PyTree, mean: PyTree) -> Callable[[PyTree], jax.Array]:
+def linear(contrast: PyTree, mean: PyTree) -> Callable[[PyTree], jax.Array]:
     rule = "a contrast is a pytree like the parameters, or a function of them"
     trees.check_shapes(contrast, mean, rule)
     dtype = trees.float_dtype(mean)

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from fisherflow_jax._ground import tables, trees
+from fisherflow_jax.posteriors._anytime import at_all_times
 from fisherflow_jax.posteriors._belief import Gaussian, gaussians
 from fisherflow_jax.posteriors._intervals import interval_and_error
 from fisherflow_jax.posteriors._undetermined import (
@@ -39,6 +40,8 @@ class Summary:
         known, or there are no data.
       determined_by_prior: the rows that say so, booleans; None as above.
       undetermined: the directions that the prior determines, `Direction`s.
+      anytime: with `effect_scale`: the ends of the always-valid intervals and the
+        logarithms of the e-values against zero, `(lower, upper, log_e_value)`.
       events: what the state counted, by name: `batches_refused`, `rows_skipped`,
         `solves_regularised`, `searches_unfinished`; of a mixture the most of a member.
     """
@@ -57,6 +60,7 @@ class Summary:
     determined_by_prior: np.ndarray | None
     undetermined: tuple[Direction, ...]
     events: dict[str, int]
+    anytime: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
 
     def __str__(self) -> str:
         percent = f"{100 * self.level:g}%"
@@ -75,6 +79,10 @@ class Summary:
             head.append("prior")
             for row, is_named, share in zip(rows, named, self.prior_share, strict=True):
                 row.append(f"{share:.2g}" if is_named else "")
+        if self.anytime is not None:
+            head += ["any time lower", "any time upper", "e-value"]
+            for row, low, high, log in zip(rows, *self.anytime, strict=True):
+                row += [_number(low), _number(high), f"{np.exp(min(log, 700)):.3g}"]
         table = tables.aligned([head, *rows], rule=True)
         return "\n".join([table, table.splitlines()[1], *self.notes])
 
@@ -88,6 +96,7 @@ def summary(
     level: float = 0.95,
     robust: bool | str = False,
     undetermined: Sequence[Direction] | None = None,
+    effect_scale: Any = None,
 ) -> Summary:
     """A table of estimates, standard errors, tests and intervals.
 
@@ -99,6 +108,8 @@ def summary(
       robust: with sandwich standard errors, as in `ff.standard_error`.
       undetermined: what `ff.diagnostics.undetermined` found with the data; None: what
         it finds by the state alone.
+      effect_scale: adds intervals that hold at all times at once, and e-values against
+        zero, as `ff.intervals.anytime`.
 
     Returns:
       A `Summary`, which prints as a table: name, estimate, standard error, z (or t,
@@ -142,6 +153,13 @@ def summary(
         )
     with np.errstate(divide="ignore", invalid="ignore"):
         statistic = estimate / error
+    held = None
+    if effect_scale is not None:
+        log_e, low, high = (
+            np.asarray(trees.ravel(tree), float)
+            for tree in at_all_times(state, effect_scale, level, robust)
+        )
+        held = low, high, log_e
     members = gaussians(state)[1]
     # a mixture's interval is a normal one, and its members count for themselves
     one = members[0] if len(members) == 1 else Gaussian(None, None)
@@ -172,6 +190,7 @@ def summary(
         determined_by_prior=named,
         undetermined=directions,
         events=events(state),
+        anytime=held,
     )
 
 
