@@ -55,6 +55,7 @@ class Estimator(ByKey):
       describe_paths: the table of `paths`.
       vectors_a_batch: the rank that one batch adds, where it does not grow with the
         examples.
+      by_root: whether its mean is the information of the likelihood's root.
       rebuild: the same estimator in another structure.
       of: the model that it was made for, if any.
       bound: `(choice, apply_fn, likelihood, structure)`: what equal estimators share.
@@ -70,6 +71,7 @@ class Estimator(ByKey):
     check: Callable[[PyTree, batches.Batch], None] | None = None
     describe_paths: Callable[[PyTree, batches.Batch], str] | None = None
     vectors_a_batch: int | None = None
+    by_root: bool = False
     rebuild: Callable[[Structure], "Estimator"] | None = None
     of: Model | None = None
     bound: tuple[Any, ...] | None = dataclasses.field(default=None, init=False)

@@ -38,7 +38,9 @@ def _random_root(
             return one(key)[None]
         return jax.vmap(one)(jax.random.split(key, num_probes))
 
-    return Rule(cotangents, random=True, num_columns=num_probes, root=root)
+    return Rule(
+        cotangents, random=True, num_columns=num_probes, root=root, by_root=True
+    )
 
 
 @choosable

@@ -46,6 +46,7 @@ class Rule:
       fast_squares: whether layers are squared from what enters and leaves them.
       batched: whether the model is run on whole batches; None: if its examples are
         seen to interact.
+      by_root: whether its mean is that of the likelihood's root.
     """
 
     cotangents: Cotangents
@@ -58,6 +59,7 @@ class Rule:
     chunk_size: int | None = None
     fast_squares: bool = True
     batched: bool | None = None
+    by_root: bool = False
 
     def __repr__(self) -> str:
         return self.name

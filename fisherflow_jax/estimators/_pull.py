@@ -62,6 +62,7 @@ def pulled(
         describe_paths=functools.partial(plans.table, pull),
         vectors_a_batch=None if groups is None else groups * rule.num_columns,
         of=pull.model,
+        by_root=rule.by_root,
     )
 
 

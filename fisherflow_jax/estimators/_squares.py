@@ -80,7 +80,11 @@ def exact(
       Amari, "Natural gradient works efficiently in learning", 1998.
       Martens, "New insights and perspectives on the natural gradient method", 2020.
     """
-    return Rule(lambda own, z, targets, key: root_columns(own, z, key), random=None)
+
+    def columns(own: Likelihood, z: jax.Array, targets: Any, key: Any) -> jax.Array:
+        return root_columns(own, z, key)
+
+    return Rule(columns, random=None, by_root=True)
 
 
 def _score(likelihood: Likelihood, outputs: jax.Array, targets: Any) -> jax.Array:

@@ -30,6 +30,26 @@ def known_dispersion(
     return log_likelihood - 0.5 * distance + 0.5 * (logdet_before - logdet_after)
 
 
+def bound(
+    expected: jax.Array,
+    distance: jax.Array,
+    logdet_before: jax.Array,
+    logdet_after: jax.Array,
+    effective: jax.Array,
+) -> jax.Array:
+    r"""A lower bound of that integral, from the Gaussian q after the batch.
+
+    .. math:: \mathrm E_q \log p(y | \theta) - \mathrm{KL}(q \| p), \qquad
+       2\, \mathrm{KL} = |\theta - \theta^-|^2 + \log |I| - \log |I^-|
+       - (d - \mathrm{tr}(I^- I^{-1})),
+
+    the last being how many parameters are `effective`. It is reached where q is the
+    posterior.
+    """
+    laplace = known_dispersion(expected, distance, logdet_before, logdet_after)
+    return laplace + 0.5 * effective
+
+
 def unknown_dispersion(
     before: Fitted, after: Fitted, log_unit_variance: jax.Array
 ) -> jax.Array:

@@ -12,6 +12,7 @@ from fisherflow_jax import estimators, model
 from fisherflow_jax._ground import batch as batches
 from fisherflow_jax._ground import checks, choices, screening, trees
 from fisherflow_jax.estimators import Estimator
+from fisherflow_jax.expectations import Expectation
 from fisherflow_jax.likelihoods import Likelihood
 from fisherflow_jax.memories import Memory
 from fisherflow_jax.structures import Structure, capabilities, full
@@ -54,6 +55,8 @@ class Recipe:
     compensated: bool | None
     chunk_size: int | None
     bad_rows: str
+    expectation: Expectation | None = None
+    num_refreshes: int = 4
 
     @functools.cached_property
     def model(self) -> model.Model:
@@ -91,6 +94,7 @@ class Recipe:
             if getattr(self, option):
                 self.structure.require(capability, reason)
         self._check_robust()
+        self._check_expectation()
         estimator, unknown = self.estimator.value, self.likelihood.nuisance
         if unknown is not None and getattr(estimator, "bound", None):
             raise ValueError(
@@ -111,6 +115,33 @@ class Recipe:
         if not likelihood.random_root:
             outputs = self.apply_fn(params, batches.unshare(batch.inputs))
             likelihood.root(outputs, jnp.zeros(likelihood.probe_shape(outputs.shape)))
+
+    @property
+    def draws(self) -> bool:
+        """Whether an update needs a key."""
+        curvature = self.bound(self.estimator.value, self.apply_fn)
+        nodes = self.expectation is not None and self.expectation.random
+        return curvature.random or nodes
+
+    def _check_expectation(self) -> None:
+        checks.whole(self.num_refreshes, "num_refreshes")
+        if self.expectation is None:
+            return
+        if self.num_steps == 1:
+            raise ValueError(
+                f"expectation={self.expectation} with num_steps=1 would average over "
+                "the belief before the batch: for a log link, whose mean exp(v / 2) "
+                "grows with its variance, that is information which does not exist "
+                "(intervals of nominal 95% covered 11%). Leave num_steps as it is."
+            )
+        curvature = self.bound(self.estimator.value, self.apply_fn)
+        if self.expectation.nodes is None and not curvature.by_root:
+            raise ValueError(
+                f"expectation={self.expectation} averages the root of the outputs' "
+                f"information, and estimators.{curvature.name} is made of scores: take "
+                "ff.estimators.exact, or an expectation over the parameters such as "
+                "ff.expectations.cubature()."
+            )
 
     def _check_robust(self) -> None:
         if self.weights_are not in _KINDS_OF_WEIGHTS:
@@ -152,6 +183,8 @@ class Recipe:
         ]
         if self.estimator.value is not estimators.exact:
             parts.append(f"estimator={self.estimator.value!r}")
+        if self.expectation is not None:
+            parts.append(f"expectation={self.expectation!r}")
         return f"fisher_flow({', '.join(parts)})"
 
 

@@ -21,7 +21,7 @@ from fisherflow_jax.flow import _nuisance as nuisances
 from fisherflow_jax.flow._recipe import Observed, Recipe, log_prior_of
 from fisherflow_jax.flow._robust import check_clusters, known_clusters, with_scores
 from fisherflow_jax.flow._state import FisherFlow, FlowState
-from fisherflow_jax.flow._step import kept
+from fisherflow_jax.flow._step import evaluate, kept
 from fisherflow_jax.memories import Prior, Squares, Sum, remembers_all
 
 PyTree = Any
@@ -137,8 +137,9 @@ def refine(
       of the step. The information is that of the point from which the step was taken,
       the sums of squares of an unknown dispersion follow the step from there, and what
       else the likelihood leaves unknown takes a step of its own. The scores for
-      `robust=True` are taken anew, at the refined mean. Cost: one pass, with
-      `robust=True` two.
+      `robust=True` are taken anew, at the refined mean. With the flow's `expectation`
+      scores and informations are averages over the state, and repeated steps go to the
+      variational posterior of all data. Cost: one pass, with `robust=True` two.
 
     Raises:
       ValueError: for a memory other than stationary, for no batches at all, and, where
@@ -171,6 +172,7 @@ def refine(
     recipe, batches = flow.recipe, converted(batches, to_batch)
     _check_refined(recipe, state, batches)
     logs = None if state.nuisance is None else state.nuisance.mean
+    around = None if recipe.expectation is None else state.information
 
     def add_batch(sums: Any, batch: Any, index: jax.Array) -> Any:
         key = None
@@ -178,7 +180,7 @@ def refine(
             key = jax.random.fold_in(keys.typed_key(state.key), state.step + index)
         batch, skipped = _read(recipe, state.mean, batch, index)
         own, count = compiled(recipe, _counted)(batch, state)
-        measured = flow.evaluate(state.mean, batch, key, logs)
+        measured = evaluate(recipe, state.mean, batch, key, logs, around=around)
         found = (skipped, own, count, *measured[:2]), measured[2:]
         return found if sums is None else _added(sums, found)
 
@@ -256,7 +258,11 @@ def _refined(
     squares = nuisance = None
     if state.residual is not None:
         squares = _squares(state.prior, measured, score, own[0], point)
-    log_evidence = _log_evidence(state, value + point.gain, logdet, count, squares, own)
+    value = value + point.gain
+    if recipe.expectation is not None and squares is None:
+        precision = state.prior.precision
+        value = value + 0.5 * ops.effective(point.information, precision, point.mean)
+    log_evidence = _log_evidence(state, value, logdet, count, squares, own)
     if state.nuisance is not None:
         nuisance = nuisances.refined(state.nuisance, *own)
     if scores is not None:

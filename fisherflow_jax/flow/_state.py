@@ -232,13 +232,14 @@ def init(
             "prior_mean must have the tree and shapes of params; got "
             f"{shapes[0]} for {shapes[1]}."
         )
-    curvature = recipe.bound(recipe.estimator.value, recipe.apply_fn)
-    if not curvature.random:
+    if not recipe.draws:
         key = None
     elif key is None:
-        raise ValueError(
-            f"estimators.{curvature.name} draws at random: give flow.init a key."
-        )
+        curvature = recipe.bound(recipe.estimator.value, recipe.apply_fn)
+        who = f"estimators.{curvature.name}"
+        if not curvature.random:
+            who = f"expectation={recipe.expectation}"
+        raise ValueError(f"{who} draws at random: give flow.init a key.")
     precision = priors.as_precision(recipe.prior_precision.value, mean)
     # compiled once for all models
     recipe = dataclasses.replace(
@@ -247,6 +248,8 @@ def init(
         estimator=Compared(None),
         prior_precision=Compared(None),
         num_steps=1,
+        expectation=None,
+        num_refreshes=1,
         chunk_size=None,
         bad_rows="drop",
     )

@@ -11,6 +11,7 @@ from fisherflow_jax import information as ops
 from fisherflow_jax import model
 from fisherflow_jax._ground import batch as batches
 from fisherflow_jax._ground import checks, choices, keys, linalg, trees
+from fisherflow_jax.flow import _averaging as averaging
 from fisherflow_jax.flow import _belonging as belonging
 from fisherflow_jax.flow import _evidence as evidence
 from fisherflow_jax.flow import _marginal as marginal
@@ -107,7 +108,9 @@ def take_in(
     if state.nuisance is not None:
         ahead = nuisances.known(observed, state.nuisance.mean)
     observed, solution, nuisance = search(observed, state, predicted, start, num_steps)
-    site, belief, distance = include(observed, predicted, solution, state.count > 0)
+    averaged, solution = spread(observed, predicted, solution, num_steps)
+    started = state.count > 0
+    site, belief, distance = include(observed, averaged, predicted, solution, started)
     # of the beliefs before and with the batch, known where nothing has moved them since
     before = logdet_of(predicted, believed, state.log_determinant)
     whole = logdet_of(belief, None if recipe.marginal else belief, solution.logdet)
@@ -197,12 +200,42 @@ def fit(
     return newton.damped_newton(objective, start, steps, predicted.rest, once=once)
 
 
+def spread(
+    observed: Observed, predicted: Belief, solution: Solution, num_steps: int
+) -> tuple[Observed, Solution]:
+    """The batch averaged over the belief with it, and the solution of that.
+
+    From the solution at the mean: a search for the mean of an average over a spread
+    that stays, and the spread anew, by turns. Without an expectation as it is.
+    """
+    recipe, before = observed.recipe, ops.plain(predicted.sums.curvature)
+    if recipe.expectation is None:
+        return observed, solution
+
+    def around(solution: Solution) -> Observed:
+        total = ops.add(solution.information, before)
+        return averaging.around(observed, total, solution.mean)
+
+    def refresh(found: Solution, _: None) -> tuple[Solution, None]:
+        yes = jnp.ones((), bool)
+        after = fit(around(found), predicted, found.mean, num_steps, yes)
+        return after._replace(helped=found.helped + after.helped), None
+
+    # what no refresh changes has one type from the start
+    solution, _ = jax.lax.scan(refresh, solution, length=recipe.num_refreshes)
+    return around(solution), solution
+
+
 def include(
-    observed: Observed, predicted: Belief, solution: Solution, started: jax.Array
+    observed: Observed,
+    averaged: Observed,
+    predicted: Belief,
+    solution: Solution,
+    started: jax.Array,
 ) -> tuple[Sum, Belief, jax.Array]:
     """The batch's site, the belief that includes it, and how far its mean moved.
 
-    That is the squared length by the information before.
+    That is the squared length by the information before. `averaged` is what was solved.
     """
     recipe, sums = observed.recipe, predicted.sums
     before, mean = ops.plain(sums.curvature), solution.mean
@@ -214,7 +247,7 @@ def include(
         at = trees.where(started, predicted.mean, mean)
         site = robust.with_scores(observed, site, at)
     if recipe.marginal:
-        score = jax.grad(observed.log_density)(solution.at)
+        score = jax.grad(averaged.log_density)(solution.at)
         site, own = marginal.project(recipe.structure, site, score, solution.at)
         pull = ops.matvec(site.curvature, optax.tree.sub(own, predicted.mean))
         total = ops.add(site.curvature, before)
@@ -246,8 +279,13 @@ def log_evidence(
     recipe, mean = observed.recipe, belief.mean
     before, after = predicted.sums, belief.sums
     if recipe.likelihood.log_unit_variance is None:
-        value = observed.log_likelihood(mean).astype(distance.dtype)
-        return evidence.known_dispersion(value, distance, *logdets)
+        averaged = averaging.around(observed, after.curvature, mean)
+        value = averaged.log_likelihood(mean).astype(distance.dtype)
+        if recipe.expectation is None:
+            return evidence.known_dispersion(value, distance, *logdets)
+        whole = ops.plain(after.curvature)
+        effective = ops.effective(whole, ops.plain(before.curvature), mean)
+        return evidence.bound(value, distance, *logdets, effective)
     return evidence.unknown_dispersion(
         evidence.Fitted(before.linear.penalised, before.weight, logdets[0]),
         evidence.Fitted(after.linear.penalised, after.weight, logdets[1]),
@@ -295,9 +333,18 @@ def believing(state: FlowState, belief: Belief, logdet: jax.Array) -> FlowState:
 
 
 def evaluate(
-    recipe: Recipe, params: PyTree, batch: Any, key: Any = None, nuisance: Any = None
+    recipe: Recipe,
+    params: PyTree,
+    batch: Any,
+    key: Any = None,
+    nuisance: Any = None,
+    *,
+    around: Any = None,
 ) -> tuple[jax.Array, PyTree, Any]:
     """`(log-likelihood, score, information)` of a batch at `params`, sums.
+
+    `around`: an information, for the averages of the flow's expectation over
+    `N(params, around^-1)`; None: at the parameters themselves.
 
     `nuisance`: `state.nuisance.mean`, where the likelihood leaves something unknown.
     """
@@ -306,7 +353,7 @@ def evaluate(
     typed = None if key is None else keys.typed_key(key)
     run = choices.compiled(recipe, measure)
     found, rows_skipped = deciding(
-        lambda: run(params, batch, typed, nuisance),
+        lambda: run(params, batch, typed, nuisance, around),
         model.plain(recipe.apply_fn),
         lambda: (params, batch.inputs),
     )
@@ -322,6 +369,7 @@ def measure(
     batch: batches.Batch,
     key: jax.Array | None,
     nuisance: Any,
+    around: Any,
 ) -> tuple[tuple[jax.Array, PyTree, Any], jax.Array]:
     """What `evaluate` gives, and how many rows were left out."""
     recipe = recipe.traced_once()
@@ -329,6 +377,8 @@ def measure(
     observed = Observed(recipe, batch, key)
     if nuisance is not None:
         observed = nuisances.known(observed, nuisance)
+    if around is not None:
+        observed = averaging.around(observed, around, params)
     value, score = jax.value_and_grad(observed.log_likelihood)(params)
     return (value, score, observed.information(params)), rows_skipped
 
