@@ -136,3 +136,23 @@ def test_what_is_no_log_prior_is_refused():
         ff.warm_start(own, state, (X, Y), log_prior=lambda theta: theta)
     with pytest.raises(ValueError, match="returns a number"):
         ff.refine(own, state, [(X, Y)], log_prior=lambda theta: theta)
+
+
+@pytest.mark.parametrize(
+    "likelihood", [ff.likelihoods.bernoulli(), ff.likelihoods.negative_binomial(None)]
+)
+def test_derivatives_in_what_a_log_prior_holds(likelihood):
+    own = ff.fisher_flow(firth.MODEL[0], likelihood, prior_precision=0.1)
+
+    def mean(strength):
+        def pull(theta):
+            return -strength * jnp.sum(jnp.square(theta - 1.0))
+
+        state = own.init(jnp.zeros(3))
+        return ff.warm_start(own, state, (X, Y), log_prior=pull).mean
+
+    mean, step = jax.jit(mean), 1e-3
+    expected = (mean(2.0 + step) - mean(2.0 - step)) / (2 * step)
+    found = jax.jit(jax.jacfwd(mean))(2.0)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-6)
+    assert np.abs(expected).max() > 0.05
