@@ -21,7 +21,7 @@ from fisherflow_jax.posteriors import Gaussian, gaussian
 
 PyTree = Any
 
-_STEPS = 100
+_STEPS = 50
 
 
 @dataclasses.dataclass(frozen=True)

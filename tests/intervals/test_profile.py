@@ -96,7 +96,7 @@ def test_a_normal_has_walds_interval_of_any_combination(at_zero):
     np.testing.assert_allclose(found.root, straight, atol=1e-6)
 
 
-@pytest.mark.parametrize("precision", [1.0, 1e-2])
+@pytest.mark.parametrize("precision", [1.0, pytest.param(1e-2, marks=pytest.mark.slow)])
 def test_separated_rows_bound_one_side(precision):
     x, y = firth.separated()
     flow = ff.fisher_flow(*MODEL, prior_precision=precision)
@@ -154,6 +154,7 @@ def test_with_jeffreys_prior_the_profile_is_firths():
     np.testing.assert_allclose(gap, norm.ppf(0.975) ** 2, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_curved_model_by_its_own_profile_mapped_over_data_sets(at_zero):
     times = np.linspace(0.1, 3, 25)
 

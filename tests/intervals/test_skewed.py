@@ -90,6 +90,9 @@ def test_a_posterior_of_any_structure_and_its_temperature(state):
     own = np.einsum("iii->i", thirds) * errors**3 / 0.25
     np.testing.assert_allclose(found.standard_error, errors, rtol=1e-9)
     np.testing.assert_allclose(found.skewness, own, rtol=1e-9)
+    pull = 0.5 * np.einsum("ijk,jk->i", thirds, np.diag(errors**2)) / 0.25
+    mean = state.mean + errors**2 * pull
+    np.testing.assert_allclose(found.estimate, mean, rtol=1e-9)
 
 
 def test_a_normal_likelihood_gives_the_intervals_of_the_state():
