@@ -35,6 +35,7 @@ PROMISED = {
         "color",
         "diagonal",
         "effective",
+        "efficient",
         "inverse_diagonal",
         "is_estimable",
         "logdet",

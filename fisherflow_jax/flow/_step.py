@@ -358,7 +358,7 @@ def evaluate(
         lambda: (params, batch.inputs),
     )
     told = recipe.bad_rows == "raise" and not checks.is_traced((rows_skipped, given))
-    if told and (rows_skipped or not jnp.isfinite(found[0])):
+    if told and (rows_skipped or not checks.holds(jnp.isfinite(found[0]))):
         recipe.model.screen(params, batch).refuse(given)
     return found
 

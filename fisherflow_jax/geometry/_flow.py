@@ -1,5 +1,6 @@
 """The natural-gradient flow: the ordinary differential equation, and steps of it."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,7 +9,8 @@ import jax.numpy as jnp
 import optax
 
 from fisherflow_jax import information as ops
-from fisherflow_jax._ground import arrays, checks, trees
+from fisherflow_jax._ground import checks, choices, trees
+from fisherflow_jax._ground.warning import warn_once
 from fisherflow_jax.geometry._metric import floating, refuse_singular
 from fisherflow_jax.geometry._solving import library
 from fisherflow_jax.structures import Scalar
@@ -26,9 +28,10 @@ class Flowed(NamedTuple):
       decrement: `()`, score^T I^-1 score at the end: twice what is left to gain, in
         nats, where the model is nearly quadratic.
       converged: whether the decrement fell below the tolerance.
-      information: at the end, with the prior in it: what `ff.posterior` takes.
-      largest_error: `()`, the largest standard error by it: where it grows without end
-        so do the parameters, as of separated classes, however small the decrement.
+      information: at the end, of the data: what `ff.posterior` takes.
+      largest_error: `()`, the largest standard error, with the prior: where it grows
+        without end so do the parameters, as of separated classes, however small the
+        decrement.
       num_steps: `()`, steps tried.
     """
 
@@ -45,12 +48,54 @@ class Flowed(NamedTuple):
 class _Measured(NamedTuple):
     value: jax.Array
     score: PyTree
-    information: Any
+    information: Any  # of the data
+    total: Any  # with the prior
     velocity: PyTree
 
     @property
     def decrement(self) -> jax.Array:
         return trees.dot(self.velocity, self.score)
+
+    @property
+    def largest_error(self) -> jax.Array:
+        variances = ops.inverse_diagonal(self.total, self.score)
+        return jnp.sqrt(jnp.max(trees.ravel(variances)))
+
+
+class _Given(NamedTuple):
+    """What the equation is of, as arrays."""
+
+    batch: Any
+    key: Any
+    prior: tuple[PyTree, Any] | None
+    damping: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class _Recipe:
+    """How it is solved."""
+
+    evaluate: Callable
+    tolerance: float
+    step_size: float | None
+    solver: Any
+    rtol: float
+    max_steps: int
+    ends_early: bool
+
+    def measure(self, params: PyTree, given: _Given) -> _Measured:
+        more = () if given.key is None else (given.key,)
+        value, score, information = self.evaluate(params, given.batch, *more)
+        total = information
+        if given.prior is not None:
+            mean, precision = given.prior
+            gap = optax.tree.sub(params, mean)
+            pull = ops.matvec(precision, gap)
+            value = value - 0.5 * trees.dot(gap, pull)
+            score = optax.tree.sub(score, pull)
+            total = ops.add(information, precision)
+        velocity = ops.solver(total, given.damping)(score)
+        return _Measured(value, score, information, total, velocity)
 
 
 def natural_gradient_flow(
@@ -111,7 +156,8 @@ def natural_gradient_flow(
 
     Raises:
       ValueError: outside jit, for a singular information, with the directions in which
-        it is zero; for steps that are unstable, and for more than `max_steps`.
+        it is zero; for steps that are unstable, and for more than `max_steps`. A
+        `DataWarning` says where parameters grow without end.
       ImportError: without diffrax.
 
     Example:
@@ -130,98 +176,81 @@ def natural_gradient_flow(
       Tsitouras, "Runge-Kutta pairs of order 5(4) satisfying only the first column
       simplifying assumption", 2011.
     """
-    diffrax = library("natural_gradient_flow")
+    library("natural_gradient_flow")
     params = floating(params)
     dtype = trees.float_dtype(params)
-
-    def measure(params: PyTree) -> _Measured:
-        given = (params, batch) if key is None else (params, batch, key)
-        value, score, information = evaluate(*given)
-        value, score, information = _with_prior(
-            prior, params, value, score, information
-        )
-        velocity = ops.solver(information, damping)(score)
-        return _Measured(value, score, information, velocity)
-
-    def ends(t: Any, params: PyTree, args: Any, **_: Any) -> jax.Array:
-        return measure(params).decrement < tolerance
-
-    last = time if times is None else arrays.like(times, jnp.zeros((), dtype))[-1]
-    adaptive = step_size is None
-    control = diffrax.PIDController(rtol=rtol, atol=rtol / 1000)
-    usual = diffrax.Tsit5() if adaptive else diffrax.Euler()
-    start = measure(params)
-    found = diffrax.diffeqsolve(
-        diffrax.ODETerm(lambda t, params, args: measure(params).velocity),
-        usual if solver is None else solver,
-        jnp.zeros((), dtype),
-        jnp.asarray(last, dtype),
-        jnp.asarray(0.05 if adaptive else step_size, dtype),
-        params,
-        saveat=diffrax.SaveAt(
-            t1=True, ts=None if times is None else jnp.asarray(times, dtype)
-        ),
-        stepsize_controller=control if adaptive else diffrax.ConstantStepSize(),
-        event=diffrax.Event(ends) if times is None else None,
-        max_steps=max_steps,
-        throw=False,
-    )
-    end = jax.tree.map(lambda x: x[-1], found.ys)
-    last_one = measure(end)
-    done = diffrax.is_okay(found.result)
-    variances = trees.ravel(ops.inverse_diagonal(last_one.information, end))
-    reached = Flowed(
-        params=end if times is None else jax.tree.map(lambda x: x[:-1], found.ys),
-        time=found.ts[-1],
-        log_likelihood=last_one.value,
-        decrement=last_one.decrement,
-        converged=last_one.decrement < tolerance,
-        information=last_one.information,
-        largest_error=jnp.sqrt(jnp.max(variances)),
-        num_steps=found.stats["num_steps"],
-    )
+    if prior is not None and not ops.is_information(prior[1]):
+        prior = prior[0], Scalar(jnp.asarray(prior[1], dtype))
+    given = _Given(batch, key, prior, jnp.asarray(damping, dtype))
+    ends_early = times is None
+    at = jnp.asarray(jnp.inf if times is None else times, dtype)
+    last = jnp.asarray(time if times is None else at[-1], dtype)
+    numbers = tolerance, step_size, solver, rtol, max_steps
+    recipe = choices.shared(_Recipe(evaluate, *numbers, ends_early))
+    start = recipe.measure(params, given)  # which raises for bad rows, where eager
+    reached, done = choices.run(recipe, _solve, params, given, at, last)
     if checks.is_concrete((start, reached, done)):
-        _check(start, reached, bool(done), params, step_size, max_steps)
+        _check(recipe, start, reached, bool(done))
     return reached
 
 
-def _with_prior(
-    prior: tuple[PyTree, Any] | None,
-    params: PyTree,
-    value: jax.Array,
-    score: PyTree,
-    information: Any,
-) -> tuple[jax.Array, PyTree, Any]:
-    if prior is None:
-        return value, score, information
-    mean, precision = prior
-    if not ops.is_information(precision):
-        precision = Scalar(jnp.asarray(precision, trees.float_dtype(params)))
-    gap = optax.tree.sub(params, mean)
-    pull = ops.matvec(precision, gap)
-    return (
-        value - 0.5 * trees.dot(gap, pull),
-        optax.tree.sub(score, pull),
-        ops.add(information, precision),
+def _solve(
+    recipe: _Recipe, params: PyTree, given: _Given, times: jax.Array, last: jax.Array
+) -> tuple[Flowed, jax.Array]:
+    """Where it comes to, and whether it ended."""
+    diffrax, dtype = library("natural_gradient_flow"), last.dtype
+    size = recipe.step_size
+    control: Any = diffrax.ConstantStepSize()
+    solver = diffrax.Euler() if recipe.solver is None else recipe.solver
+    if size is None:
+        control = diffrax.PIDController(rtol=recipe.rtol, atol=recipe.rtol / 1000)
+        solver = diffrax.Tsit5() if recipe.solver is None else recipe.solver
+
+    def field(t: jax.Array, params: PyTree, given: _Given) -> PyTree:
+        return recipe.measure(params, given).velocity
+
+    def ends(t: jax.Array, params: PyTree, given: _Given, **_: Any) -> jax.Array:
+        return recipe.measure(params, given).decrement < recipe.tolerance
+
+    found = diffrax.diffeqsolve(
+        diffrax.ODETerm(field),
+        solver,
+        jnp.zeros((), dtype),
+        last,
+        jnp.asarray(0.05 if size is None else size, dtype),
+        params,
+        given,
+        saveat=diffrax.SaveAt(t1=True, ts=None if recipe.ends_early else times),
+        stepsize_controller=control,
+        event=diffrax.Event(ends) if recipe.ends_early else None,
+        max_steps=recipe.max_steps,
+        throw=False,
     )
+    end = jax.tree.map(lambda x: x[-1], found.ys)
+    at_end = recipe.measure(end, given)
+    path = end if recipe.ends_early else jax.tree.map(lambda x: x[:-1], found.ys)
+    reached = Flowed(
+        params=path,
+        time=found.ts[-1],
+        log_likelihood=at_end.value,
+        decrement=at_end.decrement,
+        converged=at_end.decrement < recipe.tolerance,
+        information=at_end.information,
+        largest_error=at_end.largest_error,
+        num_steps=found.stats["num_steps"],
+    )
+    return reached, diffrax.is_okay(found.result)
 
 
-def _check(
-    start: _Measured,
-    reached: Flowed,
-    done: bool,
-    params: PyTree,
-    step_size: float | None,
-    max_steps: int,
-) -> None:
+def _check(recipe: _Recipe, start: _Measured, reached: Flowed, done: bool) -> None:
     """Raises for a flow that went wrong, where values are at hand."""
     if not trees.all_finite(start.velocity):
-        matrix = ops.to_dense(start.information, params)
-        refuse_singular(matrix, params, "the natural gradient")
+        matrix = ops.to_dense(start.total, start.score)
+        refuse_singular(matrix, start.score, "the natural gradient")
     gained = reached.log_likelihood - start.value
-    rounding = 1e-3 * (1 + abs(start.value))
-    if not (gained > -rounding):
-        what = "the flow" if step_size is None else f"steps of size {step_size}"
+    if not (gained > -1e-3 * (1 + abs(start.value))):
+        size = recipe.step_size
+        what = "the flow" if size is None else f"steps of size {size}"
         raise ValueError(
             f"{what} made the log-likelihood fall, from {float(start.value):.6g} to "
             f"{float(reached.log_likelihood):.6g}: steps of one size are unstable "
@@ -229,11 +258,20 @@ def _check(
             "information of a canonical model); take smaller or adaptive ones "
             "(step_size=None), or an information that does not vanish."
         )
+    before, after = float(start.largest_error), float(reached.largest_error)
+    if after > 100 * before:
+        warn_once(
+            reached.params,
+            "along the flow the largest standard error grew from "
+            f"{before:.3g} to {after:.3g}: some parameters seem to grow without end, "
+            "as where classes are separated. Give a prior, or search with "
+            "log_prior=ff.geometry.jeffreys(...) in ff.warm_start.",
+        )
     if not done:
         raise ValueError(
-            f"the flow did not end within {max_steps} steps: at time "
+            f"the flow did not end within {recipe.max_steps} steps: at time "
             f"{float(reached.time):.4g} the decrement is {float(reached.decrement):.3g}"
-            f" and the largest standard error {float(reached.largest_error):.3g}. Give "
-            "a larger max_steps, rtol or tolerance, or a prior where the data do not "
-            "determine the parameters."
+            f" and the largest standard error {after:.3g}. Give a larger max_steps, "
+            "rtol or tolerance, or a prior where the data do not determine the "
+            "parameters."
         )

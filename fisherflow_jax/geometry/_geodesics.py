@@ -1,12 +1,19 @@
 """Geodesics: the acceleration without Christoffel symbols, exponential, logarithm."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from fisherflow_jax._ground import arrays, checks, linalg, trees
-from fisherflow_jax.geometry._metric import Metric, flattened, floating
+from fisherflow_jax._ground import arrays, checks, choices, linalg, trees
+from fisherflow_jax.geometry._metric import (
+    Flat,
+    Metric,
+    flat_metric,
+    flattened,
+    floating,
+)
 from fisherflow_jax.geometry._solving import library, tolerance_of
 
 PyTree = Any
@@ -105,14 +112,19 @@ def both(params: PyTree, other: PyTree, name: str) -> tuple[PyTree, PyTree]:
     return params, other
 
 
+@dataclasses.dataclass(frozen=True)
+class _Recipe:
+    """How geodesics are solved, and shot; of vectors."""
+
+    metric: Flat
+    tolerance: float
+    max_steps: int = 256
+    num_stages: int = 0
+    num_newton: int = 0
+
+
 def _solved(
-    metric: Metric,
-    x: jax.Array,
-    v: jax.Array,
-    times: jax.Array,
-    tolerance: float,
-    max_steps: int,
-    forward: bool = False,
+    recipe: _Recipe, x: jax.Array, v: jax.Array, times: jax.Array, forward: bool = False
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Points, velocities `(k, d)` at times, and whether they are to be trusted.
 
@@ -121,9 +133,10 @@ def _solved(
     other side of which the equation goes on as if there were none.
     """
     diffrax, d = library("exp"), x.shape[0]
+    small = recipe.tolerance
 
     def field(t: jax.Array, state: jax.Array, args: Any) -> jax.Array:
-        turn, change = _turn(metric, state[:d], state[d:-1])
+        turn, change = _turn(recipe.metric, state[:d], state[d:-1])
         return jnp.concatenate([state[d:-1], turn, jnp.square(2 * change)[None]])
 
     found = diffrax.diffeqsolve(
@@ -134,9 +147,9 @@ def _solved(
         None,
         jnp.concatenate([x, v, jnp.zeros((1,), x.dtype)]),
         saveat=diffrax.SaveAt(ts=times),
-        stepsize_controller=diffrax.PIDController(rtol=tolerance, atol=tolerance / 100),
+        stepsize_controller=diffrax.PIDController(rtol=small, atol=small / 100),
         event=diffrax.Event(lambda t, y, args, **_: y[-1] > _MOST_CHANGE),
-        max_steps=max_steps,
+        max_steps=recipe.max_steps,
         throw=False,
         adjoint=diffrax.ForwardMode() if forward else diffrax.DirectAdjoint(),
     )
@@ -145,6 +158,15 @@ def _solved(
     fine = fine & jnp.all(jnp.isfinite(states))
     states = jnp.where(fine, states, jnp.nan)
     return states[:, :d], states[:, d:-1], fine
+
+
+def _length_kept(recipe: _Recipe, x: jax.Array, v: jax.Array, times: jax.Array):
+    """As `_solved`, and the change of the squared speed."""
+    ends, velocities, fine = _solved(recipe, x, v, times)
+    before = _square(recipe.metric(x), v)
+    after = _square(recipe.metric(ends[-1]), velocities[-1])
+    error = jnp.abs(after - before) / jnp.where(before > 0, before, 1)
+    return ends, velocities, fine, error
 
 
 def exp(
@@ -200,8 +222,10 @@ def exp(
     point, x = flattened(params)
     v = trees.ravel(velocity)
     at = jnp.ones((1,)) if times is None else jnp.asarray(times)
-    own, small = lambda y: metric(point(y)), tolerance_of(tolerance, x.dtype)
-    ends, velocities, fine = _solved(own, x, v, arrays.like(at, x), small, max_steps)
+    small = tolerance_of(tolerance, x.dtype)
+    recipe = choices.shared(_Recipe(flat_metric(metric, params), small, max_steps))
+    found = choices.run(recipe, _length_kept, x, v, arrays.like(at, x))
+    ends, velocities, fine, error = found
     if not checks.holds(fine):
         raise ValueError(
             "the geodesic does not reach its end: it leaves the domain, or comes to "
@@ -209,9 +233,6 @@ def exp(
             "Go less far, or give coordinates that are unbounded (log rates, logits); "
             f"if it is only long, a larger max_steps than {max_steps}."
         )
-    before = _square(own(x), v)
-    after = _square(own(ends[-1]), velocities[-1])
-    error = jnp.abs(after - before) / jnp.where(before > 0, before, 1)
     if times is None:
         ends, velocities = ends[0], velocities[0]
     return Geodesic(point(ends), point(velocities), fine, error)
@@ -272,91 +293,94 @@ def log(
     params, other = both(params, other, "the other point")
     point, x = flattened(params)
     y = trees.ravel(other)
-    small = tolerance_of(tolerance, x.dtype)
     checks.whole(num_stages, "num_stages")
-    shoot = _Shooting(lambda z: metric(point(z)), small, max_steps, num_stages)
-    v, jacobian, steps = jax.lax.stop_gradient(
-        shoot.search(*jax.lax.stop_gradient((x, y)))
-    )
+    small = tolerance_of(tolerance, x.dtype)
+    flat = flat_metric(metric, params)
+    shooting = {"num_stages": num_stages, "num_newton": max_steps}
+    recipe = choices.shared(_Recipe(flat, small, **shooting))
+    v, converged, residual, steps = choices.run(recipe, _shot, x, y)
+    return Logarithm(point(v), converged, residual, steps)
+
+
+def _shot(recipe: _Recipe, x: jax.Array, y: jax.Array) -> tuple[jax.Array, ...]:
+    """The velocity, whether it arrives, the residual, and the steps taken."""
+    found = _search(recipe, *jax.lax.stop_gradient((x, y)))
+    v, jacobian, steps = jax.lax.stop_gradient(found)
     # one more step from the solution has the solution's derivatives
-    gap = shoot.end(x, v, forward=False) - y
+    gap = _end(recipe, x, v, forward=False) - y
     residual = jax.lax.stop_gradient(jnp.max(jnp.abs(gap)))
-    converged = residual <= shoot.within(y)
-    moved = v - jnp.where(converged, jnp.linalg.solve(jacobian, gap), 0)
-    return Logarithm(point(moved), converged, residual, steps)
+    converged = residual <= _within(recipe, y)
+    v = v - jnp.where(converged, jnp.linalg.solve(jacobian, gap), 0)
+    return v, converged, residual, steps
 
 
-class _Shooting(NamedTuple):
-    """Newton's method for the velocity, of vectors."""
+def _end(
+    recipe: _Recipe, x: jax.Array, v: jax.Array, forward: bool = True
+) -> jax.Array:
+    ends, _, fine = _solved(recipe, x, v, jnp.ones((1,), x.dtype), forward)
+    # a shot that leaves is far from everything
+    return jnp.where(fine, ends[0], 1e6)
 
-    metric: Metric
-    tolerance: float
-    max_steps: int
-    num_stages: int
 
-    def end(self, x: jax.Array, v: jax.Array, forward: bool = True) -> jax.Array:
-        ends, _, fine = _solved(
-            self.metric, x, v, jnp.ones((1,), x.dtype), self.tolerance, 256, forward
-        )
-        # a shot that leaves is far from everything
-        return jnp.where(fine, ends[0], 1e6)
+def _within(recipe: _Recipe, y: jax.Array) -> jax.Array:
+    return 10 * recipe.tolerance * (1 + jnp.max(jnp.abs(y)))
 
-    def within(self, y: jax.Array) -> jax.Array:
-        return 10 * self.tolerance * (1 + jnp.max(jnp.abs(y)))
 
-    def search(self, x: jax.Array, y: jax.Array) -> tuple[jax.Array, ...]:
-        """The velocity, the Jacobian of the end there, and the steps taken.
+def _search(recipe: _Recipe, x: jax.Array, y: jax.Array) -> tuple[jax.Array, ...]:
+    """The velocity, the Jacobian of the end there, and the steps taken.
 
-        Stage 0 is a shot at the point itself, the others go through those between.
-        """
-        count = self.num_stages
+    Stage 0 is a shot at the point itself, the others go through those between.
+    """
+    count = recipe.num_stages
 
-        def stage(state: tuple) -> tuple:
-            k, v, *_, steps = state
-            part = jnp.where(k == 0, count, k).astype(x.dtype) / count
-            again = jnp.where(k == 1, (y - x) / count, v * k / jnp.maximum(k - 1, 1))
-            v, jacobian, arrived, taken = self.newton(x, x + part * (y - x), again)
-            return k + 1, v, jacobian, arrived & (part == 1), steps + taken
+    def stage(state: tuple) -> tuple:
+        k, v, *_, steps = state
+        part = jnp.where(k == 0, count, k).astype(x.dtype) / count
+        again = jnp.where(k == 1, (y - x) / count, v * k / jnp.maximum(k - 1, 1))
+        target = x + part * (y - x)
+        v, jacobian, arrived, taken = _newton(recipe, x, target, again)
+        return k + 1, v, jacobian, arrived & (part == 1), steps + taken
 
-        def more(state: tuple) -> jax.Array:
-            return (state[0] <= count) & ~state[3]
+    def more(state: tuple) -> jax.Array:
+        return (state[0] <= count) & ~state[3]
 
-        d, none = x.shape[0], jnp.zeros((), jnp.int32)
-        start = none, y - x, jnp.eye(d, dtype=x.dtype), jnp.array(False), none
-        found = jax.lax.while_loop(more, stage, start)
-        return found[1], found[2], found[4]
+    d, none = x.shape[0], jnp.zeros((), jnp.int32)
+    start = none, y - x, jnp.eye(d, dtype=x.dtype), jnp.array(False), none
+    found = jax.lax.while_loop(more, stage, start)
+    return found[1], found[2], found[4]
 
-    def newton(self, x: jax.Array, y: jax.Array, v: jax.Array) -> tuple:
-        """The velocity, the Jacobian, whether it arrives, and the steps taken."""
 
-        def gap(v: jax.Array) -> jax.Array:
-            return self.end(x, v) - y
+def _newton(recipe: _Recipe, x: jax.Array, y: jax.Array, v: jax.Array) -> tuple:
+    """The velocity, the Jacobian, whether it arrives, and the steps taken."""
 
-        def step(state: tuple) -> tuple:
-            v, _, steps, _, _ = state
-            jacobian, before = jax.jacfwd(lambda u: (gap(u),) * 2, has_aux=True)(v)
-            way = jnp.linalg.solve(jacobian, before)
-            way = jnp.where(jnp.isfinite(way), way, 0)
-            size = jnp.linalg.norm(before)
+    def gap(v: jax.Array) -> jax.Array:
+        return _end(recipe, x, v) - y
 
-            def too_far(tried: tuple) -> jax.Array:
-                return ~(tried[1] < size) & (tried[0] > 2.0**-8)
+    def step(state: tuple) -> tuple:
+        v, _, steps, _, _ = state
+        jacobian, before = jax.jacfwd(lambda u: (gap(u),) * 2, has_aux=True)(v)
+        way = jnp.linalg.solve(jacobian, before)
+        way = jnp.where(jnp.isfinite(way), way, 0)
+        size = jnp.linalg.norm(before)
 
-            def halved(tried: tuple) -> tuple:
-                part = tried[0] / 2
-                return part, jnp.linalg.norm(gap(v - part * way))
+        def too_far(tried: tuple) -> jax.Array:
+            return ~(tried[1] < size) & (tried[0] > 2.0**-8)
 
-            start = jnp.full((), 2, x.dtype), jnp.full((), jnp.inf, x.dtype)
-            part, nearest = jax.lax.while_loop(too_far, halved, start)
-            arrived = jnp.max(jnp.abs(before)) <= self.within(y)
-            better = (nearest < size) & ~arrived
-            moved = jnp.where(better, v - part * way, v)
-            return moved, jacobian, steps + better, arrived, better
+        def halved(tried: tuple) -> tuple:
+            part = tried[0] / 2
+            return part, jnp.linalg.norm(gap(v - part * way))
 
-        def more(state: tuple) -> jax.Array:
-            return (state[2] < self.max_steps) & ~state[3] & state[4]
+        start = jnp.full((), 2, x.dtype), jnp.full((), jnp.inf, x.dtype)
+        part, nearest = jax.lax.while_loop(too_far, halved, start)
+        arrived = jnp.max(jnp.abs(before)) <= _within(recipe, y)
+        better = (nearest < size) & ~arrived
+        moved = jnp.where(better, v - part * way, v)
+        return moved, jacobian, steps + better, arrived, better
 
-        d, none = x.shape[0], jnp.zeros((), jnp.int32)
-        start = v, jnp.eye(d, dtype=x.dtype), none, jnp.array(False), jnp.array(True)
-        v, jacobian, steps, arrived, _ = jax.lax.while_loop(more, step, start)
-        return v, jacobian, arrived, steps
+    def more(state: tuple) -> jax.Array:
+        return (state[2] < recipe.num_newton) & ~state[3] & state[4]
+
+    d, none = x.shape[0], jnp.zeros((), jnp.int32)
+    start = v, jnp.eye(d, dtype=x.dtype), none, jnp.array(False), jnp.array(True)
+    v, jacobian, steps, arrived, _ = jax.lax.while_loop(more, step, start)
+    return v, jacobian, arrived, steps

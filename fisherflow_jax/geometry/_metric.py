@@ -1,5 +1,6 @@
 """Metrics: Fisher information as a function of parameters, and its volume."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fisherflow_jax import information as ops
-from fisherflow_jax._ground import checks, linalg, trees
+from fisherflow_jax._ground import checks, choices, linalg, trees
 from fisherflow_jax.estimators import Estimator
 from fisherflow_jax.likelihoods import Likelihood, root_columns
 from fisherflow_jax.structures import Full
@@ -174,6 +175,24 @@ def floating(params: PyTree) -> PyTree:
     """Parameters as arrays of one floating type, float32 or wider."""
     arrays = jax.tree.map(jnp.asarray, params)
     return trees.widen(trees.real_arrays(arrays, "params"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Flat:
+    """A metric as a function of vectors; equal of one metric and parameters' shapes."""
+
+    metric: Metric
+    treedef: Any
+    shapes: tuple[tuple[int, ...], ...]
+
+    def __call__(self, flat: jax.Array) -> jax.Array:
+        like = [jax.ShapeDtypeStruct(shape, flat.dtype) for shape in self.shapes]
+        return self.metric(trees.unravel(flat, self.treedef.unflatten(like)))
+
+
+def flat_metric(metric: Metric, params: PyTree) -> Flat:
+    leaves, treedef = jax.tree.flatten(params)
+    return Flat(choices.hashable(metric), treedef, tuple(x.shape for x in leaves))
 
 
 def flattened(params: PyTree) -> tuple[Callable[[jax.Array], PyTree], jax.Array]:

@@ -35,6 +35,7 @@ from fisherflow_jax.information._derived import sample as sample
 from fisherflow_jax.information._derived import whiten as whiten
 from fisherflow_jax.information._derived import whitener as whitener
 from fisherflow_jax.information._estimable import Directions as Directions
+from fisherflow_jax.information._estimable import efficient as efficient
 from fisherflow_jax.information._estimable import is_estimable as is_estimable
 from fisherflow_jax.information._estimable import null_directions as null_directions
 from fisherflow_jax.information._operations import LARGEST_DENSE as LARGEST_DENSE

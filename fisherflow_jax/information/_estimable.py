@@ -148,3 +148,100 @@ def is_estimable(
         tolerance = len(rows) * float(jnp.finfo(rows.dtype).eps)
     seen = jnp.abs(directions @ wanted) <= tolerance**0.5 * lengths
     return jnp.all(seen | (shares <= 0.5))
+
+
+def efficient(
+    information: Information,
+    interest: PyTree,
+    like: PyTree | None = None,
+    *,
+    tolerance: float | None = None,
+) -> jax.Array:
+    r"""The information about some parameters where all others are unknown too.
+
+    .. math:: I_{\psi \cdot \lambda} = I_{\psi\psi}
+       - I_{\psi\lambda} I_{\lambda\lambda}^{-1} I_{\lambda\psi}
+       = (C I^{-1} C^\top)^{-1}
+
+    Schur's complement of what is nuisance, or of combinations :math:`\psi = C \theta`.
+    `restrict` is the information if the others were known. It is the inverse of
+    `ff.geometry.cramer_rao`, and exists where that does not: along what the data do not
+    determine it is zero, and what is redundant among the nuisance costs nothing.
+
+    Args:
+      information: I, of data alone or with a prior in it.
+      interest: which parameters, by a list of names, one name or a predicate of them;
+        or a contrast c, a tree like the parameters, for the information about
+        :math:`c^\top \theta`; or k of these, leaves `(k, *leaf.shape)`.
+      like: a tree with the parameters' shapes; a structure that stores no shape needs
+        it.
+      tolerance: of the equilibrated I, below which its eigenvalues count as nothing.
+        None: `d` times the rounding unit of its type.
+
+    Returns:
+      A matrix `(k, k)`, of chosen parameters in ravelled order; of one contrast a
+      number. Differentiated where nothing is redundant, vmapped and compiled. Cost: the
+      dense matrix, and the eigenvectors of one.
+
+    Raises:
+      ValueError: for names that there are not, for contrasts of other shapes, and above
+        4,096 parameters.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> information = ff.structures.Full(jnp.array([[4.0, 2.0], [2.0, 2.0]]))
+      >>> print(ff.information.efficient(information, jnp.array([1.0, 0.0])))
+      2.0
+      >>> twice = ff.structures.Full(jnp.array([[9.0, 9.0], [9.0, 9.0]]))
+      >>> print(ff.information.efficient(twice, jnp.array([1.0, 0.0])))
+      0.0
+      >>> print(ff.information.efficient(twice, jnp.array([1.0, 1.0])))
+      9.0
+
+    References:
+      Cox, Reid, "Parameter orthogonality and approximate conditional inference", 1987.
+      van der Vaart, "Asymptotic Statistics", 1998, chapter 25.
+    """
+    like = ops.shapes(information, like)
+    matrix = ops.dense_matrix(information, like, "the efficient information")
+    rows, is_number = _contrasts(interest, like)
+    matrix, scale = linalg.equilibrated(matrix)
+    if tolerance is None:
+        tolerance = len(matrix) * float(jnp.finfo(matrix.dtype).eps)
+    k = len(rows)
+    columns = rows.astype(matrix.dtype).T / scale[:, None]
+    basis, triangle = jnp.linalg.qr(columns, mode="complete")
+    turned = linalg.product("ji,jk,kl->il", basis, matrix, basis)
+    values, vectors = linalg.eigh(turned[k:, k:])
+    seen = values > tolerance
+    crossed = vectors.T @ turned[k:, :k]
+    weights = jnp.where(seen, 1 / jnp.where(seen, values, 1), 0)
+    left = turned[:k, :k] - linalg.product("ji,j,jl->il", crossed, weights, crossed)
+    values, vectors = linalg.eigh(left)
+    values = jnp.where(values > tolerance, values, 0)
+    root = jax.scipy.linalg.solve_triangular(triangle[:k], vectors)
+    found = linalg.product("ij,j,kj->ik", root, values, root)
+    return found[0, 0] if is_number else found
+
+
+def _contrasts(interest: PyTree, like: PyTree) -> tuple[jax.Array, bool]:
+    """C as rows `(k, d)`, and whether it is one contrast."""
+    names = isinstance(interest, (list, tuple)) and all(
+        isinstance(name, str) for name in interest
+    )
+    if names or isinstance(interest, str) or callable(interest):
+        chosen = jax.tree.map(
+            lambda keep, leaf: jnp.full(leaf.shape, keep),
+            trees.chosen(like, interest),
+            like,
+        )
+        flags = jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(chosen)])
+        return jnp.eye(len(flags), dtype=trees.float_dtype(like))[flags], False
+    interest = trees.real_arrays(interest, "a contrast")
+    one = jax.tree.map(lambda x: x[None], interest)
+    is_number = jax.tree.map(jnp.shape, interest) == jax.tree.map(jnp.shape, like)
+    stacked = one if is_number else interest
+    first = jax.tree.map(lambda x: x[0], stacked)
+    trees.check_shapes(first, like, "contrasts are trees like the parameters")
+    return trees.ravel(stacked, 1), is_number
