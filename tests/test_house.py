@@ -424,7 +424,8 @@ def test_declared_dependencies_are_those_imported():
     assert declared - foreign == set()
     # drawing, bars, checkpoints and extras are imported where they are asked for; flax
     # brings Orbax with it
-    assert foreign - declared <= {"matplotlib", "numpyro", "orbax", "tqdm"}
+    extras = {"diffrax", "matplotlib", "numpyro", "orbax", "tqdm"}
+    assert foreign - declared <= extras
 
 
 def test_docs_api_lists_the_names_of_the_package():

@@ -97,7 +97,7 @@ def _turn(metric: Metric, x: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Ar
     """`-Gamma(v, v)`, and the relative change of the volume along v."""
     matrix, moved = jax.jvp(metric, (x,), (v,))
     force = jax.grad(lambda y: 0.5 * v @ metric(y) @ v)(x) - moved @ v
-    solved = jnp.linalg.solve(matrix, jnp.concatenate([force[:, None], moved], 1))
+    solved = linalg.solve(matrix, jnp.concatenate([force[:, None], moved], 1))
     return solved[:, 0], 0.5 * jnp.trace(solved[:, 1:])
 
 
@@ -310,7 +310,8 @@ def _shot(recipe: _Recipe, x: jax.Array, y: jax.Array) -> tuple[jax.Array, ...]:
     gap = _end(recipe, x, v, forward=False) - y
     residual = jax.lax.stop_gradient(jnp.max(jnp.abs(gap)))
     converged = residual <= _within(recipe, y)
-    v = v - jnp.where(converged, jnp.linalg.solve(jacobian, gap), 0)
+    way = linalg.solve(jacobian, gap[:, None])[:, 0]
+    v = v - jnp.where(converged, way, 0)
     return v, converged, residual, steps
 
 
@@ -359,7 +360,7 @@ def _newton(recipe: _Recipe, x: jax.Array, y: jax.Array, v: jax.Array) -> tuple:
     def step(state: tuple) -> tuple:
         v, _, steps, _, _ = state
         jacobian, before = jax.jacfwd(lambda u: (gap(u),) * 2, has_aux=True)(v)
-        way = jnp.linalg.solve(jacobian, before)
+        way = linalg.solve(jacobian, before[:, None])[:, 0]
         way = jnp.where(jnp.isfinite(way), way, 0)
         size = jnp.linalg.norm(before)
 

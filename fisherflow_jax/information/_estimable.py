@@ -180,8 +180,8 @@ def efficient(
 
     Returns:
       A matrix `(k, k)`, of chosen parameters in ravelled order; of one contrast a
-      number. Differentiated where nothing is redundant, vmapped and compiled. Cost: the
-      dense matrix, and the eigenvectors of one.
+      number. Vmapped and compiled. Cost: the dense matrix, and the eigenvectors of
+      one.
 
     Raises:
       ValueError: for names that there are not, for contrasts of other shapes, and above
@@ -211,7 +211,9 @@ def efficient(
         tolerance = len(matrix) * float(jnp.finfo(matrix.dtype).eps)
     k = len(rows)
     columns = rows.astype(matrix.dtype).T / scale[:, None]
-    basis, triangle = jnp.linalg.qr(columns, mode="complete")
+    identity = jnp.eye(len(matrix), dtype=matrix.dtype)
+    basis = linalg.orthonormal(jnp.concatenate([columns, identity], 1))
+    triangle = linalg.product("ji,jk->ik", basis[:, :k], columns)
     turned = linalg.product("ji,jk,kl->il", basis, matrix, basis)
     values, vectors = linalg.eigh(turned[k:, k:])
     seen = values > tolerance
@@ -220,7 +222,7 @@ def efficient(
     left = turned[:k, :k] - linalg.product("ji,j,jl->il", crossed, weights, crossed)
     values, vectors = linalg.eigh(left)
     values = jnp.where(values > tolerance, values, 0)
-    root = jax.scipy.linalg.solve_triangular(triangle[:k], vectors)
+    root = linalg.solve(triangle, vectors)
     found = linalg.product("ij,j,kj->ik", root, values, root)
     return found[0, 0] if is_number else found
 

@@ -161,3 +161,15 @@ def test_chunks_change_nothing(chunk_size):
         flow.update(streams.start(flow), BATCHES[0])[0],
         whole.update(streams.start(whole), BATCHES[0])[0],
     )
+
+
+def test_evaluate_at_several_parameters_of_one_batch():
+    """By vmap outside of jit, where the batch is at hand and the result is not."""
+    rows = jnp.asarray(np.random.default_rng(4).normal(size=(6, 2)))
+    batch = rows, jnp.ones(6)
+    flow = ff.fisher_flow(lambda params, x: x @ params, ff.likelihoods.bernoulli())
+    points = rows[:3]
+    found = jax.vmap(lambda params: flow.evaluate(params, batch)[:2])(points)
+    each = [flow.evaluate(params, batch)[:2] for params in points]
+    for k, expected in enumerate(zip(*each, strict=True)):
+        np.testing.assert_allclose(found[k], jnp.stack(expected), rtol=1e-12)
