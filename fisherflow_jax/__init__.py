@@ -103,6 +103,7 @@ if _typing.TYPE_CHECKING:
     from fisherflow_jax import selection as selection
     from fisherflow_jax import sparse as sparse
     from fisherflow_jax import testing as testing
+    from fisherflow_jax._choose import choose as choose
     from fisherflow_jax._laplace import Laplace as Laplace
     from fisherflow_jax._laplace import laplace as laplace
     from fisherflow_jax.calibration import Calibration as Calibration
@@ -135,6 +136,7 @@ _LAZY_NAMES = {
     "Laplace": "_laplace",
     "Prediction": "predictions",
     "calibrate": "calibration",
+    "choose": "_choose",
     "laplace": "_laplace",
     "predict": "predictions",
 }

@@ -38,6 +38,7 @@ FLOORS = [
     "metrics",
     "calibration",
     "_laplace",
+    "_choose",
     "sparse",
     "selection",
     "diagnostics",

@@ -119,6 +119,16 @@ def counted(
         raise ValueError("there are no batches (a generator can be read only once).")
 
 
+def as_stack(data: Any, to_batch: Callable[[Any], Any] | None = None) -> Batch:
+    """All batches as one of leaves `(num_batches, n, ...)`, short ones padded."""
+    if isinstance(data, Stacked):
+        return stack_of_batches(data, 1)
+    found = [batch for batch, _ in counted(data, to_batch)]
+    longest = max(batch.weights.shape[0] for batch in found)
+    found = [lengthened(batch, longest, axis=0) for batch in found]
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *found)
+
+
 def _num_rows(batch: Batch) -> int:
     leaves = jax.tree.leaves((batches.split(batch.inputs)[0], batch.targets))
     return np.shape(leaves[0])[0] if leaves and np.shape(leaves[0]) else 0

@@ -8,6 +8,7 @@ from fisherflow_jax.calibration._conformal import (
 )
 from fisherflow_jax.calibration._conformal import conformal_sets as conformal_sets
 from fisherflow_jax.calibration._conformal import least_ambiguous as least_ambiguous
+from fisherflow_jax.calibration._log_score import log_score as log_score
 from fisherflow_jax.calibration._marginal_likelihood import PriorSearch as PriorSearch
 from fisherflow_jax.calibration._marginal_likelihood import (
     log_marginal_likelihood as log_marginal_likelihood,

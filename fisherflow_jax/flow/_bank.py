@@ -1,13 +1,16 @@
 """A bank of flows over one stream, weighted by how well each predicted it."""
 
+import dataclasses
 import functools
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from fisherflow_jax._ground.batch import as_batch, by_name, weighted_total
 from fisherflow_jax._ground.keys import typed_key
 from fisherflow_jax.flow._state import FisherFlow, FlowInfo, FlowState
 
@@ -65,21 +68,40 @@ class Bank(NamedTuple):
         return f"bank([{', '.join(map(repr, self.flows))}])"
 
 
-def bank(flows: Sequence[FisherFlow], *, forgetting: float = 0.97) -> Bank:
-    r"""Runs several flows side by side and weights them by their evidence.
+def bank(
+    flows: Sequence[FisherFlow],
+    *,
+    forgetting: float | None = None,
+    switching: float | None = None,
+    weigh_by: Callable[..., jax.Array] | None = None,
+) -> Bank:
+    r"""Runs several flows side by side and weights them by how well they predict.
 
     .. math:: w_k \propto w_k^{\alpha} \, p(y_t \,|\, \text{flow } k), \quad
-       \alpha = \text{forgetting}
+       \alpha = \text{forgetting}; \qquad \text{or} \qquad
+       w_k \propto \big((1 - a) w_k + a / K\big) \, p(y_t \,|\, \text{flow } k),
+       \quad a = \text{switching}
 
-    The flows may differ in whatever matters: decays, structures, priors. With a grid of
-    decays the bank follows continuous drift at a rate that nobody had to set. With
-    `forgetting=1` the weights are posterior probabilities of the flows.
+    The flows may differ in decays, priors, memories; with `weigh_by` also in structure.
+    With a grid of decays the bank follows continuous drift at a rate that nobody had to
+    set. With `forgetting=1` the weights are posterior probabilities of the flows, and
+    the bank's loss is at most `log K` above that of the best. With `switching` it is at
+    most :math:`(S + 1) \log K + S \log \tfrac 1 a + (T - S - 1) \log \tfrac 1 {1 - a}`
+    above the best sequence of members that changes S times in T updates, whatever the
+    data: the rule with a guarantee, at a cost of about `a T` where nothing switches.
 
     Args:
       flows: at least one flow, all over the same parameters. Evidence with a known and
         with an unknown dispersion is not comparable: do not mix the two.
       forgetting: exponent of the old weights at each update, in (0, 1]; below one the
-        bank can come back to a member that did badly long ago.
+        bank can come back to a member that did badly long ago. None: .97, or 1 with
+        `switching`.
+      switching: the share of all weight that is handed out evenly before each batch,
+        in (0, 1): the probability that the best member changes. None: `forgetting`.
+      weigh_by: `(state, apply_fn, likelihood, batch) -> (n, ...)`, log scores of a
+        batch's targets by what a member believes before it, such as
+        `ff.calibration.log_score`. None: the evidence, which is comparable within one
+        structure.
 
     Returns:
       A `Bank(init, update)`. Its state works with `standard_error`,
@@ -88,7 +110,9 @@ def bank(flows: Sequence[FisherFlow], *, forgetting: float = 0.97) -> Bank:
       the members'.
 
     Raises:
-      ValueError: without flows, or for a forgetting outside (0, 1].
+      ValueError: without flows, for a forgetting outside (0, 1] or beside switching,
+        and for flows of several structures without `weigh_by`: their evidences are no
+        densities of the same kind.
 
     Example:
       >>> import jax.numpy as jnp
@@ -112,12 +136,14 @@ def bank(flows: Sequence[FisherFlow], *, forgetting: float = 0.97) -> Bank:
     References:
       Raftery, Karny, Ettler, "Online prediction under model uncertainty via dynamic
       model averaging", 2010.
+      Herbster, Warmuth, "Tracking the best expert", 1998.
     """
     flows = tuple(flows)
     if not flows:
         raise ValueError("a bank needs at least one flow; got none.")
-    if not 0 < forgetting <= 1:
-        raise ValueError(f"forgetting must be in (0, 1]; got {forgetting}.")
+    rule = _Weighing.of(forgetting, switching, weigh_by)
+    if weigh_by is None:
+        _check_comparable(flows)
 
     def init(params: PyTree, prior_mean: PyTree = None, key: Any = None) -> BankState:
         typed = None if key is None else typed_key(key)
@@ -129,12 +155,12 @@ def bank(flows: Sequence[FisherFlow], *, forgetting: float = 0.97) -> Bank:
         uniform = jnp.full((len(flows),), -jnp.log(len(flows)), dtype)
         return BankState(tuple(members), uniform)
 
-    return Bank(init, functools.partial(_update, flows, forgetting))
+    return Bank(init, functools.partial(_update, flows, rule))
 
 
 def _update(
     flows: tuple[FisherFlow, ...],
-    forgetting: float,
+    rule: "_Weighing",
     state: BankState,
     batch: Any,
     **options: Any,
@@ -149,9 +175,7 @@ def _update(
         for flow, member in zip(flows, state.members, strict=True)
     ]
     infos = tuple(info for _, info in results)
-    gains = jnp.stack([info.log_evidence for info in infos])
-    before = jax.nn.log_softmax(forgetting * state.log_weights)
-    joint = before + gains
+    joint = rule.before(state.log_weights) + rule.gains(flows, state, batch, infos)
     # a batch refused by one member tells nothing of the others: it moves none
     skipped = jnp.any(jnp.stack([info.skipped for info in infos]))
     counted = tuple(
@@ -168,3 +192,68 @@ def _update(
         skipped=skipped,
         missing=infos[0].missing,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Weighing:
+    """How weights pass from batch to batch, and what a batch adds to them."""
+
+    forgetting: float
+    switching: float | None
+    weigh_by: Callable | None
+
+    @classmethod
+    def of(cls, forgetting: Any, switching: Any, weigh_by: Any) -> "_Weighing":
+        if switching is None:
+            forgetting = 0.97 if forgetting is None else forgetting
+            if not 0 < forgetting <= 1:
+                raise ValueError(f"forgetting must be in (0, 1]; got {forgetting}.")
+        elif forgetting not in (None, 1):
+            raise ValueError(
+                f"a bank has one rule: forgetting={forgetting} or "
+                f"switching={switching}."
+            )
+        elif not 0 < switching < 1:
+            raise ValueError(f"switching must be in (0, 1); got {switching}.")
+        return cls(1.0 if switching else forgetting, switching, weigh_by)
+
+    def before(self, logs: jax.Array) -> jax.Array:
+        """The logarithms of the weights before a batch, of those after the last."""
+        if self.switching is None:
+            return jax.nn.log_softmax(self.forgetting * logs)
+        even = jnp.full_like(logs, math.log(self.switching / len(logs)))
+        return jnp.logaddexp(logs + math.log1p(-self.switching), even)
+
+    def gains(
+        self, flows: tuple, state: BankState, batch: Any, infos: tuple
+    ) -> jax.Array:
+        """How well each member predicted the batch, `(number of flows,)`."""
+        if self.weigh_by is None:
+            return jnp.stack([info.log_evidence for info in infos])
+        pairs = zip(flows, state.members, strict=True)
+        gains = jnp.stack([_score(self.weigh_by, *pair, batch) for pair in pairs])
+        gains = gains.astype(state.log_weights.dtype)
+        # of beliefs that predict nothing yet, nothing is said of any
+        return jnp.where(jnp.all(jnp.isfinite(gains)), gains, 0)
+
+
+def _check_comparable(flows: tuple[FisherFlow, ...]) -> None:
+    kinds = {flow.recipe.structure.name: flow for flow in flows}
+    if len(kinds) > 1:
+        raise ValueError(
+            f"the flows differ in structure ({', '.join(kinds)}), and evidence is a "
+            "density of the data for the full one alone: give weigh_by="
+            "ff.calibration.log_score, which scores what each predicts."
+        )
+
+
+def _score(
+    weigh_by: Callable, flow: FisherFlow, state: FlowState, batch: Any
+) -> jax.Array:
+    """The sum over a batch of its weighted scores before it is learnt from."""
+    batch = as_batch(by_name(batch), values=False)
+    recipe = flow.recipe
+    batch, _ = recipe.model.screen(state.mean, batch)(batch)
+    ahead = flow.advance(state, batch)
+    scores = weigh_by(ahead, recipe.apply_fn, recipe.likelihood, batch)
+    return weighted_total(batch, scores)

@@ -140,3 +140,93 @@ def test_forgetting_lies_between_0_and_1(forgetting):
 def test_a_bank_has_members():
     with pytest.raises(ValueError, match="at least one flow"):
         ff.bank([])
+
+
+# ---- rules for the weights
+
+
+def losses(bank, batches):
+    """Summed log-evidence of the mixture, and of each member batch by batch."""
+    state, info = jax.lax.scan(bank.update, bank.init(np.float64(0)), batches)
+    members = np.stack([np.asarray(one.log_evidence) for one in info.members])
+    return state, float(np.sum(info.log_evidence)), members
+
+
+def test_without_forgetting_the_loss_is_within_log_k_of_the_best():
+    for seed in range(3):
+        batches = drifting(seed)[1]
+        _, mixed, members = losses(ff.bank(MEMBERS, forgetting=1.0), batches)
+        assert mixed >= members.sum(1).max() - np.log(len(MEMBERS)) - 1e-9
+
+
+def test_fixed_share_is_within_its_bound_of_the_best_sequence():
+    """Whatever the data: here a stream that stands, drifts, and stands again."""
+    share, count = 0.01, len(MEMBERS)
+    still = [drifting(seed, 40)[1][1] * 0 + 1 for seed in (1, 2)]
+    rng = np.random.default_rng(5)
+    parts = [still[0], drifting(3, 40)[1][1], still[1]]
+    targets = np.concatenate(parts) + 0.1 * rng.normal(size=(120, 5))
+    batches = np.ones_like(targets), targets
+    bank = ff.bank(MEMBERS, switching=share)
+    state, mixed, members = losses(bank, batches)
+    best = sum(members[:, i : i + 40].sum(1).max() for i in (0, 40, 80))
+    switches, times = 2, 120
+    bound = (switches + 1) * np.log(count) + switches * np.log(1 / share)
+    bound += (times - switches - 1) * np.log(1 / (1 - share))
+    assert mixed >= best - bound - 1e-9
+    np.testing.assert_allclose(state.weights.sum(), 1)
+    # and on a stream that stands, at the price of it
+    _, shared, members = losses(bank, tuple(x[:40] for x in batches))
+    _, plain, _ = losses(
+        ff.bank(MEMBERS, forgetting=1.0), tuple(x[:40] for x in batches)
+    )
+    assert shared >= plain - 2
+
+
+def test_weights_by_fixed_share_and_a_score_of_ones_own():
+    bank = ff.bank(MEMBERS, switching=0.2, weigh_by=ff.calibration.log_score)
+    state = bank.init(np.float64(0))
+    weights = np.full(3, 1 / 3)
+    _, (inputs, targets) = drifting()
+    for batch in zip(inputs[:4], targets[:4], strict=True):
+        gains = [
+            ff.calibration.log_score(
+                flow.advance(one), flow.recipe.apply_fn, flow.recipe.likelihood, batch
+            ).sum()
+            for flow, one in zip(MEMBERS, state.members, strict=True)
+        ]
+        joint = (0.8 * weights + 0.2 / 3) * np.exp(np.array(gains))
+        state, info = bank.update(state, batch)
+        np.testing.assert_allclose(info.log_evidence, np.log(joint.sum()), rtol=1e-10)
+        weights = joint / joint.sum()
+        np.testing.assert_allclose(state.weights, weights, rtol=1e-10)
+    missing = inputs[0], targets[0] * np.nan, np.zeros(5)
+    after, info = bank.update(state, missing)
+    assert info.missing
+    np.testing.assert_allclose(after.weights, 0.8 * weights + 0.2 / 3, rtol=1e-10)
+
+
+def test_structures_are_weighed_by_what_they_predict():
+    full = ff.fisher_flow(lambda p, x: x * p, ff.likelihoods.gaussian(), num_steps=1)
+    with pytest.raises(
+        ValueError, match=r"differ in structure \(diagonal\(\), full\(\)\)"
+    ):
+        ff.bank([MEMBERS[0], full])
+    bank = ff.bank([MEMBERS[2], full], weigh_by=ff.calibration.log_score)
+    state, _ = jax.lax.scan(bank.update, bank.init(np.float64(0)), drifting()[1])
+    assert np.all(np.isfinite(state.weights))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"forgetting": 0.0}, "forgetting must be"),
+        ({"switching": 0.0}, "switching must be"),
+        ({"switching": 1.0}, "switching must be"),
+        ({"switching": 0.1, "forgetting": 0.9}, "one rule"),
+    ],
+    ids=str,
+)
+def test_bad_rules(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        ff.bank(MEMBERS, **wrong)

@@ -1,0 +1,207 @@
+"""Choosing among flows: the judge, the rounds, and what a person reads."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+import fisherflow_jax as ff
+
+SIZE, ROWS, TIMES, SCALE = 8, 8, 150, 1.0
+MODEL = (lambda params, x: x @ params), ff.likelihoods.gaussian(SCALE)
+CHOICES = {
+    "full": ("full", ff.memories.stationary()),
+    "full .97": ("full", ff.memories.exponential(0.97)),
+    "full .9": ("full", ff.memories.exponential(0.9)),
+    "full walk": ("full", ff.memories.random_walk(1e-2)),
+    "diagonal": ("diagonal", ff.memories.stationary()),
+    "diagonal .9": ("diagonal", ff.memories.exponential(0.9)),
+    "low rank": ("low_rank", ff.memories.stationary()),
+}
+STRUCTURES = {
+    "full": ff.structures.full(),
+    "diagonal": ff.structures.diagonal(),
+    "low_rank": ff.structures.low_rank(2),
+}
+FLOWS = {
+    name: ff.fisher_flow(*MODEL, structure=STRUCTURES[kind], memory=memory, num_steps=4)
+    for name, (kind, memory) in CHOICES.items()
+}
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def stream(key, drift=0.0, times=TIMES):
+    """Correlated columns, and coefficients that may wander."""
+    columns, start, moves, noise = jax.random.split(key, 4)
+    root = jnp.linalg.cholesky(0.2 * jnp.eye(SIZE) + 0.8)
+    x = jax.random.normal(columns, (times, ROWS, SIZE)) @ root.T
+    steps = drift * jax.random.normal(moves, (times, SIZE))
+    truth = jax.random.normal(start, (SIZE,)) + jnp.cumsum(steps, 0)
+    y = jnp.einsum("tbd,td->tb", x, truth)
+    return x, y + SCALE * jax.random.normal(noise, y.shape)
+
+
+def chosen(flows, batches, **options):
+    return ff.choose(flows, jnp.zeros(SIZE), ff.Stacked(*batches), **options)
+
+
+def test_the_log_score_is_the_predictive_density():
+    """Of full structure in closed form; of classes, counts by draws; of a mixture."""
+    x, y = stream(jax.random.key(0), times=2)
+    flow = FLOWS["full"]
+    state, _ = flow.update(flow.init(jnp.zeros(SIZE)), (x[0], y[0]))
+    covariance = np.linalg.inv(ff.information.to_dense(state.information))
+    spread = np.sqrt(np.einsum("bi,ij,bj->b", x[1], covariance, x[1]) + SCALE**2)
+    wanted = stats.norm.logpdf(y[1], x[1] @ np.asarray(state.mean), spread)
+    found = ff.calibration.log_score(state, *MODEL, (x[1], y[1]))
+    np.testing.assert_allclose(found, wanted, rtol=1e-10)
+    other, _ = flow.update(flow.init(jnp.ones(SIZE)), (x[0], y[0] + 1))
+    each = ff.calibration.log_score(other, *MODEL, (x[1], y[1]))
+    both = ff.calibration.log_score([state, other], *MODEL, (x[1], y[1]))
+    np.testing.assert_allclose(both, np.logaddexp(found, each) - np.log(2), rtol=1e-10)
+    for likelihood, targets in (
+        (ff.likelihoods.bernoulli(), 1.0 * (y[1] > 0)),
+        (ff.likelihoods.poisson(), jnp.floor(jnp.exp(0.3 * y[1]))),
+    ):
+        model = (lambda params, x: 0.3 * x @ params), likelihood
+        score = ff.calibration.log_score(state, *model, (x[1], targets))
+        draws = ff.sample(state, 0, (20_000,))
+        line = 0.3 * x[1] @ draws.T
+        wide = jnp.broadcast_to(targets[:, None], line.shape)
+        chances = np.exp(likelihood.log_prob(line, wide))
+        error = chances.std(1) / np.sqrt(chances.shape[1])
+        assert np.max(np.abs(np.exp(score) - chances.mean(1)) / error) < 4.5
+
+
+def test_scores_by_hand():
+    """The score of each row before it is learnt from, of what the memory predicts."""
+    batches = stream(jax.random.key(1), times=4)
+    names = ["full", "full walk", "diagonal .9"]
+    ranking = chosen({name: FLOWS[name] for name in names}, batches, num_rounds=1)
+    for name in names:
+        flow, total, hits = FLOWS[name], 0.0, 0.0
+        state = flow.init(jnp.zeros(SIZE))
+        for batch in zip(*batches, strict=True):
+            ahead = flow.advance(state)
+            total += float(ff.calibration.log_score(ahead, *MODEL, batch).sum())
+            prediction = ff.predict(ahead, *MODEL, batch[0])
+            away = np.abs(batch[1] - prediction.mean) / prediction.observation_std
+            hits += float(np.sum(away < stats.norm.ppf(0.95)))
+            state, _ = flow.update(state, batch)
+        one = ranking.table[name]
+        np.testing.assert_allclose(one.log_score, total / 32, rtol=1e-8)
+        np.testing.assert_allclose(one.coverage, hits / 32, rtol=1e-8)
+        np.testing.assert_allclose(one.log_evidence, state.log_evidence / 32, rtol=1e-8)
+        assert one.num_batches == 4
+    best = max(names, key=lambda name: ranking.table[name].log_score)
+    assert ranking.best == best == next(iter(ranking.table))
+    scores = {name: 32 * ranking.table[name].log_score for name in names}
+    below = [ranking.table[name].below_best for name in names]
+    np.testing.assert_allclose(
+        below, [scores[best] - scores[n] for n in names], atol=1e-8
+    )
+
+
+def test_rounds_drop_the_worse_half_but_none_that_is_near():
+    batches = stream(jax.random.key(2), drift=0.5, times=32)
+    names = ["full", "full .9", "full walk", "diagonal"]
+    flows = {name: FLOWS[name] for name in names}
+    ranking = chosen(flows, batches)
+    assert ranking.best == "full walk"
+    ends = {name: one.num_batches for name, one in ranking.table.items()}
+    assert ends["full walk"] == 32
+    assert ends["full"] < 32
+    assert set(ends.values()) <= {8, 16, 32}
+    whole = chosen(flows, batches, num_rounds=1)
+    best = whole.table["full walk"]
+    assert best._replace(seconds=0.0) == ranking.table["full walk"]._replace(
+        seconds=0.0
+    )
+    jax.tree.map(np.testing.assert_array_equal, ranking.state, whole.state)
+    alike = {"one": FLOWS["full"], "two": FLOWS["full .97"], "three": FLOWS["full"]}
+    near = chosen(alike, stream(jax.random.key(3), times=8))
+    assert {one.num_batches for one in near.table.values()} == {8}
+    lines = str(ranking).splitlines()
+    assert lines[0].split("  ")[0] == "flow"
+    assert "dropped at" in lines[0]
+    assert lines[2].startswith("full walk")
+
+
+def test_ragged_lists_weights_and_other_judges():
+    x, y = stream(jax.random.key(4), times=3)
+    ragged = [(x[0], y[0]), (x[1], y[1]), (x[2][:3], y[2][:3])]
+    flows = {"full": FLOWS["full"], "diagonal": FLOWS["diagonal"]}
+    found = ff.choose(flows, jnp.zeros(SIZE), ragged, num_rounds=1)
+    weights = np.ones((3, ROWS))
+    weights[2, 3:] = 0
+    spoilt = y.at[2, 3:].set(jnp.nan)
+    same = chosen(flows, (x, spoilt, weights), num_rounds=1)
+    for name in flows:
+        one, other = found.table[name], same.table[name]
+        np.testing.assert_allclose(one[:4], other[:4], rtol=1e-10)
+
+    def plug_in(state, apply_fn, likelihood, batch):
+        return likelihood.log_prob(apply_fn(state.mean, batch.inputs), batch.targets)
+
+    by_mean = ff.choose(flows, jnp.zeros(SIZE), ragged, judge=plug_in, num_rounds=1)
+    state = FLOWS["full"].init(jnp.zeros(SIZE))
+    total = 0.0
+    for batch in ragged:
+        total += float(plug_in(state, *MODEL, ff.Batch(*batch)).sum())
+        state, _ = FLOWS["full"].update(state, batch)
+    np.testing.assert_allclose(by_mean.table["full"].log_score, total / 19, rtol=1e-8)
+
+
+def test_bad_input():
+    batches = ff.Stacked(*stream(jax.random.key(5), times=2))
+    zeros = jnp.zeros(SIZE)
+    with pytest.raises(ValueError, match="a dict of at least one flow"):
+        ff.choose([FLOWS["full"]], zeros, batches)
+    with pytest.raises(ValueError, match="a dict of at least one flow"):
+        ff.choose({}, zeros, batches)
+    other = ff.fisher_flow(MODEL[0], ff.likelihoods.gaussian(2.0))
+    with pytest.raises(ValueError, match="choose among flows of one"):
+        ff.choose({"one": FLOWS["full"], "two": other}, zeros, batches)
+    with pytest.raises(ValueError, match="num_rounds"):
+        ff.choose({"one": FLOWS["full"]}, zeros, batches, num_rounds=0)
+
+    def nothing(state, apply_fn, likelihood, batch):
+        return jnp.full(batch.targets.shape, jnp.nan)
+
+    with pytest.raises(ValueError, match="no flow has a finite score"):
+        ff.choose({"one": FLOWS["full"]}, zeros, batches, judge=nothing)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("drift", "truth"), [(0.0, "full"), (0.1, "full walk")])
+def test_the_truth_is_chosen(drift, truth, record_property):
+    """In at least 17 of 20 streams.
+
+    Of equally correlated columns the information is of rank one and a diagonal, so that
+    two directions keep it all: low rank is there as good as the truth, and compared by
+    itself. Its evidence is higher than that of the truth, which no density can be.
+    """
+    keys = jax.random.split(jax.random.key(6), 20)
+    flows = {name: FLOWS[name] for name in FLOWS if name != "low rank"}
+    best = [chosen(flows, stream(key, drift)).best for key in keys]
+    record_property("chosen", {name: best.count(name) for name in set(best)})
+    assert best.count(truth) >= 17
+    if drift:
+        return
+    pair = {name: FLOWS[name] for name in ("full", "low rank")}
+    tables = [chosen(pair, stream(key), num_rounds=1).table for key in keys]
+    score, evidence = (
+        np.array([getattr(t["full"], f) - getattr(t["low rank"], f) for t in tables])
+        for f in ("log_score", "log_evidence")
+    )
+    told = {
+        "by score": int(np.sum(score > 0)),
+        "by evidence": int(np.sum(evidence > 0)),
+    }
+    record_property("the truth before low rank", told)
+    assert told["by score"] > told["by evidence"]
+    assert told["by evidence"] <= 8
+    assert np.mean(score) > 0 > np.mean(evidence)
