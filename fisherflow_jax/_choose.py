@@ -185,7 +185,7 @@ def _checked(flows: Any) -> dict[str, FisherFlow]:
             "flows is a dict of at least one flow by its name, such as "
             f"{{'full': ff.fisher_flow(...)}}; got {checks.described(flows)}."
         )
-    models = {}
+    models: dict[Any, str] = {}
     for name, flow in flows.items():
         checks.made(flow, FisherFlow, f"flows[{name!r}]", "ff.fisher_flow(...)")
         models.setdefault(flow.recipe.likelihood, name)
@@ -276,11 +276,11 @@ def _through(recipe: _Judged, state: FlowState, part: Batch) -> tuple:
     return jax.lax.scan(step, state, part)
 
 
-def _hits(state: FlowState, model: tuple, batch: Batch) -> Any:
+def _hits(state: FlowState, model: tuple[Callable, Any], batch: Batch) -> Any:
     """The weight of targets within their 90 % interval; NaN without normal errors."""
     if not model[1].normal_errors:
         return jnp.nan
-    prediction = predict(state, *model, batch.inputs)
+    prediction = predict(state, model[0], model[1], batch.inputs)
     lower, upper = observation_interval(prediction, model[1], 0.9, state=state)
     within = (batch.targets >= lower) & (batch.targets <= upper)
     return weighted_total(batch, within.astype(lower.dtype))
