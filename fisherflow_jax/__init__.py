@@ -44,16 +44,12 @@ from fisherflow_jax._ground.batch import Shared as Shared
 from fisherflow_jax._ground.naming import show as _show
 from fisherflow_jax._ground.warning import DataWarning as DataWarning
 from fisherflow_jax.accumulation import Accumulation as Accumulation
-from fisherflow_jax.accumulation import Accumulator as Accumulator
 from fisherflow_jax.accumulation import Stacked as Stacked
 from fisherflow_jax.accumulation import accumulate as accumulate
 from fisherflow_jax.accumulation import accumulator as accumulator
 from fisherflow_jax.accumulation import global_batches as global_batches
-from fisherflow_jax.flow import Bank as Bank
-from fisherflow_jax.flow import BankInfo as BankInfo
 from fisherflow_jax.flow import BankState as BankState
 from fisherflow_jax.flow import FisherFlow as FisherFlow
-from fisherflow_jax.flow import FlowInfo as FlowInfo
 from fisherflow_jax.flow import FlowState as FlowState
 from fisherflow_jax.flow import Merged as Merged
 from fisherflow_jax.flow import bank as bank
