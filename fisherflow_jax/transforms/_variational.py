@@ -138,8 +138,9 @@ def variational(
       num_observations: N, the rows of the data set. `N / T` is the temperature T.
       information: where the precision starts, P aside: an information of the N rows at
         the starting parameters, such as `ff.accumulate(estimator, params, batches)`
-        (an `Accumulation` is taken as its information); or a number times the identity.
-        Little of it means wide draws, of which nothing is learnt.
+        (an `Accumulation` is taken as its information); or a number times the identity,
+        such as N / 10, of a network that is not trained yet, whose own information
+        leaves many weights wide. Little of it means draws of which nothing is learnt.
       prior_precision: P: a positive number, a pytree prefix of numbers, or an
         information.
       prior_mean: :math:`m_0`, like the parameters; None: zero.
