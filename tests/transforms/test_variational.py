@@ -275,6 +275,7 @@ def test_batches_are_scaled_to_the_data_set_and_weights_count():
     nothing = (*BATCH, np.zeros(ROWS))
     _, after = optimizer.update(params, state, params, drawn=params, batch=nothing)
     np.testing.assert_array_equal(after[0].information.rows, state[0].information.rows)
+    assert (after[0].step, after[0].num_skipped) == (1, 0)
 
 
 # ---- the cone
