@@ -233,6 +233,20 @@ def concatenated(arrays: Sequence[jax.Array], axis: int) -> jax.Array:
     return jax.lax.concatenate(arrays, axis) if len(arrays) > 1 else arrays[0]
 
 
+def beside(arrays: Sequence[jax.Array], axis: int) -> jax.Array:
+    """Arrays, alike but for their sizes along an axis, one after the other along it.
+
+    As flat rows: what a model hands on to its next layer is then not computed anew in
+    the shape of what is kept of it, which in a residual network is as many sums as
+    there are layers before.
+    """
+    lead, tail = arrays[0].shape[:axis], arrays[0].shape[axis + 1 :]
+    flat = [x.reshape((*lead, x.size // max(math.prod(lead), 1))) for x in arrays]
+    found = concatenated(flat, axis)
+    size = sum(x.shape[axis] for x in arrays)
+    return found.reshape((*lead, size, *tail))
+
+
 def all_finite(tree: PyTree) -> jax.Array:
     """Whether every entry of every leaf is finite, `()` bool."""
     alike: dict[Any, list[jax.Array]] = {}

@@ -182,7 +182,7 @@ def _as_one(layers: Layers | None, parts: tuple, axis: int) -> dict[str, Any]:
         first, _ = layers.places[layers.names[layer.kernel]]
         found.setdefault(first, []).append(part)
     return {
-        first: jax.tree.map(lambda *each: trees.concatenated(each, axis), *own)
+        first: jax.tree.map(lambda *each: trees.beside(each, axis), *own)
         for first, own in found.items()
     }
 

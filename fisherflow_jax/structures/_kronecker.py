@@ -324,14 +324,21 @@ class LayerInverses(NamedTuple):
 
     def divide(self, vector: PyTree) -> PyTree:
         """The inverses on both sides of each layer's matrix."""
+        return self.apart(self.divide_stacks(vector), vector)
+
+    def apart(self, stacks: dict[str, jax.Array], like: PyTree) -> PyTree:
+        """What `divide_stacks` gives, as a tree like `like`."""
+        return layer_vectors.join(self.inverted_layers, stacks, like)
+
+    def divide_stacks(self, vector: PyTree) -> dict[str, jax.Array]:
+        """`divide`, of layers that are alike as one array."""
         left, layers = self.input_inverses, self.inverted_layers
         dtype = next(x.dtype for x in jax.tree.leaves((left, self.plain_divisors)))
         leaves, others = layer_vectors.split(layers, vector, dtype)
         for name, matrix in leaves.items():
             right = self.output_inverses[name]
             leaves[name] = multiplied(left[name], matrix, right)
-        leaves |= {name: x / self.plain_divisors[name] for name, x in others.items()}
-        return layer_vectors.join(layers, leaves, vector)
+        return leaves | {n: x / self.plain_divisors[n] for n, x in others.items()}
 
 
 @ops.factored.register

@@ -144,7 +144,11 @@ class Narrow(NamedTuple):
 
     def divide(self, vector: PyTree) -> PyTree:
         """As the factorisation does, in the vector's type or float32."""
-        return apply(optax.tree.cast(self.narrow, trees.float_dtype(vector)), vector)
+        return apply(self.widened(vector), vector)
+
+    def widened(self, vector: PyTree) -> Any:
+        """The factorisation in the vector's type or float32."""
+        return optax.tree.cast(self.narrow, trees.float_dtype(vector))
 
 
 @ops.parts.register
@@ -161,6 +165,24 @@ class Narrowed:
 
     def __call__(self, *given: Any) -> Narrow:
         return Narrow(optax.tree.cast(self.factorise(*given), self.dtype))
+
+
+def applied(
+    factorisation: Any, vector: PyTree, sound: jax.Array
+) -> tuple[PyTree, jax.Array]:
+    """`apply`, or zeros unless `sound` and finite, and whether it is.
+
+    Of stacks before they are cut into leaves, for each of which it would be compiled.
+    """
+    if isinstance(factorisation, Narrow):
+        return applied(factorisation.widened(vector), vector, sound)
+    stacked = hasattr(factorisation, "divide_stacks")
+    found = (
+        factorisation.divide_stacks(vector) if stacked else apply(factorisation, vector)
+    )
+    sound = sound & trees.all_finite(found)
+    found = trees.zero_unless(sound, found)
+    return (factorisation.apart(found, vector) if stacked else found), sound
 
 
 @functools.singledispatch

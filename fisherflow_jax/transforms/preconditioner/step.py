@@ -208,10 +208,8 @@ def _advance(
         factorisation, sound = kept, sound & finite
     momentum = optax.with_extra_args_support(recipe.momentum)
     moved, moments = momentum.update(updates, state.momentum, given.params, **extra)
-    scaled = factorise.apply(factorisation, moved)
-    sound = sound & trees.all_finite(scaled)
-    scaled = optax.tree.cast_like(scaled, updates)
-    result = trees.zero_unless(sound, scaled)
+    scaled, sound = factorise.applied(factorisation, moved, sound)
+    result = optax.tree.cast_like(scaled, updates)
     after = state._replace(
         step=state.step + sound.astype(jnp.int32),
         information=states.kept_information(recipe, curvature.information),
