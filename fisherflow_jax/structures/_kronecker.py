@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import checks, trees
 from fisherflow_jax._ground.choices import choice
+from fisherflow_jax._ground.placement import divided
 from fisherflow_jax._ground.linalg import diagonal, product
 from fisherflow_jax.layers import Layer, Layers
 from fisherflow_jax.structures import _eigen_kronecker as eigen_kronecker
@@ -199,8 +200,8 @@ def _share(information: Kronecker) -> jax.Array:
 
 @eigenbasis.spectrum.register
 def _(information: Kronecker, name: str) -> tuple[jax.Array, Sides]:
-    inputs, input_basis = eigenbasis.decompose(information.input_factors[name])
-    outputs, output_basis = eigenbasis.decompose(information.output_factors[name])
+    sides = information.input_factors[name], information.output_factors[name]
+    (inputs, input_basis), (outputs, output_basis) = eigenbasis.decomposed(sides)
     values = _share(information) * inputs[:, :, None] * outputs[:, None, :]
     values = values + information.shifts[name][:, None, None]
     return values, Sides(input_basis, output_basis)
@@ -343,20 +344,20 @@ class LayerInverses(NamedTuple):
 
 @ops.factored.register
 def _(information: Kronecker, damping: jax.Array) -> LayerInverses:
-    inputs, outputs = {}, {}
+    names, damped = [*information.input_factors], []
     for name, factor in information.input_factors.items():
         # a mean over observations holds n of them: A / n, and G as it is
         left = factor / information.num_observations
         right = information.output_factors[name]
         root = jnp.sqrt(damping + information.shifts[name])  # (K,)
         balance = jnp.sqrt(_mean_eigenvalue(left) / _mean_eigenvalue(right))
-        inputs[name] = _inverse(left, balance * root)
-        outputs[name] = _inverse(right, root / balance)
+        damped += [(left, balance * root), (right, root / balance)]
+    inverses = divided(_inverse, damped)
     entries = information.other_entries
     divisors = {name: x + damping for name, x in entries.items()}
     return LayerInverses(
-        input_inverses=inputs,
-        output_inverses=outputs,
+        input_inverses=dict(zip(names, inverses[::2], strict=True)),
+        output_inverses=dict(zip(names, inverses[1::2], strict=True)),
         plain_divisors=divisors,
         inverted_layers=information.layers,
     )

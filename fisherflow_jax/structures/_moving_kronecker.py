@@ -13,6 +13,7 @@ Where a layer is Kronecker-factored that is exact, and positive everywhere. To s
 again from the factors' eigenvalues would forget the correction at each move.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +22,7 @@ import jax.numpy as jnp
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import trees
 from fisherflow_jax._ground.linalg import product
+from fisherflow_jax._ground.placement import divided
 from fisherflow_jax.structures import _eigen_kronecker as eigen_kronecker
 from fisherflow_jax.structures._algebra import eigen as eigenbasis
 from fisherflow_jax.structures._algebra import linear
@@ -30,6 +32,7 @@ from fisherflow_jax.structures._structure import Structure
 
 PyTree = Any
 Groups = list[tuple[jax.Array, list[str]]]  # (whether it is due, names of its layers)
+Basis = jax.Array | None  # (K, D, D); None: the identity
 
 
 class MovingKronecker(NamedTuple):
@@ -85,7 +88,8 @@ class LayerBases(NamedTuple):
 
         def move(old: dict[str, Any]) -> dict[str, Any]:
             left, right = factors.input_factors, factors.output_factors
-            return {n: move_layer(left[n], right[n], *old[n]) for n in old}
+            moved = move_layers([(left[n], right[n], *old[n]) for n in old])
+            return dict(zip(old, moved, strict=True))
 
         for due, names in groups:
             old = {name: layers[name] for name in names}
@@ -136,25 +140,27 @@ def _is_moving(node: Any) -> bool:
 linear.register(MovingKronecker)
 
 
-def move_layer(
-    input_factor: jax.Array,
-    output_factor: jax.Array,
-    old_inputs: jax.Array | None,
-    old_outputs: jax.Array | None,
-    moments: list[jax.Array],
-) -> tuple[jax.Array | None, jax.Array | None, list[jax.Array]]:
-    """One layer's new bases, and its second moments as seen from them."""
-    inputs, input_overlap, input_ratio = _side(input_factor, old_inputs)
-    outputs, output_overlap, output_ratio = _side(output_factor, old_outputs)
-    ratio = input_ratio[:, :, None] * output_ratio[:, None, :]
+def move_layers(
+    layers: list[tuple[jax.Array, jax.Array, Basis, Basis, list[jax.Array]]],
+) -> list[tuple[Basis, Basis, list[jax.Array]]]:
+    """Of layers `(A, G, two old bases, second moments)`, these after the move."""
+    pairs = [((a, p), (g, q)) for a, g, p, q, _ in layers]
+    sides = divided(_side, [side for pair in pairs for side in pair])
+    moved = []
+    for left, right, (*_, moments) in zip(sides[::2], sides[1::2], layers, strict=True):
+        inputs, input_overlap, input_ratio = left
+        outputs, output_overlap, output_ratio = right
+        ratio = input_ratio[:, :, None] * output_ratio[:, None, :]
+        see = functools.partial(_seen, Sides(input_overlap, output_overlap), ratio)
+        moved.append((inputs, outputs, [see(values) for values in moments]))
+    return moved
 
-    def see(values: jax.Array) -> jax.Array:
-        seen = Sides(input_overlap, output_overlap).out_of(values)
-        seen = seen * ratio.reshape((1,) * (seen.ndim - 3) + ratio.shape)
-        total, now = (jnp.sum(x, axis=(-2, -1), keepdims=True) for x in (values, seen))
-        return seen * _quotient(total, now)
 
-    return inputs, outputs, [see(values) for values in moments]
+def _seen(overlaps: Sides, ratio: jax.Array, values: jax.Array) -> jax.Array:
+    seen = overlaps.out_of(values)
+    seen = seen * ratio.reshape((1,) * (seen.ndim - 3) + ratio.shape)
+    total, now = (jnp.sum(x, axis=(-2, -1), keepdims=True) for x in (values, seen))
+    return seen * _quotient(total, now)
 
 
 def _side(

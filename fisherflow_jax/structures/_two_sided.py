@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from fisherflow_jax import information as ops
-from fisherflow_jax._ground import checks, choices, linalg, trees
+from fisherflow_jax._ground import checks, choices, linalg, placement, trees
 from fisherflow_jax.structures._algebra import eigen, linear
 from fisherflow_jax.structures._algebra.eigen import Sides
 from fisherflow_jax.structures._algebra.outer_products import squares
 from fisherflow_jax.structures._kronecker import multiplied
-from fisherflow_jax.structures._moving_kronecker import move_layer
+from fisherflow_jax.structures._moving_kronecker import move_layers
 from fisherflow_jax.structures._structure import Structure
 
 PyTree = Any
@@ -50,66 +50,103 @@ class SideFactors(NamedTuple):
         entries = self.left if self.left.ndim == 2 else linalg.diagonal(self.left)
         return jnp.sum(entries, axis=1)
 
-    def decomposed(self) -> tuple[tuple[jax.Array, jax.Array], Sides]:
-        """The eigenvalues of both sides, falling, and the eigenvectors.
 
-        Orthogonal iteration keeps that order: its first columns take what is largest.
-        """
-        pairs = [eigen.decompose(factor) for factor in self]
-        left, right = (x if c is None else x[:, ::-1] for x, c in pairs)
-        bases = (None if c is None else c[:, :, ::-1] for _, c in pairs)
-        return (left, right), Sides(*bases)
+# ---- of several arrays at once, so that their sides may be shared out over a mesh
 
-    def iterated(self, bases: Sides) -> Sides:
-        """One step of orthogonal iteration from these bases: the Q of `A Q = Q' R`."""
 
-        def columns(factor: jax.Array, old: jax.Array | None) -> jax.Array | None:
-            if old is None:
-                return None
-            old = old.astype(factor.dtype)
-            return linalg.orthonormal(linalg.product("kij,kjl->kil", factor, old))
+def _by_sides(function: Callable, parts: list[SideFactors], *beside: list) -> list:
+    """`function(factor, ...)` of both sides of each array, and pairs of what it gives.
 
-        return Sides(*map(columns, self, bases))
+    `beside`: for each array a pair that goes along with its factors.
+    """
+    columns = zip(parts, *beside, strict=True)
+    calls = [call for column in columns for call in zip(*column, strict=True)]
+    found = placement.divided(function, calls)
+    return list(zip(found[::2], found[1::2], strict=True))
 
-    def moved(self, bases: Sides, moments: jax.Array) -> tuple[Sides, jax.Array]:
-        """The factors' eigenvectors, and second moments `(K, I, O)` as seen from them.
 
-        As EK-FAC's second moments move, when its basis does.
-        """
-        old = jax.tree.map(lambda x: x.astype(moments.dtype), bases)
-        left, right, (seen,) = move_layer(
-            self.left, self.right, old.inputs, old.outputs, [moments]
-        )
-        return Sides(left, right), seen
+def decomposed(parts: list[SideFactors]) -> list[tuple[tuple, Sides]]:
+    """The eigenvalues of both sides, falling, and the eigenvectors.
 
-    def roots(self, exponent: float, damping: jax.typing.ArrayLike) -> SideRoots:
-        r"""`A^-e` and `G^-e`, times a power of their trace that leaves no unit.
+    Orthogonal iteration keeps that order: its first columns take what is largest.
+    """
 
-        .. math:: (A + \lambda a)^{-e}\, (\operatorname{tr} A)^{2e - 1/2}, \qquad
-           (G + \lambda g)^{-e}
+    def falling(factor: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        values, columns = eigen.decompose(factor)
+        if columns is None:
+            return values, None
+        return values[:, ::-1], columns[:, :, ::-1]
 
-        with the mean eigenvalues a and g. What has no eigenvalue nor damping becomes
-        zero, as in a pseudo-inverse.
-        """
+    pairs = _by_sides(falling, parts)
+    return [((x, y), Sides(p, q)) for (x, p), (y, q) in pairs]
 
-        def power(values: jax.Array, exponent: float) -> jax.Array:
-            there = values > 0
-            powers = jnp.where(there, values, jnp.ones_like(values)) ** exponent
-            return jnp.where(there, powers, jnp.zeros_like(powers))
 
-        def root(factor: jax.Array) -> jax.Array:
-            values, columns = eigen.decompose(factor)
-            share = jnp.asarray(damping, values.dtype)
-            mean = jnp.mean(values, axis=1, keepdims=True)
-            powers = power(values + share * mean, -exponent)
-            if columns is None:
-                return powers
-            return linalg.product("kij,kj,klj->kil", columns, powers, columns)
+def iterated(parts: list[SideFactors], bases: list[Sides]) -> list[Sides]:
+    """One step of orthogonal iteration from these bases: the Q of `A Q = Q' R`."""
 
-        left, right = map(root, self)
-        scale = power(self.traces(), 2 * exponent - 0.5)
-        scale = scale.reshape((-1,) + (1,) * (left.ndim - 1))
-        return SideRoots(scale * left, right)
+    def columns(factor: jax.Array, old: jax.Array | None) -> jax.Array | None:
+        if old is None:
+            return None
+        old = old.astype(factor.dtype)
+        return linalg.orthonormal(linalg.product("kij,kjl->kil", factor, old))
+
+    return [Sides(*pair) for pair in _by_sides(columns, parts, bases)]
+
+
+class _Moved(NamedTuple):
+    bases: Sides
+    moments: jax.Array
+
+
+def moved(
+    parts: list[SideFactors], bases: list[Sides], moments: list[jax.Array]
+) -> list[_Moved]:
+    """The factors' eigenvectors, and second moments `(K, I, O)` as seen from them.
+
+    As EK-FAC's second moments move, when its basis does.
+    """
+    layers = []
+    for part, old, values in zip(parts, bases, moments, strict=True):
+        old = jax.tree.map(lambda x, dtype=values.dtype: x.astype(dtype), old)
+        layers.append((*part, *old, [values]))
+    found = move_layers(layers)
+    return [_Moved(Sides(p, q), seen) for p, q, (seen,) in found]
+
+
+def roots(
+    parts: list[SideFactors], exponent: float, damping: jax.typing.ArrayLike
+) -> list[SideRoots]:
+    r"""`A^-e` and `G^-e`, times a power of their trace that leaves no unit.
+
+    .. math:: (A + \lambda a)^{-e}\, (\operatorname{tr} A)^{2e - 1/2}, \qquad
+       (G + \lambda g)^{-e}
+
+    with the mean eigenvalues a and g. What has no eigenvalue nor damping becomes zero,
+    as in a pseudo-inverse.
+    """
+
+    def power(values: jax.Array, exponent: float) -> jax.Array:
+        there = values > 0
+        powers = jnp.where(there, values, jnp.ones_like(values)) ** exponent
+        return jnp.where(there, powers, jnp.zeros_like(powers))
+
+    def root(factor: jax.Array, share: jax.Array) -> jax.Array:
+        values, columns = eigen.decompose(factor)
+        mean = jnp.mean(values, axis=1, keepdims=True)
+        powers = power(values + share[:, None] * mean, -exponent)
+        if columns is None:
+            return powers
+        return linalg.product("kij,kj,klj->kil", columns, powers, columns)
+
+    shares = [
+        (jnp.broadcast_to(jnp.asarray(damping, x.dtype), x.shape[:1]),) * 2
+        for x, _ in parts
+    ]
+    made = []
+    for part, (left, right) in zip(parts, _by_sides(root, parts, shares), strict=True):
+        scale = power(part.traces(), 2 * exponent - 0.5)
+        made.append(SideRoots(scale.reshape((-1,) + (1,) * (left.ndim - 1)) * left, right))
+    return made
 
 
 class TwoSided(NamedTuple):
@@ -143,6 +180,36 @@ class TwoSided(NamedTuple):
             self.parts,
             is_leaf=_is_part,
         )
+
+    def decomposed(self) -> Sides:
+        """The eigenvectors of both sides, trees like the parameters."""
+        bases = self._of_matrices(lambda parts: [s for _, s in decomposed(parts)])
+        return Sides(*trees.unzipped(Sides, bases))
+
+    def iterated(self, bases: Sides) -> Sides:
+        """One step of orthogonal iteration from these bases."""
+        found = self._of_matrices(iterated, trees.zipped(Sides, *bases))
+        return Sides(*trees.unzipped(Sides, found))
+
+    def moved(self, bases: Sides, moments: PyTree) -> tuple[Sides, PyTree]:
+        """The eigenvectors, and second moments as seen from them."""
+        found = self._of_matrices(moved, trees.zipped(Sides, *bases), moments)
+        bases, moments = trees.unzipped(_Moved, found)
+        return Sides(*trees.unzipped(Sides, bases)), moments
+
+    def roots(self, exponent: float, damping: jax.typing.ArrayLike) -> SideRoots:
+        """What multiplies each matrix from both sides."""
+        found = self._of_matrices(lambda parts: roots(parts, exponent, damping))
+        return SideRoots(*trees.unzipped(SideRoots, found))
+
+    def _of_matrices(self, function: Callable, *beside: PyTree) -> PyTree:
+        """`function(all their factors, ...)`, each matrix's in its place."""
+        parts, treedef = jax.tree.flatten(self.parts, is_leaf=_is_part)
+        places = [k for k, part in enumerate(parts) if _is_part(part)]
+        columns = [parts, *(treedef.flatten_up_to(tree) for tree in beside)]
+        found = function(*([column[k] for k in places] for column in columns))
+        made = dict(zip(places, found, strict=True))
+        return jax.tree.unflatten(treedef, [made.get(k) for k in range(len(parts))])
 
 
 def _of_parts(parts: PyTree) -> TwoSided:
@@ -336,15 +403,13 @@ class MatrixBases(NamedTuple):
 
 @ops.spectral.register
 def _(information: TwoSided, like: PyTree | None = None) -> ops.Spectral:
-    def pair(part: Any) -> tuple[jax.Array, Sides | None]:
-        if not _is_part(part):
-            return part, None
-        (left, right), sides = part.decomposed()
-        trace = part.traces()[:, None, None]
-        trace = jnp.where(trace > 0, trace, jnp.ones_like(trace))
-        return left[:, :, None] * right[:, None, :] / trace, sides
-
     parts, treedef = jax.tree.flatten(information.parts, is_leaf=_is_part)
-    pairs = [pair(part) for part in parts]
+    pairs: list[Any] = [(part, None) for part in parts]
+    matrices = [k for k, part in enumerate(parts) if _is_part(part)]
+    found = decomposed([parts[k] for k in matrices])
+    for k, ((left, right), sides) in zip(matrices, found, strict=True):
+        trace = parts[k].traces()[:, None, None]
+        trace = jnp.where(trace > 0, trace, jnp.ones_like(trace))
+        pairs[k] = left[:, :, None] * right[:, None, :] / trace, sides
     values, sides = (jax.tree.unflatten(treedef, [p[k] for p in pairs]) for k in (0, 1))
     return ops.Spectral(values, MatrixBases(*trees.unzipped(Sides, sides)))

@@ -5,7 +5,7 @@ from typing import Any
 import optax
 
 from fisherflow_jax import structures
-from fisherflow_jax._ground import checks
+from fisherflow_jax._ground import checks, placement
 from fisherflow_jax.transforms import _two_sided as two_sided
 from fisherflow_jax.transforms._descent import Descent
 
@@ -31,6 +31,7 @@ def shampoo(
     widest: int | None = None,
     stacked: Any = None,
     store: Any = None,
+    factor_sharding: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Shampoo: roots of the two factors of each matrix of gradients.
 
@@ -73,6 +74,8 @@ def shampoo(
         list of names, booleans like the parameters (or a prefix); None: none.
       store: type in which roots are kept, such as "bfloat16"; None: float32 or wider,
         in which the factors are kept in any case.
+      factor_sharding: where factors, roots and second moments lie on a mesh, and among
+        whom the work on roots is divided, as in `ff.scale_by_fisher`.
 
     Returns:
       A transformation; no model, batch or key is needed, and extra arguments are
@@ -118,7 +121,7 @@ def shampoo(
     if graft not in (None, "adam", "sgd"):
         raise ValueError(f'graft is None, "adam" or "sgd"; got {graft!r}.')
     checks.not_negative(damping, "damping")
-    shared = inverse_period, widest, stacked, store
+    shared = inverse_period, widest, stacked, store, factor_sharding
     adams = learning_rate, b1, b2, eps, weight_decay, mask, mu_dtype
     return _optimizer(two_sided.Roots(exponent, damping, graft), *adams, *shared)
 
@@ -137,6 +140,7 @@ def soap(
     widest: int | None = None,
     stacked: Any = None,
     store: Any = None,
+    factor_sharding: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""SOAP: Adam in the eigenbasis of the two factors of each matrix of gradients.
 
@@ -174,6 +178,8 @@ def soap(
         said how others are seen as one.
       store: type in which bases are kept, such as "bfloat16"; None: float32 or wider,
         in which factors and second moments are kept in any case.
+      factor_sharding: where factors, bases and second moments lie on a mesh, and among
+        whom the work on bases is divided, as in `ff.scale_by_fisher`.
 
     Returns:
       A transformation; no model, batch or key is needed, and extra arguments are
@@ -213,7 +219,7 @@ def soap(
     """
     if not isinstance(decomposition, bool):
         raise ValueError(f"decomposition is True or False; got {decomposition!r}.")
-    shared = inverse_period, widest, stacked, store
+    shared = inverse_period, widest, stacked, store, factor_sharding
     adams = learning_rate, b1, b2, eps, weight_decay, mask, mu_dtype
     return _optimizer(two_sided.Rotation(decomposition), *adams, *shared)
 
@@ -231,6 +237,7 @@ def _optimizer(
     widest: int | None,
     stacked: Any,
     store: Any,
+    factor_sharding: Any,
 ) -> optax.GradientTransformationExtraArgs:
     """What both share, checked, in the order of their arguments."""
     checks.decay(b1, "b1", one=False)
@@ -252,6 +259,7 @@ def _optimizer(
         inverse_period=period,
         mu_dtype=checks.floating(mu_dtype, "mu_dtype"),
         store=checks.floating(store, "store"),
+        factor_sharding=placement.rule_of(factor_sharding),
     )
     descent = Descent(learning_rate, weight_decay, mask)
     return descent.after(two_sided.transformation(method))

@@ -7,7 +7,6 @@ basis must not have seen the gradient that is taken into it.
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from fisherflow_jax import estimators
-from fisherflow_jax._ground import sharding, trees
+from fisherflow_jax._ground import placement, sharding, trees
 from fisherflow_jax.structures import (
     SideFactors,
     SideRoots,
@@ -78,7 +77,6 @@ class Advanced(NamedTuple):
     update: jax.Array
     momentum: jax.Array
     moments: jax.Array | None
-    kept: Any | None  # roots or bases
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +97,7 @@ class Method:
     inverse_period: int
     mu_dtype: Any
     store: Any
+    factor_sharding: placement.Rule | None
 
     def squared(self, gradient: PyTree) -> TwoSided:
         """The square of a gradient, in the structure."""
@@ -126,29 +125,34 @@ class Roots:
     graft: str | None
     kind = SideRoots
 
-    def start(self, factors: SideFactors) -> Any:
+    def start(self, factors: TwoSided) -> SideRoots:
         return factors.roots(self.exponent, self.damping)
 
     @property
     def keeps_squares(self) -> bool:
         return self.graft == "adam"
 
+    def renewed(
+        self, method: Method, step: jax.Array, factors: TwoSided, kept: SideRoots
+    ) -> SideRoots:
+        """The roots that this step is made with."""
+        # the first factors have a low rank: they are not kept long
+        due = (step % method.inverse_period == 0) | (step < method.inverse_period)
+        return jax.lax.cond(
+            due, lambda: method.narrow(self.start(factors)), lambda: kept
+        )
+
     def advance(
         self,
         method: Method,
         step: jax.Array,
         gradient: jax.Array,
-        factors: SideFactors,
+        roots: SideRoots,
         old: Advanced,
     ) -> Advanced:
-        # the first factors have a low rank: they are not kept long
-        due = (step % method.inverse_period == 0) | (step < method.inverse_period)
-        kept = jax.lax.cond(
-            due, lambda: method.narrow(self.start(factors)), lambda: old.kept
-        )
         momentum = method.first.plus(old.momentum, gradient)
         mean, moments = method.first.mean(momentum, step + 1), old.moments
-        update = target = kept.times(mean)
+        update = target = roots.times(mean)
         if self.graft == "sgd":
             target = mean
         elif self.graft == "adam":
@@ -159,7 +163,19 @@ class Roots:
             there = size > 0
             share = _norm(target) / jnp.where(there, size, jnp.ones_like(size))
             update = jnp.where(there, share, jnp.zeros_like(share)) * update
-        return Advanced(update, momentum, moments, kept)
+        return Advanced(update, momentum, moments)
+
+    def after(
+        self,
+        method: Method,
+        step: jax.Array,
+        factors: TwoSided,
+        kept: SideRoots,
+        moments: PyTree,
+    ) -> tuple[SideRoots, PyTree]:
+        """Nothing is renewed after a step."""
+        del method, step, factors
+        return kept, moments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,19 +189,26 @@ class Rotation:
     keeps_squares = True
     kind = Sides
 
-    def start(self, factors: SideFactors) -> Any:
-        return factors.decomposed()[1]
+    def start(self, factors: TwoSided) -> Sides:
+        return factors.decomposed()
+
+    def renewed(
+        self, method: Method, step: jax.Array, factors: TwoSided, kept: Sides
+    ) -> Sides:
+        """A step is made with the bases of past gradients."""
+        del method, step, factors
+        return kept
 
     def advance(
         self,
         method: Method,
         step: jax.Array,
         gradient: jax.Array,
-        factors: SideFactors,
+        bases: Sides,
         old: Advanced,
     ) -> Advanced:
         is_first, nothing = step == 0, jnp.zeros_like(gradient)
-        bases = method.wide(old.kept, gradient)
+        bases = method.wide(bases, gradient)
         square = jnp.square(bases.into(gradient))
         momentum = method.first.plus(
             old.momentum, jnp.where(is_first, nothing, gradient)
@@ -195,19 +218,31 @@ class Rotation:
         mean = bases.into(method.first.mean(momentum, count))
         update = method.divided(mean, method.second.mean(moments, count))
         update = jnp.where(is_first, nothing, bases.out_of(update))
+        return Advanced(update, momentum, moments)
 
-        def renew() -> tuple[Any, jax.Array]:
+    def after(
+        self,
+        method: Method,
+        step: jax.Array,
+        factors: TwoSided,
+        kept: Sides,
+        moments: PyTree,
+    ) -> tuple[Sides, PyTree]:
+        """The bases of the next step, and second moments as seen from them."""
+
+        def renew() -> tuple[Sides, PyTree]:
             if self.decomposition:
-                fresh, seen = factors.moved(bases, moments)
+                fresh, seen = factors.moved(kept, moments)
                 return method.narrow(fresh), seen
             fresh = jax.lax.cond(
-                is_first, lambda: self.start(factors), lambda: factors.iterated(bases)
+                step == 0,
+                lambda: self.start(factors),
+                lambda: factors.iterated(kept),
             )
             return method.narrow(fresh), moments
 
         due = step % method.inverse_period == 0
-        kept, moments = jax.lax.cond(due, renew, lambda: (old.kept, moments))
-        return Advanced(update, momentum, moments, kept)
+        return jax.lax.cond(due, renew, lambda: (kept, moments))
 
 
 def _norm(matrices: jax.Array) -> jax.Array:
@@ -219,22 +254,9 @@ def transformation(method: Method) -> optax.GradientTransformationExtraArgs:
 
     def init(params: PyTree) -> TwoSidedState:
         checks.check_real(params)
-        nothing = method.structure.isotropic(params, 0.0)
-
-        def beside(make: Callable[[SideFactors], Any]) -> PyTree:
-            def zeros(part: SideFactors) -> Any:
-                shapes = jax.eval_shape(make, part)
-                return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-
-            return nothing.beside_matrices(zeros)
-
-        def squares(part: SideFactors) -> jax.Array | None:
-            if not method.rule.keeps_squares:
-                return None
-            shape = *part.left.shape[:2], part.right.shape[1]
-            return jnp.zeros(shape, part.left.dtype)
-
-        kept = beside(lambda part: method.narrow(method.rule.start(part)))
+        shapes = jax.tree.map(trees.shape_of, params)
+        with placement.holding(method.factor_sharding, params):
+            squares, moments, kept = placement.made(lambda: _nothing(method, shapes))
         count = jnp.zeros((), jnp.int32)
         momentum = jax.tree.map(
             lambda x: jnp.zeros_like(x, method.mu_dtype or x.dtype), params
@@ -242,9 +264,9 @@ def transformation(method: Method) -> optax.GradientTransformationExtraArgs:
         state = TwoSidedState(
             step=count,
             momentum=momentum,
-            information=SecondMoment(nothing),
-            matrix_moments=beside(squares),
-            factorisation=method.rule.kind(*trees.unzipped(method.rule.kind, kept)),
+            information=SecondMoment(squares),
+            matrix_moments=moments,
+            factorisation=kept,
             num_skipped=count,
         )
         return settled(state)
@@ -265,45 +287,63 @@ def transformation(method: Method) -> optax.GradientTransformationExtraArgs:
         )
 
         def run(state: TwoSidedState, updates: PyTree) -> Any:
-            return _advance(method, updates, state)
+            with placement.holding(method.factor_sharding, (updates, state)):
+                return _advance(method, updates, state)
 
         return sharding.in_auto_mode(run, (updates, state), state, updates)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def _nothing(method: Method, shapes: PyTree) -> tuple[TwoSided, PyTree, PyTree]:
+    """Factors, second moments and what is kept of the factors, before any gradient."""
+    nothing = method.structure.isotropic(shapes, 0.0)
+
+    def squares(part: SideFactors) -> jax.Array | None:
+        if not method.rule.keeps_squares:
+            return None
+        shape = *part.left.shape[:2], part.right.shape[1]
+        return jnp.zeros(shape, part.left.dtype)
+
+    kept = jax.eval_shape(lambda x: method.narrow(method.rule.start(x)), nothing)
+    kept = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), kept)
+    return nothing, nothing.beside_matrices(squares), kept
+
+
 def _advance(
     method: Method, updates: PyTree, state: TwoSidedState
 ) -> tuple[PyTree, TwoSidedState]:
+    rule, step = method.rule, state.step
     squares = method.squared(updates)
-    squares = method.second.plus(state.information.squares, squares)
-    mean = method.second.mean(squares, state.step + 1)
-    advance = functools.partial(_advance_leaf, method, state.step)
+    squares = placement.placed(method.second.plus(state.information.squares, squares))
+    mean = method.second.mean(squares, step + 1)
+    kept = rule.renewed(method, step, mean, state.factorisation)
     made = jax.tree.map(
-        advance,
+        functools.partial(_advance_leaf, method, step),
         updates,
         mean.parts,
         state.momentum,
         state.matrix_moments,
-        trees.zipped(method.rule.kind, *state.factorisation),
+        trees.zipped(rule.kind, *kept),
     )
     whole = jax.tree.structure(updates)
     rows = jax.tree.leaves(made, is_leaf=lambda node: isinstance(node, Advanced))
-    columns = list(zip(*rows, strict=True)) or [()] * 4
-    result, momentum, moments, kept = (
-        jax.tree.unflatten(whole, column) for column in columns
-    )
+    columns = list(zip(*rows, strict=True)) or [()] * 3
+    result, momentum, moments = (jax.tree.unflatten(whole, x) for x in columns)
+    kept, moments = rule.after(method, step, mean, kept, moments)
     after = state._replace(
         momentum=momentum,
         information=SecondMoment(squares),
         matrix_moments=moments,
-        factorisation=method.rule.kind(*trees.unzipped(method.rule.kind, kept)),
+        factorisation=kept,
     )
     sound = trees.all_finite((updates, result, after))
     after = trees.where(sound, after, state)._replace(
         step=state.step + sound.astype(jnp.int32),
         num_skipped=state.num_skipped + (~sound).astype(jnp.int32),
     )
+    own = "information", "matrix_moments", "factorisation"
+    after = after._replace(**{x: placement.placed(getattr(after, x)) for x in own})
     return trees.zero_unless(sound, result), after
 
 
@@ -319,11 +359,10 @@ def _advance_leaf(
     """One array's update, like it, and what is kept of it."""
     dtype = jax.tree.leaves(square)[0].dtype
     wide, before = gradient.astype(dtype), momentum.astype(dtype)
-    old = Advanced(gradient, before, moments, kept)
+    old = Advanced(gradient, before, moments)
     if kept is not None:
         old = old._replace(momentum=square.matrices(before))
-        wide = square.matrices(wide)
-        after = method.rule.advance(method, step, wide, square, old)
+        after = method.rule.advance(method, step, square.matrices(wide), kept, old)
     else:
         moved = method.first.plus(before, wide)
         update = method.divided(method.first.mean(moved, step + 1), square)

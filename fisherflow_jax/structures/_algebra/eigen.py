@@ -5,6 +5,7 @@ everything else is written here once.
 """
 
 import functools
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +14,7 @@ import numpy as np
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground.linalg import eigh, product
+from fisherflow_jax._ground.placement import divided
 from fisherflow_jax.layers import Layers
 from fisherflow_jax.structures._algebra import layer_vectors, linear
 from fisherflow_jax.structures._diagonal import Diagonal
@@ -108,9 +110,15 @@ def decompose(factor: jax.Array) -> tuple[jax.Array, jax.Array | None]:
     return jnp.maximum(values, 0), columns
 
 
+def decomposed(factors: Iterable[jax.Array]) -> list:
+    """`decompose` of each factor."""
+    return divided(decompose, [(factor,) for factor in factors])
+
+
 def columns_of(factors: dict[str, jax.Array]) -> dict[str, jax.Array | None]:
     """The eigenvectors of each factor."""
-    return {name: decompose(factor)[1] for name, factor in factors.items()}
+    pairs = zip(factors, decomposed(factors.values()), strict=True)
+    return {name: columns for name, (_, columns) in pairs}
 
 
 @functools.singledispatch
