@@ -132,6 +132,12 @@ def holding(rule: Rule | None, like: PyTree) -> Iterator[None]:
     """
     leaves = jax.tree.leaves(like)
     held = _Held(rule, _mesh(leaves)) if rule is not None and leaves else None
+    with _set(held):
+        yield
+
+
+@contextlib.contextmanager
+def _set(held: _Held | None) -> Iterator[None]:
     token = _held.set(held)
     try:
         yield
@@ -163,11 +169,26 @@ def placed(tree: PyTree) -> PyTree:
     return tree if held is None else jax.tree.map(held.place, tree)
 
 
-def made(function: Callable[[], PyTree]) -> PyTree:
-    """`function()`, each array being made where the rule says, never whole."""
+def made(function: Callable[[PyTree], PyTree], like: PyTree) -> PyTree:
+    """`function(like)`, each array being made where the rule says, never whole.
+
+    With a rule the function sees shapes alone.
+    """
     if _held.get() is None:
-        return function()
-    return jax.jit(lambda: placed(function()))()
+        return function(like)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), like)
+
+    def start() -> PyTree:
+        with _set(None):  # nothing is worked out yet
+            found = function(shapes)
+        return placed(found)
+
+    return jax.jit(start)()
+
+
+def in_force() -> bool:
+    """Whether arrays are placed by a rule."""
+    return _held.get() is not None
 
 
 def divided(function: Callable, calls: list[tuple]) -> list:
@@ -227,11 +248,8 @@ def _shared_out(held: _Held, function: Callable, calls: list[tuple]) -> list:
             ends = list(itertools.accumulate(counts))
             return jnp.split(x[:total], ends[:-1])
 
-        token = _held.set(None)  # of a device's own share nothing is shared out
-        try:
+        with _set(None):  # of a device's own share nothing is shared out
             found = function(*jax.tree.map(mine, first, *calls))
-        finally:
-            _held.reset(token)
         leaves, treedef = jax.tree.flatten(found)
         columns = zip(*map(everyones, leaves), strict=True)
         return [jax.tree.unflatten(treedef, column) for column in columns]

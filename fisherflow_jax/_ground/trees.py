@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fisherflow_jax._ground import checks, sharding
+from fisherflow_jax._ground import checks, placement, sharding
 from fisherflow_jax._ground.keys import typed_key
 
 PyTree = Any
@@ -250,7 +250,7 @@ def beside(arrays: Sequence[jax.Array], axis: int) -> jax.Array:
 def all_finite(tree: PyTree) -> jax.Array:
     """Whether every entry of every leaf is finite, `()` bool."""
     alike: dict[Any, list[jax.Array]] = {}
-    apart = sharding.has_explicit_axes()
+    apart = sharding.has_explicit_axes() or placement.in_force()
     for index, leaf in enumerate(jax.tree.leaves(tree)):
         if jnp.issubdtype(leaf.dtype, jnp.inexact):
             # along an axis that all have, unless devices may hold parts of it

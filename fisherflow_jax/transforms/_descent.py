@@ -35,6 +35,7 @@ def natural_gradient(
     factorise: Callable[..., Any] | None = None,
     key: Any = None,
     bad_rows: str = "raise",
+    factor_sharding: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Descends along the natural gradient, with momentum and weight decay.
 
@@ -64,6 +65,7 @@ def natural_gradient(
       factorise: how the damped information is factorised.
       key: an int or a key, for an estimator that draws; others leave it alone.
       bad_rows: "raise" or "drop", as in `ff.scale_by_fisher`.
+      factor_sharding: where what is kept lies on a mesh, as there.
 
     Returns:
       A transformation whose update needs the batch, as that of `ff.scale_by_fisher`,
@@ -119,6 +121,7 @@ def natural_gradient(
         root_damping=root_damping,
         factorise=factorise or exact.factorise,
         bad_rows=bad_rows,
+        factor_sharding=factor_sharding,
     )
     key = key if estimator.random else None
     return descent.after(transformation(fisher, key))

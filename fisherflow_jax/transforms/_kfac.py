@@ -47,6 +47,7 @@ def kfac(
     factorise: Callable[..., Any] | None = None,
     key: Any = None,
     bad_rows: str = "raise",
+    factor_sharding: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Natural gradient descent with Kronecker-factored curvature.
 
@@ -95,6 +96,8 @@ def kfac(
       key: an int or a key, for an estimator (or a likelihood's root) that draws; others
         leave it alone. An update's own key takes its place.
       bad_rows: "raise" or "drop", as in `ff.scale_by_fisher`.
+      factor_sharding: where factors, inverses and bases lie on a mesh, and among whom
+        the work on them is divided, such as "data"; as in `ff.scale_by_fisher`.
 
     Returns:
       A transformation whose update is `update(updates, state, params, *, batch,
@@ -177,6 +180,7 @@ def kfac(
         "root_damping": 0.0,
         "factorise": factorise,
         "bad_rows": bad_rows,
+        "factor_sharding": factor_sharding,
     }
 
     width: dict[str, Any] = {} if widest is None else {"widest": widest}

@@ -32,6 +32,7 @@ def scale_by_fisher(
     factorise: Callable[..., Any] | None = None,
     key: Any = None,
     bad_rows: str = "raise",
+    factor_sharding: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Multiplies gradients by a power of the damped Fisher information.
 
@@ -67,6 +68,15 @@ def scale_by_fisher(
       bad_rows: of a row with a value that is not finite, or a target that cannot be:
         "raise", an error outside jit that names it; or "drop", weight 0, counted in
         `rows_skipped`, as under jit.
+      factor_sharding: where the arrays of the information, its memory and its
+        factorisation lie on a mesh, from `init` on and after each update. The name of a
+        mesh axis, or a tuple of names: along the first axis of an array that all of
+        them divide, or else each along the first that it does. Or a function of an
+        array's shape, to a `jax.sharding.PartitionSpec`, a `NamedSharding`, or None
+        (as the compiler likes). Inverses and eigenvectors of stacked matrices are
+        divided among the same devices. The mesh is that of `jax.set_mesh`, or that of
+        the parameters. None: where the compiler places them, or, if axes are explicit,
+        as parameters where they have the shape of these, else whole on each device.
 
     With `eigenvalue_correction`, :math:`U (U^\top m V / (s + \lambda)) V^\top` is
     applied to each layer: damping is exact. The basis is decomposed from the remembered
@@ -96,7 +106,7 @@ def scale_by_fisher(
         or to correct, and with the structures block and full fewer than 32 vectors a
         batch (Hutchinson probes times groups), whose noise an inverse would follow; at
         update, for a missing batch, parameters or key, holes without `model_params`, or
-        another tree.
+        another tree; for a `factor_sharding` without a mesh, or of axes that it lacks.
 
     Example:
       >>> import jax
@@ -140,6 +150,7 @@ def scale_by_fisher(
         root_damping=root_damping,
         factorise=factorise or exact.factorise,
         bad_rows=bad_rows,
+        factor_sharding=factor_sharding,
     )
     made = transformation(recipe, key)
     if key is not None and not estimator.random:

@@ -254,9 +254,9 @@ def transformation(method: Method) -> optax.GradientTransformationExtraArgs:
 
     def init(params: PyTree) -> TwoSidedState:
         checks.check_real(params)
-        shapes = jax.tree.map(trees.shape_of, params)
+        start = functools.partial(_nothing, method)
         with placement.holding(method.factor_sharding, params):
-            squares, moments, kept = placement.made(lambda: _nothing(method, shapes))
+            squares, moments, kept = placement.made(start, params)
         count = jnp.zeros((), jnp.int32)
         momentum = jax.tree.map(
             lambda x: jnp.zeros_like(x, method.mu_dtype or x.dtype), params
@@ -295,9 +295,9 @@ def transformation(method: Method) -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _nothing(method: Method, shapes: PyTree) -> tuple[TwoSided, PyTree, PyTree]:
+def _nothing(method: Method, params: PyTree) -> tuple[TwoSided, PyTree, PyTree]:
     """Factors, second moments and what is kept of the factors, before any gradient."""
-    nothing = method.structure.isotropic(shapes, 0.0)
+    nothing = method.structure.isotropic(params, 0.0)
 
     def squares(part: SideFactors) -> jax.Array | None:
         if not method.rule.keeps_squares:

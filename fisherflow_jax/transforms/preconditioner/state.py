@@ -11,7 +11,7 @@ import optax
 
 from fisherflow_jax import estimators, memories
 from fisherflow_jax import information as ops
-from fisherflow_jax._ground import checks, sharding
+from fisherflow_jax._ground import checks, placement, sharding
 
 PyTree = Any
 Damping = jax.typing.ArrayLike | Callable[[jax.Array], jax.typing.ArrayLike]
@@ -24,6 +24,7 @@ class Recipe:
     Attributes:
       staggered: whether parts of a factorisation are renewed by turns.
       corrected: whether eigenvalues are corrected.
+      factor_sharding: as users give it; afterwards a rule of `_ground.placement`.
     """
 
     estimator: estimators.Estimator
@@ -38,8 +39,11 @@ class Recipe:
     root_damping: jax.typing.ArrayLike
     factorise: Callable[..., Any]
     bad_rows: str
+    factor_sharding: Any
 
     def __post_init__(self) -> None:
+        rule = placement.rule_of(self.factor_sharding)
+        object.__setattr__(self, "factor_sharding", rule)
         # what takes turns is not stacked; other estimators are refused by their checks
         own: Any = self.estimator
         apart = getattr(getattr(own, "structure", None), "apart", None)

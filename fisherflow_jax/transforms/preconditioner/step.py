@@ -4,6 +4,7 @@ A step measures the information of a batch, remembers it and takes the mean of t
 """
 
 import dataclasses
+import functools
 import inspect
 from typing import Any
 
@@ -14,7 +15,7 @@ import optax
 from fisherflow_jax import estimators, memories
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import batch as batches
-from fisherflow_jax._ground import choices, keys, sharding, trees
+from fisherflow_jax._ground import choices, keys, placement, sharding, trees
 from fisherflow_jax._ground.checks import is_traced
 from fisherflow_jax.model import once
 from fisherflow_jax.transforms.preconditioner import checks, factorise, renew
@@ -23,6 +24,7 @@ from fisherflow_jax.transforms.preconditioner.state import Curvature, Given, Rec
 
 PyTree = Any
 State = states.ScaleByFisherState
+_PLACED = "information", "memory", "factorisation"
 
 
 def init(recipe: Recipe, key: jax.Array | None, params: PyTree) -> State:
@@ -34,32 +36,41 @@ def init(recipe: Recipe, key: jax.Array | None, params: PyTree) -> State:
 
 
 def _start(recipe: Recipe, key: jax.Array | None, params: PyTree) -> State:
-    nothing, bases = _nothing(recipe, params)
-    checks.check_rank(recipe.estimator, nothing)
-    zero = jnp.zeros((), trees.float_dtype(params))
-    count = jnp.zeros((), jnp.int32)
-    made = jax.eval_shape(lambda: _factorised(recipe, nothing, bases, zero, params))
-    if recipe.staggered:
-        ops.parts(made if bases is None else bases)
+    with placement.holding(recipe.factor_sharding, params):
+        kept = placement.made(functools.partial(_kept_at_start, recipe), params)
+    count, zero = jnp.zeros((), jnp.int32), jnp.zeros((), trees.float_dtype(params))
     start: Any = recipe.damping(count) if callable(recipe.damping) else recipe.damping
-    kept: Any = bases
-    if bases is None and _renewal_period(recipe, nothing) > 1:
-        kept = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), made)
     state = State(
         step=count,
-        information=states.kept_information(recipe, nothing),
         observations=zero,
         num_batches=count,
         damping=jnp.asarray(start).astype(zero.dtype),
-        memory=recipe.memory.init(memories.Sum(nothing, zero)),
-        factorisation=kept,
         momentum=recipe.momentum.init(params),
         num_skipped=count,
         rows_skipped=count,
         num_floored=count,
         key=key,
+        **kept,
     )
     return states.settled(state)
+
+
+def _kept_at_start(recipe: Recipe, params: PyTree) -> dict[str, Any]:
+    """The parts of a state that have shapes of their own, before the first batch."""
+    nothing, bases = _nothing(recipe, params)
+    checks.check_rank(recipe.estimator, nothing)
+    zero = jnp.zeros((), trees.float_dtype(params))
+    made = jax.eval_shape(lambda: _factorised(recipe, nothing, bases, zero, params))
+    if recipe.staggered:
+        ops.parts(made if bases is None else bases)
+    kept: Any = bases
+    if bases is None and _renewal_period(recipe, nothing) > 1:
+        kept = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), made)
+    return {
+        "information": states.kept_information(recipe, nothing),
+        "memory": recipe.memory.init(memories.Sum(nothing, zero)),
+        "factorisation": kept,
+    }
 
 
 def _nothing(recipe: Recipe, like: PyTree) -> tuple[Any, Any]:
@@ -176,6 +187,15 @@ def refuse_bad_rows(
 
 
 def _advance(
+    recipe: Recipe, state: State, given: Given, extra: dict[str, Any]
+) -> tuple[PyTree, State]:
+    with placement.holding(recipe.factor_sharding, (state, given)):
+        result, after = _advanced(recipe, state, given, extra)
+        kept = {name: placement.placed(getattr(after, name)) for name in _PLACED}
+    return result, after._replace(**kept)
+
+
+def _advanced(
     recipe: Recipe, state: State, given: Given, extra: dict[str, Any]
 ) -> tuple[PyTree, State]:
     rows_skipped = state.rows_skipped
