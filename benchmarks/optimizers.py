@@ -70,6 +70,7 @@ PROBLEMS: dict[str, tuple[Callable[..., Problem], int, tuple[float, ...]]] = {
 SECOND = 1e-4, 1e-2
 SIZES = (("1.2 billion", 22, 2048), ("6.7 billion", 32, 4096))
 VOCABULARY, LENGTH = 50257, 2048
+DEVICES = jax.sharding.AbstractMesh((8,), ("data",))
 
 
 def makes(widest: int) -> dict[str, methods.Make]:
@@ -108,29 +109,48 @@ def print_sizes() -> None:
         kfac = functools.partial(
             ff.kfac, 0.1, model, categorical, inputs=ids, key=0, decay=methods.DECAY
         )
-        optimizers = {
-            ADAMW: optax.adamw(0.1),
-            SGD: optax.sgd(0.1, momentum=0.9),
-            methods.MUON: optax.contrib.muon(0.1),
-            methods.SHAMPOO: ff.shampoo(0.1, graft="adam"),
-            f"{methods.SHAMPOO}, bfloat16": ff.shampoo(
-                0.1, graft="adam", store="bfloat16"
-            ),
-            methods.SOAP: ff.soap(0.1),
-            f"{methods.SOAP}, bfloat16": ff.soap(0.1, store="bfloat16"),
-            KFAC: kfac(),
-            f"{KFAC}, widest=4096": kfac(widest=4096),
-            f"{KFAC}, widest=4096, bfloat16": kfac(widest=4096, store="bfloat16"),
-            EKFAC: kfac(eigenvalue_correction=True),
+        narrow, over = {"store": "bfloat16"}, {"factor_sharding": "data"}
+        shampoo = functools.partial(ff.shampoo, 0.1, graft="adam")
+        soap = functools.partial(ff.soap, 0.1)
+        makes: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
+            ADAMW: (functools.partial(optax.adamw, 0.1), {}),
+            SGD: (functools.partial(optax.sgd, 0.1, momentum=0.9), {}),
+            methods.MUON: (functools.partial(optax.contrib.muon, 0.1), {}),
+            methods.SHAMPOO: (shampoo, over),
+            f"{methods.SHAMPOO}, bfloat16": (shampoo, over | narrow),
+            methods.SOAP: (soap, over),
+            f"{methods.SOAP}, bfloat16": (soap, over | narrow),
+            KFAC: (kfac, over),
+            f"{KFAC}, widest=4096": (kfac, over | {"widest": 4096}),
+            f"{KFAC}, widest=4096, bfloat16": (kfac, over | narrow | {"widest": 4096}),
+            EKFAC: (kfac, over | {"eigenvalue_correction": True}),
         }
-        for name, optimizer in optimizers.items():
-            taken = ff.transforms.bytes_per_device(optimizer, params)
-            text = f"{taken / 2**30:.1f} GiB", f"{taken / count:.1f}"
+        for name, (make, options) in makes.items():
+            alone = {key: options[key] for key in options if key not in over}
+            taken = ff.transforms.bytes_per_device(make(**alone), params)
+            text = [f"{taken / 2**30:.1f} GiB", f"{taken / count:.1f}"]
+            shared = laid_out(params)
+            for kind in (alone, options):
+                taken = ff.transforms.bytes_per_device(make(**kind), shared, DEVICES)
+                text.append(f"{taken / 2**30:.2f} GiB")
             cells.setdefault(name, []).extend(text)
     header = [""]
     for name, depth, width in SIZES:
         header += [f"{name}: {depth} layers of {width}", "bytes a parameter"]
+        header += ["one of 8 devices, factors whole", "factors over all 8"]
     print(table(header, [(name, *each) for name, each in cells.items()]), "\n")
+
+
+def laid_out(params: Any) -> Any:
+    """Each array along the first axis that 8 devices divide, as FSDP places it."""
+
+    def spread(leaf: Any) -> jax.ShapeDtypeStruct:
+        axis = next((k for k, size in enumerate(leaf.shape) if size % 8 == 0), None)
+        spec = () if axis is None else (*[None] * axis, "data")
+        own = jax.sharding.NamedSharding(DEVICES, jax.sharding.PartitionSpec(*spec))
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=own)
+
+    return jax.tree.map(spread, params)
 
 
 # ---- training

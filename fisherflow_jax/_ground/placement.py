@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fisherflow_jax._ground import choices
 
@@ -78,7 +78,7 @@ def rule_of(given: Any) -> Rule | None:
     names = (given,) if isinstance(given, str) else given
     if isinstance(names, tuple) and names and all(isinstance(x, str) for x in names):
         return _Over(names)
-    if callable(given):
+    if callable(given) and not isinstance(given, Mesh):  # a mesh decorates functions
         return _Given(choices.hashable(given))
     raise ValueError(
         'factor_sharding is the name of a mesh axis, such as "data", a tuple of names, '
@@ -113,7 +113,10 @@ class _Held:
         sharding = self.sharding(x.shape)
         if sharding is None:
             return x
-        if sharding.mesh.explicit_axes and jax.sharding.get_abstract_mesh().explicit_axes:
+        if (
+            sharding.mesh.explicit_axes
+            and jax.sharding.get_abstract_mesh().explicit_axes
+        ):
             return jax.sharding.reshard(x, sharding)
         return jax.lax.with_sharding_constraint(x, sharding)
 

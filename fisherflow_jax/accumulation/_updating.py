@@ -13,6 +13,7 @@ from fisherflow_jax import information as ops
 from fisherflow_jax._ground import batch as batches
 from fisherflow_jax._ground import checks, keys, screening, sharding, trees
 from fisherflow_jax.estimators import Estimator
+from fisherflow_jax.structures import Structure
 from fisherflow_jax.structures.capabilities import COMPENSATED
 
 PyTree = Any
@@ -217,6 +218,15 @@ def refuse_bad_rows(
         estimator.screen(params, batch).refuse(given, where)
 
 
+def _gathering(structure: Structure, axes: Any) -> Structure:
+    """The structure of the vectors of all devices, which reduces them once."""
+
+    def reduce(stack: PyTree) -> Any:
+        return structure.reduce(jax.lax.all_gather(stack, axes, tiled=True))
+
+    return structure._replace(reduce=reduce)
+
+
 def _sum_over_shards(
     estimator: Estimator,
     mesh: Mesh,
@@ -239,7 +249,10 @@ def _sum_over_shards(
     if mesh.size > 1 and estimator.model is not None:
         why = f"so that {mesh.size} devices cannot each have a part of the batch"
         estimator.model.check_alone(params, batch.inputs, why)
-    axes = mesh.axis_names
+    axes, structure = mesh.axis_names, estimator.structure
+    together = structure.gathers and estimator.rebuild is not None
+    if together:
+        estimator = estimator.with_structure(_gathering(structure, axes))
     rows: Any = PartitionSpec(axes)
     whole = PartitionSpec()
 
@@ -247,7 +260,9 @@ def _sum_over_shards(
         if key is not None:
             key = jax.random.fold_in(key, jax.lax.axis_index(axes))
         information = estimator.compute(params, shard, key)
-        if COMPENSATED in estimator.structure.supports:  # adds entry by entry
+        if together:
+            return information
+        if COMPENSATED in structure.supports:  # adds entry by entry
             return jax.tree.map(lambda x: jax.lax.psum(x, axes), information)
         stack = jax.lax.all_gather(information, axes)
         parts = (jax.tree.map(itemgetter(i), stack) for i in range(mesh.size))

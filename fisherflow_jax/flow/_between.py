@@ -8,7 +8,7 @@ import optax
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import batch as batches
-from fisherflow_jax._ground import checks, choices, trees
+from fisherflow_jax._ground import checks, choices, sharding, trees
 from fisherflow_jax.accumulation import gathered
 from fisherflow_jax.flow import _belonging as belonging
 from fisherflow_jax.flow import _evidence as evidence
@@ -48,7 +48,8 @@ def advance(
     if batch is not None:
         batch = batches.as_batch(batches.by_name(batch), values=False)
     run = choices.compiled(recipe, _waited)
-    return run(state, batch, jnp.asarray(steps, jnp.int32))
+    count = jnp.asarray(steps, jnp.int32)
+    return sharding.in_auto_mode(run, state, state, batch, count)
 
 
 def _waited(
@@ -127,7 +128,8 @@ def absorb(
     numbers = num_observations, log_likelihood
     dtype = state.count.dtype
     run = choices.compiled(recipe, _absorbed)
-    after = run(state, mean, information, *(jnp.asarray(x, dtype) for x in numbers))
+    given = state, mean, information, *(jnp.asarray(x, dtype) for x in numbers)
+    after = sharding.in_auto_mode(run, state, *given)
     if not checks.is_traced(after) and after.num_skipped > state.num_skipped:
         raise ValueError(
             "the mean, the information, or the belief with them is not finite."

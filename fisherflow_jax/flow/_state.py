@@ -10,7 +10,7 @@ import optax
 
 from fisherflow_jax import information as ops
 from fisherflow_jax import memories
-from fisherflow_jax._ground import linalg, trees
+from fisherflow_jax._ground import linalg, sharding, trees
 from fisherflow_jax._ground.choices import Compared, compiled, shared
 from fisherflow_jax._ground.keys import key_data
 from fisherflow_jax.flow import _nuisance as nuisances
@@ -294,7 +294,7 @@ def begin(
         mean=mean,
         rest=optax.tree.zeros_like(mean) if compensated else None,
         information=keep(information),
-        log_determinant=ops.logdet(information, mean),
+        log_determinant=sharding.replicated(ops.logdet, information, mean),
         count=zero,
         log_evidence=zero,
         meat=None if meat is None else keep(meat),

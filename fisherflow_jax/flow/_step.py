@@ -10,7 +10,7 @@ import optax
 from fisherflow_jax import information as ops
 from fisherflow_jax import model
 from fisherflow_jax._ground import batch as batches
-from fisherflow_jax._ground import checks, choices, keys, linalg, trees
+from fisherflow_jax._ground import checks, choices, keys, linalg, sharding, trees
 from fisherflow_jax.flow import _averaging as averaging
 from fisherflow_jax.flow import _belonging as belonging
 from fisherflow_jax.flow import _evidence as evidence
@@ -47,7 +47,11 @@ def update(
     prior = None if log_prior is None else log_prior_of(log_prior, state.mean)
     told = (None, None) if prior is None else prior
     after, info = deciding(
-        lambda: run(state, batch, steps, *told),
+        lambda: sharding.in_auto_mode(
+            lambda state, batch, arrays: run(state, batch, steps, told[0], arrays),
+            (state, state.step),
+            *(state, batch, told[1]),
+        ),
         model.plain(recipe.apply_fn),
         lambda: (state.mean, batch.inputs),
     )
@@ -352,8 +356,12 @@ def evaluate(
     batch = batches.as_batch(given, values=False)
     typed = None if key is None else keys.typed_key(key)
     run = choices.compiled(recipe, measure)
+    number = jnp.zeros(())
+    like = (number, params, number), number  # the information is whole on each device
     found, rows_skipped = deciding(
-        lambda: run(params, batch, typed, nuisance, around),
+        lambda: sharding.in_auto_mode(
+            run, like, params, batch, typed, nuisance, around
+        ),
         model.plain(recipe.apply_fn),
         lambda: (params, batch.inputs),
     )

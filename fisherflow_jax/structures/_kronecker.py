@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import checks, trees
 from fisherflow_jax._ground.choices import choice
-from fisherflow_jax._ground.placement import divided
 from fisherflow_jax._ground.linalg import diagonal, product
+from fisherflow_jax._ground.placement import divided
 from fisherflow_jax.layers import Layer, Layers
 from fisherflow_jax.structures import _eigen_kronecker as eigen_kronecker
 from fisherflow_jax.structures import _moving_kronecker as moving_kronecker

@@ -72,7 +72,7 @@ def low_rank(rank: int) -> Structure:
         zero = isotropic(jax.tree.map(lambda x: x[0], stack), 0.0)
         return _compress(zero.base, trees.widen(stack), rank)
 
-    return Structure(f"low_rank({rank})", reduce, isotropic)
+    return Structure(f"low_rank({rank})", reduce, isotropic, gathers=True)
 
 
 def _compress(base: PyTree, stack: PyTree, rank: int) -> LowRank:

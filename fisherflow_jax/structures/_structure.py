@@ -34,6 +34,8 @@ class Structure(NamedTuple):
       correction: an information of zeros -> one with second moments in an eigenbasis
         that moves, and the bases: see `LayerBases`.
       apart: the same structure, where what can be renewed by turns is stacked in this.
+      gathers: whether `reduce` loses what a sum would keep: devices that each have some
+        of a batch's vectors then bring them together before, and reduce all of them.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Structure(NamedTuple):
     layers: Layers | None = None
     correction: Callable[[Any], tuple[Any, Any]] | None = None
     apart: Callable[[], "Structure"] | None = None
+    gathers: bool = False
 
     def __repr__(self) -> str:
         return self.name

@@ -145,7 +145,9 @@ def roots(
     made = []
     for part, (left, right) in zip(parts, _by_sides(root, parts, shares), strict=True):
         scale = power(part.traces(), 2 * exponent - 0.5)
-        made.append(SideRoots(scale.reshape((-1,) + (1,) * (left.ndim - 1)) * left, right))
+        made.append(
+            SideRoots(scale.reshape((-1,) + (1,) * (left.ndim - 1)) * left, right)
+        )
     return made
 
 
@@ -204,12 +206,18 @@ class TwoSided(NamedTuple):
 
     def _of_matrices(self, function: Callable, *beside: PyTree) -> PyTree:
         """`function(all their factors, ...)`, each matrix's in its place."""
-        parts, treedef = jax.tree.flatten(self.parts, is_leaf=_is_part)
-        places = [k for k, part in enumerate(parts) if _is_part(part)]
-        columns = [parts, *(treedef.flatten_up_to(tree) for tree in beside)]
-        found = function(*([column[k] for k in places] for column in columns))
-        made = dict(zip(places, found, strict=True))
-        return jax.tree.unflatten(treedef, [made.get(k) for k in range(len(parts))])
+        rows: list[tuple] = []
+
+        def collect(part: Any, *others: Any) -> int | None:
+            if not _is_part(part):
+                return None
+            rows.append((part, *others))
+            return len(rows) - 1
+
+        places = jax.tree.map(collect, self.parts, *beside, is_leaf=_is_part)
+        columns = zip(*rows, strict=True) if rows else [[]] * (1 + len(beside))
+        found = function(*map(list, columns))
+        return jax.tree.map(lambda place: found[place], places)
 
 
 def _of_parts(parts: PyTree) -> TwoSided:

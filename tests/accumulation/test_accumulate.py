@@ -355,6 +355,20 @@ def test_a_structure_that_does_not_add_by_entries_is_gathered():
     np.testing.assert_allclose(dense, fisher("categorical"), rtol=1e-8, atol=1e-10)
 
 
+def test_directions_of_all_devices_are_compressed_once():
+    low_rank = ff.estimators.exact(
+        MODEL.apply_fn, MODEL.likelihood, ff.structures.low_rank(2)
+    )
+    one, two = (
+        cases.dense(
+            accumulate(low_rank, PARAMS, cut(4, COUNT), mesh=m).information, PARAMS
+        )
+        for m in (None, mesh_of(2))
+    )
+    assert np.abs(one - fisher("categorical")).max() > 1e-2  # two directions lose some
+    np.testing.assert_allclose(two, one, rtol=1e-8, atol=1e-10)
+
+
 def test_several_devices_compile_once():
     counting = estimator("empirical", apply_fn=counted)
     TRACES.clear()

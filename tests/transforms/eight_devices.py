@@ -257,6 +257,38 @@ def check_sums():
         assert_close(shares, whole)
 
 
+def flow_results(params, batch):
+    """A state after all that a flow does, what a batch says, and the state's layout."""
+    found = {}
+    structures = {"diagonal": ff.structures.diagonal(), "full": ff.structures.full()}
+    for name, structure in structures.items():
+        walk = ff.memories.random_walk(0.1)
+        flow = ff.fisher_flow(
+            mlp, LIKELIHOOD, structure=structure, memory=walk, num_steps=2
+        )
+        start = flow.init(params)
+        state, info = flow.update(start, batch)
+        assert jax.tree.map(jax.typeof, state) == jax.tree.map(jax.typeof, start)
+        state, _ = jax.jit(flow.update)(flow.advance(state), batch)
+        value, score, information = flow.evaluate(state.mean, batch)
+        state = flow.absorb(state, state.mean, information, COUNT)
+        found[name] = state, info.log_evidence, value, score
+    return found
+
+
+def check_flows():
+    """A flow among explicit axes knows nothing of them."""
+    alone = jax.tree.map(jnp.asarray, PARAMS["mlp"])
+    batch = INPUTS["mlp"], TARGETS["mlp"]
+    expected = flow_results(alone, jax.tree.map(jnp.asarray, batch))
+    mesh = jax.make_mesh((4, 2), ("data", "model"))
+    with jax.set_mesh(mesh):
+        spread = {k: jax.device_put(x, SHARDINGS[k]) for k, x in alone.items()}
+        found = flow_results(spread, jax.device_put(batch, P("data")))
+        assert jax.typeof(found["diagonal"][0].mean["w"]) == jax.typeof(spread["w"])
+    assert_close(found, expected)
+
+
 def check_layouts():
     """A diagonal lies as the parameters do, and remains there."""
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
@@ -300,5 +332,6 @@ if __name__ == "__main__":
     assert jax.device_count() == 8
     check_layouts()
     check_sums()
+    check_flows()
     check_training()
     print("the same")

@@ -258,7 +258,7 @@ def test_what_is_kronecker_factored_moves_without_error():
         for u, f in zip(old, (left, right), strict=True)
     ]
     exactly = along[0][:, :, None] * along[1][:, None, :]
-    moved = jax.jit(correction.move_layer)
+    moved = jax.jit(lambda *layer: correction.move_layers([layer])[0])
     inputs, outputs, (seen, stack) = moved(
         *map(jnp.asarray, (left, right, *old)),
         [jnp.asarray(exactly), jnp.asarray(np.stack([exactly, 2 * exactly]))],
