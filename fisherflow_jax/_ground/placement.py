@@ -17,9 +17,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fisherflow_jax._ground import choices
+from fisherflow_jax._ground import choices, warning
 
 PyTree = Any
+_LARGE = 2**20  # bytes
 Rule = Callable[[tuple[int, ...], Any], Any]  # (shape, mesh) -> where, or None
 
 
@@ -109,6 +110,11 @@ class _Held:
         names = ((part,) if isinstance(part, str) else part or () for part in parts)
         return tuple(itertools.chain(*names))
 
+    def is_whole(self, shape: tuple[int, ...]) -> bool:
+        """Whether named axes were asked to divide it, and none did."""
+        sharding = self.sharding(shape) if isinstance(self.rule, _Over) else None
+        return sharding is not None and not any(sharding.spec)
+
     def place(self, x: jax.Array) -> jax.Array:
         sharding = self.sharding(x.shape)
         if sharding is None:
@@ -175,9 +181,10 @@ def placed(tree: PyTree) -> PyTree:
 def made(function: Callable[[PyTree], PyTree], like: PyTree) -> PyTree:
     """`function(like)`, each array being made where the rule says, never whole.
 
-    With a rule the function sees shapes alone.
+    With a rule the function sees shapes alone. Warns of what is large and on no axis.
     """
-    if _held.get() is None:
+    held = _held.get()
+    if held is None:
         return function(like)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), like)
 
@@ -186,6 +193,17 @@ def made(function: Callable[[PyTree], PyTree], like: PyTree) -> PyTree:
             found = function(shapes)
         return placed(found)
 
+    arrays = jax.tree.leaves(jax.eval_shape(start))
+    large = {x.shape for x in arrays if x.size * x.dtype.itemsize >= _LARGE}
+    whole = [shape for shape in sorted(large) if held.is_whole(shape)]
+    if whole:
+        shapes_told = ", ".join(map(str, whole))
+        warning.warn_once(
+            like,
+            f"factor_sharding: arrays of shape {shapes_told} are whole on each device, "
+            "since no axis of theirs is a multiple of the devices. Name axes of a mesh "
+            "that divide one, or take a wider or narrower layer.",
+        )
     return jax.jit(start)()
 
 

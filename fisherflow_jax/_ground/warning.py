@@ -20,6 +20,8 @@ _said: dict[tuple[int, ...], set[str]] = {}
 class DataWarning(UserWarning):
     """The data were left out in part, or do not determine what was asked of them.
 
+    Or an array is too odd in shape to be cut over devices, as `factor_sharding` asks.
+
     Said once a state, where values are at hand; under `jax.jit` nothing is said, and
     what a state keeps (`state.events`, `state.num_skipped`) is printed by `ff.summary`.
     `warnings.simplefilter("error", ff.DataWarning)` makes it an error, "ignore" silent.

@@ -309,6 +309,8 @@ def _found_at_init(
             )
         if not jax.tree.leaves(params) and latest:
             return latest[0]
+        if sharding.has_explicit_axes():  # which layers there are is for no mesh to say
+            params = jax.tree.map(trees.shape_of, params)
         latest[:] = [find_layers(apply_fn, params, inputs)]
         return latest[0]
 

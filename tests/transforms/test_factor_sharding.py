@@ -117,6 +117,15 @@ def test_a_function_of_the_shape_may_leave_an_array_alone():
     assert state[0].factorisation.inputs["w"].sharding.is_equivalent_to(rows, 3)
 
 
+def test_what_no_axis_divides_is_told():
+    params = {"w": jnp.ones((513, 4))}
+    told = pytest.warns(ff.DataWarning, match=r"\(1, 513, 513\) are whole on each")
+    with jax.set_mesh(mesh_of(2)), told:
+        state = ff.soap(0.1, factor_sharding="a").init(params)
+    squares = state[0].information.squares
+    assert not squares.right["w"].sharding.is_fully_replicated
+
+
 def test_what_is_no_rule():
     for wrong in (3, (), ("a", 1), P("a"), mesh_of(2)):
         with pytest.raises(ValueError, match="factor_sharding is the name of a mesh"):
