@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fisherflow_jax._ground import checks, sharding, trees
+from fisherflow_jax._ground import checks, processes, sharding, trees
 from fisherflow_jax._ground.given import check_numbers
 
 PyTree = Any
@@ -147,6 +147,7 @@ def as_batch(batch: Any, *, values: bool = True) -> Batch:
     weights = trees.as_array(weights, dtype)
     checked = Batch(inputs, targets, weights, clusters, mask)
     _check_shapes(checked, count)
+    _check_same_everywhere(checked)
     if values:
         checks.not_negative(known if at_hand else weights, "weights")
     if known is not None and np.all(known >= 0):
@@ -230,6 +231,24 @@ def _check_shapes(batch: Batch, count: int) -> None:
             f"clusters must be integers of shape (n,) = ({count},), the number of each "
             f"example's cluster; got {clusters.dtype} {clusters.shape}."
         )
+
+
+def _check_same_everywhere(batch: Batch) -> None:
+    """Raises in all processes where what they share has other shapes in some.
+
+    So it has if each made it of its own rows, and one had fewer. Programs of other
+    shapes would end all processes without an exception.
+    """
+    leaves = jax.tree.leaves(batch)
+    if jax.process_count() == 1 or checks.is_traced(leaves):
+        return
+    if all(leaf.is_fully_addressable for leaf in leaves):
+        return
+    processes.check_same(
+        str([leaf.shape for leaf in leaves]),
+        "a batch that processes share has the shapes of all their rows, and each must "
+        "have given as many (ff.global_batches pads them)",
+    )
 
 
 def _num_examples(inputs: PyTree, targets: PyTree) -> int:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fisherflow_jax._ground import checks, trees
+from fisherflow_jax._ground import checks, processes, trees
 from fisherflow_jax._ground.arrays import widen
 
 Weights = jax.Array | None  # numbers at least 0, or booleans; None: all count
@@ -163,13 +163,15 @@ def weights_of(given: jax.Array, possible: jax.Array, dtype: Any) -> jax.Array:
 
 def refuse(used: Any, possible: jax.Array, values: jax.Array, rule: str) -> None:
     """Raises for the first used row that cannot be, where the values are at hand."""
-    if not checks.is_concrete((used, possible, values)):
+    given = used, possible, values
+    if checks.is_traced(given):
         return
-    bad = np.asarray(used) & ~np.asarray(possible)
-    if not bad.any():
+    used, possible = map(checks.readable, given[:2])
+    if checks.holds(~(used & ~possible)):
         return
-    row = int(np.argmax(bad))
-    value = np.asarray(values)[row].astype(float)
+    used, possible, known = processes.on_host(given)
+    row = int(np.argmax(used & ~possible))
+    value = known[row].astype(float)
     shown = np.array2string(value, precision=6, threshold=8)
     raise ValueError(f"{rule}; row {row} has {shown}.")
 

@@ -1,6 +1,5 @@
 """Batches of which each process reads a part, as arrays that all share."""
 
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -154,8 +153,8 @@ def _agreed(
     elif failure is None:
         state = _ENDED
     rows = 0 if batch is None else batch.weights.shape[axis]
-    form = zlib.crc32(said.encode()) >> 1
-    told = processes.gathered(np.array([state, form, rows], np.int32))
+    told = np.array([state, processes.mark(said), rows], np.int32)
+    told = processes.gathered(told)
     states, forms, lengths = told.T
     if np.all(states == _READ) and np.all(forms == forms[0]):
         assert batch is not None
@@ -176,11 +175,8 @@ def _agreed(
             f"{number}, and others go on. Let each read as many, the last ones of rows "
             "of weight zero if it must be."
         )
-    other = int(np.argmax(forms != forms[0]))
-    raise ValueError(
-        f"the parts of batch {number} differ between processes: process 0 has "
-        f"{each[0]}; process {other} has {each[other]} (rows apart, of which each may "
-        "have as many as it likes)."
+    raise processes.differing(
+        each, f"the examples of batch {number} differ between processes"
     )
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fisherflow_jax import information as ops
-from fisherflow_jax._ground import checks, linalg, trees
+from fisherflow_jax._ground import checks, linalg, processes, trees
 from fisherflow_jax.compression._grid import best, laid_over
 from fisherflow_jax.compression._state import (
     Quadratic,
@@ -204,10 +204,11 @@ def check_inputs(
     if dead_inputs == "nearest":
         return
     found = _unseen(around, kept, tuple(names))
-    if not checks.is_concrete(found):
+    if checks.is_traced(found):
         return
     for name, leaf in trees.named_leaves(found):
-        if len(places := np.argwhere(np.asarray(leaf) > 0)):
+        if not checks.holds(leaf <= 0):
+            places = np.argwhere(processes.on_host(leaf) > 0)
             entry = f"{name}[{','.join(map(str, places[0]))}]"
             raise ValueError(
                 f"inputs of {name} were zero in all data, {len(places)} of its entries "

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fisherflow_jax import information as ops
-from fisherflow_jax._ground import trees
+from fisherflow_jax._ground import checks, trees
 from fisherflow_jax.layers import Layers
 from fisherflow_jax.posteriors import check_about, gaussian
 
@@ -88,5 +88,5 @@ def kernels_of(layers: Layers | None) -> dict[str, Any]:
 def check_finite(tree: PyTree, what: str, way: str = "") -> None:
     """Raises for entries that are not finite, as far as they are at hand, by name."""
     for name, leaf in trees.named_leaves(tree):
-        if not isinstance(leaf, jax.core.Tracer) and not np.all(np.isfinite(leaf)):
+        if not checks.is_finite(leaf):
             raise ValueError(f"{what} of parameter {name} is not finite{way}.")

@@ -9,7 +9,7 @@ import numpy as np
 
 from fisherflow_jax import accumulation, likelihoods, structures
 from fisherflow_jax import information as ops
-from fisherflow_jax._ground import tables, trees
+from fisherflow_jax._ground import processes, tables, trees
 from fisherflow_jax.diagnostics._errors import relative_errors, trace_ratio
 
 PyTree = Any
@@ -38,7 +38,9 @@ def eigenvalues(information: Any, like: PyTree | None = None) -> np.ndarray:
       [3. 1.]
     """
     with jax.enable_x64(True):  # float32 would lose the small ones beside the large
-        wide = jax.tree.map(lambda x: jnp.asarray(np.asarray(x, float)), information)
+        wide = jax.tree.map(
+            lambda x: jnp.asarray(x.astype(float)), processes.on_host(information)
+        )
         found = [np.ravel(x) for x in ops.eigenvalues(ops.plain(wide), like)]
     return np.sort(np.concatenate(found))[::-1]
 

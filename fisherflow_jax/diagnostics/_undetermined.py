@@ -9,7 +9,7 @@ import numpy as np
 
 from fisherflow_jax import posteriors
 from fisherflow_jax._ground import batch as given
-from fisherflow_jax._ground import trees
+from fisherflow_jax._ground import processes, trees
 from fisherflow_jax.accumulation import each_batch
 from fisherflow_jax.likelihoods import LOG, LOGIT, SOFTMAX, Likelihood
 from fisherflow_jax.model import Model, derivative, once
@@ -151,7 +151,7 @@ def _rows(model: Model, mean: PyTree, batches: Any) -> _Rows:
 
     parts, number = [], 0
     for batch in each_batch(batches):
-        batch, _ = model.admitted(mean, batch, "raise")
+        batch, _ = model.admitted(mean, processes.fetched(batch), "raise")
         outputs = model.outputs(mean, batch.inputs)
         number += outputs.size * trees.size(mean)
         if number > _MOST_NUMBERS:
@@ -160,7 +160,9 @@ def _rows(model: Model, mean: PyTree, batches: Any) -> _Rows:
                 f"up to {_MOST_NUMBERS} numbers: give fewer rows, some of each kind."
             )
         slopes = jacobian(mean, given.unshare(batch.inputs))
-        parts.append(_of_batch(model.likelihood, batch, np.asarray(slopes, float)))
+        parts.append(
+            _of_batch(model.likelihood, batch, processes.on_host(slopes).astype(float))
+        )
     columns: list[Any] = [
         None if column[0] is None else np.concatenate(column)
         for column in zip(*parts, strict=True)

@@ -137,7 +137,7 @@ class _Places(ocp.CheckpointHandler):
     def restore(self, directory: Any, args: "_Restore") -> Any:
         file = _file(directory)
         if not file.exists():
-            files = sorted(Path(directory).iterdir())
+            files = sorted(Path(directory).glob("process_*"))  # beside Orbax's own
             if all(other.read_text() == "null" for other in files):
                 return None  # loaders that are read from their beginning
             raise ValueError(

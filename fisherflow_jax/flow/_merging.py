@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from fisherflow_jax import information as ops
@@ -244,10 +243,10 @@ def _check_alike(models: list[Merged]) -> None:
             alike, told = belonging.form(one) == belonging.form(other), ""
             if not alike:
                 told = belonging.told(one, other)
-            elif what in _NUMBERS and checks.is_concrete((one, other)):
+            elif what in _NUMBERS and not checks.is_traced((one, other)):
                 pairs = zip(*map(jax.tree.leaves, (one, other)), strict=True)
-                alike = all(np.allclose(x, y, 1e-5) for x, y in pairs)
-                told = f"{one}, not {other}"
+                alike = all(_is_near(x, y) for x, y in pairs)
+                told = " not ".join(map(checks.shown, (one, other)))
             if not alike:
                 raise ValueError(
                     f"model {number} has another {what} than the first, {told}: all "
@@ -255,9 +254,14 @@ def _check_alike(models: list[Merged]) -> None:
                 )
 
 
+def _is_near(one: Any, other: Any) -> bool:
+    one, other = map(checks.readable, (one, other))
+    return checks.holds(abs(one - other) <= 1e-8 + 1e-5 * abs(other))
+
+
 def _warn(means: list, taken: Sequence[jax.Array], residual: jax.Array) -> None:
     """Of what merging cannot mend, where the values are at hand."""
-    if not checks.is_concrete((means, taken, residual)):
+    if checks.is_traced((means, taken, residual)):
         return
     kept = [mean for mean, own in zip(means, taken, strict=True) if own]
     left = [f"model {number}" for number, own in enumerate(taken) if not own]

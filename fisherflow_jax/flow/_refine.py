@@ -401,9 +401,9 @@ def _check_all_read(recipe: Recipe, params: PyTree, stored: Any, sums: Any) -> N
 
     A scan reads all but its first batch, and what is traced does not raise.
     """
-    if not isinstance(stored, tuple) or not checks.is_concrete(stored):
+    if not isinstance(stored, tuple) or checks.is_traced(stored):
         return
-    if checks.is_concrete(sums) and not sums[0] and bool(trees.all_finite(sums)):
+    if not checks.is_traced(sums) and not sums[0] and bool(trees.all_finite(sums)):
         return
     for index in range(len(jax.tree.leaves(stored)[0])):
         _read(recipe, params, jax.tree.map(itemgetter(index), stored), index)

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from fisherflow_jax import information as ops
 from fisherflow_jax import memories
@@ -109,7 +108,7 @@ def smooth(
     smoothed, sound = choices.run(recipe, _smoothed, states, batches)
     if not checks.holds(jnp.all(sound)):
         raise ValueError(
-            f"the covariance of state {int(np.argmin(sound))} is not finite and "
+            f"the covariance of state {int(jnp.argmin(sound))} is not finite and "
             "positive definite, as predicted or smoothed: rounding took what a vague "
             "prior left. Scale the parameters, give a prior that knows more, or enable "
             "float64."

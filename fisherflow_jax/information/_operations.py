@@ -185,7 +185,7 @@ def solve(
       Array([2., 2.], dtype=float32)
     """
     solution = solver(information, damping)(vector)
-    if checks.is_concrete((solution, vector)):
+    if not checks.is_traced((solution, vector)):
         finite = trees.all_finite(solution), trees.all_finite(vector)
         if bool(~finite[0] & finite[1]):
             raise ValueError(_indefinite(information, vector))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fisherflow_jax._ground import batch as batches
-from fisherflow_jax._ground import checks, trees
+from fisherflow_jax._ground import checks, processes, trees
 from fisherflow_jax.layers._compat import as_function
 
 PyTree = Any
@@ -69,10 +69,10 @@ def decide(apply_fn: Callable, params: PyTree, inputs: PyTree, lost: str) -> str
     Raises:
       Undecided: where they are not, or tell nothing.
     """
-    if not checks.is_concrete((params, inputs)) or _are_shapes((params, inputs)):
+    if checks.is_traced((params, inputs)) or _are_shapes((params, inputs)):
         raise Undecided(lost, "values, which would tell, are not at hand")
     with jax.ensure_compile_time_eval():
-        found = compared(apply_fn, params, inputs)
+        found = compared(apply_fn, *processes.fetched((params, inputs)))
     if found.reason is None and found.alike:
         raise Undecided(lost, "all rows of the inputs are alike")
     reason = found.reason and f"not followed through {lost}; {found.reason}"
@@ -194,10 +194,10 @@ def moves(function: Callable, params: PyTree, inputs: PyTree) -> bool:
 
     arrays, rebuild = trees.arrays_of(jax.tree.map(made_up, (params, inputs)))
     slopes = jax.make_jaxpr(lambda *x: jax.grad(weighed)(*rebuild(x)))(*arrays)
-    if not checks.is_concrete((slopes.consts, arrays)):  # what a trace closes over
+    if checks.is_traced((slopes.consts, arrays)):  # what a trace closes over
         return False
     with jax.ensure_compile_time_eval():
-        found = map(np.asarray, jax.jit(as_function(slopes))(*arrays))
+        found = processes.on_host(jax.jit(as_function(slopes))(*arrays))
     return any(np.any(np.isfinite(x) & (x != 0)) for x in found)
 
 

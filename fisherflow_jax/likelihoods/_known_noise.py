@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from fisherflow_jax._ground import checks, linalg
+from fisherflow_jax._ground import checks, linalg, processes
 from fisherflow_jax._ground.arrays import like, safe_sqrt, widen
 from fisherflow_jax.likelihoods import _likelihood as shared
 from fisherflow_jax.likelihoods._likelihood import IDENTITY, Likelihood
@@ -106,9 +106,9 @@ def require_covariance(covariance: ArrayLike) -> None:
             f"{_NAME}: covariance must be a matrix (k, k), of the errors of k outputs, "
             f"or 'given'; got shape {shape}."
         )
-    if not checks.is_concrete(covariance):
+    if checks.is_traced(covariance):
         return
-    matrix = np.asarray(covariance, float)
+    matrix = np.asarray(processes.fetched(covariance), float)
     if not np.allclose(matrix, matrix.T):  # NaN is unequal too
         raise ValueError(f"{_NAME}: covariance must be symmetric; got {covariance}.")
     lowest = np.linalg.eigvalsh(matrix).min()

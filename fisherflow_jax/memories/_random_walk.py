@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fisherflow_jax._ground import batch as batches
-from fisherflow_jax._ground import checks, choices, trees
+from fisherflow_jax._ground import checks, choices, processes, trees
 from fisherflow_jax.memories._memory import Memory, keep
 from fisherflow_jax.structures import Diagonal, Scalar
 from fisherflow_jax.structures.capabilities import RANDOM_WALK
@@ -84,7 +84,7 @@ def random_walk(
             step = step(batch)
             _check_finite(step)
         operator = _operator(noise, like, "process_noise")
-        if not checks.is_concrete(noise):
+        if checks.is_traced(noise):
             operator = _nan_unless_variance(operator)
         return believed.moved(operator, _operator(step, like, "transition"))
 
@@ -132,22 +132,24 @@ def _nan_unless_variance(noise: Any) -> Any:
 
 def _check_finite(value: PyTree, name: str = "transition") -> None:
     for leaf in jax.tree.leaves(value):
-        if checks.is_concrete(leaf) and not np.all(np.isfinite(leaf)):
-            raise ValueError(f"{name} must be finite; got {leaf}.")
+        if not checks.is_finite(leaf):
+            raise ValueError(f"{name} must be finite; got {checks.shown(leaf)}.")
 
 
 def _check_noise(noise: PyTree) -> None:
     _check_finite(noise, "process_noise")
-    if not checks.is_concrete(noise):
+    if checks.is_traced(noise):
         return
     # inside a tree, an array of two axes holds the variances of a leaf's entries
     square = _is_matrix(noise) and noise.shape[0] == noise.shape[1]
     for leaf in jax.tree.leaves(noise):
-        values = np.asarray(leaf)
-        if np.any((np.diagonal(values) if square else values) < 0):
-            raise ValueError(f"process_noise is a variance, at least 0; got {leaf}.")
+        values = checks.readable(leaf)
+        if not checks.holds((values.diagonal() if square else values) >= 0):
+            raise ValueError(
+                f"process_noise is a variance, at least 0; got {checks.shown(leaf)}."
+            )
     if square:
-        matrix = np.asarray(noise, float)
+        matrix = processes.on_host(noise).astype(float)
         scale = max(np.abs(matrix).max(initial=0.0), np.finfo(float).tiny)
         if not np.allclose(matrix, matrix.T, atol=1e-6 * scale):
             raise ValueError("a matrix process_noise must be symmetric.")

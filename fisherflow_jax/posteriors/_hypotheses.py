@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fisherflow_jax import information as ops
-from fisherflow_jax._ground import trees
+from fisherflow_jax._ground import processes, trees
 from fisherflow_jax.posteriors import _belief as belief
 from fisherflow_jax.posteriors._belief import Gaussian
 from fisherflow_jax.posteriors._intervals import check_level, two_sided
@@ -174,7 +174,7 @@ def wald_test(
 
     one = belief.gaussian(state, robust)
     function = contrast if callable(contrast) else linear(contrast, one.mean)
-    estimate, covariance = _moments(state, one, function, robust)
+    estimate, covariance = processes.on_host(_moments(state, one, function, robust))
     count = len(estimate)
     expected = np.asarray(value, float).reshape(-1)
     if len(expected) not in (1, count):
@@ -182,8 +182,8 @@ def wald_test(
             f"value must be a number or one for each of the {count} values of the "
             f"contrast; got shape {np.shape(value)}."
         )
-    gap = np.asarray(estimate, float) - expected
-    matrix = np.asarray(covariance, float)
+    gap = estimate.astype(float) - expected
+    matrix = covariance.astype(float)
     scales = np.sqrt(np.diagonal(matrix))
     # a fixed value has scale zero: its empty row of correlations makes the rank fall
     safe = np.where(scales > 0, scales, 1.0)
@@ -205,7 +205,7 @@ def wald_test(
         statistic=statistic,
         degrees_of_freedom=count,
         p_value=float(p_value),
-        estimate=np.asarray(estimate),
+        estimate=estimate,
         standard_error=scales,
     )
 

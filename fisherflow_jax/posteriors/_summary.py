@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fisherflow_jax._ground import tables, trees
+from fisherflow_jax._ground import processes, tables, trees
 from fisherflow_jax.posteriors._anytime import at_all_times
 from fisherflow_jax.posteriors._belief import Gaussian, gaussians
 from fisherflow_jax.posteriors._intervals import interval_and_error
@@ -144,7 +144,7 @@ def summary(
 
     *columns, believed = interval_and_error(state, level, robust)
     estimate, error, lower, upper = (
-        np.asarray(trees.ravel(tree), float) for tree in columns
+        processes.on_host(trees.ravel(tree)).astype(float) for tree in columns
     )
     labels = trees.entry_names(columns[0]) if names is None else _flat(names)
     if len(labels) != len(estimate):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fisherflow_jax import information as ops
-from fisherflow_jax._ground import checks, trees
+from fisherflow_jax._ground import checks, processes, trees
 from fisherflow_jax._ground.warning import warn_once
 from fisherflow_jax.posteriors._belief import Gaussian, gaussian
 
@@ -78,7 +78,8 @@ def parameter_shares(believed: Believed) -> tuple[np.ndarray, np.ndarray] | None
         else:
             given = variances[number]
             factor = 1.0 if one.dispersion is None else float(one.dispersion)
-        each.append(np.asarray(trees.ravel(given), float) / (factor * prior))
+        given = processes.on_host(trees.ravel(given)).astype(float)
+        each.append(given / (factor * prior))
         precisions.append(1 / prior)
         if not _has_data(one, each[-1]):
             return None
@@ -89,9 +90,9 @@ def parameter_shares(believed: Believed) -> tuple[np.ndarray, np.ndarray] | None
 def _prior_variances(one: Gaussian) -> np.ndarray:
     if not ops.facts(one.prior_precision).elementwise:
         variances = ops.inverse_diagonal(one.prior_precision, one.mean)
-        return np.asarray(trees.ravel(variances), float)
-    values = ops.spectral(one.prior_precision, one.mean).values
-    flat = [np.ravel(np.asarray(x, float)) for x in jax.tree.leaves(values)]
+        return processes.on_host(trees.ravel(variances)).astype(float)
+    values = processes.on_host(ops.spectral(one.prior_precision, one.mean).values)
+    flat = [np.ravel(x).astype(float) for x in jax.tree.leaves(values)]
     return np.broadcast_to(1 / np.concatenate(flat), (trees.size(one.mean),))
 
 
@@ -148,8 +149,8 @@ def _combinations(
     tolerance = len(names) * float(jnp.finfo(dtype).eps)
     with jax.enable_x64(True):  # what compensated sums keep, float32 would lose
         wide, precision, like = jax.tree.map(
-            lambda x: jnp.asarray(np.asarray(x, float)),
-            (information, one.prior_precision, one.mean),
+            lambda x: jnp.asarray(x.astype(float)),
+            processes.on_host((information, one.prior_precision, one.mean)),
         )
         parts = _directions(ops.plain(wide), precision, like, tolerance)
         matrix, prior, shares, rows = map(np.asarray, parts)
@@ -250,7 +251,7 @@ def events(state: Any) -> dict[str, int]:
 
 def warn_of_refused(state: Any) -> None:
     """Warns, once a state, of batches that it refused."""
-    if not checks.is_concrete(state):
+    if checks.is_traced(state):
         return
     if number := events(state).get("batches_refused"):
         warn_once(
@@ -264,9 +265,9 @@ def warn_of_refused(state: Any) -> None:
 def warn_of_parameters(state: Any, error: PyTree, believed: Believed) -> None:
     """Warns, once a state, of refused batches and of what the prior determines."""
     warn_of_refused(state)
-    if not checks.is_concrete((state, error)):
+    if checks.is_traced((state, error)):
         return
-    if any(np.any(np.isnan(x)) for x in jax.tree.leaves(error)):
+    if not all(checks.holds(x == x) for x in jax.tree.leaves(error)):  # a NaN is not
         warn_once(
             state,
             "the information cannot be inverted in this precision (its condition is "
@@ -288,11 +289,11 @@ def warn_of_values(
     """
     warn_of_refused(state)
     precision = one.prior_precision
-    if precision is None or not checks.is_concrete((state, solved)):
+    if precision is None or checks.is_traced((state, solved)):
         return
     by_prior = jax.vmap(ops.solver(precision))(gradients)
     rows, *both = (
-        np.asarray(trees.ravel(tree, 1), float)
+        processes.on_host(trees.ravel(tree, 1)).astype(float)
         for tree in (gradients, solved, by_prior)
     )
     squared = np.sum(np.square(rows), 1)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fisherflow_jax import posteriors
-from fisherflow_jax._ground import arrays, checks, trees
+from fisherflow_jax._ground import arrays, checks, processes, trees
 from fisherflow_jax._ground.warning import warn_once
 from fisherflow_jax.likelihoods import LOG, Likelihood, Scale
 from fisherflow_jax.model import check_choices, once
@@ -271,8 +271,9 @@ def _averaged(averaged: Any, likelihood: Likelihood, own: Moments) -> Moments:
 def _warn_of_rates(state: Any, likelihood: Likelihood, found: list[Moments]) -> None:
     """Where a rate at the mean is far from its mean, and values are at hand."""
     spread = [one.line_variance for one in found]
-    if likelihood.scale != LOG or not checks.is_concrete(spread):
+    if likelihood.scale != LOG or checks.is_traced(spread):
         return
+    spread = processes.on_host(spread)
     wide = np.concatenate([np.ravel(x)[np.ravel(x) > 1] for x in spread])
     if wide.size:
         warn_once(

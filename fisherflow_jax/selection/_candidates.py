@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fisherflow_jax import products
-from fisherflow_jax._ground import capacity, checks, trees
+from fisherflow_jax._ground import capacity, checks, processes, trees
 from fisherflow_jax._ground.chunks import map_slices
 from fisherflow_jax.likelihoods import (
     Likelihood,
@@ -127,19 +127,21 @@ def check_pool(
                 f"excluded is one boolean a row of the pool, ({count},); got {dtype} "
                 f"of shape {shape}."
             )
-        free = ~excluded if not checks.is_concrete(excluded) else ~np.asarray(excluded)
-    if checks.is_concrete((parts, free)):
-        _check_finite(parts, np.asarray(free))
+        free = ~checks.readable(excluded)
+    if not checks.is_traced((parts, free)):
+        _check_finite(parts, free)
     return belief, free
 
 
-def _check_finite(parts: list, free: np.ndarray) -> None:
-    bad = np.zeros_like(free)
-    for part in map(np.asarray, parts):
-        if np.issubdtype(part.dtype, np.inexact):
-            bad |= ~np.isfinite(part).reshape((len(part), -1)).all(1)
-    bad &= free
-    if bad.any():
+def _check_finite(parts: list, free: Any) -> None:
+    bad = np.zeros(free.shape, bool)
+    for part in map(checks.readable, parts):
+        if jnp.issubdtype(part.dtype, jnp.inexact):
+            finite = abs(part) < np.inf
+            bad = bad | ~finite.reshape((len(part), -1)).all(1)
+    bad = bad & free
+    if not checks.holds(~bad):
+        bad = processes.on_host(bad)
         raise ValueError(
             f"{bad.sum()} rows of the pool are not finite, the first ones "
             f"{np.flatnonzero(bad)[:5].tolist()}: leave them out, or "

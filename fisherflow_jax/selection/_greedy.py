@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from fisherflow_jax import products
 from fisherflow_jax._ground import checks, linalg, trees
@@ -148,7 +147,7 @@ def _check_choice(count: int, free: Any, costs: Any, replace: bool) -> None:
                 f"{jnp.shape(costs)}."
             )
         checks.positive(costs, "costs")
-    left = int(np.sum(free)) if checks.is_concrete(free) else size
+    left = size if checks.is_traced(free) else int(free.sum())
     if left == 0:
         raise ValueError(f"all {size} rows of the pool are excluded.")
     if count > left and not replace:

@@ -403,7 +403,7 @@ def _line(recipe: _Recipe, state: Any, rows: Any) -> tuple[Rows, Any, Any]:
     """The rows, their features' means, and their features' variances."""
     _check_state(recipe, state)
     indices, values = _rows.checked(rows)
-    if checks.is_concrete(indices):
+    if not checks.is_traced(indices):
         told = _rows.told(Rows(indices, values), recipe.num_features)
         if told is not None:
             raise ValueError(f"{told}.")

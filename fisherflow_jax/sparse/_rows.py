@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from fisherflow_jax._ground import checks
+from fisherflow_jax._ground import checks, processes
 
 
 class Rows(NamedTuple):
@@ -94,11 +94,11 @@ def checked(rows: Any) -> Rows:
 
 def told(rows: Rows, num_features: int) -> str | None:
     """The first index that is none, in words; None: all are some."""
-    indices = np.asarray(rows.indices)
-    wrong = np.argwhere((indices < 0) | (indices > num_features))
-    if not len(wrong):
+    known = checks.readable(rows.indices)
+    if checks.holds((known >= 0) & (known <= num_features)):
         return None
-    row, place = map(int, wrong[0])
+    indices = processes.on_host(rows.indices)
+    row, place = map(int, np.argwhere((indices < 0) | (indices > num_features))[0])
     return (
         f"indices[{row}, {place}] = {indices[row, place]}, where features are 0 to "
         f"{num_features - 1}, and {num_features} is padding"

@@ -5,11 +5,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import choices, linalg, trees
-from fisherflow_jax._ground.checks import is_concrete, whole
+from fisherflow_jax._ground.checks import holds, is_traced, whole
 from fisherflow_jax.structures._diagonal import Diagonal
 from fisherflow_jax.structures._full import Full, from_matrix
 from fisherflow_jax.structures._scalar import Scalar
@@ -178,7 +177,8 @@ def _(
 def _(information: LowRank, like: PyTree | None = None) -> list[jax.Array]:
     base, factors = _flat(information)
     rank, count = factors.shape
-    if not is_concrete(base) or np.any(base != base[0]) or rank > ops.LARGEST_DENSE:
+    alike = not is_traced(base) and holds(base == base[0])
+    if not alike or rank > ops.LARGEST_DENSE:
         return ops.eigenvalues.dispatch(object)(information, like)
     # those of the small Gram matrix, or, of few parameters, as many as there are
     gram = linalg.eigh(factors @ factors.T)[0][::-1][:count]

@@ -50,7 +50,7 @@ def _as_precision(prior_precision: Any, params: PyTree) -> Any:
                 "prior_precision is an information about another tree than the "
                 f"parameters: {jax.tree.map(jnp.shape, values)}."
             )
-        if checks.is_concrete(precision):
+        if not checks.is_traced(precision):
             _check_symmetric(precision)
             logdet = ops.logdet(precision, params)
             if not checks.holds(jnp.isfinite(logdet)):
@@ -70,11 +70,11 @@ def _check_symmetric(precision: Any) -> None:
     if not isinstance(precision, (Full, Block, UnitBlock)):
         return
     for matrix in dense.matrices(precision):
-        if not checks.is_concrete(matrix):
+        if checks.is_traced(matrix):
             continue
-        values = np.asarray(matrix)
-        bound = 1e-5 * np.abs(values).max(initial=0.0)
-        if not np.allclose(values, np.swapaxes(values, -1, -2), rtol=0, atol=bound):
+        values = checks.readable(matrix)
+        bound = 1e-5 * abs(values).max(initial=0.0)
+        if not checks.holds(abs(values - values.swapaxes(-1, -2)) <= bound):
             raise ValueError("a prior_precision given as a matrix must be symmetric.")
 
 
@@ -97,10 +97,11 @@ def starting_information(nothing: Any, precision: Any) -> Any:
 
 def _check_positive(prior_precision: PyTree) -> None:
     for leaf in jax.tree.leaves(prior_precision):
-        if checks.is_concrete(leaf):
-            values = np.asarray(leaf)
-            if not np.all(np.isfinite(values) & (values > 0)):
-                raise ValueError(
-                    "prior_precision must be positive and finite, so that the "
-                    f"information can be inverted before any data; got {leaf}."
-                )
+        if checks.is_traced(leaf):
+            continue
+        values = checks.readable(leaf)
+        if not checks.holds((values > 0) & (values < np.inf)):
+            raise ValueError(
+                "prior_precision must be positive and finite, so that the information "
+                f"can be inverted before any data; got {checks.shown(leaf)}."
+            )

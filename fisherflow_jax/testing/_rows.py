@@ -5,7 +5,7 @@ from typing import Any
 
 from fisherflow_jax import layers
 from fisherflow_jax._ground import batch as batches
-from fisherflow_jax._ground import checks, trees
+from fisherflow_jax._ground import checks, processes, trees
 
 PyTree = Any
 
@@ -47,8 +47,9 @@ def check_examples(apply_fn: Callable, params: PyTree, inputs: PyTree) -> None:
       AssertionError: examples interact: 2 of 3 rows differ from the same rows alone, by
       up to 5 (rows 1, 2).
     """
-    if not checks.is_concrete((params, inputs)):
+    if checks.is_traced((params, inputs)):
         raise ValueError("check_examples compares values, which are not known in jit.")
+    params, inputs = processes.fetched((params, inputs))
     params = trees.real_arrays(params, "params")
     inputs = batches.map_inputs(trees.as_array, inputs)
     count = batches.num_examples(batches.as_batch((inputs, None)))

@@ -403,7 +403,7 @@ def _update(
     counts = after.rows_skipped, state.rows_skipped
     if recipe.bad_rows == "raise" and recipe.estimator is not None and rows is not None:
         refused = after.num_skipped != state.num_skipped
-        if checks.is_concrete((counts, rows)) and (counts[0] != counts[1] or refused):
+        if not checks.is_traced((counts, rows)) and (counts[0] != counts[1] or refused):
             model = _first(recipe, model)
             recipe.estimator.screen(model, rows).refuse(batch)
     return result, after

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fisherflow_jax import information as ops
+from fisherflow_jax._ground import checks
 from fisherflow_jax._ground.linalg import eigh, product
 from fisherflow_jax._ground.placement import divided
 from fisherflow_jax.layers import Layers
@@ -202,8 +203,8 @@ def _check_prior(information: Any, prior: PyTree, like: PyTree) -> None:
         if any(isinstance(value, jax.core.Tracer) for value in values):
             same = values[0] is values[-1] and jnp.ndim(values[0]) == 0
         else:
-            entries = np.concatenate([np.ravel(value) for value in values])
-            same = bool(np.all(entries == entries[0]))
+            entries = [checks.readable(value).ravel() for value in values]
+            same = all(checks.holds(x == entries[0][0]) for x in entries)
         if not same:
             raise ValueError(
                 "on a Kronecker information the prior has one number a layer, the same "

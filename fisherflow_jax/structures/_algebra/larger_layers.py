@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fisherflow_jax._ground import checks, trees
+from fisherflow_jax._ground import checks, processes, trees
 from fisherflow_jax.layers import Layer, Layers
 from fisherflow_jax.structures._algebra import layer_vectors
 
@@ -36,11 +36,11 @@ def embedded(information: Any, entries: PyTree, template: Any) -> Any:
     with jax.ensure_compile_time_eval():
         split = functools.partial(layer_vectors.split, new, dtype=dtype)
         numbers, others = jax.jit(split)(entries)
-    if not checks.is_concrete(numbers):
+    if checks.is_traced(numbers):
         raise ValueError(
             "the prior precision of new entries of layers must be known before tracing."
         )
-    numbers = jax.tree.map(np.asarray, numbers)
+    numbers = processes.on_host(numbers)
     known = {name: np.zeros(x.shape, bool) for name, x in numbers.items()}
     for stack, _, _, axes in places:
         known[stack][np.ix_(*axes)] = True
@@ -158,8 +158,8 @@ def _check_numbers(
             wanted = numbers[row][~known[row]]
             if not wanted.size:
                 continue
-            shift = shifts[row]
-            if not checks.is_concrete(shift):
+            shift = processes.fetched(shifts[row])
+            if checks.is_traced(shift):
                 raise ValueError(
                     f"{kernel} has grown, and the prior precision that it has must be "
                     "known before tracing: call extend outside of jit."
