@@ -172,7 +172,7 @@ def test_a_worker_is_lost_and_one_process_goes_on():
     finally:
         process.kill()
     assert process.returncode == 0, said + errors[-3000:]
-    assert re.search(r"process 0 stops .*process is lost", said), said
+    assert re.search("process 0 stops: .*another process is lost", said), said
     codes = ast.literal_eval(re.search(r"exit codes (.*)", said).group(1))
     assert codes == [1, -9]
     # the last save may not have been on disk

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fisherflow_jax._ground import checks, sharding
+from fisherflow_jax._ground import checks, processes, sharding
 from fisherflow_jax._ground.batch import Batch
 from fisherflow_jax._ground.warning import warn_once
 from fisherflow_jax.accumulation import (
@@ -194,7 +194,7 @@ class _Listener:
         self.rows_in += [number] * (rows > 0)
         self.skipped += [number] * skipped
         if self.report is not None:
-            self.report(jax.device_get(info))
+            self.report(processes.on_host(info))
 
     def _refuse(self, number: int, batch: Batch, members: list) -> None:
         """Raises for what the batch has lost, unless flows drop it."""

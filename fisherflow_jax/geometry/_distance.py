@@ -105,7 +105,7 @@ def _shot(
 
 def _trusted(found: jax.Array, arrives: jax.Array) -> jax.Array:
     if not checks.holds(arrives):
-        lost = int(np.sum(~np.asarray(arrives)))
+        lost = int(jnp.sum(~arrives))
         raise ValueError(
             f"shooting did not arrive for {lost} of {np.size(arrives)} pairs: give "
             "coordinates that are unbounded (log scales, logits), more num_stages or "

@@ -189,7 +189,7 @@ def natural_gradient_flow(
     recipe = choices.shared(_Recipe(evaluate, *numbers, ends_early))
     start = recipe.measure(params, given)  # which raises for bad rows, where eager
     reached, done = choices.run(recipe, _solve, params, given, at, last)
-    if checks.is_concrete((start, reached, done)):
+    if not checks.is_traced((start, reached, done)):
         _check(recipe, start, reached, bool(done))
     return reached
 
