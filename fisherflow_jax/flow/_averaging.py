@@ -141,7 +141,16 @@ def _over_outputs(observed: Observed, information: Any, mean: PyTree) -> Observe
         batch._replace(inputs=(batch.inputs, roots)),
         observed.key,
         observed.log_prior,
+        widest=_widest(roots, batch).astype(trees.float_dtype(mean)),
     )
+
+
+def _widest(roots: jax.Array, batch: batches.Batch) -> jax.Array:
+    """Of the outputs of rows that count, `()`."""
+    each = jnp.sqrt(jnp.max(jnp.sum(jnp.square(roots), -1), -1))
+    each = each.reshape((each.shape[0], -1))
+    counts = jnp.any(batch.weights.reshape((each.shape[0], -1)) > 0, 1)
+    return jnp.max(jnp.where(counts[:, None], each, jnp.zeros_like(each)))
 
 
 def _roots(

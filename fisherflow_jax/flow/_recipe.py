@@ -193,13 +193,15 @@ class Observed:
     """A batch, its key, and a model that Python runs once a shape: functions of the
     parameters alone. Made in a trace.
 
-    `log_prior`: what the search adds to the log-likelihood.
+    `log_prior`: what the search adds to the log-likelihood; `widest`: of outputs over
+    which it is averaged, the largest standard deviation, `()`.
     """
 
     recipe: Recipe
     batch: batches.Batch
     key: jax.Array | None
     log_prior: model.Traced | None = None
+    widest: Any = None
 
     @functools.cached_property
     def apply_fn(self) -> Callable:

@@ -129,6 +129,8 @@ class FlowInfo(NamedTuple):
       skipped: `()` bool: a result was not finite, nothing moved.
       missing: `()` bool: all weights were zero, only the memory moved on.
       memory: the memory's report.
+      output_deviation: `()`, of an expectation at the outputs the widest that it was
+        averaged over, which its `order` must resolve; None: there was none.
     """
 
     log_likelihood: jax.Array
@@ -139,6 +141,7 @@ class FlowInfo(NamedTuple):
     skipped: jax.Array
     missing: jax.Array
     memory: Any
+    output_deviation: jax.Array | None = None
 
 
 class FisherFlow(NamedTuple):

@@ -140,6 +140,7 @@ def take_in(
         skipped=~sound,
         missing=missing,
         memory=report,
+        output_deviation=averaged.widest,
     )
     events = Events(rows_skipped, solution.helped, solution.unfinished)
     after = settle(state, belief, logdet, storage, gain, events, sound)

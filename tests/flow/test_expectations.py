@@ -418,6 +418,20 @@ def test_layers_in_kronecker_structure(name):
 # ---- how it runs
 
 
+def test_the_widest_outputs_are_told():
+    x, y = logistic(20, 0)
+    weights = jnp.ones(20).at[3].set(0.0)
+    x = x.at[3].set(100.0)  # of a row that does not count
+    built = ff.fisher_flow(
+        linear, ff.likelihoods.bernoulli(), expectation=expectations.outputs()
+    )
+    state, info = built.update(built.init(jnp.zeros(3)), (x, y, weights))
+    covariance = np.linalg.inv(state.information.rows)
+    spread = np.sqrt(np.einsum("ni,ij,nj->n", x, covariance, x))
+    expected = np.max(np.delete(spread, 3))
+    np.testing.assert_allclose(info.output_deviation, expected, rtol=1e-3)
+
+
 def test_streams_run_under_vmap_and_in_float32():
     built = flow("full", "stationary", "bernoulli")
     stack = [
