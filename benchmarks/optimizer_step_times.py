@@ -137,20 +137,42 @@ def _timed(problem: Problem, runs: dict, rounds: int) -> dict[str, Timing]:
         )
         if not distance < EQUAL:
             print(f"   the floor of {names[0]} is not equal to it")
+        floor = runs[names[1]]
+        distance = _distance(problem, floor, floor, rounded=True)
+        print(
+            "   the floor's from its own, with parameters half of their last bit away: "
+            f"{distance:.1e}"
+        )
     print()
     return timings
 
 
-def _distance(problem: Problem, run: Any, floor: Any) -> float:
-    """Of the second update, which has momentum, in the norm."""
+def _distance(
+    problem: Problem, run: Any, floor: Any, *, rounded: bool = False
+) -> float:
+    """Of the second update, which has momentum, in the norm.
+
+    With `rounded` the second starts from parameters as far away as rounding is.
+    """
     setting, moves = Setting(jnp.float32(1.0), jnp.float32(1e-2)), []
     for each in (run, floor):
-        carry = each.step(setting, each.start(setting), problem.data)
+        carry = each.start(setting)
+        if rounded and moves:
+            carry = _rounded(carry[0]), *carry[1:]
+        carry = each.step(setting, carry, problem.data)
         before = jax.tree.map(jnp.copy, each.params(carry))
         after = each.params(each.step(setting, carry, problem.data))
         moves.append(jax.tree.map(jnp.subtract, after, before))
     mine, theirs = map(jax.flatten_util.ravel_pytree, moves)
     return float(jnp.linalg.norm(mine[0] - theirs[0]) / jnp.linalg.norm(theirs[0]))
+
+
+def _rounded(params: Any) -> Any:
+    def leaf(x: jax.Array) -> jax.Array:
+        signs = jax.random.rademacher(jax.random.key(1), x.shape, x.dtype)
+        return x * (1 + signs * jnp.finfo(x.dtype).eps / 2)
+
+    return jax.tree.map(leaf, params)
 
 
 def _over(timings: dict[str, Timing], name: str, other: str) -> float:
