@@ -15,6 +15,9 @@ from fisherflow_jax._ground.keys import typed_key
 
 PyTree = Any
 
+# Entries of a leaf from which it is read alone: to lay it beside others copies it.
+_LARGE = 2**16
+
 
 def wide_dtype(*dtypes: Any) -> np.dtype:
     """The common type of `dtypes`; a floating type is never narrower than float32."""
@@ -254,7 +257,8 @@ def all_finite(tree: PyTree) -> jax.Array:
     for index, leaf in enumerate(jax.tree.leaves(tree)):
         if jnp.issubdtype(leaf.dtype, jnp.inexact):
             # along an axis that all have, unless devices may hold parts of it
-            kind = index if apart or not leaf.ndim else (leaf.shape[1:], leaf.dtype)
+            alone = apart or not leaf.ndim or leaf.size > _LARGE
+            kind = index if alone else (leaf.shape[1:], leaf.dtype)
             alike.setdefault(kind, []).append(leaf)
     finite = [jnp.all(jnp.isfinite(concatenated(x, 0))) for x in alike.values()]
     # A reduction of many booleans would be fused anew into every select that reads it:

@@ -106,7 +106,9 @@ def take_in(
     observed = Observed(recipe, batch, key, prior)
     believed = belief_of(state)
     predicted = recipe.memory.predict(state.memory, believed, batch, believed.mean)
-    start = trees.where(state.step > 0, predicted.mean, state.mean)
+    start = state.mean  # also where the memory does not move what is believed
+    if predicted.mean is not believed.mean:
+        start = trees.where(state.step > 0, predicted.mean, state.mean)
 
     ahead = observed
     if state.nuisance is not None:
@@ -132,7 +134,7 @@ def take_in(
     sound = jnp.isfinite(jnp.sum(batch.weights)) & finite
     missing, nothing = ~jnp.any(batch.weights > 0), jnp.zeros_like(solution.decrement)
     info = FlowInfo(
-        log_likelihood=ahead.log_likelihood(predicted.mean),
+        log_likelihood=_foretold(ahead, state, believed, predicted),
         log_evidence=trees.where(sound, gain, jnp.zeros_like(gain)),
         step_size=solution.step_size,
         decrement=trees.where(missing, nothing, solution.decrement),
@@ -148,6 +150,21 @@ def take_in(
         kept = trees.where(sound, nuisance.state, state.nuisance)
         after = after._replace(nuisance=kept)
     return after, info
+
+
+def _foretold(
+    ahead: Observed, state: FlowState, believed: Belief, predicted: Belief
+) -> jax.Array:
+    """The log-likelihood at the predicted mean."""
+    still = predicted.mean is believed.mean
+    if not still or trees.size(state.mean) < newton.MANY:
+        return ahead.log_likelihood(predicted.mean)
+    # one pass over one of them, in place of making the mean that is believed of both
+    return jax.lax.cond(
+        state.step > 0,
+        lambda: ahead.log_likelihood(state.mean),
+        lambda: ahead.log_likelihood(state.prior.origin),
+    )
 
 
 def logdet_of(belief: Belief, other: Belief | None, known: jax.Array) -> jax.Array:
