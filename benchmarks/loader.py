@@ -203,7 +203,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="fewer rows and rounds")
     quick = parser.parse_args().quick
-    print(describe_machine(), "\n")
+    print(describe_machine(("jax", "jaxlib")), "\n")
     waiting(quick)
     from_file(quick)
 
