@@ -86,18 +86,17 @@ def waiting(quick: bool) -> None:
                 jax.block_until_ready(state)
         return jax.block_until_ready(state)
 
-    state, _ = jitted(flow.init(params, key=0), batch)
-    busy = []
-    for _ in range(10):  # an update alone, its batch on the device
-        jax.block_until_ready(state)
-        start = time.perf_counter()
-        jax.block_until_ready(jitted(state, batch))
-        busy.append(time.perf_counter() - start)
-    update = float(np.median(busy))
+    here = jax.device_put(batch)
+    alone = measure(
+        {"alone": lambda _: loop(jitted, False, [here] * count)},
+        {"alone": 5},
+    )["alone"]
+    update = alone.median / count
     table_rows = []
     for share in (0.5, 1.0, 2.0):
         loader = Slow(batch, count, share * update)
         methods = {
+            "alone": lambda _: loop(jitted, False, [here] * count),
             "plain loop over flow.update": lambda _, x=loader: loop(
                 flow.update, False, x
             ),
@@ -107,25 +106,29 @@ def waiting(quick: bool) -> None:
             ),
         }
         timings = measure(methods, dict.fromkeys(methods, 3 if quick else 5))
-        least = count * update * max(share, 1)
+        busy = np.array(timings.pop("alone").seconds)
+        least = np.maximum(busy, count * loader.pause)
         for name, timing in timings.items():
-            waits = 1 - count * update / timing.median
+            took = np.array(timing.seconds)
             table_rows.append(
                 (
                     f"{share:g} x an update",
                     name,
                     seconds(timing.median),
                     timing.spread,
-                    f"{max(waits, 0):.0%}",
-                    f"{timing.median / least:.2f}",
+                    f"{max(np.median(1 - busy / took), 0):.0%}",
+                    f"{max(np.median(1 - busy / least), 0):.0%}",
+                    f"{np.median(took / least):.2f}",
                 )
             )
     print(
         f"1. {count} batches of a network ({width} wide, {rows} rows), an update of "
         f"{seconds(update)}; a loader that sleeps\n"
-        "   least: whichever of loader and update takes longer\n"
+        "   waits: the share of the time beyond that of the updates alone, by turns; "
+        "least: whichever of\n   loader and updates takes longer, and the share that "
+        "the device waits then\n"
     )
-    header = ("loader", "loop", "median", "range", "device waits", "time / least")
+    header = ("loader", "loop", "median", "range", "waits", "least", "time / least")
     print(table(header, table_rows), "\n")
 
 

@@ -62,10 +62,7 @@ def _put(batch: Batch) -> Batch:
     """The batch with the host's arrays copied to the device, which is not awaited."""
     if jax.process_count() > 1:  # a compiled step takes them for everybody's
         return batch
-    return jax.tree.map(
-        lambda x: jax.device_put(unaliased(x)) if isinstance(x, np.ndarray) else x,
-        batch,
-    )
+    return jax.device_put(jax.tree.map(unaliased, batch))
 
 
 def unaliased(x: Any) -> Any:
