@@ -68,7 +68,7 @@ class Keeper:
         state, loader = ocp.args.StandardRestore(like), _Restore()
         found = self._read(step, state=state, loader=loader)
         self.rows = known["rows"]
-        self.source.start(step, found["loader"], known["ended"])
+        self.source.start(step, _read(found["loader"]), known["ended"])
         return found["state"], step
 
     def due(self, taken: int) -> bool:
@@ -80,11 +80,16 @@ class Keeper:
         more = {"rows": self.rows, "ended": ended}
         items = {
             "state": ocp.args.StandardSave(state),
-            "loader": _Save(place),
+            "loader": _Save(_written(place)),
             "run": ocp.args.JsonSave({**self.known, **more}),
         }
         # the manager was asked when the batch was read
         self.manager.save(taken, args=ocp.args.Composite(**items), force=True)
+
+    def wait(self) -> None:
+        """Until what was saved is on disk; of several processes one may be lost."""
+        if jax.process_count() == 1:
+            self.manager.wait_until_finished()
 
     def end(self, taken: int, state: Any) -> None:
         """The last step, on disk when this returns."""
@@ -118,38 +123,43 @@ class Keeper:
             )
 
 
-def _file(directory: Any) -> Any:
-    """Each process has its own part of the data, and a file: grain's name for it."""
-    own = f"process_{jax.process_index()}-of-{jax.process_count()}.json"
-    return Path(directory) / own
+class _Places(ocp.JsonCheckpointHandler):
+    """A loader's place, as JSON: each process has its own part of the data.
+
+    The file has the name that grain gives it. Not a handler of its own, which would be
+    waited for among others that work in the background.
+    """
+
+    def __init__(self) -> None:
+        everywhere = ocp.options.MultiprocessingOptions(primary_host=None)
+        own = f"process_{jax.process_index()}-of-{jax.process_count()}.json"
+        super().__init__(own, multiprocessing_options=everywhere)
+
+    def restore(self, directory: Any, *args: Any, **options: Any) -> Any:
+        files = sorted(Path(directory).glob("process_*"))  # beside Orbax's own
+        if self._filename in [file.name for file in files]:
+            return super().restore(directory)
+        if all(file.read_text() == "null" for file in files):
+            return None  # loaders that are read from their beginning
+        raise ValueError(
+            f"the checkpoint has no place in the stream for process "
+            f"{jax.process_index()} of {jax.process_count()}, but "
+            f"{', '.join(file.name for file in files)}: loaders that say where they "
+            "stand go on in as many processes as they had."
+        )
 
 
-class _Places(ocp.CheckpointHandler):
-    """A loader's place, as text that it is read from again."""
-
-    def save(self, directory: Any, args: "_Save") -> None:
-        text = json.dumps(args.place) if _is_plain(args.place) else None
-        if text is None:
-            pickled = base64.b64encode(pickle.dumps(args.place)).decode()
-            text = json.dumps({"pickle": pickled})
-        _file(directory).write_text(text)
-
-    def restore(self, directory: Any, args: "_Restore") -> Any:
-        file = _file(directory)
-        if not file.exists():
-            files = sorted(Path(directory).glob("process_*"))  # beside Orbax's own
-            if all(other.read_text() == "null" for other in files):
-                return None  # loaders that are read from their beginning
-            raise ValueError(
-                f"the checkpoint has no place in the stream for process "
-                f"{jax.process_index()} of {jax.process_count()}, but "
-                f"{', '.join(other.name for other in files)}: loaders that say where "
-                "they stand go on in as many processes as they had."
-            )
-        place = json.loads(file.read_text())
-        if isinstance(place, dict) and list(place) == ["pickle"]:
-            return pickle.loads(base64.b64decode(place["pickle"]))
+def _written(place: Any) -> Any:
+    """A place as JSON keeps it."""
+    if _is_plain(place):
         return place
+    return {"pickle": base64.b64encode(pickle.dumps(place)).decode()}
+
+
+def _read(kept: Any) -> Any:
+    if isinstance(kept, dict) and list(kept) == ["pickle"]:
+        return pickle.loads(base64.b64decode(kept["pickle"]))
+    return kept
 
 
 def _is_plain(place: Any) -> bool:
@@ -163,7 +173,7 @@ def _is_plain(place: Any) -> bool:
 @ocp.args.register_with_handler(_Places, for_save=True)
 @dataclasses.dataclass
 class _Save(ocp.args.CheckpointArgs):
-    place: Any
+    item: Any
 
 
 @ocp.args.register_with_handler(_Places, for_restore=True)

@@ -118,9 +118,13 @@ def run(
     longest = 0 if keeper is None else keeper.rows
     given = laid_out(converted(items, to_batch), on, longest)
     saving = None if keeper is None else Saving(keeper.due, keeper.save)
-    state = drive(
-        listener.step, state, given, listener.heard, start=taken, saving=saving
-    )
+    try:
+        state = drive(
+            listener.step, state, given, listener.heard, start=taken, saving=saving
+        )
+    finally:
+        if keeper is not None:
+            keeper.wait()
     if source.given == 0:
         raise ValueError(
             "batches is empty, so there is nothing to learn from (a generator can be "

@@ -48,9 +48,7 @@ def assert_equal(one, other):
 
 
 def manager(folder, every=1, keep=None):
-    options = ocp.CheckpointManagerOptions(
-        save_interval_steps=every, max_to_keep=keep, enable_async_checkpointing=False
-    )
+    options = ocp.CheckpointManagerOptions(save_interval_steps=every, max_to_keep=keep)
     return ocp.CheckpointManager(folder, options=options)
 
 
