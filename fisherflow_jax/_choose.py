@@ -121,9 +121,8 @@ def choose(
       to_batch: makes a batch of what a loader gives, if it is none.
 
     Returns:
-      A `Ranking(best, state, table)`, which prints as a table. Cost: of K flows less
-      than K passes, about `2 + log2 K` halves if all others are dropped; seconds are of
-      a second run of the first round.
+      A `Ranking(best, state, table)`, which prints as a table. Cost: at most a pass of
+      each flow, with a prediction of each batch; the first round once more, timed.
 
     Raises:
       ValueError: without flows, for flows of several likelihoods, or where no score is
