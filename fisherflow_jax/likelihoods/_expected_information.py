@@ -138,6 +138,21 @@ class Family:
             return _by_divergence(self.make, z)
         return _by_points(self.make, self.rule, z, key)
 
+    def divergence(self, z: jax.Array, other: jax.Array) -> jax.Array:
+        """The Kullback-Leibler divergence from one target's distribution to another."""
+        here, there = self.make(z), self.make(other)
+        if self.rule is None:
+            from numpyro.distributions import kl_divergence
+
+            return arrays.like(kl_divergence(here, there), z)
+        targets, weights = self.rule.points(here, z.dtype, None)
+
+        def log_ratio(target: jax.Array) -> jax.Array:
+            return arrays.like(here.log_prob(target) - there.log_prob(target), z)
+
+        ratios = jnp.where(weights > 0, jax.vmap(log_ratio)(targets), 0)
+        return linalg.product("m,m->", weights, ratios)
+
     def measured(self, outputs: jax.Array, key: Any = None) -> OutputInformation:
         if not self.random:
             found = self.each(lambda z: self.moments(z, None), outputs)

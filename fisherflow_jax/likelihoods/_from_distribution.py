@@ -92,6 +92,7 @@ def from_distribution(make: Make, rule: OverTargets | None = None) -> shared.Lik
         check=functools.partial(_check, family),
         random_root=family.random,
         diagonal=not family.several,
+        kl=None if family.random else functools.partial(_kl, family),
     )
 
 
@@ -176,6 +177,11 @@ def _moment(family: Family, which: str, outputs: ArrayLike) -> jax.Array:
         return arrays.like(found() if callable(found) else found, z)
 
     return family.each(one, arrays.widen(outputs))
+
+
+def _kl(family: Family, outputs: ArrayLike, other: ArrayLike) -> jax.Array:
+    wide = arrays.widen(outputs)
+    return family.each(family.divergence, wide, arrays.like(other, wide))
 
 
 def _support(made: Any, targets: ArrayLike) -> jax.Array:

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as nd
 import pytest
 from scipy.special import expit, softmax
 
@@ -260,6 +261,24 @@ def test_a_likelihood_without_a_closed_form():
     )
     with pytest.raises(ValueError, match="no Fisher-Rao distance in closed form"):
         geo.distance(drawn, jnp.zeros(3), jnp.ones(3))
+
+
+@pytest.mark.slow
+def test_of_a_distribution():
+    """The Gumbel distribution, a half plane after a shear."""
+    make = lambda z: nd.Gumbel(z[0], jnp.exp(z[1]))  # noqa: E731
+    own = likelihoods.from_distribution(make, ff.expectations.quantiles(100))
+    z, w = (outputs("gaussian_location_scale", seed)[:2] for seed in (0, 1))
+    found = geo.distance(own, z, w)
+
+    def sheared(x):
+        location = x[:, 0] - (1 - np.euler_gamma) * np.exp(x[:, 1])
+        return np.stack([location, np.exp(x[:, 1])], 1)
+
+    (m, s), (n, t) = sheared(z).T, sheared(w).T
+    b = np.pi**2 / 6
+    inner = 1 + ((m - n) ** 2 / b + (s - t) ** 2) / (2 * s * t)
+    np.testing.assert_allclose(found, b**0.5 * np.arccosh(inner), rtol=1e-6)
 
 
 # ---- lengths

@@ -3,10 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as nd
 import pytest
 import scipy.integrate
 import scipy.stats
 
+import fisherflow_jax as ff
 from fisherflow_jax import likelihoods
 
 
@@ -120,3 +122,42 @@ def test_dispersion_divides():
         expected = family(1.0).kl(z, other)
         np.testing.assert_allclose(family(2.5).kl(z, other), expected / 2.5, rtol=1e-12)
         np.testing.assert_allclose(family(None).kl(z, other), expected, rtol=1e-12)
+
+
+DISTRIBUTIONS = {  # a distribution's own divergence, a sum, a quadrature
+    "divergence": (
+        likelihoods.from_distribution(lambda z: nd.Normal(z[0], jnp.exp(z[1]))),
+        likelihoods.gaussian_location_scale(),
+    ),
+    "sum": (
+        likelihoods.from_distribution(lambda z: nd.Poisson(jnp.exp(z))),
+        likelihoods.poisson(),
+    ),
+    "quantiles": (
+        likelihoods.from_distribution(
+            lambda z: nd.Normal(z[0], jnp.exp(z[1])), ff.expectations.quantiles(100)
+        ),
+        likelihoods.gaussian_location_scale(),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_of_a_distribution(name):
+    own, closed = DISTRIBUTIONS[name]
+    shape = (4,) if name == "sum" else (4, 2)
+    z, other = np.random.default_rng(5).normal(size=(2, *shape))
+    expected = closed.kl(z, other)
+    np.testing.assert_allclose(jax.jit(own.kl)(z, other), expected, rtol=1e-8)
+    slopes = [
+        jax.grad(lambda z, of=of: of.kl(jnp.asarray(z), other).sum())(z)
+        for of in (own, closed)
+    ]
+    np.testing.assert_allclose(slopes[0], slopes[1], rtol=1e-6, atol=1e-8)
+
+
+def test_drawn_targets_give_none():
+    drawn = likelihoods.from_distribution(
+        lambda z: nd.Normal(z, 1.0), ff.expectations.draws(10)
+    )
+    assert drawn.kl is None
