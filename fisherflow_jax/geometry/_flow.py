@@ -12,7 +12,7 @@ from fisherflow_jax import information as ops
 from fisherflow_jax._ground import checks, choices, trees
 from fisherflow_jax._ground.warning import warn_once
 from fisherflow_jax.geometry._metric import floating, refuse_singular
-from fisherflow_jax.geometry._solving import library
+from fisherflow_jax.geometry._solving import library, tolerance_of
 from fisherflow_jax.structures import Scalar
 
 PyTree = Any
@@ -111,7 +111,7 @@ def natural_gradient_flow(
     damping: Any = 0.0,
     step_size: float | None = None,
     solver: Any = None,
-    rtol: float = 1e-6,
+    rtol: float | None = None,
     max_steps: int = 4096,
 ) -> Flowed:
     r"""Follows the natural gradient of a batch, as a differential equation.
@@ -146,7 +146,8 @@ def natural_gradient_flow(
       damping: added to the information alone.
       step_size: of all steps; None: adaptive.
       solver: from diffrax; None: `Tsit5()`, with a step size `Euler()`.
-      rtol: of adaptive steps, relative; absolute a thousandth of it.
+      rtol: of adaptive steps, relative; absolute a thousandth of it. None: 1e-6, in
+        float32 1e-5.
       max_steps: at most so many.
 
     Returns:
@@ -185,7 +186,7 @@ def natural_gradient_flow(
     ends_early = times is None
     at = jnp.asarray(jnp.inf if times is None else times, dtype)
     last = jnp.asarray(time if times is None else at[-1], dtype)
-    numbers = tolerance, step_size, solver, rtol, max_steps
+    numbers = tolerance, step_size, solver, tolerance_of(rtol, dtype, 1e-6), max_steps
     recipe = choices.shared(_Recipe(evaluate, *numbers, ends_early))
     start = recipe.measure(params, given)  # which raises for bad rows, where eager
     reached, done = choices.run(recipe, _solve, params, given, at, last)

@@ -21,8 +21,8 @@ def library(what: str) -> Any:
     return diffrax
 
 
-def tolerance_of(tolerance: float | None, dtype: Any) -> float:
+def tolerance_of(tolerance: float | None, dtype: Any, least: float = 1e-8) -> float:
     """The relative tolerance of a solution; None: what the type allows."""
     if tolerance is not None:
         return tolerance
-    return max(1e-8, 100 * float(jnp.finfo(dtype).eps))
+    return max(least, 100 * float(jnp.finfo(dtype).eps))

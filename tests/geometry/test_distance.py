@@ -122,7 +122,8 @@ def test_targets_of_an_example_are_a_product():
     rng = np.random.default_rng(3)
     z, w = rng.normal(size=(2, 4, 5, 2))
     likelihood = likelihoods.gaussian_location_scale()
-    each = geo.distance(likelihood, z.reshape(20, 2), w.reshape(20, 2)).reshape(4, 5)
+    pairs = zip(z.reshape(20, 2), w.reshape(20, 2), strict=True)
+    each = np.array([of_normals(*pair) for pair in pairs]).reshape(4, 5)
     expected = np.sqrt(np.sum(np.square(each), 1))
     np.testing.assert_allclose(geo.distance(likelihood, z, w), expected, rtol=1e-12)
 
