@@ -47,7 +47,10 @@ def batch(name):
     return jnp.asarray(X), jnp.asarray(TARGETS[name])
 
 
-@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize(
+    "name",
+    ["bernoulli", "categorical", pytest.param("poisson", marks=pytest.mark.slow)],
+)
 def test_the_score_decays_as_exp_minus_t(name):
     """Whatever the conditioning, in a canonical model; mean parameters go straight."""
     run, at = evaluate(name), batch(name)
@@ -59,7 +62,10 @@ def test_the_score_decays_as_exp_minus_t(name):
     assert not path.converged
 
 
-@pytest.mark.parametrize("name", ["full", "diagonal", "block", "low_rank"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("block", "low_rank")]
+
+
+@pytest.mark.parametrize("name", ["full", "diagonal", *SLOW])
 def test_every_structure_goes_up_to_the_same_optimum(name):
     structure = structures.low_rank(2) if name == "low_rank" else None
     structure = structure or getattr(structures, name)()
@@ -138,7 +144,7 @@ def corrected(name, size):
 @pytest.mark.parametrize(
     ("way", "invariance", "accuracy"),
     [
-        (functools.partial(solved, None), 1, 1),
+        pytest.param(functools.partial(solved, None), 1, 1, marks=pytest.mark.slow),
         (functools.partial(solved, diffrax.Midpoint()), 2, 2),
         (corrected, 2, 1),
     ],

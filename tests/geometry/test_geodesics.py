@@ -66,6 +66,7 @@ def test_acceleration_is_that_of_the_christoffel_symbols():
     np.testing.assert_allclose(jnp.concatenate([*found.values()]), expected, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_curvature():
     """-1/2 of the normal, 1/4 of classes, in any coordinates."""
     u, v = jnp.array([1.0, 0.0]), jnp.array([0.3, 1.0])
@@ -99,6 +100,7 @@ def test_boundary():
         geo.exp(lambda r: 1 / r[None], jnp.array([4.0]), jnp.array([-9.0]))
 
 
+@pytest.mark.slow
 def test_faces_of_the_simplex():
     """Great circles of a sphere of radius 2, until a class has no chance."""
     p = jnp.array([0.2, 0.3])
