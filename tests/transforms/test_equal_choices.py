@@ -52,6 +52,9 @@ OPTIMIZERS = {
         natural_gradient(), cases.LOSS, period=1
     ),
     "adam": lambda: ff.adam(0.1),
+    "variational": lambda: ff.transforms.variational(
+        0.1, cases.diagonal_estimator(), num_observations=12, information=3.0
+    ),
 }
 
 
@@ -59,7 +62,8 @@ def two_eager_steps(optimizer, params=PARAMS):
     state = optimizer.init(params)
     for _ in range(2):
         gradients = jax.tree.map(jnp.ones_like, params)
-        updates, state = optimizer.update(gradients, state, params, batch=BATCH)
+        given = {"batch": BATCH, "drawn": params}  # the latter for one of them
+        updates, state = optimizer.update(gradients, state, params, **given)
         params = optax.apply_updates(params, updates)
     return params
 
