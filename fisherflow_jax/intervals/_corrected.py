@@ -22,6 +22,7 @@ PyTree = Any
 
 # Contrasts whose third derivatives are taken side by side.
 _AT_ONCE = 32
+_STEPS = 50  # of the search for the estimate
 
 
 class Interval(NamedTuple):
@@ -124,7 +125,7 @@ def corrected(
 def _fit(own: Asked, mean: PyTree, batch: Batch) -> Solution:
     """Firth's estimate."""
     rows = Stored.of(own, mean, batch)
-    return stored.highest(rows.penalised, rows.information, trees.ravel(mean))
+    return stored.highest(rows.penalised, rows.information, trees.ravel(mean), _STEPS)
 
 
 def _ends(

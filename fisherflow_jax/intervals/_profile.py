@@ -13,16 +13,14 @@ from fisherflow_jax._ground.batch import Batch
 from fisherflow_jax.flow import Solution, log_prior_of
 from fisherflow_jax.intervals import _stored as stored
 from fisherflow_jax.intervals._combinations import Combinations, combinations
+from fisherflow_jax.intervals._roots import STEPS, profiled
 from fisherflow_jax.intervals._stored import Asked, Stored
 from fisherflow_jax.likelihoods import Likelihood
 from fisherflow_jax.model import Model
 from fisherflow_jax.posteriors import two_sided
-from fisherflow_jax.structures import Full
 
 PyTree = Any
 
-# The roots are both near zero there: one is log(q / r) / r from the other, 0 / 0.
-_NEAR = 1e-3
 # A maximum is at infinity if the root is no larger at the end of the search.
 _AT_THE_TOP = 1e-2
 _KINDS = np.array(["flat", "one-sided", "bounded"])
@@ -40,8 +38,8 @@ class Profile(NamedTuple):
       modified_lower: the same of the modified root; NaN where there is none.
       modified_upper: the same of the modified root.
       quantile: of the normal, for the level.
-      converged: whether the searches at the estimate and at the ends of `lower` and
-        `upper` ended.
+      converged: whether the searches at the estimate, `lower` and `upper` ended, and
+        nothing higher than the estimate was met.
       values: `(m,)`, values of the combination.
       root: `(m,)`, the likelihood root r there; falls from above zero to below.
       modified_root: `(m,)`, r*.
@@ -164,15 +162,6 @@ def profile(
     return choices.run(own, _profile, *given, arrays)
 
 
-class _Point(NamedTuple):
-    """The profile at a value."""
-
-    root: jax.Array
-    slope: jax.Array  # of the root
-    modified: jax.Array
-    ended: jax.Array  # () bool, of the search
-
-
 def _profile(
     own: Asked,
     mean: PyTree,
@@ -189,8 +178,8 @@ def _profile(
     error = jnp.sqrt(row @ along)
     center = row @ start
 
-    best = stored.highest(rows.log_density, rows.information, start)
-    at = _profile_at(rows, row, (start, along / error), best)
+    best = stored.highest(rows.log_density, rows.information, start, STEPS)
+    at = profiled(rows, row, start, along / error, best)
     reach = quantile * error
 
     def sought(side: jax.Array, modified: jax.Array) -> search.Crossing:
@@ -224,6 +213,7 @@ def _profile(
     # a search that fails leaves a step in the root, and no crossing
     missed = jnp.abs(points.root[:2] + sides[:2] * quantile) > _AT_THE_TOP
     ended = points.ended[:2] & ~missed
+    ended = jnp.all(ended | ~found) & jnp.all(points.below)
     factors = ops.regularised(best.information, start)
     return Profile(
         estimate=estimate + offset,
@@ -233,80 +223,11 @@ def _profile(
         modified_lower=kept(ends.point[2]) + offset,
         modified_upper=kept(ends.point[3]) + offset,
         quantile=quantile,
-        converged=((best.unfinished == 0) | jnp.any(high)) & jnp.all(ended | ~found),
+        converged=((best.unfinished == 0) | jnp.any(high)) & ended,
         values=values + offset,
         root=points.root[2:],
         modified_root=kept(points.modified[2:]),
     )
-
-
-def _profile_at(
-    rows: Stored, row: jax.Array, line: tuple[jax.Array, jax.Array], best: Solution
-) -> Callable[[jax.Array], _Point]:
-    """The profile as a function of the value.
-
-    One parameter is eliminated, that which the combination says most of; each search
-    begins on the line (a point, a direction of unit error).
-    """
-    start, along = line
-    size, center = len(row), row @ start
-    pivot = jnp.argmax(jnp.abs(row * along))
-    others = (pivot + 1 + jnp.arange(size - 1)) % size
-    # theta = out psi + into others
-    out = jnp.zeros_like(row).at[pivot].set(1 / row[pivot])
-    into = jnp.eye(size, dtype=row.dtype)[:, others]
-    into = into.at[pivot].set(-row[others] / row[pivot])
-    peak, top = rows.log_density(best.mean), row @ best.mean
-    # of all parameters, in the coordinates of psi and the others
-    whole = best.logdet - 2 * jnp.log(jnp.abs(row[pivot]))
-    error = jnp.sqrt(row @ ops.regularised(best.information, start).divide(row))
-
-    def fitted(value: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        """The point, its height, the determinant of the others, and whether found."""
-        begun = start + along * (value - center) / (row @ along)
-        height, nothing = rows.log_density(begun), jnp.zeros_like(center)
-        if size == 1:
-            return begun, height, nothing, jnp.array(True)
-
-        def whole(rest: jax.Array) -> jax.Array:
-            return out * value + into @ rest
-
-        def information(rest: jax.Array) -> Full:
-            matrix = ops.to_dense(rows.information(whole(rest)), start)
-            return Full(into.T @ matrix @ into)
-
-        found = stored.highest(
-            lambda rest: rows.log_density(whole(rest)), information, begun[others]
-        )
-        reached = whole(found.mean)
-        value_there = rows.log_density(reached)
-        better = value_there >= height
-        return (
-            jnp.where(better, reached, begun),
-            jnp.where(better, value_there, height),
-            found.logdet,
-            found.unfinished == 0,
-        )
-
-    def at(value: jax.Array) -> _Point:
-        reached, height, logdet, ended = fitted(value)
-        away = top - value
-        size_of_root = jnp.sqrt(2 * jnp.maximum(peak - height, 0))
-        root = jnp.sign(away) * size_of_root
-        near = size_of_root < _NEAR
-        safe = jnp.where(near, 1.0, root)
-        # the height's slope at a constrained maximum is that along psi alone
-        slope = -(jax.grad(rows.log_density)(reached) @ out) / safe
-        ratio = jnp.abs(away / safe) * jnp.exp(0.5 * (whole - logdet))
-        modified = root + jnp.log(jnp.where(near, 1.0, ratio)) / safe
-        return _Point(
-            root=root,
-            slope=jnp.where(near, -1 / error, slope),
-            modified=jnp.where(near, root, modified),
-            ended=ended,
-        )
-
-    return at
 
 
 def _is_modified(rows: Stored, best: Solution, row: jax.Array) -> jax.Array:

@@ -127,6 +127,30 @@ def test_a_log_prior_in_a_marginal_flow_a_bank_and_with_an_unknown_scale(structu
         np.testing.assert_allclose(member.mean, expected, rtol=1e-3, atol=2e-3)
 
 
+def test_under_an_expectation_a_log_prior_is_taken_at_the_mean():
+    likelihood = ff.likelihoods.gaussian(2.0)
+    own = ff.fisher_flow(
+        firth.MODEL[0], likelihood, expectation=ff.expectations.outputs()
+    )
+    targets = X @ [1.0, 2, 3]
+    state = ff.warm_start(
+        own,
+        own.init(np.zeros(3)),
+        (X, targets),
+        log_prior=lambda theta: -2.0 * jnp.sum(jnp.square(theta - 1.0)),
+    )
+    matrix = X.T @ X / 4 + 5 * np.eye(3)
+    expected = np.linalg.solve(matrix, X.T @ targets / 4 + 4)
+    np.testing.assert_allclose(state.mean, expected, rtol=1e-5)
+    refined = ff.refine(
+        own,
+        state,
+        [(X, targets)],
+        log_prior=lambda theta: -2.0 * jnp.sum(jnp.square(theta - 1.0)),
+    )
+    np.testing.assert_allclose(refined.mean, expected, rtol=1e-5)
+
+
 def test_what_is_no_log_prior_is_refused():
     own = flow()
     state = own.init(np.zeros(3))
