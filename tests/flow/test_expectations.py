@@ -53,7 +53,13 @@ def scanned(*names, **options):
 # ---- where the model is linear and the errors are normal, nothing is averaged away
 
 
-@pytest.mark.parametrize("name", RULES)
+def some(names, *quick):
+    """Parameters of a test, of which the quick suite runs some."""
+    slow = pytest.mark.slow
+    return [name if name in quick else pytest.param(name, marks=slow) for name in names]
+
+
+@pytest.mark.parametrize("name", some(RULES, "cubature", "outputs", "monte_carlo"))
 def test_linear_gaussian_is_the_kalman_filter(name):
     _, after, info = scanned("full", "stationary", "gaussian", expectation=name)
     evidence = 0.0
@@ -149,7 +155,7 @@ def averages(x, mean, covariance, likelihood):
     ("structure", "memory", "likelihood"),
     [
         ("full", "exponential", "bernoulli"),
-        ("diagonal", "windowed", "poisson"),
+        pytest.param("diagonal", "windowed", "poisson", marks=pytest.mark.slow),
         pytest.param("block", "stationary", "bernoulli", marks=pytest.mark.slow),
         pytest.param("rank_3", "windowed", "bernoulli", marks=pytest.mark.slow),
         pytest.param("scalar", "exponential", "poisson", marks=pytest.mark.slow),
@@ -205,7 +211,7 @@ def elbo(x, y, mean, factor):
     return fit - distance / 2 + jnp.sum(jnp.log(jnp.abs(jnp.diag(factor))))
 
 
-@pytest.mark.parametrize("structure", ["full", "diagonal"])
+@pytest.mark.parametrize("structure", some(["full", "diagonal"], "full"))
 def test_the_optimum_of_the_bound_is_reached(structure):
     """By BFGS on mean and factor; within 1e-5 nats, the quadrature's own error."""
     x, y = logistic(20, 0)
@@ -313,10 +319,7 @@ SEVERAL = {
 }
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["classes", *(pytest.param(n, marks=pytest.mark.slow) for n in [*SEVERAL][1:])],
-)
+@pytest.mark.parametrize("name", some(SEVERAL, "classes"))
 def test_the_outputs_of_a_target_are_averaged_together(name):
     """Of linear models the outputs' nodes and the parameters' say the same."""
     apply_fn, likelihood, y = SEVERAL[name]
@@ -344,7 +347,7 @@ def network_case():
     return x, y, params
 
 
-@pytest.mark.parametrize("name", ["cubature", "fine"])
+@pytest.mark.parametrize("name", some(["cubature", "fine"], "cubature"))
 def test_of_a_network_it_is_the_fixed_point_too(name):
     """I = I_0 + diag E J' W J and I_0 (m - m_0) = E J' (y - mu), by explicit Jacobians.
 
@@ -387,9 +390,7 @@ def test_of_a_network_it_is_the_fixed_point_too(name):
     np.testing.assert_allclose(mean - first, score, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param("cubature", marks=pytest.mark.slow), "outputs"]
-)
+@pytest.mark.parametrize("name", some(["cubature", "outputs"], "outputs"))
 def test_layers_in_kronecker_structure(name):
     """A linear layer of two targets: as at the mean."""
     rng = np.random.default_rng(6)
@@ -498,13 +499,7 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[pytest.mark.slow] * (name in ("robust", "drawn")))
-        for name in OTHERS
-    ],
-)
+@pytest.mark.parametrize("name", some(OTHERS, "marginal"))
 def test_what_else_a_flow_does(name):
     """Near to the flow at the mean, and not the same, where there are 40 rows."""
     options = {"likelihood": ff.likelihoods.poisson()} | OTHERS[name]
