@@ -157,6 +157,7 @@ def test_a_loader_that_fails_is_told_to_the_others(found):
     assert "the disk is gone" in told.partition("\n")[0]
 
 
+@pytest.mark.slow
 def test_a_worker_is_lost_and_one_process_goes_on():
     """The example: process 1 is killed; from the checkpoint one process goes on."""
     program = str(TESTS.parent / "examples" / "distributed.py")
