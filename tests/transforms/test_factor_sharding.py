@@ -30,6 +30,7 @@ def test_nothing_large_is_whole_on_a_device():
         ("ekfac", "explicit"),
         ("soap", "auto"),
         ("soap", "explicit"),
+        ("last", "auto"),
         ("turns", "explicit"),
         ("exact", "auto"),
         ("shampoo", "auto"),
