@@ -101,15 +101,17 @@ def _take_in(
 
     found, pull = jax.vjp(each, output)
     (slope,) = pull(jnp.ones_like(found))
-    score = (slope * weights)[:, None] * values
     root = recipe.likelihood.root(output, jnp.ones_like(output))
     fisher = jnp.square(root)
     curvature = (fisher * weights)[:, None] * jnp.square(values)
     if recipe.normalise:
-        score = score / (1 + fisher * variance)[:, None]
+        slope = slope / (1 + fisher * variance)
+    score = (slope * weights)[:, None] * values
 
     scale = jnp.exp(state.log_scale)
-    adds = curvature if state.rate is None else jnp.square(score)
+    adds = curvature
+    if state.rate is not None:  # a weight is how often a row came
+        adds = (jnp.square(slope) * weights)[:, None] * jnp.square(values)
     total = jnp.sum(jnp.where(weights > 0, found * weights, 0))
     sound = jnp.isfinite(jnp.sum(adds) + jnp.sum(score) + total)
     # decided before anything is added: nothing is chosen between two states
@@ -140,6 +142,7 @@ def _take_in(
     return after, info
 
 
+@jax.custom_jvp
 def _rescaled(state: SparseState) -> SparseState:
     """The state, its sums multiplied by their scale where that has become faint.
 
@@ -157,6 +160,23 @@ def _rescaled(state: SparseState) -> SparseState:
     )
     log_scale = jnp.where(faint, 0, state.log_scale)
     return state._replace(curvature=sums[0], shift=sums[1], log_scale=log_scale)
+
+
+@_rescaled.defjvp
+def _(primals: tuple, tangents: tuple) -> tuple[SparseState, SparseState]:
+    # a loop cannot be run backwards; a choice can, at the cost of all features
+    (state,), (moved,) = primals, tangents
+    faint = state.log_scale < _FAINTEST
+    after, scale = _rescaled(state), jnp.exp(state.log_scale)
+
+    def scaled(x: jax.Array, by: jax.Array) -> jax.Array:
+        return jnp.where(faint, scale * (by + x * moved.log_scale), by)
+
+    return after, moved._replace(
+        curvature=scaled(state.curvature, moved.curvature),
+        shift=scaled(state.shift, moved.shift),
+        log_scale=jnp.where(faint, 0, moved.log_scale),
+    )
 
 
 def _risen(

@@ -163,6 +163,37 @@ def test_ftrl_with_a_feature_in_several_rows_of_a_batch():
     np.testing.assert_allclose(state.mean, [1.0 + moved, 1.0], atol=1e-12)
 
 
+@pytest.mark.parametrize("choices", [{}, {"rate": 0.3}, {"rate": 0.3, "l1": 0.1}])
+def test_a_weight_is_how_often_a_row_came(choices):
+    likelihood, targets = LIKELIHOODS["bernoulli"]
+    flow = ff.sparse.flow(likelihood, FEATURES, **choices)
+    rows = rows_of(0)
+    wanted, _ = flow.update(
+        flow.init(), jax.tree.map(lambda x: jnp.repeat(x, 3, 0), (rows, targets[0]))
+    )
+    found, _ = flow.update(flow.init(), (rows, targets[0], jnp.full(COUNT, 3.0)))
+    np.testing.assert_allclose(found.curvature, wanted.curvature, atol=1e-12)
+    np.testing.assert_allclose(found.mean, wanted.mean, atol=1e-12)
+
+
+def test_derivatives_by_prior_and_decay():
+    likelihood, targets = LIKELIHOODS["poisson"]
+
+    @jax.jit
+    def loss(numbers):
+        prior, decay = numbers  # of 12 updates the scale becomes too small: e^-48
+        memory = ff.memories.exponential(decay)
+        flow = ff.sparse.flow(
+            likelihood, FEATURES, memory=memory, prior_precision=prior
+        )
+        batches = rows_of(ALL), targets
+        return jnp.sum(jax.lax.scan(flow.update, flow.init(), batches)[1].output ** 2)
+
+    at, small = jnp.array([2.0, 0.018]), 1e-6
+    wanted = [(loss(at + d) - loss(at - d)) / (2 * small) for d in small * np.eye(2)]
+    np.testing.assert_allclose(jax.grad(loss)(at), wanted, rtol=1e-6)
+
+
 LARGE = 100_003  # a number that stands nowhere else
 
 
