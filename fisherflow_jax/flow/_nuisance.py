@@ -30,8 +30,9 @@ from fisherflow_jax.structures._full import from_matrix
 PyTree = Any
 
 _STEPS = 50
-# Turns end once the logarithms move by less, squared, in posterior deviations.
-_SHORT, _SHORT_64 = 1e-10, 1e-16
+# Turns end once the logarithms move by less, squared, in posterior deviations. In
+# float64 so little that differences of what is found agree with its derivatives.
+_SHORT, _SHORT_64 = 1e-10, 1e-20
 # What curves the wrong way in a few rows may take this share of what was known before.
 _LEAST = -0.5
 

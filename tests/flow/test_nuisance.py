@@ -120,6 +120,25 @@ def test_a_stream_ends_near_it_and_its_errors_are_of_the_right_size(name):
     np.testing.assert_allclose(own, errors, rtol=0.2)
 
 
+@pytest.mark.parametrize(
+    "name", ["concentration", pytest.param("df and scale", marks=pytest.mark.slow)]
+)
+def test_a_stream_in_float32_ends_as_in_float64(name):
+    wide = stream(name)
+    start = flow_of(name).init(jnp.zeros(3, jnp.float32))
+    state = stream(name, state=start)
+    assert (
+        state.num_skipped == 0
+        and state.nuisance.mean.keys() == wide.nuisance.mean.keys()
+    )
+    pairs = [(state.mean, wide.mean, ff.standard_error(wide))]
+    errors = np.array(list(ff.standard_error(wide.nuisance).values()))
+    pairs.append((logs_of(state), logs_of(wide), errors))
+    for found, expected, error in pairs:
+        assert found.dtype == jnp.float32
+        assert np.max(np.abs(np.asarray(found, float) - expected) / error) < 0.02
+
+
 @pytest.mark.slow
 def test_randhie():
     """Source: R's MASS, by statsmodels: negative binomial of 20,190 rows."""

@@ -76,10 +76,11 @@ def ended(dtype):
         state = BANK.init(jnp.zeros((4, 2), dtype))
         return jax.lax.scan(BANK.update, state, batches)[0]
 
-    parts = (
-        jnp.asarray(np.stack(p), dtype) for p in zip(*STREAMS.values(), strict=True)
-    )
-    states = jax.jit(functools.partial(jax.lax.map, run))(tuple(parts))
+    with jax.enable_x64(dtype == jnp.float64):
+        parts = (
+            jnp.asarray(np.stack(p), dtype) for p in zip(*STREAMS.values(), strict=True)
+        )
+        states = jax.jit(functools.partial(jax.lax.map, run))(tuple(parts))
     return {
         name: jax.tree.map(lambda x, i=i: x[i], states)
         for i, name in enumerate(STREAMS)
@@ -154,23 +155,39 @@ def test_a_bank_weighs_its_members_as_without_the_bad_rows(dtype):
     np.testing.assert_allclose(*weights, rtol=1e-3 if dtype == jnp.float32 else 1e-9)
 
 
+@both_types
 @each_memory
-def test_the_dispersion_does_not_know_the_origin(memory):
-    states = [member(stream, memory) for stream in ("clean", "far")]
-    np.testing.assert_allclose(*(s.dispersion for s in states), rtol=1e-4)
+def test_the_dispersion_does_not_know_the_origin(memory, dtype):
+    """In float32 but for outputs of a million, which are rounded to a sixteenth: of 200
+    rows that leaves .0065 of it (the standard deviation of orders of the rows)."""
+    clean, far = (
+        member(stream, memory, dtype).dispersion for stream in ("clean", "far")
+    )
+    left = 4 * 0.0065 * np.sqrt(200 / np.sum(expected(memory)[1]))
+    rtol = left if dtype == jnp.float32 else 1e-4
+    np.testing.assert_allclose(clean, far, rtol=rtol)
 
 
+@both_types
 @pytest.mark.parametrize("memory", ["stationary", "exponential"])
-def test_workers_merge_into_one_machine(memory):
-    start = FLOWS[memory].init(jnp.zeros((4, 2)))
-    workers = [member(stream, memory) for stream in ("even", "odd")]
-    merged, machine = ff.merge(workers, start), member("bad", memory)
+def test_workers_merge_into_one_machine(memory, dtype):
+    start = FLOWS[memory].init(jnp.zeros((4, 2), dtype))
+    workers = [member(stream, memory, dtype) for stream in ("even", "odd")]
+    merged, machine = ff.merge(workers, start), member("bad", memory, dtype)
     cases = [CASES @ state.mean for state in (merged, machine)]
-    np.testing.assert_allclose(*cases, rtol=1e-6)
+    narrow = dtype == jnp.float32
+    np.testing.assert_allclose(*cases, atol=2e-3 if narrow else 1e-6)
     for name in ("count", "dispersion"):
         parts = getattr(merged, name), getattr(machine, name)
-        np.testing.assert_allclose(*parts, rtol=1e-5)
+        np.testing.assert_allclose(*parts, rtol=1e-3 if narrow else 1e-5)
+    assert merged.num_skipped == 0
     assert merged.events.rows_skipped == machine.events.rows_skipped == 2 * NUMBER
+
+
+def test_where_values_are_at_hand_a_bank_names_the_bad_row():
+    state, batch = BANK.init(jnp.zeros((4, 2))), tuple(part[0] for part in BAD)
+    with pytest.raises(ValueError, match=r"row 1 .*targets\[1, 0\] = nan"):
+        BANK.update(state, batch)
 
 
 def test_what_does_not_merge_says_so():

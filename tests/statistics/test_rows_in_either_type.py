@@ -4,6 +4,7 @@ Beside what other files hold in one type: a channel that is missing together wit
 unknown dispersion, weights of each kind, separation, and an eager loop from far away.
 """
 
+import re
 import warnings
 
 import jax
@@ -30,13 +31,19 @@ def linear(params, inputs):
     return inputs @ params
 
 
+def beside_a_reference(params, inputs):
+    return jnp.pad(inputs @ params, ((0, 0), (1, 0)))
+
+
 def scanned(flow, start, *parts, dtype):
     cut = [
         jnp.asarray(part, dtype).reshape((NUMBER, ROWS, *part.shape[1:]))
         for part in parts
     ]
-    start = flow.init(jnp.zeros(start, dtype))
-    return jax.jit(lambda s, b: jax.lax.scan(flow.update, s, b)[0])(start, tuple(cut))
+    with jax.enable_x64(dtype == jnp.float64):
+        start = flow.init(jnp.zeros(start, dtype))
+        run = jax.jit(lambda s, b: jax.lax.scan(flow.update, s, b)[0])
+        return run(start, tuple(cut))
 
 
 def poisson_fit(y, weights):
@@ -101,7 +108,7 @@ def test_weights_of_each_kind_in_float32(kind):
     assert float(state.count) == count
 
 
-def test_separation_a_zero_column_and_an_empty_cell_in_float32():
+def test_separation_a_zero_column_an_empty_cell_and_an_unseen_class_in_float32():
     """What only the prior determines is told, and nothing else."""
     draw, one = rng(3), np.ones(60)
     side = draw.uniform(0.5, 2.0, 30)
@@ -112,15 +119,22 @@ def test_separation_a_zero_column_and_an_empty_cell_in_float32():
         (L.bernoulli(), [one, np.concatenate([-side, side])], np.arange(60) >= 30, 1),
         (L.bernoulli(), [z, 0 * one], draw.logistic(size=60) < z, 1),
         (L.poisson(), list(cells.T), counts, 1),
+        (L.categorical(), [one, z], np.arange(60) % 2, (0, 1)),  # of three classes
     ]
     for likelihood, columns, targets, which in cases:
-        flow = ff.fisher_flow(linear, likelihood, prior_precision=1e-6)
-        x, y = jnp.asarray(np.stack(columns, 1), "f4"), jnp.asarray(targets, "f4")
-        state, _ = flow.update(flow.init(jnp.zeros(2, jnp.float32)), (x, y))
-        with pytest.warns(ff.DataWarning, match=rf"the prior: .*theta\[{which}\]"):
-            error = ff.standard_error(state)
+        classes = likelihood.name == "categorical"
+        start = jnp.zeros((2, 2) if classes else 2, jnp.float32)
+        model = beside_a_reference if classes else linear
+        flow = ff.fisher_flow(model, likelihood, prior_precision=1e-6)
+        x = jnp.asarray(np.stack(columns, 1), "f4")
+        y = jnp.asarray(targets, "i4" if classes else "f4")
+        state, _ = flow.update(flow.init(start), (x, y))
+        name = re.escape(f"theta[{','.join(map(str, np.atleast_1d(which)))}]")
+        with pytest.warns(ff.DataWarning, match=f"the prior: .*{name}"):
+            error = np.asarray(ff.standard_error(state))
         assert np.isfinite(error).all() and error[which] > 100
-        assert ff.summary(state).prior_share[which] > 0.05
+        share = np.reshape(ff.summary(state).prior_share, start.shape)
+        assert share[which] > 0.05
 
 
 @both_types

@@ -27,8 +27,9 @@ def off(mean, solution, inputs, weights=1.0):
 
 def run(simulation, flow, inputs, targets, size, dtype):
     """One scan over batches of `size`."""
-    rows = jnp.asarray(inputs, dtype), jnp.asarray(targets, dtype)
-    return simulation.stream(flow, *rows, size)
+    with jax.enable_x64(dtype == jnp.float64):
+        rows = jnp.asarray(inputs, dtype), jnp.asarray(targets, dtype)
+        return simulation.stream(flow, *rows, size)
 
 
 # ---- float32: dummy traps, single rows, far origins, large units
@@ -182,29 +183,44 @@ def test_rounding_ends_a_search_in_float32(simulation):
     assert off(state.mean, np.linalg.lstsq(inputs, targets)[0], inputs) < 2
 
 
-@pytest.mark.parametrize("name", ["dummy trap", "years, prior 1e-8"])
-def test_float64_needs_no_help(simulation, name):
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("dummy trap", 20),
+        ("years, prior 1e-8", 20),
+        ("years, prior 1e-2", 1),
+        ("years, prior 1e-8", 1),
+        ("standardised, prior 1e-8", 1),
+    ],
+)
+def test_float64_needs_no_help(simulation, name, size):
     line = LINES[name]
     flow = ff.fisher_flow(
         simulation.linear, line.likelihood, prior_precision=line.prior_precision
     )
-    state = run(simulation, flow, line.inputs, line.targets, 20, jnp.float64)
+    state = run(simulation, flow, line.inputs, line.targets, size, jnp.float64)
     assert (state.count, state.events.solves_regularised) == (ROWS, 0)
     assert off(state.mean, line.solution()[0], line.inputs) < 1e-6
 
 
-def test_an_eager_loop_ends_as_a_scan(simulation):
-    line = LINES["dummy trap"]
+@pytest.mark.parametrize(
+    ("name", "rows", "size"), [("dummy trap", ROWS, 20), ("years, prior 1e-8", 60, 1)]
+)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_an_eager_loop_ends_where_a_scan_does(simulation, name, rows, size, dtype):
+    line = LINES[name]
+    line = line._replace(inputs=line.inputs[:rows], targets=line.targets[:rows])
     flow = ff.fisher_flow(
         simulation.linear, line.likelihood, prior_precision=line.prior_precision
     )
-    inputs, targets = (jnp.asarray(x, jnp.float32) for x in line[:2])
-    state = flow.init(jnp.zeros(4, jnp.float32))
-    for start in range(0, ROWS, 20):
-        rows = slice(start, start + 20)
-        state, info = flow.update(state, (inputs[rows], targets[rows]))
+    inputs, targets = (np.asarray(x, dtype) for x in line[:2])
+    state = flow.init(np.zeros(inputs.shape[1], dtype))
+    for start in range(0, rows, size):
+        part = slice(start, start + size)
+        state, info = flow.update(state, (inputs[part], targets[part]))
         assert not info.skipped
-    assert off(state.mean, line.solution()[0], line.inputs) < 0.02
+    bound = 0.02 if dtype == jnp.float32 else 1e-6
+    assert off(state.mean, line.solution()[0], line.inputs) < bound
 
 
 # ---- first updates from far away
