@@ -7,7 +7,9 @@
 precisions P (Adam's is the penalty of its mean loss) and a third number: for Adam the
 step at which it stops, for variational training the information of an observation at
 which the precision starts. The choice is by the NLL of 200 images with right labels, on
-three seeds that are not used again; then the other 1,297 images are the test. A seed
+three seeds that are not used again; then the other 1,297 images are the test. Not in
+the grid: Adam's decays, which are the usual ones, and those of the precision, which
+were chosen by hand beforehand, as were the starts, by these three seeds. A seed
 draws the images, the wrong labels, the start, the batches and the weights. `draws`
 averages the probabilities of 32 networks. Means over seeds, with their standard errors,
 and the differences from tuned Adam, pair by pair.

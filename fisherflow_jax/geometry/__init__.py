@@ -11,10 +11,10 @@ from fisherflow_jax.geometry._divergences import kl as kl
 from fisherflow_jax.geometry._flow import Flowed as Flowed
 from fisherflow_jax.geometry._flow import natural_gradient_flow as natural_gradient_flow
 from fisherflow_jax.geometry._geodesics import Geodesic as Geodesic
-from fisherflow_jax.geometry._geodesics import Logarithm as Logarithm
 from fisherflow_jax.geometry._geodesics import acceleration as acceleration
 from fisherflow_jax.geometry._geodesics import exp as exp
-from fisherflow_jax.geometry._geodesics import log as log
+from fisherflow_jax.geometry._logarithm import Logarithm as Logarithm
+from fisherflow_jax.geometry._logarithm import log as log
 from fisherflow_jax.geometry._metric import jeffreys as jeffreys
 from fisherflow_jax.geometry._metric import metric as metric
 from fisherflow_jax.geometry._metric import pullback as pullback

@@ -68,6 +68,8 @@ def cramer_rao(
       Cramér, "Mathematical Methods of Statistics", 1946, chapter 32.
     """
     params = floating(params)
+    own = jax.eval_shape(ops.diagonal, information, params)
+    trees.check_shapes(params, own, "params are those of the information")
     point, x = flattened(params)
 
     def expected(x: jax.Array) -> jax.Array:

@@ -10,8 +10,9 @@ import numpy as np
 from fisherflow_jax._ground import arrays, checks, linalg, trees
 from fisherflow_jax._ground.arrays import safe_sqrt
 from fisherflow_jax.geometry._divergences import check_pair
-from fisherflow_jax.geometry._geodesics import both, log
-from fisherflow_jax.geometry._metric import Metric, floating, metric
+from fisherflow_jax.geometry._geodesics import both
+from fisherflow_jax.geometry._logarithm import log
+from fisherflow_jax.geometry._metric import Metric, check_metric, floating, metric
 from fisherflow_jax.likelihoods import Likelihood
 
 PyTree = Any
@@ -81,8 +82,8 @@ def distance(
         each = space.distance(outputs, other)
         if not checks.holds(jnp.all(jnp.isfinite(each))):
             _refuse(space, outputs, other, each)
-        squares = jnp.square(each.reshape(each.shape[0], -1))
-        return safe_sqrt(jnp.sum(squares, 1))
+        axes = tuple(range(1, each.ndim))
+        return safe_sqrt(jnp.sum(jnp.square(each), axes))
     if space.random_root:
         raise ValueError(
             f"{space.name} has no Fisher-Rao distance in closed form, and its root is "
@@ -105,7 +106,7 @@ def _shot(
 
 def _trusted(found: jax.Array, arrives: jax.Array) -> jax.Array:
     if not checks.holds(arrives):
-        lost = int(jnp.sum(~arrives))
+        lost = int(np.sum(~np.asarray(arrives)))
         raise ValueError(
             f"shooting did not arrive for {lost} of {np.size(arrives)} pairs: give "
             "coordinates that are unbounded (log scales, logits), more num_stages or "
@@ -116,6 +117,7 @@ def _trusted(found: jax.Array, arrives: jax.Array) -> jax.Array:
 
 
 def _refuse(space: Likelihood, outputs: Any, other: Any, each: jax.Array) -> None:
+    outputs, other, each = jax.lax.stop_gradient((outputs, other, each))
     row = int(np.argmin(np.isfinite(np.asarray(each).reshape(len(each), -1)).all(1)))
     raise ValueError(
         f"{space!r}: example {row} has no distance, of outputs {outputs[row]} and "
@@ -158,6 +160,7 @@ def length(
       Amari, "Information Geometry and Its Applications", 2016.
     """
     checks.whole(num_nodes, "num_nodes")
+    check_metric(metric)
     nodes, weights = np.polynomial.legendre.leggauss(num_nodes)
     if callable(path):
         return _length(metric, path, (nodes + 1) / 2, weights / 2)

@@ -112,8 +112,7 @@ def kl(likelihood: Likelihood, outputs: Any, other: Any) -> jax.Array:
       An array of the shape of the log-probabilities, in nats: a sum over targets is the
       divergence of them all. Closed forms; of `student_t` a quadrature, of relative
       error 1e-8 up to five scales apart; of `from_distribution` by its rule.
-      Differentiated, vmapped and compiled. Cost: of
-      the order of the outputs.
+      Differentiated, vmapped and compiled. Cost: of the order of the outputs.
 
     Raises:
       ValueError: for a family without a closed form, and for shapes that differ.
@@ -143,10 +142,10 @@ def check_pair(likelihood: Any, outputs: Any, other: Any) -> tuple[Any, Any]:
     """Two predictions of a likelihood as arrays, or an error."""
     checks.made(likelihood, Likelihood, "likelihood", "ff.likelihoods.gaussian()")
     outputs, other = jnp.asarray(outputs), jnp.asarray(other)
-    if outputs.shape != other.shape:
+    if outputs.shape != other.shape or not outputs.ndim:
         raise ValueError(
-            f"{likelihood.name}: two predictions have one shape; got {outputs.shape} "
-            f"and {other.shape}."
+            f"{likelihood.name}: two predictions have one shape, (n, ...); got "
+            f"{outputs.shape} and {other.shape}."
         )
     likelihood.check(outputs, None)
     return arrays.widen(outputs), arrays.widen(other)
@@ -205,4 +204,5 @@ def fisher_divergence(
     if weights is None:
         return jnp.mean(each)
     weights = arrays.like(weights, each)
+    trees.check_shapes(weights, each, "weights are one for each point")
     return linalg.product("m,m->", weights, each) / jnp.sum(weights)

@@ -12,7 +12,7 @@ from fisherflow_jax import information as ops
 from fisherflow_jax._ground import checks, choices, trees
 from fisherflow_jax._ground.warning import warn_once
 from fisherflow_jax.geometry._metric import floating, refuse_singular
-from fisherflow_jax.geometry._solving import library, tolerance_of
+from fisherflow_jax.geometry._solving import library, times_of, tolerance_of
 from fisherflow_jax.structures import Scalar
 
 PyTree = Any
@@ -29,9 +29,9 @@ class Flowed(NamedTuple):
         nats, where the model is nearly quadratic.
       converged: whether the decrement fell below the tolerance.
       information: at the end, of the data: what `ff.posterior` takes.
-      largest_error: `()`, the largest standard error, with the prior: where it grows
-        without end so do the parameters, as of separated classes, however small the
-        decrement.
+      largest_error: `()`, the largest standard error, with the prior (of dispersion 1,
+        where that is unknown): where it grows without end so do the parameters, as of
+        separated classes, however small the decrement.
       num_steps: `()`, steps tried.
     """
 
@@ -156,9 +156,9 @@ def natural_gradient_flow(
       steps.
 
     Raises:
-      ValueError: outside jit, for a singular information, with the directions in which
-        it is zero; for steps that are unstable, and for more than `max_steps`. A
-        `DataWarning` says where parameters grow without end.
+      ValueError: for numbers out of range; outside jit, for a singular information,
+        with the directions in which it is zero, for steps that are unstable, and for
+        more than `max_steps`. A `DataWarning` says where parameters grow without end.
       ImportError: without diffrax.
 
     Example:
@@ -178,14 +178,28 @@ def natural_gradient_flow(
       simplifying assumption", 2011.
     """
     library("natural_gradient_flow")
+    if not callable(evaluate):
+        raise TypeError(
+            "evaluate is a function, such as ff.fisher_flow(...).evaluate; got "
+            f"{checks.described(evaluate)}."
+        )
     params = floating(params)
     dtype = trees.float_dtype(params)
-    if prior is not None and not ops.is_information(prior[1]):
-        prior = prior[0], Scalar(jnp.asarray(prior[1], dtype))
+    checks.whole(max_steps, "max_steps")
+    for name, value in (("tolerance", tolerance), ("damping", damping)):
+        checks.not_negative(value, name)
+    if step_size is not None:
+        checks.positive(step_size, "step_size")
+    prior = None if prior is None else _prior(prior, params)
     given = _Given(batch, key, prior, jnp.asarray(damping, dtype))
     ends_early = times is None
-    at = jnp.asarray(jnp.inf if times is None else times, dtype)
-    last = jnp.asarray(time if times is None else at[-1], dtype)
+    if times is None:
+        at, last = jnp.zeros(1, dtype), jnp.asarray(time, dtype)
+    else:
+        at = times_of(times, dtype)
+        last = at[-1]
+    if not checks.holds(last >= 0):
+        raise ValueError(f"time must not be negative; got {time}.")
     numbers = tolerance, step_size, solver, tolerance_of(rtol, dtype, 1e-6), max_steps
     recipe = choices.shared(_Recipe(evaluate, *numbers, ends_early))
     start = recipe.measure(params, given)  # which raises for bad rows, where eager
@@ -193,6 +207,17 @@ def natural_gradient_flow(
     if not checks.is_traced((start, reached, done)):
         _check(recipe, start, reached, bool(done))
     return reached
+
+
+def _prior(prior: tuple[PyTree, Any], params: PyTree) -> tuple[PyTree, Any]:
+    if not isinstance(prior, tuple) or len(prior) != 2:
+        raise ValueError(f"prior is a pair, (mean, precision); got {prior!r}.")
+    mean, precision = prior
+    trees.check_shapes(mean, params, "a prior's mean is a tree like the parameters")
+    if not ops.is_information(precision):
+        checks.not_negative(precision, "the prior's precision")
+        precision = Scalar(jnp.asarray(precision, trees.float_dtype(params)))
+    return mean, precision
 
 
 def _solve(

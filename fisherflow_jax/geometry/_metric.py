@@ -79,7 +79,7 @@ def metric(
 
 
 def _of_outputs(likelihood: Likelihood, outputs: PyTree, key: Any) -> jax.Array:
-    columns = root_columns(likelihood, jnp.asarray(outputs)[None], key)
+    columns = root_columns(likelihood, floating(outputs)[None], key)
     rows = trees.widen(columns).reshape(len(columns), -1)
     return linalg.product("ri,rj->ij", rows, rows)
 
@@ -109,6 +109,8 @@ def pullback(metric: Metric, function: Callable[[PyTree], PyTree]) -> Metric:
     References:
       Amari, "Information Geometry and Its Applications", 2016.
     """
+
+    check_metric(metric)
 
     def pulled(params: PyTree) -> jax.Array:
         params = floating(params)
@@ -154,6 +156,7 @@ def jeffreys(metric: Metric) -> Callable[[PyTree], jax.Array]:
       1946.
       Firth, "Bias reduction of maximum likelihood estimates", 1993.
     """
+    check_metric(metric)
 
     def log_density(params: PyTree) -> jax.Array:
         matrix = metric(params)
@@ -169,6 +172,15 @@ def jeffreys(metric: Metric) -> Callable[[PyTree], jax.Array]:
 
 
 # ---- what the room shares
+
+
+def check_metric(metric: Any) -> None:
+    """Raises for what is no function of the parameters."""
+    if isinstance(metric, Likelihood | Estimator) or not callable(metric):
+        raise TypeError(
+            "a metric is a function, params -> (d, d), such as ff.geometry.metric("
+            f"likelihood) or metric(estimator, batch); got {checks.described(metric)}."
+        )
 
 
 def floating(params: PyTree) -> PyTree:
@@ -191,6 +203,7 @@ class Flat:
 
 
 def flat_metric(metric: Metric, params: PyTree) -> Flat:
+    check_metric(metric)
     leaves, treedef = jax.tree.flatten(params)
     return Flat(choices.hashable(metric), treedef, tuple(x.shape for x in leaves))
 
@@ -207,6 +220,7 @@ def rounding(matrix: jax.Array) -> float:
 
 def refuse_singular(matrix: jax.Array, params: PyTree, what: str) -> None:
     """Raises for a singular matrix, with the directions in which it is zero."""
+    matrix, params = jax.lax.stop_gradient((matrix, params))
     if not bool(jnp.all(jnp.isfinite(matrix))):
         raise ValueError(f"{what}: the information is not finite at {params}.")
     found = ops.null_directions(Full(trees.unravel(matrix, params)))

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fisherflow_jax._ground import linalg, trees
+from fisherflow_jax._ground import checks, linalg, trees
 from fisherflow_jax.information import _operations as ops
 
 PyTree = Any
@@ -164,7 +164,8 @@ def efficient(
        = (C I^{-1} C^\top)^{-1}
 
     Schur's complement of what is nuisance, or of combinations :math:`\psi = C \theta`.
-    `restrict` is the information if the others were known. It is the inverse of
+    `restrict` is the information if the others were known. It is called the effective
+    information too; `effective` here is a count of parameters. It is the inverse of
     `ff.geometry.cramer_rao`, and exists where that does not: along what the data do not
     determine it is zero, and what is redundant among the nuisance costs nothing.
 
@@ -184,8 +185,9 @@ def efficient(
       one.
 
     Raises:
-      ValueError: for names that there are not, for contrasts of other shapes, and above
-        4,096 parameters.
+      ValueError: for names that there are not, for contrasts of other shapes, for some
+        that are combinations of others (infinite or NaN under jit), and above 4,096
+        parameters.
 
     Example:
       >>> import jax.numpy as jnp
@@ -211,6 +213,7 @@ def efficient(
         tolerance = len(matrix) * float(jnp.finfo(matrix.dtype).eps)
     k = len(rows)
     columns = rows.astype(matrix.dtype).T / scale[:, None]
+    _check_independent(columns, tolerance)
     identity = jnp.eye(len(matrix), dtype=matrix.dtype)
     basis = linalg.orthonormal(jnp.concatenate([columns, identity], 1))
     triangle = linalg.product("ji,jk->ik", basis[:, :k], columns)
@@ -225,6 +228,18 @@ def efficient(
     root = linalg.solve(triangle, vectors)
     found = linalg.product("ij,j,kj->ik", root, values, root)
     return found[0, 0] if is_number else found
+
+
+def _check_independent(columns: jax.Array, tolerance: jax.typing.ArrayLike) -> None:
+    """Raises, where values are at hand, for contrasts one of which others make."""
+    sizes = jnp.linalg.norm(columns, axis=0)
+    unit = columns / jnp.where(sizes > 0, sizes, 1)[None, :]
+    values = linalg.eigh(linalg.product("ji,jk->ik", unit, unit))[0]
+    if not checks.holds(values[0] > tolerance):
+        raise ValueError(
+            f"{columns.shape[1]} contrasts of which some are combinations of the "
+            "others, or zero, have no information of their own: give independent ones."
+        )
 
 
 def _contrasts(interest: PyTree, like: PyTree) -> tuple[jax.Array, bool]:

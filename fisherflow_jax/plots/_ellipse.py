@@ -101,6 +101,7 @@ def _about(state: Any) -> Gaussian:
 
 
 def _chosen(names: Any, entries: list[str]) -> list[int]:
+    names = [names] if isinstance(names, str) else names
     names = entries if names is None else [str(name) for name in names]
     missing = [name for name in names if name not in entries]
     if len(names) != 2 or names[0] == names[1] or missing:

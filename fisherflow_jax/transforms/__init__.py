@@ -20,11 +20,11 @@ from fisherflow_jax.transforms._scale_by_fisher import (
 from fisherflow_jax.transforms._soap import shampoo as shampoo
 from fisherflow_jax.transforms._soap import soap as soap
 from fisherflow_jax.transforms._two_sided import TwoSidedState as TwoSidedState
-from fisherflow_jax.transforms._variational import (
+from fisherflow_jax.transforms._variational import variational as variational
+from fisherflow_jax.transforms._variational_state import (
     VariationalState as VariationalState,
 )
-from fisherflow_jax.transforms._variational import get_posterior as get_posterior
-from fisherflow_jax.transforms._variational import variational as variational
+from fisherflow_jax.transforms._variational_state import get_posterior as get_posterior
 from fisherflow_jax.transforms.preconditioner.factorise import apply as apply
 from fisherflow_jax.transforms.preconditioner.factorise import (
     factored_damping as factored_damping,

@@ -81,3 +81,8 @@ def test_what_the_data_do_not_determine():
     np.testing.assert_allclose(found, np.linalg.inv(x.T @ x), rtol=1e-9)
     with pytest.raises(ValueError, match="a bias is a tree like what is estimated"):
         geo.cramer_rao(information, params, function, bias=lambda p: p)
+
+
+def test_other_parameters_than_those_of_the_information():
+    with pytest.raises(ValueError, match="params are those of the information"):
+        geo.cramer_rao(Full(jnp.eye(2)), jnp.ones(3))

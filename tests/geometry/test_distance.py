@@ -190,6 +190,7 @@ START = jnp.array([0.2, -0.4, 0.3, 1.2, 0.7, -0.5, 0.3, -0.2, 0.4, -0.3])
 VELOCITY = jnp.array([0.8, -0.6, 0.4, -0.5, 0.6, 0.7, 0.9, -0.5, -0.4, 0.6])
 
 
+@pytest.mark.slow
 def test_exp_goes_as_far_as_its_velocity():
     end = jax.jit(lambda x, v: geo.exp(product, x, v))(START, VELOCITY)
     assert end.converged
@@ -304,3 +305,15 @@ def test_lengths_of_paths():
     assert 3 * 2**0.5 <= jnp.sum(chords) + 1e-12 < lines < 1.01 * 3 * 2**0.5
     with pytest.raises(ValueError, match="two or more points"):
         geo.length(metric, points[:1])
+
+
+def test_pairs_that_are_none():
+    given = likelihoods.gaussian("given")
+    z = jnp.ones((2, 2))
+    with pytest.raises(ValueError, match="example 0 has no distance"):
+        jax.grad(lambda w: geo.distance(given, z, w).sum())(z + 1)
+    for of in (geo.distance, geo.kl):
+        with pytest.raises(ValueError, match=r"one shape, \(n, \.\.\.\); got \(\)"):
+            of(likelihoods.poisson(), 1.0, 2.0)
+    none = jnp.zeros((0, 2))
+    assert geo.distance(likelihoods.poisson(), none, none).shape == (0,)

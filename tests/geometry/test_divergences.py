@@ -127,3 +127,9 @@ def test_no_closed_form():
         geo.kl(likelihoods.poisson(), jnp.zeros(3), jnp.ones(2))
     with pytest.raises(ValueError, match="concentration of negative_binomial"):
         geo.kl(likelihoods.negative_binomial(None), jnp.zeros(3), jnp.ones(3))
+
+
+def test_weights_are_one_for_each_point():
+    square = lambda x: -x @ x  # noqa: E731
+    with pytest.raises(ValueError, match="weights are one for each point"):
+        geo.fisher_divergence(square, square, jnp.ones((4, 3)), jnp.ones(3))

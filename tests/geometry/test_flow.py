@@ -49,7 +49,11 @@ def batch(name):
 
 @pytest.mark.parametrize(
     "name",
-    ["bernoulli", "categorical", pytest.param("poisson", marks=pytest.mark.slow)],
+    [
+        "bernoulli",
+        pytest.param("categorical", marks=pytest.mark.slow),
+        pytest.param("poisson", marks=pytest.mark.slow),
+    ],
 )
 def test_the_score_decays_as_exp_minus_t(name):
     """Whatever the conditioning, in a canonical model; mean parameters go straight."""
@@ -145,7 +149,9 @@ def corrected(name, size):
     ("way", "invariance", "accuracy"),
     [
         pytest.param(functools.partial(solved, None), 1, 1, marks=pytest.mark.slow),
-        (functools.partial(solved, diffrax.Midpoint()), 2, 2),
+        pytest.param(
+            functools.partial(solved, diffrax.Midpoint()), 2, 2, marks=pytest.mark.slow
+        ),
         (corrected, 2, 1),
     ],
     ids=["euler", "midpoint", "geodesic"],
@@ -197,3 +203,32 @@ def test_jit_vmap_and_float32():
     )
     assert lone.params.dtype == jnp.float32
     np.testing.assert_allclose(lone.params, found.params[0], atol=2e-2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"times": [2.0, 1.0]}, "times are an array"),
+        ({"times": 1.0}, "times are an array"),
+        ({"time": -1.0}, "time must not be negative"),
+        ({"tolerance": -1.0}, "tolerance must be finite and not negative"),
+        ({"rtol": -1.0}, "a relative tolerance must be positive"),
+        ({"damping": -1.0}, "damping must be finite and not negative"),
+        ({"step_size": 0.0}, "step_size must be positive"),
+        ({"max_steps": 0}, "max_steps must be a positive whole number"),
+        ({"prior": 1.0}, r"prior is a pair, \(mean, precision\)"),
+        ({"prior": (jnp.zeros(3), -1.0)}, "the prior's precision must be finite and"),
+        ({"prior": (jnp.zeros(2), 1.0)}, "a prior's mean is a tree like the param"),
+    ],
+)
+def test_numbers_out_of_range(options, message):
+    with pytest.raises(ValueError, match=message):
+        geo.natural_gradient_flow(
+            evaluate("bernoulli"), jnp.zeros(3), batch("bernoulli"), **options
+        )
+
+
+def test_evaluate_is_a_function():
+    flow = ff.fisher_flow(linear, likelihoods.bernoulli())
+    with pytest.raises(TypeError, match=r"such as ff\.fisher_flow\(\.\.\.\)\.evaluate"):
+        geo.natural_gradient_flow(flow, jnp.zeros(3), batch("bernoulli"))

@@ -184,3 +184,15 @@ def test_without_diffrax(monkeypatch):
     monkeypatch.setitem(sys.modules, "diffrax", None)
     with pytest.raises(ImportError, match=r"pip install 'fisherflow-jax\[geometry\]'"):
         geo.exp(by_scale, jnp.ones(2), jnp.ones(2))
+
+
+@pytest.mark.parametrize("times", [[1.0, 0.5], [-1.0, 1.0], [], 0.5, [jnp.inf]])
+def test_times_and_numbers_out_of_range(times):
+    ends = jnp.array([0.3, 0.8]), jnp.ones(2)
+    with pytest.raises(ValueError, match="times are an array"):
+        geo.exp(by_scale, *ends, times=times)
+    with pytest.raises(ValueError, match="a relative tolerance must be positive"):
+        geo.exp(by_scale, *ends, tolerance=-1.0)
+    for call in (geo.exp, geo.log):
+        with pytest.raises(ValueError, match="max_steps must be a positive whole"):
+            call(by_scale, *ends, max_steps=0)

@@ -118,3 +118,34 @@ def test_what_is_no_metric():
         geo.metric(ff.estimators.exact, ROWS)
     with pytest.raises(ValueError, match="must be real floating-point"):
         geo.pullback(logistic(), lambda p: p)(jnp.array([1, 2, 3]))
+
+
+def test_the_directions_are_named_where_it_is_differentiated():
+    singular = geo.jeffreys(lambda p: jnp.outer(p, p))
+    with pytest.raises(ValueError, match=r"along \+1 theta\[0\] -1 theta\[1\]"):
+        jax.grad(singular)(jnp.ones(2))
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        geo.jeffreys,
+        lambda metric: geo.pullback(metric, jnp.log),
+        lambda metric: geo.length(metric, jnp.ones((2, 1))),
+        lambda metric: geo.acceleration(metric, jnp.ones(1), jnp.ones(1)),
+        lambda metric: geo.exp(metric, jnp.ones(1), jnp.ones(1)),
+        lambda metric: geo.log(metric, jnp.ones(1), jnp.ones(1)),
+        lambda metric: geo.distance(metric, jnp.ones(1), jnp.ones(1)),
+    ],
+)
+def test_a_metric_is_a_function_of_the_parameters(use):
+    model = linear, likelihoods.bernoulli()
+    estimator = ff.estimators.exact(*model, ff.structures.full())
+    with pytest.raises(TypeError, match=r"a metric is a function, params -> \(d, d\)"):
+        use(estimator)
+
+
+def test_whole_numbers_are_no_outputs():
+    """Their root would be rounded to whole numbers."""
+    with pytest.raises(ValueError, match="must be real floating-point"):
+        geo.metric(likelihoods.poisson())(jnp.array(1))

@@ -135,3 +135,12 @@ def test_what_is_refused():
         ops.efficient(information, {"a": jnp.ones(3)})
     with pytest.raises(ValueError, match="no parameter has the name 'b'"):
         ops.efficient(information, ["b"])
+
+
+@pytest.mark.parametrize(
+    "contrasts", [[[1.0, 0, 0], [2, 0, 0]], [[0.0, 0, 0]], np.ones((4, 3))]
+)
+def test_contrasts_are_independent(contrasts):
+    information = ff.structures.Full(jnp.eye(3))
+    with pytest.raises(ValueError, match="combinations of the others, or zero"):
+        ff.information.efficient(information, jnp.asarray(contrasts))

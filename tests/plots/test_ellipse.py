@@ -65,7 +65,11 @@ def test_a_metric_is_drawn_around_zero():
 
 def test_what_has_no_ellipse():
     information = full(MATRIX)
-    for names, got in ((None, "'b'"), (["b"], "'b'"), (["b", "b"], "'b', 'b'")):
+    for names, got in (
+        (None, "'b'"),
+        ("w[0]", r"'w\[0\]'\]"),
+        (["b", "b"], "'b', 'b'"),
+    ):
         with pytest.raises(ValueError, match=rf"two of \['b', 'w\[0\]'.* got \[{got}"):
             plots.information_ellipse(information, names)
     with pytest.raises(ValueError, match=r"got \['b', 'v'\]"):

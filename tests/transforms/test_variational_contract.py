@@ -342,6 +342,7 @@ def test_options_are_checked_when_built(options, message):
     [
         ("VOGN", {"information": -1.0}, "information, where it is a number, .* -1.0"),
         ("VOGN", {"information": np.ones(2)}, r"or a number; got an array of shape"),
+        ("Stein", {"information": {"w": 1.0}}, r"or a number; got {'w': 1.0}"),
         (
             "Stein",
             {"information": ff.structures.Full(jnp.eye(24))},
