@@ -155,8 +155,12 @@ def test_a_bank_weighs_its_members_as_without_the_bad_rows(dtype):
     np.testing.assert_allclose(*weights, rtol=1e-3 if dtype == jnp.float32 else 1e-9)
 
 
-@both_types
-@each_memory
+@pytest.mark.parametrize(
+    ("memory", "dtype"),
+    [(name, jnp.float64) for name in MEMORIES]
+    # not of a window: docs/limits.md, "Levels far from zero in float32"
+    + [(name, jnp.float32) for name in ("stationary", "exponential")],
+)
 def test_the_dispersion_does_not_know_the_origin(memory, dtype):
     """In float32 but for outputs of a million, which are rounded to a sixteenth: of 200
     rows that leaves .0065 of it (the standard deviation of orders of the rows)."""
