@@ -226,7 +226,7 @@ def _weights(weights: Any, shape: tuple[int, ...], name: str) -> Any:
             f"{name} must have shape {shape}, one an example, or that of the targets; "
             f"got {weights.shape}."
         )
-    return weights.astype(dtype)
+    return weights.astype(dtype, copy=False)
 
 
 def lengthened(batch: Batch, length: int, axis: int) -> Batch:

@@ -38,11 +38,12 @@ class Keeper:
                 "options=ocp.CheckpointManagerOptions(save_interval_steps=100)); got "
                 f"{checks.described(manager)}."
             )
+        if checks.is_traced(state):
+            raise ValueError("checkpoint= keeps values: call ff.run outside of jax.jit.")
         self.manager, self.source, self.state, self.rows = manager, source, state, 0
         first = getattr(state, "members", (state,))[0]
         self.known: dict[str, Any] = {
-            # what has no name is written by its address
-            "flow": re.sub(r" at 0x[0-9a-f]+", "", repr(flow)),
+            "flow": _told(flow),
             "began": int(getattr(first, "step", 0)),
             "form": {
                 name: f"{leaf.dtype}{list(leaf.shape)}"
@@ -56,13 +57,7 @@ class Keeper:
         step = self.manager.latest_step()
         if step is None:
             return self.state, 0
-        try:
-            known = self._read(step, run=ocp.args.JsonRestore())["run"]
-        except (KeyError, ValueError) as error:
-            raise ValueError(
-                f"step {step} in {self.manager.directory} is no checkpoint of ff.run: "
-                "give the run a folder of its own."
-            ) from error
+        known = self._read(step, run=ocp.args.JsonRestore())["run"]
         self._check(known, f"the checkpoint of step {step} in {self.manager.directory}")
         like = jax.tree.map(ocp.utils.to_shape_dtype_struct, self.state)
         state, loader = ocp.args.StandardRestore(like), _Restore()
@@ -98,7 +93,15 @@ class Keeper:
         self.manager.wait_until_finished()
 
     def _read(self, step: int, **items: Any) -> Any:
-        return self.manager.restore(step, args=ocp.args.Composite(**items))
+        where = self.manager.directory / str(step)
+        try:
+            return self.manager.restore(step, args=ocp.args.Composite(**items))
+        except (KeyError, FileNotFoundError, json.JSONDecodeError) as error:
+            raise ValueError(
+                f"step {step} in {self.manager.directory} is no checkpoint of ff.run, "
+                f"or one of which something is lost ({', '.join(items)}): give the run "
+                f"a folder of its own, or delete {where} to go on from the step before."
+            ) from error
 
     def _check(self, known: dict[str, Any], where: str) -> None:
         way_out = "Go on with what it was begun with, or give the run another folder."
@@ -121,6 +124,19 @@ class Keeper:
                 f"updates; this one begins from one with {self.known['began']}. "
                 f"{way_out}"
             )
+
+
+def _told(flow: Any) -> str:
+    """A flow, with the choices of its members that decide what it ends at."""
+    recipes = [one.recipe for one in getattr(flow, "flows", (flow,))]
+    choices = [
+        f"prior_precision={recipe.prior_precision.value!r}, "
+        f"num_steps={recipe.num_steps}, num_refreshes={recipe.num_refreshes}, "
+        f"weights_are={recipe.weights_are}"
+        for recipe in recipes
+    ]
+    # what has no name is written by its address
+    return re.sub(r" at 0x[0-9a-f]+", "", f"{flow!r} of {'; '.join(choices)}")
 
 
 class _Places(ocp.JsonCheckpointHandler):
@@ -151,15 +167,19 @@ class _Places(ocp.JsonCheckpointHandler):
 
 def _written(place: Any) -> Any:
     """A place as JSON keeps it."""
-    if _is_plain(place):
+    if _is_plain(place) and not _is_pickled(place):
         return place
     return {"pickle": base64.b64encode(pickle.dumps(place)).decode()}
 
 
 def _read(kept: Any) -> Any:
-    if isinstance(kept, dict) and list(kept) == ["pickle"]:
+    if _is_pickled(kept):
         return pickle.loads(base64.b64decode(kept["pickle"]))
     return kept
+
+
+def _is_pickled(kept: Any) -> bool:
+    return isinstance(kept, dict) and list(kept) == ["pickle"]
 
 
 def _is_plain(place: Any) -> bool:

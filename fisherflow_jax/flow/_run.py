@@ -105,6 +105,13 @@ def run(
       [ 1. -1.] 1000.0
     """
     belonging.check_flow(flow)
+    if isinstance(flow, FisherFlow):
+        belonging.check_state(flow.recipe, state)
+    if report is not None and not callable(report):
+        raise TypeError(
+            "report is a function that is told each batch's info, such as list.append; "
+            f"got {checks.described(report)}."
+        )
     on = sharding.automatic(mesh)
     source, keeper, taken = Source(batches), None, 0
     state = _own(state, on)
@@ -113,7 +120,7 @@ def run(
 
         keeper = Keeper(checkpoint, flow, state, source)
         state, taken = keeper.restored()
-    listener = _Listener(flow, report, keeper)
+    listener = _Listener(flow, report, keeper, state)
     items = with_bar(source, progress, "running", taken)
     longest = 0 if keeper is None else keeper.rows
     given = laid_out(converted(items, to_batch), on, longest)
@@ -148,8 +155,10 @@ def _own(state: Any, mesh: Mesh | None) -> Any:
     return jax.tree.map(place, state)
 
 
-def _program(flow: Any) -> Callable[[Any, Batch], tuple[Any, Any]]:
+def _program(flow: Any, state: Any) -> Callable[[Any, Batch], tuple[Any, Any]]:
     """The update, compiled, in the memory of the state before."""
+    if checks.is_traced(state):  # derivatives are of every state
+        return flow.update
     if isinstance(flow, FisherFlow):
         return functools.partial(step.take_over, flow.recipe)
     return jax.jit(flow.update, donate_argnums=0)
@@ -172,13 +181,13 @@ class _Listener:
     flow: Any
     report: Callable[[Any], None] | None
     keeper: Any
-    state: Any = None
+    state: Any
     rows: int = 0
     rows_in: list[int] = dataclasses.field(default_factory=list)
     skipped: list[int] = dataclasses.field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.program = _program(self.flow)
+        self.program = _program(self.flow, self.state)
 
     def step(self, state: Any, batch: Batch) -> tuple[Any, Any]:
         if self.keeper is not None:

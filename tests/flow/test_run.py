@@ -1,5 +1,6 @@
 """Streams through `ff.run`: against a plain loop, interrupted, resumed, in error."""
 
+import shutil
 import warnings
 from operator import itemgetter
 
@@ -269,6 +270,8 @@ def test_checkpoints_of_another_run_are_refused(tmp_path):
         (FLOW, begun(dimension=4), r"its mean is float32\[3\].*float32\[4\]"),
         (FADING, begun(FADING), "memory"),
         (made(ff.likelihoods.poisson()), None, "bernoulli.*this one is.*poisson"),
+        (made(prior_precision=7.0), None, "precision=1.0.*this one is.*precision=7.0"),
+        (made(num_steps=1), None, "num_steps=10.*this one is.*num_steps=1"),
         (FLOW, looped(FLOW, begun()), "with 0 updates.*one with 10"),
     ):
         with pytest.raises(ValueError, match=words):
@@ -288,6 +291,29 @@ def test_checkpoints_of_another_run_are_refused(tmp_path):
         ff.run(FLOW, begun(), LOADER, checkpoint=str(folder))
 
 
+@pytest.mark.parametrize("lost", ["run", "state", "loader"])
+def test_a_step_that_is_not_whole_is_told(tmp_path, lost):
+    ff.run(FLOW, begun(), LOADER[:2], checkpoint=manager(tmp_path / "a"))
+    shutil.rmtree(tmp_path / "a" / "2" / lost)
+    words = "step 2 in .*something is lost.*delete .*2 to go on from the step before"
+    with pytest.raises(ValueError, match=words):
+        ff.run(FLOW, begun(), LOADER, checkpoint=manager(tmp_path / "a"))
+    shutil.rmtree(tmp_path / "a" / "2")
+    resumed = ff.run(FLOW, begun(), LOADER, checkpoint=manager(tmp_path / "a"))
+    assert resumed.count == ROWS
+
+
+def test_a_run_can_be_differentiated_and_keeps_nothing_under_a_trace(tmp_path):
+    def end(precision, run=ff.run, **options):
+        flow = made(prior_precision=precision)
+        return jnp.sum(run(flow, begun(flow), LOADER[:2], **options).mean)
+
+    found, expected = jax.grad(end)(2.0), jax.grad(end)(2.0, looped)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"outside of jax\.jit"):
+        jax.grad(end)(2.0, checkpoint=manager(tmp_path / "a"))
+
+
 def test_wrong_use_is_told():
     for batches, words in (
         (LOADER[0], "one batch alone goes in a list"),
@@ -300,6 +326,12 @@ def test_wrong_use_is_told():
             ff.run(FLOW, begun(), batches)
     with pytest.raises(TypeError, match="a flow stands before its state"):
         ff.run(begun(), FLOW, LOADER)
+    with pytest.raises(TypeError, match=r"report is a function .* got \[\]"):
+        ff.run(FLOW, begun(), LOADER, report=[])
+    with pytest.raises(ValueError, match="the state is another flow's.*Diagonal"):
+        ff.run(FLOW, begun(DRAWING), LOADER)
+    with pytest.raises(TypeError, match="a state of flow.init; got a ndarray"):
+        ff.run(FLOW, np.zeros(3), LOADER)
     with pytest.raises(TypeError, match="to be taken apart"):
         ff.run(FLOW, FLOW.update(begun(), LOADER[0]), LOADER)
 

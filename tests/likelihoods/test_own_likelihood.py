@@ -135,6 +135,7 @@ USES = {
     ),
     "observation_interval": observed_with_normal_errors,
     "calibrate": lambda own: ff.calibrate(STATE, apply_fn, own, BATCH)[2:],
+    "log_score": lambda own: ff.calibration.log_score(STATE, apply_fn, own, BATCH),
     "laplace": lambda own: (
         ff.laplace(apply_fn, own, PARAMS, [BATCH], key=KEY).state.information
     ),
