@@ -39,7 +39,9 @@ class Keeper:
                 f"{checks.described(manager)}."
             )
         if checks.is_traced(state):
-            raise ValueError("checkpoint= keeps values: call ff.run outside of jax.jit.")
+            raise ValueError(
+                "checkpoint= keeps values: call ff.run outside of jax.jit."
+            )
         self.manager, self.source, self.state, self.rows = manager, source, state, 0
         first = getattr(state, "members", (state,))[0]
         self.known: dict[str, Any] = {

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from fisherflow_jax import expectations
-from fisherflow_jax._ground import arrays, checks, linalg
+from fisherflow_jax._ground import arrays, checks, keys, linalg
 from fisherflow_jax.expectations import OverTargets
 from fisherflow_jax.likelihoods import _likelihood as shared
 
@@ -209,8 +210,9 @@ def told(found: OutputInformation, wrong: np.ndarray) -> str:
 
 def family_of(make: Make, rule: OverTargets | None) -> Family:
     """By the rule; None: by the first that the distribution can do."""
-    family = _tried(make)
+    family = _tried(_off_zero(make))
     if rule is not None:
+        checks.made(rule, OverTargets, "rule", "ff.expectations.quantiles()")
         return dataclasses.replace(family, rule=rule)
     z = jax.ShapeDtypeStruct(family.shape, jnp.result_type(float))
     chosen = family
@@ -231,6 +233,22 @@ def family_of(make: Make, rule: OverTargets | None) -> Family:
             jax.eval_shape(lambda z, of=moments: of(z, jax.random.key(0)), z)
             break
     return chosen
+
+
+def _off_zero(make: Make) -> Make:
+    """Of outputs that are nowhere exactly zero.
+
+    There log-probabilities are bent that are written with |z| or max(z, 0), as numpyro
+    does of logits: their derivatives are those of one side for one part and of the
+    other side for another.
+    """
+
+    @functools.wraps(make, updated=())
+    def made(z: jax.Array) -> Any:
+        tiny = jnp.full_like(z, jnp.finfo(z.dtype).tiny ** 0.5)
+        return make(z + jnp.where(z == 0, tiny, jnp.zeros_like(z)))
+
+    return made
 
 
 def _tried(make: Make) -> Family:
@@ -318,4 +336,5 @@ def output_information(
     family = family_of(make, rule)
     if family.random and key is None:
         raise ValueError(f"{family.rule} draws targets: give a key.")
-    return family.measured(arrays.widen(outputs), key)
+    typed = None if key is None else keys.typed_key(key)
+    return family.measured(arrays.widen(outputs), typed)

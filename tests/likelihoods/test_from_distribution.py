@@ -353,3 +353,30 @@ def test_a_flow_of_gumbel_targets_is_the_maximum_likelihood_fit():
     error = ff.standard_error(state)
     error = np.append(error["scale"], error["w"])
     np.testing.assert_allclose(error, observed, rtol=0.05)
+
+
+@pytest.mark.parametrize("outputs", [0.0, -0.0])
+def test_logits_of_zero_where_a_flow_begins(outputs):
+    """There numpyro's log-probability of logits has a bend in its derivatives."""
+    own = likelihoods.bernoulli()
+    taken = likelihoods.from_distribution(lambda z: dist.Bernoulli(logits=z))
+    outputs, targets = jnp.full(4, outputs), jnp.array([0.0, 1.0, 1.0, 0.0])
+    for name, values in (("root", jnp.ones(4)), ("log_prob", targets)):
+        found, expected = (getattr(x, name)(outputs, values) for x in (taken, own))
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+    scores = (
+        jax.grad(lambda z, x=x: jnp.sum(x.log_prob(z, targets)))(outputs)
+        for x in (taken, own)
+    )
+    np.testing.assert_allclose(*scores, rtol=1e-6)
+
+
+def test_a_rule_of_another_kind_is_told_and_a_key_is_as_anywhere():
+    for rule in ("draws", expectations.outputs(), expectations.draws):
+        with pytest.raises(TypeError, match=r"rule comes from a call such as ff\."):
+            likelihoods.from_distribution(lambda z: dist.Normal(z, 1.0), rule)
+    given = (lambda z: dist.Normal(z, 1.0)), jnp.zeros(2), expectations.draws(10)
+    one, other = (
+        likelihoods.output_information(*given, key) for key in (0, jax.random.key(0))
+    )
+    np.testing.assert_array_equal(one.information, other.information)
