@@ -330,7 +330,7 @@ def test_wrong_use_is_told():
         ff.run(FLOW, begun(), LOADER, report=[])
     with pytest.raises(ValueError, match="the state is another flow's.*Diagonal"):
         ff.run(FLOW, begun(DRAWING), LOADER)
-    with pytest.raises(TypeError, match="a state of flow.init; got a ndarray"):
+    with pytest.raises(TypeError, match=r"a state of flow\.init; got a ndarray"):
         ff.run(FLOW, np.zeros(3), LOADER)
     with pytest.raises(TypeError, match="to be taken apart"):
         ff.run(FLOW, FLOW.update(begun(), LOADER[0]), LOADER)
