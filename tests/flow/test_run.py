@@ -328,7 +328,7 @@ def test_wrong_use_is_told():
         ff.run(begun(), FLOW, LOADER)
     with pytest.raises(TypeError, match=r"report is a function .* got \[\]"):
         ff.run(FLOW, begun(), LOADER, report=[])
-    with pytest.raises(ValueError, match="the state is another flow's.*Diagonal"):
+    with pytest.raises(ValueError, match=r"the state is another flow's.*Diagonal"):
         ff.run(FLOW, begun(DRAWING), LOADER)
     with pytest.raises(TypeError, match=r"a state of flow\.init; got a ndarray"):
         ff.run(FLOW, np.zeros(3), LOADER)
