@@ -405,3 +405,18 @@ def test_the_posterior_is_found_and_is_a_state():
         get_posterior((state, state), PARAMS)
     with pytest.raises(ValueError, match=r"no state of ff.scale_by_fisher"):
         get_information(state, 10)
+
+
+@pytest.mark.parametrize("b1", [0.0, 0.5])
+def test_gradients_are_averaged_as_adams(b1):
+    """Two steps by hand: an average of fewer gradients than it forgets is not short."""
+    params, rows = jnp.asarray([0.5, -1.0]), jnp.asarray([[0.2, 0.4], [1.0, -0.6]])
+    optimizer = variational(0.1, **OPTIONS, prior_precision=2.0, b1=b1)
+    state = optimizer.init(params)
+    for step, gradient in enumerate(rows):
+        updates, state = optimizer.update(gradient, state, params, drawn=params)
+        weights = (1 - b1) * b1 ** np.arange(step, -1.0, -1)
+        mean = weights @ rows[: step + 1] / weights.sum()
+        information = get_posterior(state, params).information.entries
+        expected = -0.1 * (12 * mean + 2 * params) / information
+        np.testing.assert_allclose(updates, expected, rtol=1e-5)
