@@ -11,11 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from fisherflow_jax._ground import checks, choices, tables
-from fisherflow_jax._ground.batch import Batch, weighted_total
+from fisherflow_jax._ground.batch import Batch, observed
 from fisherflow_jax._ground.keys import typed_key
+from fisherflow_jax._ground.warning import warn_once
 from fisherflow_jax.accumulation import as_stack
 from fisherflow_jax.calibration import log_score
 from fisherflow_jax.flow import FisherFlow, FlowState
+from fisherflow_jax.model import total
 from fisherflow_jax.predictions import observation_interval, predict
 
 PyTree = Any
@@ -109,6 +111,10 @@ def choose(
     After a half and a quarter of the stream (`num_rounds=3`) the worse half of the
     flows is dropped, but none within `log(number of flows) + 3` nats of the best.
 
+    The first batches, of which some flow predicts nothing yet since it has a dispersion
+    to estimate, count for none. Bad rows are left out, with a `DataWarning` unless the
+    flows drop them.
+
     Args:
       flows: by name; of one likelihood, over the same parameters.
       params: where every flow begins.
@@ -126,7 +132,7 @@ def choose(
 
     Raises:
       ValueError: without flows, for flows of several likelihoods, or where no score is
-        finite.
+        finite or no row has a weight.
 
     Example:
       >>> import jax.numpy as jnp
@@ -165,16 +171,19 @@ def choose(
         for name in alive:
             tracks[name].run(part)
         start = end
+        first = max((tracks[name].first for name in alive), default=0)
         if end < count:
-            alive = _kept(alive, tracks)
-    best = max(alive, key=lambda name: tracks[name].score)
-    if not math.isfinite(tracks[best].score):
+            alive = _kept(alive, tracks, first)
+    scores = {name: track.score(first) for name, track in tracks.items()}
+    best = max(alive, key=lambda name: scores[name])
+    if not math.isfinite(scores[best]) or not tracks[best].weight(first):
         raise ValueError(
-            "no flow has a finite score on these batches: "
-            f"{ {name: track.score for name, track in tracks.items()} }."
+            "no flow has a finite score on these batches, of rows that have a weight: "
+            f"{scores}."
         )
-    ordered = sorted(tracks, key=lambda n: (-tracks[n].num_batches, -tracks[n].score))
-    table = {name: tracks[name].told(tracks[best]) for name in ordered}
+    ordered = sorted(tracks, key=lambda n: (-tracks[n].num_batches, -scores[n]))
+    table = {name: tracks[name].told(tracks[best], first) for name in ordered}
+    _warn(flows[best], tracks[best].state)
     return Ranking(best, tracks[best].state, table, count)
 
 
@@ -197,12 +206,24 @@ def _checked(flows: Any) -> dict[str, FisherFlow]:
     return dict(flows)
 
 
-def _kept(alive: list[str], tracks: dict[str, "_Track"]) -> list[str]:
+def _warn(flow: FisherFlow, state: FlowState) -> None:
+    rows = int(state.events.rows_skipped)
+    if rows and flow.recipe.bad_rows == "raise":
+        warn_once(
+            state,
+            f"of these batches {rows} rows were left out, for a value that is not "
+            "finite or a target that cannot be.",
+            "choose",
+        )
+
+
+def _kept(alive: list[str], tracks: dict[str, "_Track"], first: int) -> list[str]:
     """The better half, and whoever is near the best."""
-    ordered = sorted(alive, key=lambda name: -tracks[name].score)
-    near = tracks[ordered[0]].score - _SLACK - math.log(len(tracks))
+    scores = {name: tracks[name].score(first) for name in alive}
+    ordered = sorted(alive, key=lambda name: -scores[name])
+    near = scores[ordered[0]] - _SLACK - math.log(len(tracks))
     half = set(ordered[: -(-len(ordered) // 2)])
-    return [name for name in alive if name in half or tracks[name].score >= near]
+    return [name for name in alive if name in half or scores[name] >= near]
 
 
 class _Track:
@@ -213,36 +234,43 @@ class _Track:
     ) -> None:
         self.state = flow.init(params, key=key)
         self.program = choices.compiled(choices.shared(_Judged(flow, judge)), _through)
-        self.scores: list[float] = []  # of each batch, from the first
-        self.sums = np.zeros(3)  # within the interval, evidence, weights
+        # of each batch: score, weight within the interval, evidence, weight
+        self.seen = np.zeros((4, 0))
         self.seconds = 0.0
 
     def run(self, part: Batch) -> None:
         state, seen = jax.block_until_ready(self.program(self.state, part))
-        if not self.scores:
+        if not self.num_batches:
             begin = time.perf_counter()
             jax.block_until_ready(self.program(self.state, part))
             self.seconds = (time.perf_counter() - begin) / len(part.weights)
         self.state = state
-        score, *sums = (np.asarray(x, float) for x in seen)
-        # what is not finite says that anything may come
-        self.scores += np.nan_to_num(score, nan=-np.inf).tolist()
-        self.sums = self.sums + [x.sum() for x in sums]
-
-    @property
-    def score(self) -> float:
-        return sum(self.scores)
+        wide = [np.broadcast_to(np.asarray(x, float), len(part.weights)) for x in seen]
+        self.seen = np.concatenate([self.seen, wide], 1)
 
     @property
     def num_batches(self) -> int:
-        return len(self.scores)
+        return self.seen.shape[1]
 
-    def told(self, best: "_Track") -> Candidate:
-        within, evidence, weight = self.sums
+    @property
+    def first(self) -> int:
+        """The first batch that it predicts; 0 where it predicts none."""
+        return int(np.argmax(~np.isnan(self.seen[0])))
+
+    def score(self, first: int, end: int | None = None) -> float:
+        # what is not finite says that anything may come
+        return float(np.nan_to_num(self.seen[0, first:end], nan=-np.inf).sum())
+
+    def weight(self, first: int) -> float:
+        return float(self.seen[3, first:].sum())
+
+    def told(self, best: "_Track", first: int) -> Candidate:
+        _, within, evidence, weight = self.seen[:, first:].sum(1)
+        score = self.score(first)
         leaves = jax.tree.leaves(self.state)
         return Candidate(
-            log_score=self.score / weight,
-            below_best=sum(best.scores[: self.num_batches]) - self.score,
+            log_score=score / weight,
+            below_best=best.score(first, self.num_batches) - score,
             coverage=within / weight,
             log_evidence=evidence / weight,
             seconds=self.seconds,
@@ -265,10 +293,13 @@ def _through(recipe: _Judged, state: FlowState, part: Batch) -> tuple:
 
     def step(state: FlowState, batch: Batch) -> tuple[FlowState, tuple]:
         ahead = flow.advance(state, batch)
-        scores = judge(ahead, *model, batch)
-        score = weighted_total(batch, scores)
-        hits = _hits(ahead, model, batch)
-        weight = weighted_total(batch, jnp.ones_like(scores))
+        judged, _ = flow.recipe.model.screen(state.mean, batch)(batch)
+        # of examples that interact none is without a bad one: the batch is refused
+        judged = judged._replace(weights=jnp.nan_to_num(judged.weights, nan=0.0))
+        scores = judge(ahead, *model, judged)
+        score = total(model[1], judged, scores)
+        hits = _hits(ahead, model, judged)
+        weight = total(model[1], judged, jnp.ones_like(scores))
         state, info = flow.update(state, batch)
         return state, (score, hits, info.log_evidence, weight)
 
@@ -281,5 +312,10 @@ def _hits(state: FlowState, model: tuple[Callable, Any], batch: Batch) -> Any:
         return jnp.nan
     prediction = predict(state, model[0], model[1], batch.inputs)
     lower, upper = observation_interval(prediction, model[1], 0.9, state=state)
-    within = (batch.targets >= lower) & (batch.targets <= upper)
-    return weighted_total(batch, within.astype(lower.dtype))
+    within = ((batch.targets >= lower) & (batch.targets <= upper)).astype(lower.dtype)
+    if model[1].observing is not None:  # the share of an example's targets
+        there = observed(batch)[1]
+        there = jnp.ones_like(within) if there is None else there.astype(within.dtype)
+        axes = tuple(range(1, within.ndim))
+        within = jnp.sum(within * there, axes) / jnp.maximum(jnp.sum(there, axes), 1)
+    return total(model[1], batch, within)

@@ -205,3 +205,104 @@ def test_the_truth_is_chosen(drift, truth, record_property):
     assert told["by score"] > told["by evidence"]
     assert told["by evidence"] <= 8
     assert np.mean(score) > 0 > np.mean(evidence)
+
+
+NORMAL = ff.likelihoods.gaussian(SCALE)
+PAIR = ("full", "diagonal")
+
+
+def pair(likelihood, apply_fn=MODEL[0], **options):
+    return {
+        name: ff.fisher_flow(
+            apply_fn, likelihood, structure=STRUCTURES[name], num_steps=4, **options
+        )
+        for name in PAIR
+    }
+
+
+def test_an_unknown_dispersion_is_judged_from_the_first_batch_that_is_predicted():
+    batches = stream(jax.random.key(7), times=4)
+    likelihood = ff.likelihoods.gaussian(None)
+    flows, scores = pair(likelihood), {}
+
+    @jax.jit
+    def judge(state, batch):  # NaN where nothing is predicted yet
+        return ff.calibration.log_score(state, MODEL[0], likelihood, batch).sum()
+
+    for name, flow in flows.items():
+        state, scores[name] = flow.init(jnp.zeros(SIZE)), []
+        for batch in zip(*batches, strict=True):
+            scores[name].append(float(judge(state, batch)))
+            state, _ = flow.update(state, batch)
+    first = max(int(np.isnan(each).sum()) for each in scores.values())
+    assert first > 0
+    ranking = chosen(flows, batches)
+    for name, each in scores.items():
+        mean = np.mean(each[first:]) / ROWS
+        np.testing.assert_allclose(ranking.table[name].log_score, mean, rtol=1e-8)
+        assert 0.7 < ranking.table[name].coverage <= 1
+
+
+def test_a_bad_row_is_left_out_of_scores_and_told():
+    x, y = stream(jax.random.key(8), times=4)
+    spoilt, weights = y.at[2, 3].set(jnp.nan), np.ones((4, ROWS))
+    weights[2, 3] = 0
+    wanted = chosen(pair(NORMAL), (x, y, weights))
+    with pytest.warns(ff.DataWarning, match="1 rows were left out"):
+        found = chosen(pair(NORMAL), (x, spoilt))
+    silent = chosen(pair(NORMAL, bad_rows="drop"), (x, spoilt))
+    for name in PAIR:
+        for one in (found, silent):
+            np.testing.assert_allclose(
+                one.table[name][:4], wanted.table[name][:4], rtol=1e-10
+            )
+
+
+def test_errors_that_go_together_are_scored_together():
+    """Of what is there of an example, and covered by its share of targets."""
+    x, y = stream(jax.random.key(9), times=3)
+    noise = jnp.array([[1.0, 0.6], [0.6, 1.0]])
+    likelihood = ff.likelihoods.gaussian(covariance=noise)
+
+    def apply_fn(params, x):
+        return jnp.stack([x @ params, x @ params[::-1]], -1)
+
+    flow = pair(likelihood, apply_fn)["full"]
+    targets = jnp.stack([y, y[:, ::-1]], -1).at[1, 0, 1].set(jnp.nan)
+    targets = targets.at[2, 4].set(jnp.nan)
+    with pytest.warns(ff.DataWarning, match="2 rows were left out"):
+        ranking = chosen({"one": flow}, (x, targets))
+    state, total, inside, rows = flow.init(jnp.zeros(SIZE)), 0.0, 0.0, 0
+    for inputs, seen in zip(x, targets, strict=True):
+        covariance = np.linalg.inv(ff.information.to_dense(state.information))
+        for row, target in zip(inputs, seen, strict=True):
+            there = np.isfinite(target)
+            if not np.any(there):
+                continue
+            rows += 1
+            slopes = np.stack([row, row[::-1]])[there]
+            spread = slopes @ covariance @ slopes.T + np.array(noise)[there][:, there]
+            away = np.asarray(target)[there] - slopes @ np.asarray(state.mean)
+            total += stats.multivariate_normal.logpdf(away, cov=spread)
+            inside += np.mean(np.abs(away) < 1.6448536 * np.sqrt(np.diag(spread)))
+        batch = ff.Batch(inputs, seen, mask=jnp.isfinite(seen))
+        state, _ = flow.update(
+            state, batch._replace(targets=jnp.where(batch.mask, seen, 0.0))
+        )
+    np.testing.assert_allclose(ranking.table["one"].log_score, total / rows, rtol=1e-8)
+    np.testing.assert_allclose(ranking.table["one"].coverage, inside / rows, rtol=1e-8)
+
+
+def test_a_log_score_is_of_targets_such_as_the_likelihood_has():
+    x, y = stream(jax.random.key(10), times=1)
+    state = FLOWS["full"].init(jnp.zeros(SIZE))
+    with pytest.raises(ValueError, match="drop it"):
+        ff.calibration.log_score(state, *MODEL, (x[0], y[0][:, None]))
+    with pytest.raises(ValueError, match="batch's are None"):
+        ff.calibration.log_score(state, *MODEL, (x[0], None))
+
+
+def test_nothing_to_judge():
+    x, y = stream(jax.random.key(11), times=1)
+    with pytest.raises(ValueError, match="rows that have a weight"):
+        chosen(pair(NORMAL), (x, y, np.zeros((1, ROWS))))

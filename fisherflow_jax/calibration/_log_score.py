@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fisherflow_jax._ground.batch import as_batch
+from fisherflow_jax._ground.batch import as_batch, blank, observed
 from fisherflow_jax.calibration import _densities as densities
 from fisherflow_jax.likelihoods import Likelihood
 from fisherflow_jax.model import check_choices
@@ -63,12 +63,20 @@ def log_score(
     """
     check_choices(apply_fn, likelihood)
     batch = as_batch(batch)
+    if batch.targets is None:
+        raise ValueError("a log score is of targets; the batch's are None.")
+    there = None
+    if likelihood.observing is not None:  # of its targets those that are there
+        there, batch = observed(batch)[1], blank(batch)
     link = densities.default(likelihood, link)
     weights, members = gaussians(state)
     found = []
     for one in members:
         family = known(likelihood, one)
         shape = jax.eval_shape(apply_fn, one.mean, batch.inputs)
+        family.check(shape, batch.targets)
+        if there is not None:
+            family = family.observing(there)
         wanted = densities.needs_covariance(family, link, shape, batch.targets)
         outputs = linearized_outputs(
             one, apply_fn, batch.inputs, covariance=wanted, chunk_size=chunk_size

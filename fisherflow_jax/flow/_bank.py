@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -10,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fisherflow_jax._ground.batch import as_batch, by_name, weighted_total
+from fisherflow_jax._ground import checks
+from fisherflow_jax._ground.batch import as_batch, by_name
 from fisherflow_jax._ground.keys import typed_key
 from fisherflow_jax.flow._state import FisherFlow, FlowInfo, FlowState
+from fisherflow_jax.model import total
 
 PyTree = Any
 
@@ -141,6 +142,8 @@ def bank(
     flows = tuple(flows)
     if not flows:
         raise ValueError("a bank needs at least one flow; got none.")
+    for index, flow in enumerate(flows):
+        checks.made(flow, FisherFlow, f"flows[{index}]", "ff.fisher_flow(...)")
     rule = _Weighing.of(forgetting, switching, weigh_by)
     if weigh_by is None:
         _check_comparable(flows)
@@ -198,31 +201,31 @@ def _update(
 class _Weighing:
     """How weights pass from batch to batch, and what a batch adds to them."""
 
-    forgetting: float
-    switching: float | None
+    forgetting: Any
+    switching: Any
     weigh_by: Callable | None
 
     @classmethod
     def of(cls, forgetting: Any, switching: Any, weigh_by: Any) -> "_Weighing":
         if switching is None:
             forgetting = 0.97 if forgetting is None else forgetting
-            if not 0 < forgetting <= 1:
+            if not checks.holds((forgetting > 0) & (forgetting <= 1)):
                 raise ValueError(f"forgetting must be in (0, 1]; got {forgetting}.")
-        elif forgetting not in (None, 1):
+        elif forgetting is not None and not checks.holds(forgetting == 1):
             raise ValueError(
                 f"a bank has one rule: forgetting={forgetting} or "
                 f"switching={switching}."
             )
-        elif not 0 < switching < 1:
+        elif not checks.holds((switching > 0) & (switching < 1)):
             raise ValueError(f"switching must be in (0, 1); got {switching}.")
-        return cls(1.0 if switching else forgetting, switching, weigh_by)
+        return cls(forgetting, switching, weigh_by)
 
     def before(self, logs: jax.Array) -> jax.Array:
         """The logarithms of the weights before a batch, of those after the last."""
         if self.switching is None:
             return jax.nn.log_softmax(self.forgetting * logs)
-        even = jnp.full_like(logs, math.log(self.switching / len(logs)))
-        return jnp.logaddexp(logs + math.log1p(-self.switching), even)
+        share = jnp.asarray(self.switching, logs.dtype)
+        return jnp.logaddexp(logs + jnp.log1p(-share), jnp.log(share / len(logs)))
 
     def gains(
         self, flows: tuple, state: BankState, batch: Any, infos: tuple
@@ -256,4 +259,4 @@ def _score(
     batch, _ = recipe.model.screen(state.mean, batch)(batch)
     ahead = flow.advance(state, batch)
     scores = weigh_by(ahead, recipe.apply_fn, recipe.likelihood, batch)
-    return weighted_total(batch, scores)
+    return total(recipe.likelihood, batch, scores)

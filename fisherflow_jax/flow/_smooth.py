@@ -72,8 +72,8 @@ def smooth(
 
     Raises:
       ValueError: for another structure or memory, states that are not stacked, batches
-        of another number than the states, and where a covariance is not positive
-        definite, if that is at hand.
+        of another number than the states; if values are at hand, for states that are
+        not of every update and a covariance that is not positive definite.
 
     Example:
       >>> import jax
@@ -118,7 +118,9 @@ def smooth(
 
 def _stacked(states: Any) -> FlowState:
     """The states with their times as leading axes."""
-    if isinstance(states, list):
+    if isinstance(states, (list, tuple)) and not isinstance(states, FlowState):
+        if not states:
+            raise ValueError("states are those after each update; got none.")
         for state in states:
             belonging.check_kind(state)
         states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
@@ -128,6 +130,15 @@ def _stacked(states: Any) -> FlowState:
             "states are those after each update, stacked: leaves (T, ...), as "
             "jax.lax.scan returns them of a step that gives its state twice; got one "
             f"whose step has shape {jnp.shape(states.step)}."
+        )
+    taken = states.step[1:] - states.step[:-1]
+    if not checks.holds((taken == 0) | (taken == 1)):
+        wrong = int(jnp.argmin((taken == 0) | (taken == 1)))
+        raise ValueError(
+            "states are those after every update, in their order: state "
+            f"{wrong + 1} has taken in {int(states.step[wrong + 1])} batches and the "
+            f"one before it {int(states.step[wrong])}. What no batch was seen of is a "
+            "batch of weight 0."
         )
     return states
 
@@ -153,6 +164,12 @@ def _check_moves(recipe: Recipe, states: FlowState) -> None:
 def _one_for_each(batches: Any, count: int) -> Batch:
     """Batches stacked, as many as there are states."""
     if isinstance(batches, list):
+        shapes = {str(jax.tree.map(jnp.shape, batch)) for batch in batches}
+        if len(shapes) > 1:
+            raise ValueError(
+                "the batches have different shapes: pad them with rows of weight 0 to "
+                "those of the longest."
+            )
         batches = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
     batch = by_name(batches)
     found = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(batch)}

@@ -93,6 +93,17 @@ def matern(
     checks.positive(variance, "variance")
     if not callable(step):
         checks.not_negative(step, "step")
+    for name, value in (
+        ("length_scale", length_scale),
+        ("variance", variance),
+        ("step", step),
+    ):
+        if not callable(value) and jnp.ndim(value):
+            raise ValueError(
+                f"{name} is one number; got shape {jnp.shape(value)}. Times that are "
+                "not equally far apart come with the batches: a function of the batch "
+                "as step."
+            )
     rate = math.sqrt(2 * order) / jnp.asarray(length_scale, jnp.result_type(float))
     variance = jnp.asarray(variance, rate.dtype)
 
@@ -101,7 +112,9 @@ def matern(
             return function(rate * step)
 
         def after(batch: Any) -> jax.Array:
-            return function(rate * step(batch))
+            time = step(batch)
+            checks.not_negative(time, "step")
+            return function(rate * time)
 
         return after
 

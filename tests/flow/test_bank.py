@@ -1,6 +1,7 @@
 """A bank's weights are those of dynamic model averaging, by hand."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
@@ -230,3 +231,18 @@ def test_structures_are_weighed_by_what_they_predict():
 def test_bad_rules(wrong, message):
     with pytest.raises(ValueError, match=message):
         ff.bank(MEMBERS, **wrong)
+
+
+def test_the_share_may_be_traced():
+    """And a bank is of flows that it can advance."""
+    batches = drifting()[1]
+
+    def weights(share):
+        bank = ff.bank(MEMBERS, switching=share)
+        return jax.lax.scan(bank.update, bank.init(np.float64(0)), batches)[0].weights
+
+    found = jax.vmap(weights)(jnp.array([0.01, 0.3]))
+    np.testing.assert_allclose(found, [weights(0.01), weights(0.3)], rtol=1e-9)
+    sparse = ff.sparse.flow(ff.likelihoods.bernoulli(), 3)
+    with pytest.raises(TypeError, match=r"flows\[0\] comes from .* got a SparseFlow"):
+        ff.bank([sparse])

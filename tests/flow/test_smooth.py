@@ -230,6 +230,16 @@ def test_what_cannot_be_smoothed():
     states = filtered(flow, batches)
     with pytest.raises(ValueError, match=r"leaves \(T, ...\).*shape \(\)"):
         ff.smooth(flow, start(flow))
+    every = [jax.tree.map(lambda x, t=t: x[t], states) for t in range(TIMES)]
+    assert ff.smooth(flow, tuple(every)).mean["slope"].shape[0] == TIMES
+    with pytest.raises(ValueError, match="got none"):
+        ff.smooth(flow, [])
+    for wrong in (every[::2], every[::-1], [*every, flow.advance(every[-1], steps=3)]):
+        with pytest.raises(ValueError, match="after every update, in their order"):
+            ff.smooth(flow, wrong)
+    short = [jax.tree.map(lambda x, t=t: x[t, : 1 + t % 2], batches) for t in (0, 1)]
+    with pytest.raises(ValueError, match="different shapes: pad them"):
+        ff.smooth(flow, every[:2], short)
     with pytest.raises(TypeError, match="a flow stands before"):
         ff.smooth(states, flow)
     with pytest.raises(ValueError, match="another flow's"):

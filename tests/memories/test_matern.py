@@ -146,6 +146,7 @@ def test_short_steps_in_float32():
         ({"variance": -1.0}, "variance must be positive"),
         ({"step": -0.1}, "step must be finite and not negative; got -0.1"),
         ({"step": np.nan}, "step must be finite"),
+        ({"step": np.ones(3)}, "step is one number.*a function of the batch"),
     ],
     ids=str,
 )
@@ -159,7 +160,7 @@ def test_a_step_backwards():
     flow = build(1.5, step=gap)
     update = functools.partial(flow.update, flow.init(jnp.zeros(2)))
     state, _ = flow.update(flow.init(jnp.zeros(2)), (jnp.ones((1, 1)), jnp.ones(1)))
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="step must be finite and not negative; got -"):
         flow.update(state, (-jnp.ones((1, 1)), jnp.ones(1)))
     update = jax.jit(flow.update)
     after, info = update(state, (-jnp.ones((1, 1)), jnp.ones(1)))
