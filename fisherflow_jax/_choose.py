@@ -11,13 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from fisherflow_jax._ground import checks, choices, tables
-from fisherflow_jax._ground.batch import Batch, observed
+from fisherflow_jax._ground.batch import Batch, observed, weighted_total
 from fisherflow_jax._ground.keys import typed_key
 from fisherflow_jax._ground.warning import warn_once
 from fisherflow_jax.accumulation import as_stack
 from fisherflow_jax.calibration import log_score
 from fisherflow_jax.flow import FisherFlow, FlowState
-from fisherflow_jax.model import total
 from fisherflow_jax.predictions import observation_interval, predict
 
 PyTree = Any
@@ -290,6 +289,7 @@ def _through(recipe: _Judged, state: FlowState, part: Batch) -> tuple:
     """The last state; of each batch score, hits, evidence and weight."""
     flow, judge = recipe.flow, recipe.judge
     model = flow.recipe.apply_fn, flow.recipe.likelihood
+    together = model[1].observing is not None
 
     def step(state: FlowState, batch: Batch) -> tuple[FlowState, tuple]:
         ahead = flow.advance(state, batch)
@@ -297,9 +297,9 @@ def _through(recipe: _Judged, state: FlowState, part: Batch) -> tuple:
         # of examples that interact none is without a bad one: the batch is refused
         judged = judged._replace(weights=jnp.nan_to_num(judged.weights, nan=0.0))
         scores = judge(ahead, *model, judged)
-        score = total(model[1], judged, scores)
+        score = weighted_total(judged, scores, together=together)
         hits = _hits(ahead, model, judged)
-        weight = total(model[1], judged, jnp.ones_like(scores))
+        weight = weighted_total(judged, jnp.ones_like(scores), together=together)
         state, info = flow.update(state, batch)
         return state, (score, hits, info.log_evidence, weight)
 
@@ -318,4 +318,5 @@ def _hits(state: FlowState, model: tuple[Callable, Any], batch: Batch) -> Any:
         there = jnp.ones_like(within) if there is None else there.astype(within.dtype)
         axes = tuple(range(1, within.ndim))
         within = jnp.sum(within * there, axes) / jnp.maximum(jnp.sum(there, axes), 1)
-    return total(model[1], batch, within)
+        return weighted_total(batch, within, together=True)
+    return weighted_total(batch, within)

@@ -412,20 +412,6 @@ def log_likelihood(
     return weighted_sum(apply_fn, log_prob, params, of_all)
 
 
-def total(likelihood: Likelihood, batch: Batch, values: jax.Array) -> jax.Array:
-    """Values, one a log-probability, weighted and summed.
-
-    Of errors that go together an example has one, and none if no target of it is there.
-    """
-    if likelihood.observing is not None:
-        batch, there = batches.observed(batch)
-        if there is not None:
-            some = jnp.any(there > 0, tuple(range(1, there.ndim)))
-            weights = jnp.where(some, batch.weights, jnp.zeros_like(batch.weights))
-            batch = batch._replace(weights=weights)
-    return batches.weighted_total(batch, values)
-
-
 def _check_observed(likelihood: Likelihood, batch: Batch) -> None:
     """Raises for weights that mean nothing, where they are at hand."""
     if likelihood.observing is None or batch.weights.ndim == 1:

@@ -365,11 +365,20 @@ def roots_of_weights(batch: Batch) -> tuple[jax.Array, jax.Array | None]:
     return _rows(weights > 0).astype(weights.dtype), weights
 
 
-def weighted_total(batch: Batch, values: jax.Array) -> jax.Array:
+def weighted_total(
+    batch: Batch, values: jax.Array, *, together: bool = False
+) -> jax.Array:
     """Values of targets `(n, ...)`, weighted and summed.
 
-    A row or target of weight zero stays out even if it is not finite.
+    A row or target of weight zero stays out even if it is not finite. `together`: the
+    targets of an example have one value, and none if none of them is there.
     """
+    if together:
+        batch, there = observed(batch)
+        if there is not None:
+            some = jnp.any(there > 0, tuple(range(1, there.ndim)))
+            weights = jnp.where(some, batch.weights, jnp.zeros_like(batch.weights))
+            batch = batch._replace(weights=weights)
     weights, mask = batch.weights.astype(values.dtype), batch.mask
     for part in (weights, mask):
         if part is not None and part.shape not in (values.shape, values.shape[:1]):

@@ -75,7 +75,7 @@ def log_score(
         family = known(likelihood, one)
         shape = jax.eval_shape(apply_fn, one.mean, batch.inputs)
         family.check(shape, batch.targets)
-        if there is not None:
+        if there is not None and family.observing is not None:
             family = family.observing(there)
         wanted = densities.needs_covariance(family, link, shape, batch.targets)
         outputs = linearized_outputs(

@@ -10,10 +10,9 @@ import jax.numpy as jnp
 import optax
 
 from fisherflow_jax._ground import checks
-from fisherflow_jax._ground.batch import as_batch, by_name
+from fisherflow_jax._ground.batch import as_batch, by_name, weighted_total
 from fisherflow_jax._ground.keys import typed_key
 from fisherflow_jax.flow._state import FisherFlow, FlowInfo, FlowState
-from fisherflow_jax.model import total
 
 PyTree = Any
 
@@ -259,4 +258,5 @@ def _score(
     batch, _ = recipe.model.screen(state.mean, batch)(batch)
     ahead = flow.advance(state, batch)
     scores = weigh_by(ahead, recipe.apply_fn, recipe.likelihood, batch)
-    return total(recipe.likelihood, batch, scores)
+    together = recipe.likelihood.observing is not None
+    return weighted_total(batch, scores, together=together)
