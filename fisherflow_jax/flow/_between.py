@@ -42,6 +42,10 @@ def advance(
     Returns:
       A state. Cost: that of the memory's own step, and a factorisation where it moves
       the information.
+
+    Raises:
+      ValueError: for negative steps; where values are at hand, for a prediction that
+        is not finite.
     """
     belonging.check_kind(state)
     checks.not_negative(steps, "steps")
@@ -49,7 +53,13 @@ def advance(
         batch = batches.as_batch(batches.by_name(batch), values=False)
     run = choices.compiled(recipe, _waited)
     count = jnp.asarray(steps, jnp.int32)
-    return sharding.in_auto_mode(run, state, state, batch, count)
+    after = sharding.in_auto_mode(run, state, state, batch, count)
+    if not checks.holds(after.num_skipped == state.num_skipped):
+        raise ValueError(
+            "what the memory predicts is not finite: its noise or transition is not, "
+            "or is no variance, as of a time that goes backwards."
+        )
+    return after
 
 
 def _waited(

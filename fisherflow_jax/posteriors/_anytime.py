@@ -180,22 +180,21 @@ def e_value(
       Johari, Koomen, Pekelis, Walsh, "Always valid inference: continuous monitoring of
       A/B tests", 2022.
     """
-    scale = _scale(effect_scale)
+    scale = _number(effect_scale, "effect_scale")
+    checks.positive(scale, "effect_scale")
+    null = _number(null, "null")
     running = _running(state, robust)
     like = trees.widen(state.mean)
     function = contrast if callable(contrast) else linear(contrast, state.mean)
     at = trees.unravel(running.mean, like)
     estimate, weights = jax.value_and_grad(lambda p: jnp.squeeze(function(p)))(at)
-    return _against(running, trees.ravel(weights), estimate, scale, jnp.asarray(null))
+    return _against(running, trees.ravel(weights), estimate, scale, null)
 
 
-def _scale(effect_scale: Any) -> jax.Array:
-    checks.positive(effect_scale, "effect_scale")
-    if jnp.ndim(effect_scale):
-        raise ValueError(
-            f"effect_scale is one number; got shape {jnp.shape(effect_scale)}."
-        )
-    return jnp.asarray(effect_scale)
+def _number(value: Any, name: str) -> jax.Array:
+    if jnp.ndim(value):
+        raise ValueError(f"{name} is one number; got shape {jnp.shape(value)}.")
+    return jnp.asarray(value)
 
 
 def _scales(effect_scale: Any, state: Any) -> jax.Array:
@@ -280,4 +279,5 @@ def _log_e(away: jax.Array, own: jax.Array, effect: jax.Array) -> jax.Array:
     """Of squared distances, and variances with and without an effect."""
     ratio = effect / own
     log_e = 0.5 * (away / own * ratio / (1 + ratio) - jnp.log1p(ratio))
-    return jnp.where(jnp.isinf(own), 0, log_e)  # nothing was seen
+    # nothing was seen; or the contrast is zero, or flat there
+    return jnp.where(jnp.isinf(own) | (own == 0), 0, log_e)

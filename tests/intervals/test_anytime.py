@@ -101,6 +101,30 @@ def test_what_the_data_do_not_determine_has_no_interval():
     assert np.all(np.isinf(ff.intervals.anytime(before, TAU)))
 
 
+def test_a_flat_contrast_says_nothing():
+    state = stream(build(ff.likelihoods.gaussian(SCALE)))
+    for contrast in (np.zeros(3), lambda p: 0 * p[0] + 7.0):
+        found = ff.intervals.e_value(state, contrast, TAU)
+        assert (float(found.log_e_value), float(found.p_value)) == (0.0, 1.0)
+
+
+def test_the_sandwich_and_the_dispersion_are_without_the_priors_pull():
+    """Those of least squares, as well under a prior that is strong."""
+    prior = np.array([2.0, 5.0, 1.0])
+    state = stream(build(ff.likelihoods.gaussian(SCALE), prior, robust=True))
+    precision = INPUTS.T @ INPUTS / SCALE**2
+    bread = np.linalg.inv(precision)
+    meat = np.asarray(ff.information.to_dense(state.meat))
+    lower, upper = ff.intervals.anytime(state, TAU, robust=True)
+    wanted = radius(np.sqrt(np.diag(bread @ meat @ bread)))
+    np.testing.assert_allclose((upper - lower) / 2, wanted, rtol=1e-8)
+    unknown = stream(build(ff.likelihoods.gaussian(scale=None), prior))
+    lower, upper = ff.intervals.anytime(unknown, TAU)
+    bread = np.linalg.inv(INPUTS.T @ INPUTS) * float(unknown.dispersion)
+    wanted = radius(np.sqrt(np.diag(bread)))
+    np.testing.assert_allclose((upper - lower) / 2, wanted, rtol=1e-8)
+
+
 def test_columns_of_the_summary():
     state = stream(build(ff.likelihoods.gaussian(SCALE)))
     table = ff.summary(state, ["one", "group", "age"], effect_scale=TAU)
@@ -142,6 +166,8 @@ def test_refusals():
         ff.intervals.e_value(state, contrast, 0.0)
     with pytest.raises(ValueError, match=r"one number; got shape \(3,\)"):
         ff.intervals.e_value(state, contrast, np.ones(3))
+    with pytest.raises(ValueError, match=r"null is one number; got shape \(2,\)"):
+        ff.intervals.e_value(state, contrast, TAU, null=np.ones(2))
     with pytest.raises(ValueError, match="level"):
         ff.intervals.anytime(state, TAU, level=1.5)
     with pytest.raises(ValueError, match="a contrast is"):

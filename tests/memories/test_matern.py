@@ -162,6 +162,8 @@ def test_a_step_backwards():
     state, _ = flow.update(flow.init(jnp.zeros(2)), (jnp.ones((1, 1)), jnp.ones(1)))
     with pytest.raises(ValueError, match="step must be finite and not negative; got -"):
         flow.update(state, (-jnp.ones((1, 1)), jnp.ones(1)))
+    with pytest.raises(ValueError, match="what the memory predicts is not finite"):
+        flow.advance(state, (-jnp.ones((1, 1)), None))
     update = jax.jit(flow.update)
     after, info = update(state, (-jnp.ones((1, 1)), jnp.ones(1)))
     assert info.skipped
