@@ -249,6 +249,7 @@ def test_the_optimum_of_the_bound_is_reached(structure):
     assert gaps[None] > 0.1
 
 
+@pytest.mark.slow
 def test_the_order_of_the_nodes_does_not_matter():
     rule, batch = expectations.hermite(3), logistic(20, 1)
     shuffled = np.random.default_rng(0).permutation(27)

@@ -114,6 +114,7 @@ def test_separated_rows_bound_one_side(precision):
     assert np.isfinite(found.values).all() and found.values[-1] > found.lower
 
 
+@pytest.mark.slow
 def test_redundant_columns_are_flat_and_their_sum_is_not(found):
     x = np.concatenate([X, X[:, 1:2]], 1)
     flow = ff.fisher_flow(*MODEL, prior_precision=0.1)
