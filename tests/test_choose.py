@@ -121,6 +121,16 @@ def test_rounds_drop_the_worse_half_but_none_that_is_near():
         seconds=0.0
     )
     jax.tree.map(np.testing.assert_array_equal, ranking.state, whole.state)
+    seen = chosen(flows, tuple(x[:8] for x in batches), num_rounds=1).table
+    gaps = {name: one.below_best for name, one in list(seen.items())[2:]}
+    assert 3 + np.log(4) < min(gaps.values()) < 30
+    far = {name for name, gap in gaps.items() if gap > 3 + np.log(4)}
+    assert far == {name for name, end in ends.items() if end == 8}
+    end = ends["full"]  # on the rows that it was run on
+    early = chosen(flows, tuple(x[:end] for x in batches), num_rounds=1)
+    np.testing.assert_allclose(
+        ranking.table["full"].below_best, early.table["full"].below_best, rtol=1e-8
+    )
     alike = {"one": FLOWS["full"], "two": FLOWS["full .97"], "three": FLOWS["full"]}
     near = chosen(alike, stream(jax.random.key(3), times=8))
     assert {one.num_batches for one in near.table.values()} == {8}

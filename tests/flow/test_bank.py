@@ -246,3 +246,24 @@ def test_the_share_may_be_traced():
     sparse = ff.sparse.flow(ff.likelihoods.bernoulli(), 3)
     with pytest.raises(TypeError, match=r"flows\[0\] comes from .* got a SparseFlow"):
         ff.bank([sparse])
+
+
+def test_a_batch_that_some_member_does_not_predict_weighs_none():
+    """As of a dispersion of which nothing is known yet."""
+    _, (inputs, targets) = drifting()
+    flows = [
+        ff.fisher_flow(
+            lambda p, x: x * p,
+            ff.likelihoods.gaussian(None),
+            memory=ff.memories.exponential(decay),
+            num_steps=1,
+        )
+        for decay in (0.5, 0.99)
+    ]
+    bank = ff.bank(flows, forgetting=1.0, weigh_by=ff.calibration.log_score)
+    update = jax.jit(bank.update)
+    state, _ = update(bank.init(np.float64(0)), (inputs[0], targets[0]))
+    np.testing.assert_allclose(state.weights, 0.5)
+    state, _ = update(state, (inputs[1], targets[1]))
+    assert np.all(np.isfinite(state.weights))
+    assert np.abs(state.weights[0] - 0.5) > 1e-6
