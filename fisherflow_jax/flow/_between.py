@@ -51,9 +51,13 @@ def advance(
     checks.not_negative(steps, "steps")
     if batch is not None:
         batch = batches.as_batch(batches.by_name(batch), values=False)
-    run = choices.compiled(recipe, _waited)
-    count = jnp.asarray(steps, jnp.int32)
-    after = sharding.in_auto_mode(run, state, state, batch, count)
+    arguments: tuple = (state, batch)
+    if isinstance(steps, int) and steps == 1:  # no loop, so that it runs backwards too
+        run = choices.compiled(recipe, _next)
+    else:
+        run = choices.compiled(recipe, _waited)
+        arguments = *arguments, jnp.asarray(steps, jnp.int32)
+    after = sharding.in_auto_mode(run, state, *arguments)
     if not checks.holds(after.num_skipped == state.num_skipped):
         raise ValueError(
             "what the memory predicts is not finite: its noise or transition is not, "
@@ -68,16 +72,21 @@ def _waited(
     belonging.check_state(recipe, state)
 
     def wait(_: Any, state: FlowState) -> FlowState:
-        believed = belief_of(state)
-        ahead = recipe.memory.predict(state.memory, believed, batch, believed.mean)
-        logdet = step.logdet_of(ahead, believed, state.log_determinant)
-        site = no_site(recipe, state.mean)
-        if state.nuisance is not None:
-            nuisance = nuisances.waited(recipe, state.nuisance, state.count, batch)
-            state = state._replace(nuisance=nuisance)
-        return _kept(recipe, state, ahead, logdet, site, jnp.zeros_like(state.count))
+        return _next(recipe, state, batch)
 
     return jax.lax.fori_loop(0, steps, wait, state)
+
+
+def _next(recipe: Recipe, state: FlowState, batch: Any) -> FlowState:
+    belonging.check_state(recipe, state)
+    believed = belief_of(state)
+    ahead = recipe.memory.predict(state.memory, believed, batch, believed.mean)
+    logdet = step.logdet_of(ahead, believed, state.log_determinant)
+    site = no_site(recipe, state.mean)
+    if state.nuisance is not None:
+        nuisance = nuisances.waited(recipe, state.nuisance, state.count, batch)
+        state = state._replace(nuisance=nuisance)
+    return _kept(recipe, state, ahead, logdet, site, jnp.zeros_like(state.count))
 
 
 def _kept(

@@ -107,3 +107,26 @@ def test_what_cannot_be_taken_in():
             other.absorb(streams.start(other), mean, information, 4)
     with pytest.raises(TypeError, match="a Gaussian is where a flow begins"):
         flow.advance(ff.posterior(mean, information, prior_precision=1.0))
+
+
+def test_forecasts_may_be_differentiated_backwards():
+    """And with them a bank that weighs by scores of what its members predict."""
+    x, y = np.ones((4, 2)), np.arange(8.0).reshape(4, 2)
+
+    def flow(noise):
+        return ff.fisher_flow(
+            lambda p, x: x * p,
+            ff.likelihoods.gaussian(1.0),
+            memory=ff.memories.random_walk(noise),
+            num_steps=1,
+        )
+
+    def score(noise):
+        bank = ff.bank(
+            [flow(noise), flow(2 * noise)], weigh_by=ff.calibration.log_score
+        )
+        state = bank.init(jnp.zeros(()))
+        return jnp.sum(jax.lax.scan(bank.update, state, (x, y))[1].log_evidence)
+
+    wanted = (score(0.3 + 1e-6) - score(0.3 - 1e-6)) / 2e-6
+    np.testing.assert_allclose(jax.grad(score)(0.3), wanted, rtol=1e-6)
