@@ -105,6 +105,7 @@ def test_scores_by_hand():
     )
 
 
+@pytest.mark.slow
 def test_rounds_drop_the_worse_half_but_none_that_is_near():
     batches = stream(jax.random.key(2), drift=0.5, times=32)
     names = ["full", "full .9", "full walk", "diagonal"]
@@ -140,6 +141,7 @@ def test_rounds_drop_the_worse_half_but_none_that_is_near():
     assert lines[2].startswith("full walk")
 
 
+@pytest.mark.slow
 def test_ragged_lists_weights_and_other_judges():
     x, y = stream(jax.random.key(4), times=3)
     ragged = [(x[0], y[0]), (x[1], y[1]), (x[2][:3], y[2][:3])]
@@ -230,6 +232,7 @@ def pair(likelihood, apply_fn=MODEL[0], **options):
     }
 
 
+@pytest.mark.slow
 def test_an_unknown_dispersion_is_judged_from_the_first_batch_that_is_predicted():
     batches = stream(jax.random.key(7), times=4)
     likelihood = ff.likelihoods.gaussian(None)

@@ -15,6 +15,9 @@ import pytest
 
 import two_processes
 
+# Starting two processes takes half a minute.
+pytestmark = pytest.mark.slow
+
 TESTS = Path(__file__).parent
 TOLERANCE = 1e-5
 
@@ -104,7 +107,6 @@ def test_numbers_are_those_of_one_process(call, found):
     check_numbers(call, found[0])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("call", two_processes.MORE_NUMBERS, ids=name_of)
 @pytest.mark.filterwarnings("ignore::fisherflow_jax.DataWarning")
 def test_more_numbers_are_those_of_one_process(call, more_found):
@@ -144,7 +146,6 @@ def test_what_is_wrong_in_one_process_raises_in_both(call, found):
     check_error(call.__name__, found[0])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("call", two_processes.MORE_ERRORS, ids=name_of)
 def test_more_that_is_wrong_raises_in_both(call, more_found):
     check_error(call.__name__, more_found[0])
@@ -157,7 +158,6 @@ def test_a_loader_that_fails_is_told_to_the_others(found):
     assert "the disk is gone" in told.partition("\n")[0]
 
 
-@pytest.mark.slow
 def test_a_worker_is_lost_and_one_process_goes_on():
     """The example: process 1 is killed; from the checkpoint one process goes on."""
     program = str(TESTS.parent / "examples" / "distributed.py")

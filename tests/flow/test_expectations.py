@@ -97,6 +97,7 @@ def test_linear_gaussian_is_the_kalman_filter(name):
         pytest.param("low_rank", "exponential", "outputs", marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_linear_gaussian_under_every_memory(structure, memory, name):
     names = structure, memory, "gaussian"
     # by a scalar's or a diagonal's curvature steps shrink slowly
@@ -268,6 +269,7 @@ def test_the_order_of_the_nodes_does_not_matter():
     assert_close(*found, 1e-12)
 
 
+@pytest.mark.slow
 def test_refining_goes_to_the_variational_posterior_of_all_data():
     x, y = logistic(60, 1)
     built = ff.fisher_flow(
@@ -321,6 +323,7 @@ SEVERAL = {
 
 
 @pytest.mark.parametrize("name", some(SEVERAL, "classes"))
+@pytest.mark.slow
 def test_the_outputs_of_a_target_are_averaged_together(name):
     """Of linear models the outputs' nodes and the parameters' say the same."""
     apply_fn, likelihood, y = SEVERAL[name]
@@ -392,6 +395,7 @@ def test_of_a_network_it_is_the_fixed_point_too(name):
 
 
 @pytest.mark.parametrize("name", some(["cubature", "outputs"], "outputs"))
+@pytest.mark.slow
 def test_layers_in_kronecker_structure(name):
     """A linear layer of two targets: as at the mean."""
     rng = np.random.default_rng(6)
@@ -434,6 +438,7 @@ def test_the_widest_outputs_are_told():
     np.testing.assert_allclose(info.output_deviation, expected, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_streams_run_under_vmap_and_in_float32():
     built = flow("full", "stationary", "bernoulli")
     stack = [
@@ -472,6 +477,7 @@ def test_draws_are_those_of_the_key():
         streams.start(built)
 
 
+@pytest.mark.slow
 def test_derivatives_are_those_of_the_solution():
     x, y = logistic(20, 2)
     built = ff.fisher_flow(

@@ -311,6 +311,7 @@ def test_a_step_that_is_not_whole_is_told(tmp_path, lost):
     assert resumed.count == ROWS
 
 
+@pytest.mark.slow
 def test_a_run_can_be_differentiated_and_keeps_nothing_under_a_trace(tmp_path):
     def end(precision, run=ff.run, **options):
         flow = made(prior_precision=precision)

@@ -200,6 +200,7 @@ def test_a_refused_update_moves_nothing():
 
 
 @pytest.mark.parametrize("compensated", [None, False])
+@pytest.mark.slow
 def test_in_float32_under_jit(compensated):
     flow = build(ff.memories.random_walk(NOISE, MOVE), compensated=compensated)
     wanted = joint([MOVE] * TIMES, [NOISE] * TIMES, MOVE @ MOVE.T + NOISE)
@@ -251,6 +252,7 @@ def test_what_cannot_be_smoothed():
         ff.smooth(flow, broken)
 
 
+@pytest.mark.slow
 def test_forecasts_cover():
     """The 90 % interval of the next observation, at the true rate of the drift.
 

@@ -130,6 +130,7 @@ def test_redundant_columns_are_flat_and_their_sum_is_not(found):
     assert np.isnan(both.modified_lower)  # determinants say nothing there
 
 
+@pytest.mark.slow
 def test_with_jeffreys_prior_the_profile_is_firths():
     x, y = firth.separated()
     estimator = ff.estimators.exact(*MODEL, ff.structures.full())

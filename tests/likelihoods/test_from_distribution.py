@@ -153,6 +153,7 @@ def test_a_registered_divergence_has_the_information_as_its_hessian(name):
     np.testing.assert_allclose(found.information[0], expected, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.slow
 def test_a_covariance_is_a_parameter_like_others():
     """Of a normal with Cholesky factor L(z): tr(S^-1 dS S^-1 dS) / 2."""
     below = np.tril_indices(2)
@@ -268,6 +269,7 @@ def test_what_make_may_be():
         )
 
 
+@pytest.mark.slow
 def test_counts_have_the_root_of_this_package():
     ours, theirs = (
         likelihoods.poisson(),

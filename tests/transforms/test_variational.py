@@ -109,6 +109,7 @@ def results():
 
 
 @pytest.mark.parametrize("name", METHODS)
+@pytest.mark.slow
 def test_the_optimum_of_the_bound_is_that_of_another_optimiser(name):
     mean, information = results()[name]
     diagonal = name.endswith("diagonal")

@@ -185,6 +185,7 @@ def test_types_are_stable_through_a_conditional_and_compiled_once(name, dtype):
     assert state[0].num_skipped == 0 and state[0].step == 3
 
 
+@pytest.mark.slow
 def test_a_vmap_of_scans_is_each_run_alone_and_eager_is_compiled():
     optimizer = made("VOGN", num_samples=3)
 
