@@ -39,13 +39,12 @@ def times_of(times: Any, dtype: Any) -> jax.Array:
       ValueError: for none, and where they fall or are negative.
     """
     times = jnp.asarray(times, dtype)
-    known = not checks.is_traced(times)
-    if times.ndim != 1 or not len(times) or (known and not _rise(times)):
+    if times.ndim != 1 or not len(times) or not checks.holds(_rise(times)):
         raise ValueError(
             f"times are an array (k,), increasing, from 0 or later; got {times}."
         )
     return times
 
 
-def _rise(times: jax.Array) -> bool:
-    return bool((times[0] >= 0) & jnp.all(jnp.diff(times) >= 0) & (times[-1] < jnp.inf))
+def _rise(times: jax.Array) -> jax.Array:
+    return (times[0] >= 0) & jnp.all(jnp.diff(times) >= 0) & (times[-1] < jnp.inf)

@@ -202,3 +202,14 @@ def test_times_and_numbers_out_of_range(times):
     for call in (geo.exp, geo.log):
         with pytest.raises(ValueError, match="max_steps must be a positive whole"):
             call(by_scale, *ends, max_steps=0)
+
+
+def test_times_that_a_compiled_function_holds():
+    times = jnp.linspace(0.0, 1.0, 3)
+    metric = ff.geometry.metric(ff.likelihoods.gaussian_location_scale())
+
+    def path(velocity):
+        return ff.geometry.exp(metric, jnp.zeros(2), velocity, times=times).params
+
+    found = jax.jit(path)(jnp.ones(2))
+    np.testing.assert_allclose(found, path(jnp.ones(2)), rtol=1e-10, atol=1e-12)
