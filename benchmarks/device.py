@@ -4,7 +4,7 @@ Sized for ten minutes on one GPU with 80 GB; on a CPU, or with `--small`, it tak
 seconds and only shows that all of it runs.
 
     python benchmarks/device.py
-    python benchmarks/device.py --only diagonal --trace /tmp/trace   # and a profile
+    python benchmarks/device.py --only diagonal --trace FOLDER   # and a profile
 
 One: what the device copies and multiplies, which the rest is held against. Two: rows a
 second of a streaming flow. Three: a diagonal flow and estimators at a billion
