@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -113,6 +113,34 @@ def _apply_transformer(params: Any, ids: jax.Array) -> jax.Array:
         up = jax.nn.gelu(affine(layer["up"], normalised(layer["norm2"], x)))
         x = x + affine(layer["down"], up)
     return affine(params["head"], jnp.mean(normalised(params["norm"], x), 1))
+
+
+def norm(width: int) -> dict:
+    return {"scale": jnp.ones(width), "shift": jnp.zeros(width)}
+
+
+def block(keys: Iterator[jax.Array], width: int) -> dict:
+    """Of a transformer whose norms stand before attention and MLP; takes four keys."""
+    return {
+        "norm1": norm(width),
+        "in": dense(next(keys), (width, 3 * width)),
+        "out": dense(next(keys), (width, width)),
+        "norm2": norm(width),
+        "up": dense(next(keys), (width, 4 * width)),
+        "down": dense(next(keys), (4 * width, width)),
+    }
+
+
+def through_block(
+    layer: Any,
+    x: jax.Array,
+    num_heads: int,
+    mask: jax.Array,
+    activation: Callable = jax.nn.gelu,
+) -> jax.Array:
+    x = x + attention(layer, normalised(layer["norm1"], x), num_heads, mask)
+    up = activation(affine(layer["up"], normalised(layer["norm2"], x)))
+    return x + affine(layer["down"], up)
 
 
 def attention(

@@ -346,24 +346,11 @@ def transformer(sizes: Sizes) -> tuple[Callable, Any, tuple]:
     heads = max(width // 64, 1)
     keys = iter(jax.random.split(jax.random.key(0), 4 * sizes.layers + 4))
 
-    def norm() -> dict:
-        return {"scale": jnp.ones(width), "shift": jnp.zeros(width)}
-
-    def layer() -> dict:
-        return {
-            "norm1": norm(),
-            "in": classifiers.dense(next(keys), (width, 3 * width)),
-            "out": classifiers.dense(next(keys), (width, width)),
-            "norm2": norm(),
-            "up": classifiers.dense(next(keys), (width, 4 * width)),
-            "down": classifiers.dense(next(keys), (4 * width, width)),
-        }
-
     params = {
         "table": 0.02 * jax.random.normal(next(keys), (sizes.vocabulary, width)),
         "position": 0.02 * jax.random.normal(next(keys), (length, width)),
-        "layers": [layer() for _ in range(sizes.layers)],
-        "norm": norm(),
+        "layers": [classifiers.block(keys, width) for _ in range(sizes.layers)],
+        "norm": classifiers.norm(width),
         "head": classifiers.dense(next(keys), (width, sizes.vocabulary)),
     }
     ids = jax.random.randint(next(keys), (rows, length + 1), 0, sizes.vocabulary)
@@ -372,11 +359,7 @@ def transformer(sizes: Sizes) -> tuple[Callable, Any, tuple]:
     def apply_fn(params: Any, ids: jax.Array) -> jax.Array:
         x = params["table"][ids] + params["position"][None]
         for layer in params["layers"]:
-            normal = classifiers.normalised(layer["norm1"], x)
-            x = x + classifiers.attention(layer, normal, heads, causal)
-            normal = classifiers.normalised(layer["norm2"], x)
-            up = jax.nn.gelu(classifiers.affine(layer["up"], normal))
-            x = x + classifiers.affine(layer["down"], up)
+            x = classifiers.through_block(layer, x, heads, causal)
         x = classifiers.normalised(params["norm"], x)
         return classifiers.affine(params["head"], x)
 

@@ -53,24 +53,11 @@ def language_model_params(
     """Of a transformer with a table that is looked up and multiplies at the end."""
     keys = iter(jax.random.split(jax.random.key(seed), 4 + 8 * depth))
 
-    def norm() -> dict:
-        return {"scale": jnp.ones(width), "shift": jnp.zeros(width)}
-
-    def layer() -> dict:
-        return {
-            "norm1": norm(),
-            "in": classifiers.dense(next(keys), (width, 3 * width)),
-            "out": classifiers.dense(next(keys), (width, width)),
-            "norm2": norm(),
-            "up": classifiers.dense(next(keys), (width, 4 * width)),
-            "down": classifiers.dense(next(keys), (4 * width, width)),
-        }
-
     return {
         "table": width**-0.5 * jax.random.normal(next(keys), (vocabulary, width)),
         "position": 0.1 * jax.random.normal(next(keys), (length, width)),
-        "layers": [layer() for _ in range(depth)],
-        "norm": norm(),
+        "layers": [classifiers.block(keys, width) for _ in range(depth)],
+        "norm": classifiers.norm(width),
     }
 
 
@@ -103,11 +90,7 @@ def apply_language_model(params: Any, ids: jax.Array, num_heads: int) -> jax.Arr
     x = width**0.5 * params["table"][ids] + params["position"][None]
     causal = jnp.tril(jnp.ones((length, length), bool))
     for layer in params["layers"]:
-        normalised = classifiers.normalised(layer["norm1"], x)
-        x = x + classifiers.attention(layer, normalised, num_heads, causal)
-        normalised = classifiers.normalised(layer["norm2"], x)
-        up = jax.nn.gelu(classifiers.affine(layer["up"], normalised))
-        x = x + classifiers.affine(layer["down"], up)
+        x = classifiers.through_block(layer, x, num_heads, causal)
     return classifiers.normalised(params["norm"], x) @ params["table"].T
 
 

@@ -110,24 +110,11 @@ def transformer(
     above = jnp.pad(images[:, :-1], ((0, 0), (1, 0), (0, 0)))
     keys = iter(jax.random.split(_key(3, seed), 20))
 
-    def norm() -> dict:
-        return {"scale": jnp.ones(width), "shift": jnp.zeros(width)}
-
-    def layer() -> dict:
-        return {
-            "norm1": norm(),
-            "in": classifiers.dense(next(keys), (width, 3 * width)),
-            "out": classifiers.dense(next(keys), (width, width)),
-            "norm2": norm(),
-            "up": classifiers.dense(next(keys), (width, 4 * width)),
-            "down": classifiers.dense(next(keys), (4 * width, width)),
-        }
-
     params = {
         "read": classifiers.dense(next(keys), (8, width)),
         "position": 0.1 * jax.random.normal(next(keys), (8, width)),
-        "layers": [layer() for _ in range(depth)],
-        "norm": norm(),
+        "layers": [classifiers.block(keys, width) for _ in range(depth)],
+        "norm": classifiers.norm(width),
         "head": classifiers.dense(next(keys), (width, 8)),
     }
     return Problem(
@@ -146,11 +133,7 @@ def _apply_transformer(params: Any, rows: jax.Array) -> jax.Array:
     x = classifiers.affine(params["read"], rows) + params["position"][None]
     causal = jnp.tril(jnp.ones((8, 8), bool))
     for layer in params["layers"]:
-        normalised = classifiers.normalised(layer["norm1"], x)
-        x = x + classifiers.attention(layer, normalised, _HEADS, causal)
-        normalised = classifiers.normalised(layer["norm2"], x)
-        up = jnp.tanh(classifiers.affine(layer["up"], normalised))
-        x = x + classifiers.affine(layer["down"], up)
+        x = classifiers.through_block(layer, x, _HEADS, causal, jnp.tanh)
     return classifiers.affine(params["head"], classifiers.normalised(params["norm"], x))
 
 

@@ -41,24 +41,11 @@ STEP, FIRST, BYTES = 3.0, 4.0, 20.0
 def problem(num_layers: int) -> tuple[Callable, Any, tuple]:
     keys = iter(jax.random.split(jax.random.key(0), 4 * num_layers + 4))
 
-    def norm() -> dict:
-        return {"scale": jnp.ones(WIDTH), "shift": jnp.zeros(WIDTH)}
-
-    def layer() -> dict:
-        return {
-            "norm1": norm(),
-            "in": classifiers.dense(next(keys), (WIDTH, 3 * WIDTH)),
-            "out": classifiers.dense(next(keys), (WIDTH, WIDTH)),
-            "norm2": norm(),
-            "up": classifiers.dense(next(keys), (WIDTH, 4 * WIDTH)),
-            "down": classifiers.dense(next(keys), (4 * WIDTH, WIDTH)),
-        }
-
     params = {
         "table": 0.02 * jax.random.normal(next(keys), (VOCABULARY, WIDTH)),
         "position": 0.02 * jax.random.normal(next(keys), (LENGTH, WIDTH)),
-        "layers": [layer() for _ in range(num_layers)],
-        "norm": norm(),
+        "layers": [classifiers.block(keys, WIDTH) for _ in range(num_layers)],
+        "norm": classifiers.norm(WIDTH),
         "head": classifiers.dense(next(keys), (WIDTH, VOCABULARY)),
     }
     ids = jax.random.randint(next(keys), (ROWS, LENGTH + 1), 0, VOCABULARY)
@@ -69,11 +56,7 @@ def apply_fn(params: Any, ids: jax.Array) -> jax.Array:
     x = params["table"][ids] + params["position"][None]
     causal = jnp.tril(jnp.ones((LENGTH, LENGTH), bool))
     for layer in params["layers"]:
-        normalised = classifiers.normalised(layer["norm1"], x)
-        x = x + classifiers.attention(layer, normalised, HEADS, causal)
-        normalised = classifiers.normalised(layer["norm2"], x)
-        up = jax.nn.gelu(classifiers.affine(layer["up"], normalised))
-        x = x + classifiers.affine(layer["down"], up)
+        x = classifiers.through_block(layer, x, HEADS, causal)
     return classifiers.affine(params["head"], classifiers.normalised(params["norm"], x))
 
 
