@@ -81,24 +81,11 @@ def transformer() -> Classifier:
     inputs = jax.random.randint(next(keys), (32, length), 0, vocabulary)
     targets = jax.random.randint(next(keys), (32,), 0, 3)
 
-    def norm() -> dict:
-        return {"scale": jnp.ones(width), "shift": jnp.zeros(width)}
-
-    def layer() -> dict:
-        return {
-            "norm1": norm(),
-            "in": dense(next(keys), (width, 3 * width)),
-            "out": dense(next(keys), (width, width)),
-            "norm2": norm(),
-            "up": dense(next(keys), (width, 4 * width)),
-            "down": dense(next(keys), (4 * width, width)),
-        }
-
     params = {
         "embedding": 0.5 * jax.random.normal(next(keys), (vocabulary, width)),
         "position": 0.5 * jax.random.normal(next(keys), (length, width)),
-        "layers": [layer(), layer()],
-        "norm": norm(),
+        "layers": [block(keys, width) for _ in range(2)],
+        "norm": norm(width),
         "head": dense(next(keys), (width, 3)),
     }
     return Classifier(
@@ -109,9 +96,7 @@ def transformer() -> Classifier:
 def _apply_transformer(params: Any, ids: jax.Array) -> jax.Array:
     x = params["embedding"][ids] + params["position"]
     for layer in params["layers"]:
-        x = x + attention(layer, normalised(layer["norm1"], x), _TRANSFORMER_HEADS)
-        up = jax.nn.gelu(affine(layer["up"], normalised(layer["norm2"], x)))
-        x = x + affine(layer["down"], up)
+        x = through_block(layer, x, _TRANSFORMER_HEADS)
     return affine(params["head"], jnp.mean(normalised(params["norm"], x), 1))
 
 
@@ -135,7 +120,7 @@ def through_block(
     layer: Any,
     x: jax.Array,
     num_heads: int,
-    mask: jax.Array,
+    mask: jax.Array | None = None,
     activation: Callable = jax.nn.gelu,
 ) -> jax.Array:
     x = x + attention(layer, normalised(layer["norm1"], x), num_heads, mask)
