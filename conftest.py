@@ -10,6 +10,7 @@ import tempfile
 import jax
 import pytest
 
+import recipe_pages
 import shared_context
 
 # The suite is written for the CPU; JAX_PLATFORMS=cuda pytest asks for another device.
@@ -67,6 +68,12 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 50, 100)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave recipes to .ci/run, before markers decide what runs."""
+    recipe_pages.mark(items)
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
