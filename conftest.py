@@ -13,6 +13,9 @@ import pytest
 import recipe_pages
 import shared_context
 
+# What makes the site is run by the site's stage of .ci/run.
+collect_ignore_glob = ["docs/*.py", "docs/generated/*"]
+
 # The suite is written for the CPU; JAX_PLATFORMS=cuda pytest asks for another device.
 # Four devices let sharding be tested without an accelerator.
 if "JAX_PLATFORMS" not in os.environ:

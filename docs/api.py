@@ -133,31 +133,41 @@ def tier_of(room: str, name: str) -> str:
     return "settling"
 
 
+def names() -> Iterator[tuple[str, str, str, Any]]:
+    """(tier, room or "", name, value) of every public name; those of a room last."""
+    public = {name: getattr(ff, name) for name in ff.__all__}
+    for name, value in public.items():
+        if not isinstance(value, ModuleType):
+            yield "stable", "", name, value
+    for room, module in public.items():
+        if isinstance(module, ModuleType):
+            for name in exported(module):
+                yield tier_of(room, name), room, name, getattr(module, name)
+
+
+def entries(room: str, name: str, value: Any) -> list[str]:
+    """A name's lines in the list; one that the package shows itself refers to it."""
+    if room and ff.__dict__.get(name) is value:
+        return [f"ff.{room}.{name} is ff.{name}"]
+    return list(described(f"ff.{room}.{name}" if room else f"ff.{name}", value))
+
+
 def page() -> str:
     """The text of docs/api.txt."""
-    lines: dict[str, list[str]] = {tier: [] for tier in TIERS}
-    public = {name: getattr(ff, name) for name in ff.__all__}
-    rooms = {n: value for n, value in public.items() if isinstance(value, ModuleType)}
-    for name in public.keys() - rooms.keys():
-        lines["stable"] += described(f"ff.{name}", public[name])
-    lines["stable"].sort()
-    for room, module in rooms.items():
-        shown: dict[str, list[str]] = {tier: [] for tier in TIERS}
-        for name in exported(module):
-            value = getattr(module, name)
-            if public.get(name) is value:
-                entries = [f"ff.{room}.{name} is ff.{name}"]
-            else:
-                entries = list(described(f"ff.{room}.{name}", value))
-            shown[tier_of(room, name)] += entries
-        for tier, entries in shown.items():
-            if entries:
-                heading = f"ff.{room}: {(module.__doc__ or '').splitlines()[0]}"
-                lines[tier] += ["", heading, *entries]
+    lines: dict[str, dict[str, list[str]]] = {tier: {} for tier in TIERS}
+    for tier, room, name, value in names():
+        lines[tier].setdefault(room, []).extend(entries(room, name, value))
     text = "The public names of fisherflow_jax (ff); written by `python docs/api.py`.\n"
     for tier, meaning in TIERS.items():
-        entries = "\n".join(lines[tier]).strip() or "(none yet)"
-        text += f"\n\n== {tier}\n{meaning}\n\n{entries}\n"
+        shown = []
+        for room, listed in lines[tier].items():
+            if room:
+                about = (getattr(ff, room).__doc__ or "").splitlines()[0]
+                shown += ["", f"ff.{room}: {about}", *listed]
+            else:
+                shown += sorted(listed)
+        written = "\n".join(shown).strip() or "(none yet)"
+        text += f"\n\n== {tier}\n{meaning}\n\n{written}\n"
     return text
 
 
