@@ -20,6 +20,7 @@ SPELLINGS = {
     r"\\[bB]igg?[lrm]?(?![A-Za-z])": "",
     r"\\(textstyle|mathrel)(?![A-Za-z])": "",
     r"\\dots(?![A-Za-z])": r"\\ldots",
+    r"\\(hat|bar|tilde)(?![a-z]) *(\\[A-Za-z]+|\w)(?=[_^])": r"{\\\1{\2}}",
     r"\\([td]?frac)(\d)(\w)": r"\\\1{\2}{\3}",
 }
 NAME = re.compile(r"ff(\.[A-Za-z]\w*)+(?![\w.*])")
@@ -85,6 +86,8 @@ def link_pages(app: Sphinx, page: str, source: list[str]) -> None:
     """Links to notebooks and examples, right in a clone, go to their pages here."""
     for pattern, target in PAGES.items():
         source[0] = re.sub(pattern, target, source[0])
+    # The empty line that ends what an example prints, for doctest, is not shown.
+    source[0] = re.sub(r"\n\n(```)$", r"\n\1", source[0], flags=re.M)
 
 
 def setup(app: Sphinx) -> dict:

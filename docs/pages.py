@@ -25,7 +25,12 @@ ROOT = Path(__file__).parents[1]
 DOORS = {
     "optimise": ("Optimise", ["transforms"]),
     "infer": ("Infer", ["accumulation", "flow", "model", "_choose", "_ground"]),
-    "uncertainty": ("Say how sure", ["posteriors", "predictions", "calibration"]),
+    "uncertainty": ("Say how sure", []),
+}
+ABOUT = {
+    "optimise": "Optax optimisers, and the transformation that they are made of.",
+    "infer": "Streams into states: flows, sums over data sets, batches, models.",
+    "uncertainty": "States into intervals, tests, samples, predictions.",
 }
 # `ff.calibration.calibrate` is `ff.calibrate`: one entry.
 ALIASES: dict[str, str] = {}
@@ -124,15 +129,17 @@ def reference() -> Iterator[tuple[str, str]]:
     ]
     for tier, meaning in api.TIERS.items():
         index += [*titled(tier.capitalize(), "-"), meaning, ""]
-        for page, rows in tiers[tier].items():
-            title = DOORS[page][0] if page in DOORS else f"ff.{page}"
-            about = "" if page in DOORS else docstring(getattr(ff, page)).split("\n")[0]
+        for page in texts:
+            if page not in tiers[tier]:
+                continue
+            title = DOORS.get(page, (f"ff.{page}",))[0]
+            about = ABOUT.get(page) or docstring(getattr(ff, page)).split("\n")[0]
             index += [
                 *titled(title, "~"),
-                f":doc:`{title} <{page}>` {inline(about)}",
+                f"{inline(about)} :doc:`All of it <{page}>`.",
                 "",
             ]
-            index += table(sorted(rows))
+            index += table(tiers[tier][page])
     index += [".. toctree::", "   :hidden:", "", *(f"   {page}" for page in texts)]
     yield "reference/index.rst", "\n".join(index)
     for page, lines in texts.items():
@@ -143,12 +150,15 @@ def reference() -> Iterator[tuple[str, str]]:
 
 
 def cited() -> dict[str, list[str]]:
-    """Each source that a public docstring names, and the names that do."""
+    """Each source that a public docstring names, to its year, and the names that do."""
     found: dict[str, list[str]] = {}
     for _, room, name, value in api.names():
-        path = f"ff.{room}.{name}" if room else f"ff.{name}"
+        if room and ff.__dict__.get(name) is value:
+            continue
         body = re.search(r"^References:\n((?: .*\n?|\n)+)", docstring(value), re.M)
         for source in sources(body[1]) if body else []:
+            source = re.match(r".*?\b\d{4}\b", source)[0]
+            path = f"ff.{room}.{name}" if room else f"ff.{name}"
             found.setdefault(source, []).append(path)
     return found
 
@@ -156,12 +166,7 @@ def cited() -> dict[str, list[str]]:
 def bibliography() -> str:
     lines = ["# Bibliography", "", "What the docstrings cite, and where.", ""]
     for source, names in sorted(cited().items(), key=lambda item: item[0].lower()):
-        owners = dict.fromkeys(
-            name
-            for name in names
-            if ff.__dict__.get(name.split(".")[-1]) is None or name.count(".") == 1
-        )
-        lines.append(f"- {source} " + ", ".join(f"`{name}`" for name in owners))
+        lines.append(f"- {source}. " + ", ".join(f"`{name}`" for name in names))
     return "\n".join(lines) + "\n"
 
 
@@ -197,8 +202,9 @@ def notebook(path: Path) -> tuple[str, str, str]:
             cell["source"] = re.sub(
                 r"\]\(#([^)\s]+)\)", anchored, "".join(cell["source"])
             )
-    about = re.sub(r"^#.*\n+", "", first).split("\n\n")[0]
-    return json.dumps(book), first.splitlines()[0].strip("# "), " ".join(about.split())
+    about = " ".join(re.sub(r"^#.*\n+", "", first).split())
+    sentence = re.match(r".*?[.?:](?= |$)", about)[0].replace(":", ".")
+    return json.dumps(book), first.splitlines()[0].strip("# "), sentence
 
 
 def notebooks() -> list[Path]:
@@ -219,35 +225,42 @@ def card(name: str, title: str, about: str) -> list[str]:
     return [*lines, "", about, ":::"]
 
 
+def example(path: Path) -> tuple[str, str, str]:
+    """(text of the page, title, first sentence) of a program."""
+    about, rest = summary_of(path)
+    title = path.stem.capitalize().replace("_", " ").replace("Ab ", "A/B ")
+    about = about.split(": `python")[0].rstrip(".") + "."
+    text = [f"# {title}", "", about, "", rest, ""]
+    if (ROOT / f"docs/pictures/{path.stem}.png").exists():
+        text += [f"![{title}](/pictures/{path.stem}.png)", ""]
+    start = ast.parse(path.read_text()).body[0].end_lineno + 2
+    text += [f"The program, `examples/{path.name}`:", ""]
+    text += [
+        f"```{{literalinclude}} /../examples/{path.name}",
+        f":lines: {start}-",
+        "```",
+    ]
+    return "\n".join(text) + "\n", title, about
+
+
 def gallery() -> Iterator[tuple[str, str]]:
     """(file, text) of the gallery: a page of each notebook and program, and cards."""
-    books, programs, names = [], [], []
-    for path in notebooks():
-        text, title, about = notebook(path)
-        books += card(f"{path.stem}_notebook", title, about)
-        names.append(f"{path.stem}_notebook")
-        yield f"gallery/{path.stem}_notebook.ipynb", text
-    for path in sorted((ROOT / "examples").glob("*.py")):
-        title, rest = summary_of(path)
-        if "__main__" not in path.read_text():
-            continue
-        title = title.split(": `python")[0].rstrip(".")
-        programs += card(path.stem, path.stem.replace("_", " ").capitalize(), title)
-        names.append(path.stem)
-        picture = f"\n![{title}](/pictures/{path.stem}.png)\n"
-        shown = picture if (ROOT / f"docs/pictures/{path.stem}.png").exists() else ""
-        source = f"```{{literalinclude}} /../examples/{path.name}\n```\n"
-        yield (
-            f"gallery/{path.stem}.md",
-            f"# {title}\n\n{rest}\n{shown}\n`python examples/{path.name}`\n\n{source}",
-        )
-    grid = "::::{grid} 1 2 2 2\n:gutter: 3\n\n"
-    yield (
-        "gallery/index.md",
-        "# Gallery\n\n## Notebooks\n\n" + grid + "\n".join(books) + "\n::::\n\n"
-        "## Programs\n\n" + grid + "\n".join(programs) + "\n::::\n\n"
-        "```{toctree}\n:hidden:\n\n" + "\n".join(names) + "\n```\n",
-    )
+    index, listed = ["# Gallery", ""], []
+    for heading, paths, made, ending in (
+        ("Notebooks", notebooks(), notebook, "_notebook.ipynb"),
+        ("Programs", sorted((ROOT / "examples").glob("*.py")), example, ".md"),
+    ):
+        index += [f"## {heading}", "", "::::{grid} 1 2 2 2", ":gutter: 3", ""]
+        for path in paths:
+            if path.suffix == ".py" and "__main__" not in path.read_text():
+                continue  # what programs share
+            name, (text, title, about) = path.stem + ending, made(path)
+            yield f"gallery/{name}", text
+            index += card(name.partition(".")[0], title, about)
+            listed.append(f"{title} <{name.partition('.')[0]}>")
+        index += ["::::", ""]
+    index += ["```{toctree}", ":hidden:", "", *listed, "```", ""]
+    yield "gallery/index.md", "\n".join(index)
 
 
 def write(docs: Path) -> None:

@@ -301,7 +301,9 @@ def compare(folder: Path) -> None:
     num_tuning = sum(len(settings_of(m)) for m in METHODS.values()) * len(TUNING_SEEDS)
     num_passes = num_tuning + len(METHODS) * len(SEEDS)
     outcomes = {}
-    with tqdm(total=num_passes, desc="tuning and learning", unit="pass") as progress:
+    with tqdm(
+        total=num_passes, desc="tuning and learning", unit="pass", disable=None
+    ) as progress:
         for name, method in METHODS.items():
             progress.set_postfix_str(name)
             outcomes[name] = run(method, data, progress)

@@ -75,7 +75,7 @@ def stream_regression(folder: Path) -> None:
     update = jax.jit(flow.update)
     reading = jax.jit(lambda s: (s.count, s.mean, *ff.confidence_interval(s)))
     path = [reading(state)]
-    for batch in tqdm(batches_of(*tail), "streaming", unit="batch"):
+    for batch in tqdm(batches_of(*tail), "streaming", unit="batch", disable=None):
         state, _ = update(state, batch)
         path.append(reading(state))
     refined = ff.refine(flow, state, [data])

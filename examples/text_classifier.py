@@ -180,7 +180,7 @@ def train():
         return optax.apply_updates(params, updates), opt_state
 
     opt_state, rng = optimizer.init(params), np.random.default_rng(1)
-    for number in tqdm(range(NUM_STEPS), "training", unit="step"):
+    for number in tqdm(range(NUM_STEPS), "training", unit="step", disable=None):
         rows = rng.integers(len(data.labels), size=BATCH_SIZE)
         batch = Split(data.words[rows], data.labels[rows])
         step_key = jax.random.fold_in(key, number)

@@ -107,7 +107,7 @@ def find_layers(
       w          (3, 4)  dense                  3       4        1        1
 
     References:
-      Martens and Grosse, "Optimizing neural networks with Kronecker-factored
+      Martens, Grosse, "Optimizing neural networks with Kronecker-factored
       approximate curvature", 2015.
     """
     register()

@@ -86,7 +86,7 @@ def tap(
        {0: Array([0.], dtype=float32)})
 
     References:
-      Dangel, Kunstner and Hennig, "BackPACK: packing more into backprop", 2020.
+      Dangel, Kunstner, Hennig, "BackPACK: packing more into backprop", 2020.
     """
     return _tap_one(_traced_as(layers, apply_fn, params, inputs))
 

@@ -82,8 +82,8 @@ def categorical() -> Likelihood:
       0.5
 
     References:
-      S. Amari, "Natural gradient works efficiently in learning", 1998.
-      K. Sun, "Deterministic Bounds and Random Estimates of Metric Tensors on
+      Amari, "Natural gradient works efficiently in learning", 1998.
+      Sun, "Deterministic Bounds and Random Estimates of Metric Tensors on
       Neuromanifolds", 2026.
     """
     name = "categorical"
@@ -205,8 +205,8 @@ def bernoulli(dispersion: ArrayLike | None = 1.0) -> Likelihood:
       True
 
     References:
-      P. McCullagh and J. A. Nelder, "Generalized Linear Models", 1989.
-      B. Efron, "Double exponential families and their use in generalized linear
+      McCullagh, Nelder, "Generalized Linear Models", 1989.
+      Efron, "Double exponential families and their use in generalized linear
       regression", 1986.
     """
 

@@ -72,7 +72,7 @@ def from_distribution(make: Make, rule: OverTargets | None = None) -> shared.Lik
       Array([0.5, 0.5, 0.5], dtype=float32)
 
     References:
-      C. R. Rao, "Information and the accuracy attainable in the estimation of
+      Rao, "Information and the accuracy attainable in the estimation of
       statistical parameters", 1945.
     """
     family = family_of(make, rule)

@@ -71,8 +71,8 @@ def from_log_prob(
       True
 
     References:
-      F. Kunstner, L. Balles and P. Hennig, "Limitations of the Empirical Fisher
-      Approximation for Natural Gradient Descent", 2019.
+      Kunstner, Balles, Hennig, "Limitations of the empirical Fisher
+      approximation for natural gradient descent", 2019.
     """
     name = "from_log_prob"
     whole(num_samples, f"{name}: num_samples", of="targets")

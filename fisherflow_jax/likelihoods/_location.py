@@ -81,7 +81,7 @@ def gaussian(
       Array([-2.721], dtype=float32)
 
     References:
-      P. McCullagh and J. A. Nelder, "Generalized Linear Models", 1989.
+      McCullagh, Nelder, "Generalized Linear Models", 1989.
     """
     name = "gaussian"
     for parameter, value in (("scale", scale), ("covariance", covariance)):
@@ -166,7 +166,7 @@ def gaussian_location_scale() -> Likelihood:
       [0.5, 1.4142]
 
     References:
-      C. R. Rao, "Information and the accuracy attainable in the estimation of
+      Rao, "Information and the accuracy attainable in the estimation of
       statistical parameters", 1945.
     """
     name = "gaussian_location_scale"
@@ -280,7 +280,7 @@ def student_t(df: ArrayLike | None, scale: ArrayLike | None) -> Likelihood:
       0.667
 
     References:
-      K. L. Lange, R. J. A. Little and J. M. G. Taylor, "Robust Statistical Modeling
+      Lange, Little, Taylor, "Robust Statistical Modeling
       Using the t Distribution", 1989.
     """
     name = "student_t"

@@ -64,8 +64,8 @@ def poisson(dispersion: ArrayLike | None = 1.0) -> Likelihood:
       2.0
 
     References:
-      P. McCullagh and J. A. Nelder, "Generalized Linear Models", 1989.
-      B. Efron, "Double exponential families and their use in generalized linear
+      McCullagh, Nelder, "Generalized Linear Models", 1989.
+      Efron, "Double exponential families and their use in generalized linear
       regression", 1986.
     """
     if not quasi.is_one(dispersion):
@@ -133,7 +133,7 @@ def negative_binomial(
       12.0
 
     References:
-      J. F. Lawless, "Negative binomial and mixed Poisson regression", 1987.
+      Lawless, "Negative binomial and mixed Poisson regression", 1987.
     """
     name = "negative_binomial"
     if concentration is None:
@@ -251,7 +251,7 @@ def gamma(shape: ArrayLike | None = 1.0) -> Likelihood:
       2.0
 
     References:
-      P. McCullagh and J. A. Nelder, "Generalized Linear Models", 1989.
+      McCullagh, Nelder, "Generalized Linear Models", 1989.
     """
     name = "gamma"
     if shape is None:

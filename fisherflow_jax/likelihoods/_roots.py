@@ -82,7 +82,7 @@ def cholesky_root(likelihood: Likelihood) -> Likelihood:
        [-1. -2.  3.]]
 
     References:
-      K. Tanabe and M. Sagae, "An exact Cholesky decomposition and the generalized
+      Tanabe, Sagae, "An exact Cholesky decomposition and the generalized
       inverse of the variance-covariance matrix of the multinomial distribution", 1992.
     """
     if likelihood.cholesky is None:
@@ -126,7 +126,7 @@ def diagonal_root(likelihood: Likelihood) -> Likelihood:
       Array([[0.25, 0.5 , 0.25]], dtype=float32)
 
     References:
-      K. Sun, "Deterministic Bounds and Random Estimates of Metric Tensors on
+      Sun, "Deterministic Bounds and Random Estimates of Metric Tensors on
       Neuromanifolds", 2026.
     """
     if likelihood.diagonal:
@@ -188,9 +188,9 @@ def rank_root(
       Array([-0.25,  0.5 , -0.25], dtype=float32)
 
     References:
-      K. Tanabe and M. Sagae, "An exact Cholesky decomposition and the generalized
+      Tanabe, Sagae, "An exact Cholesky decomposition and the generalized
       inverse of the variance-covariance matrix of the multinomial distribution", 1992.
-      K. Sun, "Deterministic Bounds and Random Estimates of Metric Tensors on
+      Sun, "Deterministic Bounds and Random Estimates of Metric Tensors on
       Neuromanifolds", 2026.
     """
     checks.whole(k, "rank_root: k")

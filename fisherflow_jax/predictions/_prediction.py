@@ -123,7 +123,7 @@ def predict(
     References:
       Immer, Korzepa, Bauer, "Improving predictions of Bayesian neural nets via local
       linearization", 2021.
-      McCullagh and Nelder, "Generalized Linear Models", 1989: rates at the mean.
+      McCullagh, Nelder, "Generalized Linear Models", 1989: rates at the mean.
     """
     posteriors.check_level(level)
     check_choices(apply_fn, likelihood)

@@ -71,7 +71,7 @@ def quadrature() -> Link:
 
     References:
       Caflisch, "Monte Carlo and quasi-Monte Carlo methods", 1998.
-      Spiegelhalter and Lauritzen, "Sequential updating of conditional probabilities on
+      Spiegelhalter, Lauritzen, "Sequential updating of conditional probabilities on
       directed graphical structures", 1990: the average of a sigmoid.
     """
     return Link("quadrature", _average, covariance=_MOST_CLASSES, streamed=True)

@@ -1,0 +1,60 @@
+"""What a reader is shown: examples, sources, links that lead somewhere."""
+
+import importlib
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LINK = re.compile(r"\[[^\]]*\]\((?!https?:)([^)#\s]*)#?([^)\s]*)\)")
+
+
+@pytest.fixture(scope="module")
+def docs():
+    """The programs that write docs/api.txt and the site's pages."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "docs"))
+        yield importlib.import_module("pages")
+
+
+def anchors(page: Path) -> set[str]:
+    """The headings of a page, as links name them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.M)
+    return {re.sub(r"[^-\w ]", "", h).lower().replace(" ", "-") for h in headings}
+
+
+def test_every_source_is_cited_in_one_form(docs):
+    cited = docs.cited()
+    assert len(cited) > 100
+    forms: dict[str, set[str]] = {}
+    for source in cited:
+        title = re.search(r'"(.+)"', source)
+        assert title, f'{source}: authors, "title", year'
+        forms.setdefault(title[1].lower(), set()).add(source)
+    assert [form for form in forms.values() if len(form) > 1] == []
+
+
+def test_links_of_the_readme():
+    links = LINK.findall((ROOT / "README.md").read_text())
+    assert len(links) > 20
+    for path, anchor in links:
+        assert (ROOT / path).exists(), path
+        assert not anchor or anchor in anchors(ROOT / path), (path, anchor)
+
+
+def test_the_long_description_links_to_nothing_that_an_index_lacks():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    hook = project["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]
+    text = "".join((ROOT / part["path"]).read_text() for part in hook["fragments"])
+    for each in hook["substitutions"]:
+        text = re.sub(each["pattern"], each["replacement"], text)
+    assert LINK.findall(text) == []
+    assert "the guide" in text  # the words stay
+
+
+def test_pictures_are_small():
+    pictures = list((ROOT / "docs/pictures").iterdir())
+    assert pictures
+    assert [p.name for p in pictures if p.stat().st_size > 100_000] == []
