@@ -28,6 +28,8 @@ ROOMS = {
     "sparse": "research",
     "testing": "settling",
 }
+# Names of the package itself that are not stable.
+SETTLING = {"load", "save"}
 # Of a stable room, what is promised; the rest serves who writes a structure.
 PROMISED = {
     "information": {
@@ -138,7 +140,7 @@ def names() -> Iterator[tuple[str, str, str, Any]]:
     public = {name: getattr(ff, name) for name in ff.__all__}
     for name, value in public.items():
         if not isinstance(value, ModuleType):
-            yield "stable", "", name, value
+            yield "settling" if name in SETTLING else "stable", "", name, value
     for room, module in public.items():
         if isinstance(module, ModuleType):
             for name in exported(module):

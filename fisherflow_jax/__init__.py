@@ -102,6 +102,8 @@ if _typing.TYPE_CHECKING:
     from fisherflow_jax._choose import choose as choose
     from fisherflow_jax._laplace import Laplace as Laplace
     from fisherflow_jax._laplace import laplace as laplace
+    from fisherflow_jax._saving import load as load
+    from fisherflow_jax._saving import save as save
     from fisherflow_jax.calibration import Calibration as Calibration
     from fisherflow_jax.calibration import calibrate as calibrate
     from fisherflow_jax.predictions import Prediction as Prediction
@@ -134,7 +136,9 @@ _LAZY_NAMES = {
     "calibrate": "calibration",
     "choose": "_choose",
     "laplace": "_laplace",
+    "load": "_saving",
     "predict": "predictions",
+    "save": "_saving",
 }
 # Rooms of which the package shows names alone.
 _UNSHOWN = {"accumulation", "flow", "model", "posteriors"}

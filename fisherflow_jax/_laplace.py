@@ -53,12 +53,15 @@ class Report(NamedTuple):
     accumulation: Accumulation
     calibration: Calibration | None
 
+    def __repr__(self) -> str:
+        return str(self)
+
     def __str__(self) -> str:
         seen, found = self.accumulation, self.calibration
         batches = f"{seen.num_batches} batch{'es' * bool(seen.num_batches != 1)}"
         lines = [
             f"structure: {self.structure}, {self.num_bytes:,} bytes: {self.reason}",
-            *_without_layer(self.structure.layers),
+            *_without_layer(getattr(self.structure, "layers", None)),
             f"estimator: {self.estimator.name}",
             f"data: {float(seen.count):g} observations in {batches}",
         ]

@@ -41,6 +41,7 @@ FLOORS = [
     "_choose",
     "sparse",
     "selection",
+    "_saving",
     "diagnostics",
     "comparison",
     "plots",

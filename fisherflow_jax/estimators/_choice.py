@@ -8,6 +8,7 @@ from typing import Any
 
 from fisherflow_jax._ground import checks
 from fisherflow_jax._ground.choices import comparable, hashable
+from fisherflow_jax._ground.telling import told
 from fisherflow_jax.estimators._estimator import ByKey, Estimator
 from fisherflow_jax.estimators._plan import Cotangents, Rule
 from fisherflow_jax.estimators._pull import pulled
@@ -51,13 +52,8 @@ class Choice(ByKey):
         return self.factory, comparable(dict(self.options))
 
     def __repr__(self) -> str:
-        options = ", ".join(f"{name}={_shown(value)}" for name, value in self.options)
+        options = ", ".join(f"{name}={told(value)}" for name, value in self.options)
         return f"{self.factory.__name__}({options})"
-
-
-def _shown(value: Any) -> str:
-    """A function by its name, anything else as it is."""
-    return getattr(value, "__name__", None) or repr(value)
 
 
 def choosable(make: Callable[..., Any], needs_model: bool = True) -> Callable[..., Any]:
@@ -228,6 +224,6 @@ def _check_bound(estimator: Estimator, model: tuple) -> None:
         if one is not None and one is not other and hashable(one) != hashable(other):
             raise ValueError(
                 f"estimators.{estimator.name} is bound to another {what}, "
-                f"{_shown(one)}, than the one here, {_shown(other)}: give it without a "
+                f"{told(one)}, than the one here, {told(other)}: give it without a "
                 f"model, as ff.estimators.{estimator.name}(...) with options alone."
             )

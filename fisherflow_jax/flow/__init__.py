@@ -5,6 +5,9 @@ from fisherflow_jax.flow._bank import BankInfo as BankInfo
 from fisherflow_jax.flow._bank import BankState as BankState
 from fisherflow_jax.flow._bank import bank as bank
 from fisherflow_jax.flow._flow import fisher_flow as fisher_flow
+from fisherflow_jax.flow._identity import check_belongs as check_belongs
+from fisherflow_jax.flow._identity import choices_of as choices_of
+from fisherflow_jax.flow._identity import differing as differing
 from fisherflow_jax.flow._merging import Merged as Merged
 from fisherflow_jax.flow._merging import merge as merge
 from fisherflow_jax.flow._newton import Solution as Solution

@@ -4,7 +4,6 @@ import base64
 import dataclasses
 import json
 import pickle
-import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import orbax.checkpoint as ocp
 
 from fisherflow_jax._ground import checks, trees
 from fisherflow_jax.accumulation import Source
+from fisherflow_jax.flow._identity import choices_of, differing
 
 PyTree = Any
 
@@ -45,7 +45,7 @@ class Keeper:
         self.manager, self.source, self.state, self.rows = manager, source, state, 0
         first = getattr(state, "members", (state,))[0]
         self.known: dict[str, Any] = {
-            "flow": _told(flow),
+            "flow": choices_of(flow),
             "began": int(getattr(first, "step", 0)),
             "form": {
                 name: f"{leaf.dtype}{list(leaf.shape)}"
@@ -115,10 +115,10 @@ class Keeper:
                     f"{where} is another flow's: its {name} is {one}, and that of this "
                     f"run's state {other}. {way_out}"
                 )
-        if known["flow"] != self.known["flow"]:
+        differs = differing(known["flow"], self.known["flow"])
+        if differs:
             raise ValueError(
-                f"{where} is another flow's, {known['flow']}; this one is "
-                f"{self.known['flow']}. {way_out}"
+                f"{where} is another flow's: {'; '.join(differs)}. {way_out}"
             )
         if known["began"] != self.known["began"]:
             raise ValueError(
@@ -126,19 +126,6 @@ class Keeper:
                 f"updates; this one begins from one with {self.known['began']}. "
                 f"{way_out}"
             )
-
-
-def _told(flow: Any) -> str:
-    """A flow, with the choices of its members that decide what it ends at."""
-    recipes = [one.recipe for one in getattr(flow, "flows", (flow,))]
-    choices = [
-        f"prior_precision={recipe.prior_precision.value!r}, "
-        f"num_steps={recipe.num_steps}, num_refreshes={recipe.num_refreshes}, "
-        f"weights_are={recipe.weights_are}"
-        for recipe in recipes
-    ]
-    # what has no name is written by its address
-    return re.sub(r" at 0x[0-9a-f]+", "", f"{flow!r} of {'; '.join(choices)}")
 
 
 class _Places(ocp.JsonCheckpointHandler):

@@ -21,6 +21,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from fisherflow_jax._ground import arrays, checks, choices
+from fisherflow_jax._ground.telling import told
 
 Parameters = ParamSpec("Parameters")
 Shape = tuple[int, ...]
@@ -177,6 +178,25 @@ class Likelihood(NamedTuple):
         return self.call or self.name
 
 
+class Call(str):
+    """A call in words, that its arguments can be read of."""
+
+    factory: str
+    arguments: dict[str, Any]
+
+    @classmethod
+    def of(cls, factory: str, arguments: dict[str, Any], kept: set[str]) -> "Call":
+        """`kept` are arguments that are shown also where they are None."""
+        shown = [
+            f"{key}={told(x)}"
+            for key, x in arguments.items()
+            if x is not None or key in kept
+        ]
+        call = cls(f"{factory}({', '.join(shown)})")
+        call.factory, call.arguments = factory, arguments
+        return call
+
+
 def family(
     factory: Callable[Parameters, Likelihood],
 ) -> Callable[Parameters, Likelihood]:
@@ -190,18 +210,10 @@ def family(
     def made(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Likelihood:
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        options = {
-            k: x for k, x in bound.arguments.items() if x is not None or k in kept
-        }
-        shown = [f"{key}={_shown(x)}" for key, x in options.items()]
-        call = f"{factory.__name__}({', '.join(shown)})"
+        call = Call.of(factory.__name__, dict(bound.arguments), kept)
         return factory(*args, **kwargs)._replace(call=call)
 
     return made
-
-
-def _shown(value: Any) -> str:
-    return getattr(value, "__name__", None) or " ".join(repr(value).split())
 
 
 def root_columns(

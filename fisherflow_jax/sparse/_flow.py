@@ -36,6 +36,11 @@ class SparseFlow(NamedTuple):
     predict: Callable[..., Prediction]
     sample: Callable[..., jax.Array]
 
+    @property
+    def recipe(self) -> Recipe:
+        """The flow's choices."""
+        return self.update.args[0]  # type: ignore[attr-defined]
+
 
 def flow(
     likelihood: Likelihood,

@@ -277,9 +277,9 @@ def test_checkpoints_of_another_run_are_refused(tmp_path):
     for flow, state, words in (
         (FLOW, begun(dimension=4), r"its mean is float32\[3\].*float32\[4\]"),
         (FADING, begun(FADING), "memory"),
-        (made(ff.likelihoods.poisson()), None, "bernoulli.*this one is.*poisson"),
-        (made(prior_precision=7.0), None, "precision=1.0.*this one is.*precision=7.0"),
-        (made(num_steps=1), None, "num_steps=10.*this one is.*num_steps=1"),
+        (made(ff.likelihoods.poisson()), None, "bernoulli.*this one's is poisson"),
+        (made(prior_precision=7.0), None, "prior_precision is 1.0, and .* is 7.0"),
+        (made(num_steps=1), None, "num_steps is 10, and .* is 1"),
         (FLOW, looped(FLOW, begun()), "with 0 updates.*one with 10"),
     ):
         with pytest.raises(ValueError, match=words):
