@@ -30,7 +30,8 @@ ROOMS = {
 }
 # Names of the package itself that are not stable.
 SETTLING = {"load", "save"}
-# Of a stable room, what is promised; the rest serves who writes a structure.
+# Of a stable room, what is promised; the rest serves other rooms, and who writes a
+# structure, a memory or a likelihood.
 PROMISED = {
     "information": {
         "add",
@@ -53,6 +54,17 @@ PROMISED = {
         "to_dense",
         "trace",
         "whiten",
+    },
+    "layers": {"Layer", "Layers", "find_layers", "tap", "tap_batch"},
+    "memories": {
+        "ChangeReport",
+        "Memory",
+        "adaptive",
+        "exponential",
+        "matern",
+        "random_walk",
+        "stationary",
+        "windowed",
     },
     "structures": {
         "Block",
@@ -149,7 +161,7 @@ def names() -> Iterator[tuple[str, str, str, Any]]:
 
 def entries(room: str, name: str, value: Any) -> list[str]:
     """A name's lines in the list; one that the package shows itself refers to it."""
-    if room and ff.__dict__.get(name) is value:
+    if room and getattr(ff, name, None) is value:
         return [f"ff.{room}.{name} is ff.{name}"]
     return list(described(f"ff.{room}.{name}" if room else f"ff.{name}", value))
 

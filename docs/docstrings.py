@@ -1,19 +1,62 @@
 """Docstrings in this package's style, as reStructuredText."""
 
+import ast
+import functools
 import inspect
 import re
 import textwrap
 from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
 from typing import Any
+
+import fisherflow_jax as ff
 
 SECTIONS = "Args|Attributes|Returns|Raises|Warns|Example|References"
 HEADINGS = {"Args": "Arguments", "References": "Sources"}
 
 
 def docstring(value: Any) -> str:
-    if isinstance(value, str | tuple) and not isinstance(value, type):
-        return ""
-    return inspect.getdoc(value) or ""
+    """The docstring of a name, with the fields that only comments explain."""
+    if isinstance(value, functools.partial):
+        given = ", ".join(
+            f"{name}={option!r}" for name, option in value.keywords.items()
+        )
+        return f"As below, with {given}.\n\n{inspect.getdoc(value.func)}"
+    if not isinstance(value, type | ModuleType) and not callable(value):
+        return ""  # a number has that of its type
+    text = inspect.getdoc(value) or ""
+    fields = commented(value) if isinstance(value, type) else []
+    if fields and "\nAttributes:\n" not in text:
+        head, example, rest = text.partition("\n\nExample:")
+        text = "\n".join([head, "", "Attributes:", *fields]) + example + rest
+    return text
+
+
+@functools.cache
+def classes() -> dict[tuple[str, ...], str]:
+    """The source of each class of the package, by its name and its fields."""
+    found = {}
+    for path in Path(ff.__file__).parent.rglob("*.py"):
+        text = path.read_text()
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ClassDef):
+                found[node.name, *fields_of(node)] = ast.get_source_segment(text, node)
+    return found
+
+
+def fields_of(node: ast.ClassDef) -> list[str]:
+    lines = (line.target for line in node.body if isinstance(line, ast.AnnAssign))
+    return [target.id for target in lines if isinstance(target, ast.Name)]
+
+
+def commented(value: type) -> list[str]:
+    """`name: comment` of the fields of a class whose source has comments on them."""
+    source = classes().get((value.__name__, *getattr(value, "_fields", ())), "")
+    told = re.findall(
+        r"^    (\w+): [^#\n]*?(?:# type: \S+ +)?# *(?!type:)(.*)$", source, re.M
+    )
+    return [f"  {name}: {comment}" for name, comment in told]
 
 
 def inline(text: str) -> str:

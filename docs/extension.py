@@ -21,6 +21,9 @@ SPELLINGS = {
     r"\\(textstyle|mathrel)(?![A-Za-z])": "",
     r"\\dots(?![A-Za-z])": r"\\ldots",
     r"\\(hat|bar|tilde)(?![a-z]) *(\\[A-Za-z]+|\w)(?=[_^])": r"{\\\1{\2}}",
+    # A function's name stands apart from its argument.
+    r"\\(arg|cos|det|exp|log|max|min|sin)(?![A-Za-z_^]) *(?=[\w\\])": r"\\\1\\,",
+    r"(\\operatorname\{\w+\}) *(?=[A-Za-z\\])": r"\1\\,",
     r"\\([td]?frac)(\d)(\w)": r"\\\1{\2}{\3}",
 }
 NAME = re.compile(r"ff(\.[A-Za-z]\w*)+(?![\w.*])")

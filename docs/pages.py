@@ -101,7 +101,7 @@ def row(path: str, value: Any) -> list[str]:
 
 
 def table(rows: list[list[str]]) -> list[str]:
-    head = [".. list-table::", "   :widths: 38 62", "   :class: names", ""]
+    head = [".. list-table::", "   :widths: 42 58", "   :class: names", ""]
     return [*head, *(line for each in rows for line in each), ""]
 
 
@@ -153,7 +153,7 @@ def cited() -> dict[str, list[str]]:
     """Each source that a public docstring names, to its year, and the names that do."""
     found: dict[str, list[str]] = {}
     for _, room, name, value in api.names():
-        if room and ff.__dict__.get(name) is value:
+        if room and getattr(ff, name, None) is value:
             continue
         body = re.search(r"^References:\n((?: .*\n?|\n)+)", docstring(value), re.M)
         for source in sources(body[1]) if body else []:

@@ -1,5 +1,6 @@
 """Batches as they arrive: stacked in arrays, or one by one from a loader."""
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -17,6 +18,8 @@ PyTree = Any
 
 # A run that takes less shows no bar.
 _SECONDS_BEFORE_BAR = 2.0
+# Seconds between two states of a bar that a file or a pipe takes, a line each.
+_SECONDS_BETWEEN_LINES = 60.0
 
 
 class Stacked(NamedTuple):
@@ -183,7 +186,7 @@ def with_bar(
     doing: str = "accumulating",
     initial: int = 0,
 ) -> Iterable:
-    """The loader, under a progress bar where one is wanted.
+    """The loader, under a progress bar where one is wanted: in a file, a line a minute.
 
     Raises:
       ImportError: for `progress=True` without tqdm.
@@ -201,11 +204,14 @@ def with_bar(
         ) from error
     if jax.process_index():  # one bar, whatever the number of processes
         return loader
+    apart = 0.1 if sys.stderr.isatty() else _SECONDS_BETWEEN_LINES
     return tqdm(
         loader,
         desc=doing,
         unit="batch",
         initial=initial,
+        mininterval=apart,
+        maxinterval=max(apart, 10.0),
         delay=0.0 if progress else _SECONDS_BEFORE_BAR,
         disable=None if progress is None else False,  # None: unless a terminal
     )

@@ -73,7 +73,7 @@ def accumulate(
         arrays that span processes already are taken as they are. Without a mesh each
         process sums what it is given by itself.
       progress: whether a loader shows a bar (tqdm). None: on a terminal, once the run
-        has taken two seconds.
+        has taken two seconds. True draws it in a file, too, once a minute.
       bad_rows: of a row with a value that is not finite, or a target that cannot be:
         "raise", an error outside jit that names it; or "drop", weight 0, counted in
         `rows_skipped`, as under jit.

@@ -22,7 +22,10 @@ _ROUNDING = 1e-9
 
 
 class Conformal(NamedTuple):
-    """Split-conformal prediction, as a pair of functions."""
+    """Split-conformal prediction, as a pair of functions.
+
+    Made by `ff.calibration.conformal_sets`.
+    """
 
     fit: Callable[..., jax.Array]  # held-out predictions and targets -> threshold ()
     predict: Callable[..., Any]  # (threshold, predictions) -> sets, or (lower, upper)

@@ -116,7 +116,10 @@ def _step_from(mean: PyTree, prior_mean: PyTree | None) -> PyTree:
 
 
 class PriorSearch(NamedTuple):
-    """Prior precisions at the largest log marginal likelihood."""
+    """Prior precisions at the largest log marginal likelihood.
+
+    Made by `ff.calibration.maximize_marginal_likelihood`.
+    """
 
     prior_precision: PyTree  # like the one given
     dispersion: jax.Array | None  # (); None: known

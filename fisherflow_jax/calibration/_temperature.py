@@ -15,7 +15,10 @@ _REACH = 14.0
 
 
 class TemperatureScaling(NamedTuple):
-    """A temperature, and the mean negative log-likelihood without and with it."""
+    """A temperature, and the mean negative log-likelihood without and with it.
+
+    Made by `ff.calibration.temperature_scaling`.
+    """
 
     temperature: jax.Array  # (); divide logits by it
     before: jax.Array  # (), nats a target, at temperature 1

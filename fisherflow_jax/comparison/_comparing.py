@@ -14,7 +14,10 @@ SMALL = 1e-5
 
 
 class Comparison(NamedTuple):
-    """An estimate beside the truth; informations are of one observation."""
+    """An estimate beside the truth; informations are of one observation.
+
+    Made by `ff.comparison.compare`.
+    """
 
     name: str
     relative_error: float  # sum |estimate - truth| / sum truth

@@ -24,7 +24,10 @@ _LEAF = "information/"
 
 
 class Measurement(NamedTuple):
-    """The diagonal information of an estimator, and how it came about."""
+    """The diagonal information of an estimator, and how it came about.
+
+    Made by `ff.comparison.estimate`.
+    """
 
     information: dict[str, np.ndarray]  # name of a parameter -> sum over observations
     settings: dict[str, Any]  # name, options, seed, seconds, ...

@@ -15,7 +15,7 @@ PyTree = Any
 
 
 class Allocation(NamedTuple):
-    """Bits by name.
+    """Bits by name. Made by `ff.compression.allocate_bits`.
 
     Attributes:
       bits: of each parameter that is rounded; `round_to_grid` takes it.

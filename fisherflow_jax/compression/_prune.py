@@ -27,6 +27,8 @@ UNFINISHED = 1e-3
 class Compressed(NamedTuple):
     """A pruned model; printing it lists what is pruned of each parameter.
 
+    Made by `ff.compression.prune`.
+
     Attributes:
       params: like the state's mean, zero where the mask is False.
       mask: what is kept.

@@ -27,7 +27,7 @@ LEAST_BITS, MOST_BITS = 2, 16
 
 
 class Rounded(NamedTuple):
-    """A model on a grid.
+    """A model on a grid. Made by `ff.compression.round_to_grid`.
 
     Attributes:
       values: like the parameters, int8 (int16 above 8 bits) where they are rounded,

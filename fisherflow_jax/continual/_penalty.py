@@ -74,6 +74,8 @@ def elastic_penalty(
 class ElasticPenaltyState(NamedTuple):
     """The numbers of the penalty: another task's may be set here.
 
+    Made by `ff.continual.add_elastic_penalty`.
+
     Attributes:
       num_observations: `()`, of the task's data.
       strength: `()`.

@@ -20,7 +20,10 @@ PyTree = Any
 
 
 class RelativeError(NamedTuple):
-    """What an information misses, and how far chance may have moved it, each `()`."""
+    """What an information misses, and how far chance may have moved it, each `()`.
+
+    Made by `ff.diagnostics.relative_error`.
+    """
 
     value: jax.Array
     standard_error: jax.Array

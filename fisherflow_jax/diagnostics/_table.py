@@ -129,7 +129,7 @@ def effective_rank(information: Any, like: PyTree | None = None) -> float:
 
 
 class Row(NamedTuple):
-    """What one information is worth."""
+    """What one information is worth. Made by `ff.diagnostics.table`."""
 
     name: str
     numbers: int  # kept in arrays
@@ -141,7 +141,10 @@ class Row(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Rows, and what the data and the estimate say by themselves."""
+    """Rows, and what the data and the estimate say by themselves.
+
+    Made by `ff.diagnostics.table`.
+    """
 
     rows: tuple[Row, ...]
     num_parameters: int

@@ -43,6 +43,8 @@ class ByKey:
 class Estimator(ByKey):
     """`estimator(params, batch, key=None)` -> information, a sum over the batch.
 
+    One is made by `ff.estimators.exact`.
+
     Attributes:
       name: of the estimator's function.
       compute: what a call does, of checked arguments.

@@ -24,6 +24,8 @@ Nodes = tuple[Any, Any]  # points (k, d) of the standard normal, and weights (k,
 class Expectation(NamedTuple):
     """Over which a flow averages its batches. Made by the factories of this room.
 
+    One is made by `ff.expectations.cubature`.
+
     Attributes:
       call: how it was made, for printing.
       nodes: `(d, key) ->` points `(k, d)` of a standard normal in d dimensions, and

@@ -18,6 +18,8 @@ _BELOW, _ABOVE = 20.0, 40.0
 class OverTargets(NamedTuple):
     """How an expectation over targets is taken. Made by the factories of this room.
 
+    One is made by `ff.expectations.enumeration`.
+
     Attributes:
       call: how it was made, for printing.
       points: `(distribution, dtype, key) -> (targets (m, ...), weights (m,))`; the

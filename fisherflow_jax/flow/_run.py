@@ -58,7 +58,7 @@ def run(
         than the longest so far is padded with rows of weight zero, and compiles nothing
         anew.
       progress: whether to show a bar (tqdm). None: on a terminal, once the run has
-        taken two seconds.
+        taken two seconds. True draws it in a file, too, once a minute.
       checkpoint: an `orbax.checkpoint.CheckpointManager`, which says when to save and
         which steps to keep; a step is named by the batches that it has taken in. State
         and loader are saved together. If there is a step already, the run goes on from

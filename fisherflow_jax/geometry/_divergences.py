@@ -16,6 +16,8 @@ PyTree = Any
 class Geometry(NamedTuple):
     r"""What a divergence makes of parameter space; functions of the parameters.
 
+    Made by `ff.geometry.metric`.
+
     Attributes:
       metric: `(d, d)`.
       exponential: `(d, d, d)`, the e-connection with its last index lowered,

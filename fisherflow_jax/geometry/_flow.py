@@ -21,6 +21,8 @@ PyTree = Any
 class Flowed(NamedTuple):
     """Where the natural-gradient flow has come to.
 
+    Made by `ff.geometry.natural_gradient_flow`.
+
     Attributes:
       params: leaves like the parameters; with `times`, `(k, ...)`.
       time: `()`, when it ended.

@@ -25,7 +25,7 @@ _MOST_CHANGE = 1e6
 
 
 class Geodesic(NamedTuple):
-    """Where a geodesic comes to, or passes at some times.
+    """Where a geodesic comes to, or passes at some times. Made by `ff.geometry.exp`.
 
     Attributes:
       params: the points.

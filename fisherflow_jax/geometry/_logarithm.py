@@ -16,6 +16,8 @@ PyTree = Any
 class Logarithm(NamedTuple):
     """The velocity with which a geodesic comes from one point to another.
 
+    Made by `ff.geometry.log`.
+
     Attributes:
       velocity: a tree like the parameters; that of the last try, if not converged.
       converged: whether the geodesic arrives.

@@ -22,6 +22,8 @@ PyTree = Any
 class Top(NamedTuple):
     """Of each query the rows with the largest effects, and with the smallest.
 
+    Made by `ff.influence.effects`.
+
     Fewer than were asked for while fewer rows were seen.
     """
 

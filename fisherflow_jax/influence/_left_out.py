@@ -19,7 +19,10 @@ PyTree = Any
 
 
 class LeaveOneOut(NamedTuple):
-    """Each row as the fit of all others sees it, to one Newton step."""
+    """Each row as the fit of all others sees it, to one Newton step.
+
+    Made by `ff.influence.leave_one_out`.
+    """
 
     outputs: jax.Array  # (n, ...), of the linearised model without the row
     log_prob: jax.Array  # (n,), of the row's targets given these, in nats

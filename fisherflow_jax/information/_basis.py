@@ -23,6 +23,8 @@ def nothing_to_spread(what: str) -> ValueError:
 class Spectral(NamedTuple):
     r"""The operator :math:`B \, \mathrm{diag}(\lambda) \, B^\top`, a pytree of arrays.
 
+    Made by `ff.information.spectral`.
+
     `basis.into(v)` is :math:`B^\top v`, `basis.out_of(c, like)` is :math:`B c`, a tree
     like the parameters; `basis.laid_out(v)` has the entries of `v` in the places of
     coordinates, without a turn, and `basis.diagonal(values, like)` is the operator's
@@ -80,7 +82,10 @@ def _beside(values: PyTree, coordinates: PyTree) -> PyTree:
 
 
 class Floored(NamedTuple):
-    """A spectrum of which no value is less than rounding knows, to be divided by."""
+    """A spectrum of which no value is less than rounding knows, to be divided by.
+
+    Made by `ff.information.floored`.
+    """
 
     spectrum: Spectral
     raised: dict[Any, jax.Array]  # of each part, (): whether a value was
@@ -117,7 +122,10 @@ def raised_along(values: jax.Array, *axes: int) -> tuple[jax.Array, jax.Array]:
 
 
 class Parameters(NamedTuple):
-    """The basis of the parameters themselves: nothing is turned."""
+    """The basis of the parameters themselves: nothing is turned.
+
+    Made by `ff.information.spectral`.
+    """
 
     def into(self, vector: PyTree) -> PyTree:
         return vector
@@ -136,7 +144,7 @@ class Parameters(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """Eigenvectors as the columns of one matrix."""
+    """Eigenvectors as the columns of one matrix. Made by `ff.information.spectral`."""
 
     columns: jax.Array  # (d, d)
 

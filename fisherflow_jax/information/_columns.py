@@ -18,7 +18,10 @@ _MOST = 200
 
 
 class ColumnBlocks(NamedTuple):
-    """Blocks `weights[k, o] matrix[k] + shifts[k]` of K O columns of length I."""
+    """Blocks `weights[k, o] matrix[k] + shifts[k]` of K O columns of length I.
+
+    Made by `ff.information.spectral`.
+    """
 
     matrix: jax.Array  # (K, I, I), or a diagonal (K, I)
     weights: jax.Array  # (K, O)
@@ -27,6 +30,8 @@ class ColumnBlocks(NamedTuple):
 
 class ByColumns(NamedTuple):
     """What an information says within columns, apart from what couples them.
+
+    Made by `ff.information.by_columns`.
 
     Attributes:
       groups: the blocks, of columns that share a matrix.

@@ -141,6 +141,8 @@ def effective(
 class Whitener(NamedTuple):
     r"""A root of the inverse, :math:`R^\top R = I^{-1}`, factorised once.
 
+    Made by `ff.information.whitener`.
+
     Attributes:
       rows: vectors, leaves `(k, *leaf.shape)` -> `R v` of each, leaves `(k, ...)`.
       color: `z`, as `R v` of one vector -> `R^T z`, like the parameters.
@@ -256,7 +258,10 @@ def sample(
 
 
 class Unfactorised(NamedTuple):
-    """Solved anew for each vector: it costs little more than keeping factors."""
+    """Solved anew for each vector: it costs little more than keeping factors.
+
+    Made by `ff.information.factorise`.
+    """
 
     solved: Information
     solved_damping: jax.Array  # ()

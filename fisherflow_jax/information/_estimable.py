@@ -15,6 +15,8 @@ Information = Any
 class Directions(NamedTuple):
     """Directions in parameter space, that of the largest share first.
 
+    Made by `ff.information.null_directions`.
+
     Attributes:
       shares: `(d,)`, what part of the information along each is not the data's.
       vectors: leaves `(d, *leaf.shape)`, of unit length by the information.

@@ -30,6 +30,8 @@ def _unsupported(operation: str, information: Any) -> TypeError:
 class Facts(NamedTuple):
     """What other rooms may know of an information, beside its operations.
 
+    Made by `ff.information.facts`.
+
     Attributes:
       elementwise: its eigenvectors are the parameters: scalar, diagonal.
       dense: it keeps matrices, whose inverse follows the noise of a few random

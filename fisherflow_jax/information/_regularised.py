@@ -13,7 +13,7 @@ PyTree = Any
 
 
 class Regularised(NamedTuple):
-    """An information, factorised once.
+    """An information, factorised once. Made by `ff.information.regularised`.
 
     Attributes:
       divide: the function `v -> I^-1 v`.

@@ -28,6 +28,8 @@ _STEPS = 50  # of the search for the estimate
 class Interval(NamedTuple):
     """Of linear combinations of the parameters, each field shaped like their values.
 
+    Made by `ff.intervals.skewed`.
+
     Attributes:
       estimate: of `corrected` Firth's; of `skewed` the posterior mean.
       standard_error: the root of the inverse information there.

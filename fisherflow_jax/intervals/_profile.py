@@ -29,6 +29,8 @@ _KINDS = np.array(["flat", "one-sided", "bounded"])
 class Profile(NamedTuple):
     """The profile of one combination of the parameters; each `()`, or `(m,)`.
 
+    Made by `ff.intervals.profile`.
+
     Attributes:
       estimate: where the profile is highest: infinite where it rises without end, NaN
         where it is level on both sides.

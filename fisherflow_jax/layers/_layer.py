@@ -21,6 +21,8 @@ Shapes = tuple[tuple[str, tuple[int, ...]], ...]  # of each array: its name and 
 class Layer:
     r"""A kernel, and perhaps its bias, that act on T positions of each example.
 
+    Made by `ff.layers.find_layers`.
+
     With inputs `a` of shape (K, T, I) and gradients `g` at its outputs, (K, T, O), the
     gradient of the kernel is `kernel_layout.to_leaf(einsum("kti,kto->kio", a, g))` and
     that of the bias `bias_layout.to_leaf(sum_t g)`. Where a layer is tied, its kernel's
@@ -55,6 +57,8 @@ class Layer:
 @dataclasses.dataclass(frozen=True)
 class Layers:
     """The linear layers of a model, and the parameters that belong to none.
+
+    Made by `ff.layers.find_layers`.
 
     Every leaf of the parameters is the kernel of one layer, the bias of one, or in
     `fallback`. Hashable, and a static node of pytrees. `str` makes a table.

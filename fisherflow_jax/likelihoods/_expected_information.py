@@ -30,6 +30,8 @@ _NUM_DRAWS = 64
 class OutputInformation(NamedTuple):
     """The Fisher information of outputs, and whether it can be trusted.
 
+    Made by `ff.likelihoods.output_information`.
+
     Attributes:
       information: `(n, ..., K, K)`; K = 1 where a target has one output.
       mean_score: `(n, ..., K)`, zero for a regular family; None: not computed.

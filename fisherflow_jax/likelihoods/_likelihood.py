@@ -46,7 +46,10 @@ SOFTMAX = Scale("softmax", jax.nn.sigmoid)
 
 
 class Root(NamedTuple):
-    """A root of the output Fisher information, or of a bound of it."""
+    """A root of the output Fisher information, or of a bound of it.
+
+    One is made by `ff.likelihoods.cholesky_root`.
+    """
 
     apply: Callable  # (outputs, probes, key=None) -> L @ probes, shape of the outputs
     probe_shape: Callable  # shape of the outputs -> shape of the probes
@@ -54,6 +57,8 @@ class Root(NamedTuple):
 
 class Likelihood(NamedTuple):
     r"""The distribution of targets given a model's outputs, as functions of these.
+
+    One is made by `ff.likelihoods.categorical`.
 
     With an unknown dispersion (`with_dispersion` is not None), `log_prob`, `variance`,
     `sample` and `root` are those of unit dispersion. With another root

@@ -14,6 +14,8 @@ _UNKNOWN = "log_prob", "variance", "sample", "root", "kl", "distance"
 class Nuisance(NamedTuple):
     """Positive parameters beside the outputs, handled by their logarithms.
 
+    One is made by `ff.likelihoods.negative_binomial`.
+
     Attributes:
       names: what they are called.
       start: their logarithms where a search begins, and the means of their priors.

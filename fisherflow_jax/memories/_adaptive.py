@@ -30,7 +30,10 @@ class Segment(NamedTuple):
 
 
 class ChangeReport(NamedTuple):
-    """What an adaptive memory says of an update, in `info.memory`."""
+    """What an adaptive memory says of an update, in `info.memory`.
+
+    Made by `ff.memories.adaptive`.
+    """
 
     alarm: jax.Array  # () bool
     statistic: jax.Array  # () of the window furthest above its threshold; NaN: none

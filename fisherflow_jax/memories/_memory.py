@@ -232,6 +232,8 @@ class MovingAverage(NamedTuple):
 class Memory:
     """Made by the factories of `ff.memories`; equal choices are one object.
 
+    One is made by `ff.memories.stationary`.
+
     Attributes:
       name: what it prints as.
       init: `(a site of zeros) -> storage`.

@@ -13,6 +13,8 @@ from fisherflow_jax._ground import checks, counted
 class Binning(NamedTuple):
     """A rule that sorts numbers in [0, 1] into bins.
 
+    One is made by `ff.metrics.equal_mass`.
+
     Attributes:
       assign: `(values (m,), weights (m,))` -> bins `(m,)`, int32 from 0 to num_bins
         - 1; those of weight 0 are padding.
@@ -95,7 +97,10 @@ def equal_mass(num_bins: int = 15) -> Binning:
 
 
 class ReliabilityCurve(NamedTuple):
-    """Predicted probability against frequency, each `(num_bins,)`."""
+    """Predicted probability against frequency, each `(num_bins,)`.
+
+    Made by `ff.metrics.reliability_curve`.
+    """
 
     confidence: jax.Array  # mean predicted probability; NaN where the bin is empty
     accuracy: jax.Array  # share in which the event came true; NaN where it is empty

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 
 class Continual(NamedTuple):
-    """What a table of accuracies says; each `()`.
+    """What a table of accuracies says; each `()`. Made by `ff.metrics.continual`.
 
     Attributes:
       average: over all tasks, at the end.

@@ -11,7 +11,10 @@ from fisherflow_jax._ground.keys import typed_key
 
 
 class Bootstrap(NamedTuple):
-    """A metric with its band, each shaped like the metric."""
+    """A metric with its band, each shaped like the metric.
+
+    Made by `ff.metrics.bootstrap`.
+    """
 
     value: jax.Array  # of the examples themselves
     lower: jax.Array

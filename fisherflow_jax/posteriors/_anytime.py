@@ -19,6 +19,8 @@ PyTree = Any
 class EValue(NamedTuple):
     """The evidence against a value of a contrast; each `()`.
 
+    Made by `ff.intervals.e_value`.
+
     Attributes:
       estimate: the contrast's, by the data alone.
       standard_error: its own, likewise.

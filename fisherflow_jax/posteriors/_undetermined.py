@@ -29,6 +29,8 @@ _SMALL, _SMALL_OF_OTHERS = 0.01, 0.25
 class Direction(NamedTuple):
     """A direction in parameter space that the data do not determine.
 
+    Made by `ff.diagnostics.undetermined`.
+
     Attributes:
       name: what is moved along it, `w[0] - w[1] - w[2]`.
       reason: what it may be.

@@ -26,7 +26,10 @@ PyTree = Any
 
 
 class Joint(NamedTuple):
-    """The joint normal of all outputs of several inputs, m numbers together."""
+    """The joint normal of all outputs of several inputs, m numbers together.
+
+    Made by `ff.predictions.joint`.
+    """
 
     mean: jax.Array  # (n, ..., k)
     covariance: jax.Array  # (m, m), in the order of `mean.ravel()`

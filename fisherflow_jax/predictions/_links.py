@@ -25,7 +25,10 @@ from fisherflow_jax.products import root
 
 
 class Averaged(NamedTuple):
-    """Moments of the expected target over the posterior, each `(n, ...)`."""
+    """Moments of the expected target over the posterior, each `(n, ...)`.
+
+    One is made by `ff.predictions.probit`.
+    """
 
     mean: jax.Array  # for categorical class probabilities (n, ..., C), summing to one
     std: jax.Array | None = None  # of the expected target; None: by linearisation
@@ -34,7 +37,10 @@ class Averaged(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Link:
-    """A named link; called as `link(outputs, likelihood) -> Averaged`."""
+    """A named link; called as `link(outputs, likelihood) -> Averaged`.
+
+    One is made by `ff.predictions.probit`.
+    """
 
     name: str
     average: Callable[[Outputs, Likelihood], Averaged]

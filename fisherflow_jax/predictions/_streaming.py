@@ -35,7 +35,10 @@ class Wanted(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """Normal moments of a model's raw outputs under the linearised posterior."""
+    """Normal moments of a model's raw outputs under the linearised posterior.
+
+    Made by `ff.predictions.linearized_outputs`.
+    """
 
     mean: jax.Array  # (n, ..., k), the model's outputs at the mean parameters
     variance: jax.Array  # (n, ..., k), of each output

@@ -19,7 +19,10 @@ PyTree = Any
 
 
 class TopTokens(NamedTuple):
-    """The k most probable classes, each `(n, ..., k)`, the most probable first."""
+    """The k most probable classes, each `(n, ..., k)`, the most probable first.
+
+    Made by `ff.predictions.top_tokens`.
+    """
 
     ids: jax.Array
     probabilities: jax.Array  # of the model at the mean: not averaged

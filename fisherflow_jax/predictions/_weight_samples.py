@@ -20,7 +20,10 @@ PyTree = Any
 
 
 class WeightSamples(NamedTuple):
-    """Moments over draws of the parameters, each `(n, ...)`."""
+    """Moments over draws of the parameters, each `(n, ...)`.
+
+    Made by `ff.predictions.weight_samples`.
+    """
 
     mean: jax.Array  # of the expected target
     std: jax.Array  # of the expected target

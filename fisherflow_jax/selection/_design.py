@@ -24,7 +24,7 @@ PyTree = Any
 
 
 class Design(NamedTuple):
-    """Weights on the rows of a pool."""
+    """Weights on the rows of a pool. Made by `ff.selection.design`."""
 
     weights: jax.Array  # (n,), their sum one
     value: jax.Array  # (): log det I(w), or tr(M I(w)^-1)

@@ -32,7 +32,7 @@ _KEPT = 2**30
 
 
 class Selection(NamedTuple):
-    """Rows of a pool in the order of their choice."""
+    """Rows of a pool in the order of their choice. Made by `ff.selection.greedy`."""
 
     indices: jax.Array  # (count,) int32
     gains: jax.Array  # (count,), of each, given those before it

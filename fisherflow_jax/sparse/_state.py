@@ -11,6 +11,8 @@ from fisherflow_jax.structures import Diagonal, Scalar
 class SparseState(NamedTuple):
     r"""A diagonal belief, as sums that only the features of a batch add to.
 
+    Made by `ff.sparse.flow`.
+
     With the prior's precision :math:`I_0` and mean :math:`m_0`,
 
     .. math:: J = I - I_0, \quad b = I (m - m_0)
@@ -103,7 +105,7 @@ class Entries(NamedTuple):
 
 
 class SparseInfo(NamedTuple):
-    """What an update reports.
+    """What an update reports. Made by `ff.sparse.flow`.
 
     Attributes:
       log_likelihood: `()`, of the batch, each row at the mean before it: prequential.

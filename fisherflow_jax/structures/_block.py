@@ -19,7 +19,10 @@ Partition = PyTree | Callable[[str], str]
 
 
 class Block(NamedTuple):
-    """Information in one dense block a group of leaves."""
+    """Information in one dense block a group of leaves.
+
+    Kept by `ff.structures.block`.
+    """
 
     # of each group: like the parameters, a leaf's columns of the matrix,
     # (d_group, *leaf.shape), and None beside leaves of other groups
@@ -27,7 +30,10 @@ class Block(NamedTuple):
 
 
 class UnitBlock(NamedTuple):
-    """Information in one dense block an output unit (last axis) of each leaf."""
+    """Information in one dense block an output unit (last axis) of each leaf.
+
+    Kept by `ff.structures.block`.
+    """
 
     units: PyTree  # leaf (m, *leaf.shape), m = leaf.size / units: rows of each block
 

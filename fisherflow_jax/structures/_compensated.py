@@ -14,7 +14,10 @@ from fisherflow_jax._ground import linalg
 
 
 class Compensated(NamedTuple):
-    """The information `high + low`, both of the same structure."""
+    """The information `high + low`, both of the same structure.
+
+    Kept by `ff.fisher_flow`.
+    """
 
     high: Any
     low: Any  # what rounding took from high

@@ -19,7 +19,7 @@ PyTree = Any
 
 
 class Diagonal(NamedTuple):
-    """Information that is diagonal."""
+    """Information that is diagonal. Kept by `ff.structures.diagonal`."""
 
     entries: PyTree  # like the parameters
 

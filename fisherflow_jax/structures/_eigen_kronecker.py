@@ -21,7 +21,10 @@ Columns = dict[str, jax.Array | None]
 
 
 class EigenKronecker(NamedTuple):
-    r"""Information :math:`(U_A \otimes U_G)(S + \delta)(U_A \otimes U_G)^\top`."""
+    r"""Information :math:`(U_A \otimes U_G)(S + \delta)(U_A \otimes U_G)^\top`.
+
+    Kept by `ff.structures.kronecker`.
+    """
 
     eigenvalues: dict[str, jax.Array]  # S of layers that are alike: (K, I, O)
     input_bases: Columns  # U_A

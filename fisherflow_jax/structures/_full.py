@@ -16,7 +16,10 @@ PyTree = Any
 
 
 class Full(NamedTuple):
-    """Information kept whole, as a params-like tree of its stacked rows."""
+    """Information kept whole, as a params-like tree of its stacked rows.
+
+    Kept by `ff.structures.full`.
+    """
 
     rows: PyTree  # leaf (d, *leaf.shape): row i of the matrix, unravelled
 

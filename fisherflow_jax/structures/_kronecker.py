@@ -35,6 +35,8 @@ PyTree = Any
 class Kronecker(NamedTuple):
     r"""Information :math:`A_k \otimes G_k / n + \delta` of each layer's kernels.
 
+    Kept by `ff.structures.kronecker`.
+
     Layers that are alike (`layers.alike`) are stacked under the name of the first one's
     kernel; `layers.places` says where a layer is.
     """
@@ -316,7 +318,10 @@ def _(information: Kronecker, like: PyTree | None = None) -> ops.ByColumns:
 
 
 class LayerInverses(NamedTuple):
-    """The damped inverse of each factor, and what other parameters are divided by."""
+    """The damped inverse of each factor, and what other parameters are divided by.
+
+    Kept by `ff.structures.kronecker`.
+    """
 
     input_inverses: dict[str, jax.Array]  # (K, I, I), or (K, I) for a diagonal
     output_inverses: dict[str, jax.Array]  # (K, O, O), or (K, O) for a diagonal

@@ -18,7 +18,10 @@ PyTree = Any
 
 
 class LowRank(NamedTuple):
-    """Information `diag(base) + factors^T factors`."""
+    """Information `diag(base) + factors^T factors`.
+
+    Kept by `ff.structures.low_rank`.
+    """
 
     base: PyTree  # like the parameters
     factors: PyTree  # leaf (rank, *leaf.shape)

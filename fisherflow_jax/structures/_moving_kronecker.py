@@ -36,14 +36,20 @@ Basis = jax.Array | None  # (K, D, D); None: the identity
 
 
 class MovingKronecker(NamedTuple):
-    """Kronecker factors, and second moments in an eigenbasis that is kept elsewhere."""
+    """Kronecker factors, and second moments in an eigenbasis that is kept elsewhere.
+
+    Kept by `ff.structures.kronecker`.
+    """
 
     factors: Any  # a Kronecker
     second_moments: dict[str, jax.Array]  # of layers that are alike (K, I, O)
 
 
 class LayerBases(NamedTuple):
-    """The eigenbases of layers, until they are next decomposed."""
+    """The eigenbases of layers, until they are next decomposed.
+
+    Kept by `ff.structures.kronecker`.
+    """
 
     input_bases: Columns
     output_bases: Columns

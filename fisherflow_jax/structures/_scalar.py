@@ -16,7 +16,7 @@ PyTree = Any
 
 
 class Scalar(NamedTuple):
-    """Information `value * identity`."""
+    """Information `value * identity`. Kept by `ff.structures.scalar`."""
 
     value: jax.Array  # shape=()
 

@@ -15,6 +15,8 @@ from fisherflow_jax.layers import Layers
 class Structure(NamedTuple):
     """What is kept of the information. Made by the factories of `ff.structures`.
 
+    One is made by `ff.structures.full`.
+
     Attributes:
       reduce: leaves `(k, *leaf.shape)`, k vectors `v_k` -> information `sum_k v_k
         v_k^T`.

@@ -20,7 +20,10 @@ PyTree = Any
 
 
 class SideRoots(NamedTuple):
-    """What multiplies the matrices `(K, I, O)` of an array from both sides."""
+    """What multiplies the matrices `(K, I, O)` of an array from both sides.
+
+    Kept by `ff.structures.two_sided`.
+    """
 
     left: jax.Array  # (K, I, I), or a diagonal (K, I)
     right: jax.Array  # (K, O, O), or a diagonal (K, O)
@@ -32,6 +35,8 @@ class SideRoots(NamedTuple):
 
 class SideFactors(NamedTuple):
     """The factors of one array, seen as K matrices `(I, O)`; of a wide side a diagonal.
+
+    Kept by `ff.structures.two_sided`.
 
     Attributes:
       left: A, `(K, I, I)` or `(K, I)`.
@@ -153,6 +158,8 @@ def roots(
 
 class TwoSided(NamedTuple):
     """Information that is a Kronecker product for each matrix, or diagonal.
+
+    Kept by `ff.structures.two_sided`.
 
     Each field is a tree like the parameters, with None where an array has none.
 

@@ -28,7 +28,10 @@ PyTree = Any
 
 
 class Trial(NamedTuple):
-    """A model and a batch for which an estimator is checked."""
+    """A model and a batch for which an estimator is checked.
+
+    Made by `ff.testing.check_structure`.
+    """
 
     apply_fn: Callable
     likelihood: Likelihood

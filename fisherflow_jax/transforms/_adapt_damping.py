@@ -17,7 +17,10 @@ PyTree = Any
 
 
 class AdaptDampingState(NamedTuple):
-    """The wrapped state, in which the damping lives, and what was last found."""
+    """The wrapped state, in which the damping lives, and what was last found.
+
+    Made by `ff.transforms.adapt_damping`.
+    """
 
     adapted_state: Any
     reduction_ratio: jax.Array  # () of the last comparison; NaN before the first

@@ -19,7 +19,10 @@ PyTree = Any
 
 
 class ClipByKLState(NamedTuple):
-    """What the last update would have done, and how often there was none."""
+    """What the last update would have done, and how often there was none.
+
+    Made by `ff.clip_by_kl`.
+    """
 
     kl: jax.Array  # () of the update as it came in
     num_unmeasured: jax.Array  # () int32, updates whose divergence was not finite

@@ -29,7 +29,7 @@ PyTree = Any
 
 
 class TwoSidedState(NamedTuple):
-    """What `ff.shampoo` and `ff.soap` keep.
+    """What `ff.shampoo` and `ff.soap` keep. Made by `ff.soap`.
 
     Attributes:
       step: `()` int32, updates that were not skipped.

@@ -19,6 +19,8 @@ PyTree = Any
 class VariationalState(NamedTuple):
     """The precision of the Gaussian whose mean are the parameters.
 
+    Made by `ff.transforms.variational`.
+
     Attributes:
       step: `()` int32, updates that were not skipped.
       information: I, of all observations and of the prior.

@@ -1,6 +1,7 @@
 """What accumulation refuses, and its progress bar."""
 
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -159,6 +160,16 @@ def test_a_bar_is_drawn_where_it_is_asked_for(capsys):
     for progress in (None, False):  # None: standard error is no terminal here
         accumulate(EXACT, PARAMS, [(X, Y)] * 3, progress=progress)
         assert capsys.readouterr().err == ""
+
+
+def test_a_bar_does_not_flood_a_file(capsys):
+    def slowly():
+        for _ in range(12):
+            time.sleep(0.03)  # tqdm's own ten states a second would be four
+            yield X, Y
+
+    accumulate(EXACT, PARAMS, slowly(), progress=True)
+    assert capsys.readouterr().err.count("\r") <= 2  # the first, and the last
 
 
 def test_a_bar_without_tqdm(monkeypatch):

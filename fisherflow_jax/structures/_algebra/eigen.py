@@ -25,7 +25,10 @@ PyTree = Any
 
 
 class Sides(NamedTuple):
-    """Orthonormal columns `(K, D, D)` of a layer's two sides; None: the identity."""
+    """Orthonormal columns `(K, D, D)` of a layer's two sides; None: the identity.
+
+    Kept by `ff.structures.two_sided`.
+    """
 
     inputs: jax.Array | None
     outputs: jax.Array | None

@@ -58,7 +58,7 @@ class Recipe:
 
 
 class ScaleByFisherState(NamedTuple):
-    """The information that a training run accumulates.
+    """The information that a training run accumulates. Made by `ff.scale_by_fisher`.
 
     Attributes:
       step: `()` int32, updates that were not skipped.
