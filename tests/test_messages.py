@@ -68,7 +68,9 @@ FLOW, DIAGONAL = ff.fisher_flow(*MODEL), ff.fisher_flow(*MODEL, structure=S.diag
 FADING = ff.fisher_flow(*MODEL, memory=M.exponential(0.9))
 UNKNOWN = ff.fisher_flow(linear, L.gaussian(None))
 ROBUST = ff.fisher_flow(*MODEL, robust=True)
+CLUSTERED = ff.fisher_flow(*MODEL, robust=True, num_clusters=3)
 DOUBTFUL = ff.fisher_flow(*MODEL, prior_precision=0.2)
+OF_CLUSTERS, NAMES = CLUSTERED.init(W), np.array([*"abcabcab"])
 STATE, OF_CLASSES = FLOW.init(W), ff.posterior(HEAD, S.diagonal(), prior_precision=1.0)
 EXACT = E.exact(*MODEL, S.diagonal())
 LOSS, OF_LABELS = (
@@ -183,6 +185,14 @@ SWAPPED = {
         r"a batch is \(inputs, targets\).*parameters stand before the batch",
         [lambda: LOSS((X, Y), W), lambda: EXACT((X, Y), W)],
     ),
+    "a number of draws in place of their shape": (
+        r"the shape is a tuple, \(1000,\) for a thousand draws; got 10",
+        [lambda: ff.sample(STATE, 0, 10)],
+    ),
+    "a list in place of an array": (
+        r"pytree prefix of the parameters, and a list is read as a tree.*numpy.asarray",
+        [lambda: ff.fisher_flow(*MODEL, prior_precision=[1.0, 2.0, 3.0]).init(W)],
+    ),
     "the state before the flow": (
         r"a flow stands before its state .*got a FlowState",
         [
@@ -265,6 +275,45 @@ DATA = {
         r"inputs have columns .*: 't' \((bool|datetime64.*)\).*astype\(float\), dates",
         [lambda: LOSS(W, (BOOL, Y)), lambda: LOSS(W, (DATE, Y))],
     ),
+    "a column of pandas' own integers": (
+        r"columns that are not plain numbers: 't' \(Int64\).*\(Int64\) by .astype\(",
+        [lambda: LOSS(W, (TABLE.assign(t=pd.array([1, None] * 4, "Int64")), Y))],
+    ),
+    "records": (
+        r"inputs are records with fields \('a', 'b'\).*structured_to_unstructured",
+        [lambda: LOSS(W, (TABLE.to_records(index=False), Y))],
+    ),
+    "a table in place of a batch": (
+        r"got DataFrame.*taken apart, \(table\[\['a'\]\], table\['b'\]\)",
+        [lambda: FLOW.update(STATE, TABLE), lambda: ff.run(FLOW, STATE, [TABLE])],
+    ),
+    "a table in place of batches": (
+        r"batches is a list or another iterable.*got DataFrame",
+        [
+            lambda: ff.run(FLOW, STATE, TABLE),
+            lambda: ff.accumulate(EXACT, W, TABLE),
+        ],
+    ),
+    "a row in place of a batch": (
+        r"leading example axis.*got shapes \[\(3,\), \(\)\]. One row alone is "
+        r"x\[None\]; one batch.*in a list, \[batch\]",
+        [
+            lambda: FLOW.update(STATE, (X[0], Y[0])),
+            lambda: ff.refine(FLOW, STATE, (X, Y)),
+        ],
+    ),
+    "names of clusters": (
+        r"clusters are not numbers but <U1: .*numpy.unique\(.*return_inverse",
+        [lambda: CLUSTERED.update(OF_CLUSTERS, ff.Batch(X, Y, None, NAMES))],
+    ),
+    "clusters from 1": (
+        r"clusters are numbered 0 to 2.*got 3 in row 2.*numpy.unique\(names",
+        [lambda: CLUSTERED.update(OF_CLUSTERS, ff.Batch(X, Y, None, CLASSES + 1))],
+    ),
+    "clusters as a list": (
+        r"clusters are a list.*numpy.asarray\(clusters",
+        [lambda: CLUSTERED.update(OF_CLUSTERS, ff.Batch(X, Y, None, CLASSES.tolist()))],
+    ),
     "sparse": (
         r"inputs hold a sparse matrix \(.*toarray",
         [
@@ -275,8 +324,12 @@ DATA = {
         ],
     ),
     "nested lists": (
-        r"(inputs|targets) are a list.*numpy.asarray",
-        [lambda: LOSS(W, (X.tolist(), Y)), lambda: LOSS(W, (X, Y.tolist()))],
+        r"(inputs|targets) (are|hold) a list.*numpy.asarray",
+        [
+            lambda: LOSS(W, (X.tolist(), Y)),
+            lambda: LOSS(W, (X, Y.tolist())),
+            lambda: LOSS(W, ((X, Y.tolist()), Y)),
+        ],
     ),
     "a mask that is not wrapped": (
         r"agree in their leading axis.*ff.Shared.*\(4, 4\)",
@@ -468,3 +521,21 @@ def test_an_error_names_value_rule_and_way_out(pattern, calls):
             assert re.search(pattern, told), told
         else:
             pytest.fail(f"call {number} raised nothing")
+
+
+@pytest.mark.parametrize(
+    "ask", ["predict", "linearized_outputs", "joint", "weight_samples", "greedy"]
+)
+def test_a_table_predicts_as_the_array_of_its_columns(ask):
+    state = ff.fisher_flow(*MODEL).init(jnp.arange(2.0))
+
+    def found(inputs):
+        if ask == "predict":
+            return ff.predict(state, *MODEL, inputs).mean
+        if ask == "greedy":
+            return ff.selection.greedy(state, *MODEL, inputs, 2).gains
+        if ask == "weight_samples":
+            return ff.predictions.weight_samples(state, *MODEL, inputs, 0, 4).mean
+        return getattr(ff.predictions, ask)(state, linear, inputs).mean
+
+    np.testing.assert_array_equal(found(TABLE), found(TABLE.to_numpy()))

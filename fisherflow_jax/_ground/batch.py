@@ -166,6 +166,7 @@ def by_name(batch: Any) -> Batch:
     named = batch if isinstance(batch, Batch) else _named(batch)
     check_inputs(named.inputs)
     check_numbers(named.targets, "targets", keep=is_shared)
+    check_numbers(named.clusters, "clusters", keep=is_shared)
     return named
 
 
@@ -204,9 +205,22 @@ def _way_to_a_batch(given: Any) -> str:
         )
     if hasattr(given, "mean") and hasattr(given, "information"):
         return " A state stands before the batch, update(state, batch)."
+    if is_table(given):
+        columns = [str(name) for name in given.columns]
+        return (
+            f" A table is taken apart, (table[{columns[:-1]}], table[{columns[-1]!r}]) "
+            "or as its columns are meant."
+        )
+    if isinstance(given, str):
+        return " (To go through a table gives the names of its columns.)"
     if hasattr(given, "shape"):
         return f" It is {checks.described(given)}: parameters stand before the batch."
     return ""
+
+
+def is_table(given: Any) -> bool:
+    """Whether it is a DataFrame of pandas, or of a package like it."""
+    return hasattr(given, "columns") and hasattr(given, "shape")
 
 
 def _check_shapes(batch: Batch, count: int) -> None:
@@ -229,7 +243,8 @@ def _check_shapes(batch: Batch, count: int) -> None:
     if clusters.shape != (count,) or not jnp.issubdtype(clusters.dtype, jnp.integer):
         raise ValueError(
             f"clusters must be integers of shape (n,) = ({count},), the number of each "
-            f"example's cluster; got {clusters.dtype} {clusters.shape}."
+            f"example's cluster; got {clusters.dtype} {clusters.shape}. Of any names: "
+            "numpy.unique(names, return_inverse=True)[1]."
         )
 
 
@@ -259,7 +274,8 @@ def _num_examples(inputs: PyTree, targets: PyTree) -> int:
     if any(len(shape) == 0 for shape in shapes):
         raise ValueError(
             "every array of a batch has a leading example axis (wrap what all "
-            f"examples share in ff.Shared); got shapes {shapes}."
+            f"examples share in ff.Shared); got shapes {shapes}. One row alone is "
+            "x[None]; one batch, where several are asked for, goes in a list, [batch]."
         )
     counts = {shape[0] for shape in shapes}
     if len(counts) != 1:

@@ -19,12 +19,13 @@ def check_numbers(tree: PyTree, name: str, keep: Any) -> None:
     Raises:
       TypeError: for text, times, columns of these, sparse matrices, nested lists.
     """
-    leaves = jax.tree.leaves(tree) if isinstance(tree, list) else []
-    if leaves and all(map(np.isscalar, leaves)):
-        raise TypeError(
-            f"the batch's {name} are a list, which is read as a tree of its entries: "
-            f"give one array, numpy.asarray({name})."
-        )
+    for node in jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, list) or keep(x)):
+        if isinstance(node, list) and _entries(node):
+            verb = "are" if node is tree else "hold"
+            raise TypeError(
+                f"the batch's {name} {verb} a list, which is read as a tree of its "
+                f"entries: give one array, numpy.asarray({name})."
+            )
     whole = jax.tree.leaves(tree, is_leaf=lambda x: keep(x) or _is_sparse(x))
     for leaf in whole:
         if not keep(leaf):
@@ -38,6 +39,12 @@ def _check(leaf: Any, name: str) -> None:
             "rows of numbers, by its .toarray() or .todense()."
         )
     kind = np.asarray(leaf).dtype if isinstance(leaf, str) else _kind(leaf)
+    if kind is not None and kind.names is not None:
+        raise TypeError(
+            f"the batch's {name} are records with fields {kind.names}: give a column a "
+            "field, numpy.lib.recfunctions.structured_to_unstructured("
+            f"{name})."
+        )
     if kind is None or kind.kind not in _NO_NUMBERS:
         return
     if hasattr(leaf, "dtypes") and hasattr(leaf, "columns"):
@@ -46,13 +53,20 @@ def _check(leaf: Any, name: str) -> None:
         raise TypeError(
             f"the batch's {name} have columns that are not plain numbers: "
             f"{', '.join(wrong)}. Code categories as pandas.get_dummies(data, "
-            "dtype=float), truth values by .astype(float), dates as a number of days."
+            "dtype=float), truth values and numbers of pandas' own types (Int64) by "
+            ".astype(float), dates as a number of days."
         )
     raise TypeError(
         f"the batch's {name} are not numbers but {kind}: code labels as "
         "numpy.unique(labels, return_inverse=True)[1], and numbers held as objects "
         "become numbers by .astype(float)."
     )
+
+
+def _entries(node: list) -> bool:
+    """Whether a list has numbers or text alone, however deep."""
+    leaves = jax.tree.leaves(node)
+    return bool(leaves) and all(map(np.isscalar, leaves))
 
 
 def _kind(leaf: Any) -> np.dtype | None:

@@ -385,7 +385,8 @@ def broadcast_prefix(prefix: PyTree, like: PyTree, name: str) -> PyTree:
         filled = jax.tree.broadcast(prefix, like)
     except ValueError as error:
         raise ValueError(
-            f"{name} must be a pytree prefix of the parameters: {error}"
+            f"{name} must be a pytree prefix of the parameters, and a list is read as "
+            f"a tree of its entries (of a vector: numpy.asarray): {error}"
         ) from error
     return jax.tree.map(fill, filled, like)
 

@@ -73,9 +73,8 @@ def converted(loader: Any, to_batch: Callable[[Any], Any] | None) -> Any:
 
 def check_loader(loader: Any, why: str = "") -> None:
     """Raises for what is no loader, first of all for one batch alone."""
-    if isinstance(loader, (tuple, dict, np.ndarray, jax.Array)) or not isinstance(
-        loader, Iterable
-    ):
+    one = isinstance(loader, (tuple, dict, str, np.ndarray, jax.Array))
+    if one or batches.is_table(loader) or not isinstance(loader, Iterable):
         raise ValueError(
             f"{why}batches is a list or another iterable of batches, or "
             "ff.Stacked(inputs, targets, weights) with arrays (num_batches, n, ...); "

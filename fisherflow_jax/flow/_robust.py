@@ -103,7 +103,8 @@ def check_clusters(recipe: Recipe, batch: Batch) -> None:
         row = int(np.argmax(_unknown(number, ids, weights)))
         raise ValueError(
             f"clusters are numbered 0 to {number - 1} (num_clusters={number}); got "
-            f"{int(ids[row])} in row {row}."
+            f"{int(ids[row])} in row {row}. Of any names: numpy.unique(names, "
+            "return_inverse=True)[1]."
         )
 
 

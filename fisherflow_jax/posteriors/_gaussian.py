@@ -242,6 +242,11 @@ def sample(
       approximations", 2024.
     """
     weights, members = gaussians(state)
+    if not isinstance(shape, tuple | list):
+        raise TypeError(
+            "ff.sample(state, key, shape): the shape is a tuple, (1000,) for a "
+            f"thousand draws; got {checks.described(shape)}."
+        )
     if log_density is not None:
         _check_skewed(gaussian(state), log_density)
 

@@ -90,7 +90,7 @@ def joint(
       Gaussian processes", 2019.
     """
     check_function(apply_fn)
-    check_inputs(state, inputs, chunk_size, robust)
+    inputs = check_inputs(state, inputs, chunk_size, robust)
     belief = products.one_belief(
         state, "the joint distribution of a bank is a mixture", robust
     )

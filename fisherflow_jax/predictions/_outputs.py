@@ -79,7 +79,7 @@ def linearized_outputs(
       ReLU networks", 2020.
     """
     check_function(apply_fn)
-    check_inputs(state, inputs, chunk_size, robust)
+    inputs = check_inputs(state, inputs, chunk_size, robust)
     wanted = Wanted(
         variance=True,
         covariance=math.inf if covariance else 0,

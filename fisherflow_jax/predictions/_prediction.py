@@ -127,7 +127,7 @@ def predict(
     """
     posteriors.check_level(level)
     check_choices(apply_fn, likelihood)
-    check_inputs(state, inputs, chunk_size, robust)
+    inputs = check_inputs(state, inputs, chunk_size, robust)
     check_link(link)
     found = _found(
         state,

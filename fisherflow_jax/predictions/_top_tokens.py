@@ -94,7 +94,7 @@ def top_tokens(
     """
     check_level(level)
     check_choices(apply_fn, likelihood)
-    products.check_inputs(state, inputs, chunk_size, robust)
+    inputs = products.check_inputs(state, inputs, chunk_size, robust)
     if likelihood.scale != SOFTMAX:
         raise ValueError(
             f"top_tokens is for categorical targets; got {likelihood.name}."

@@ -82,7 +82,7 @@ def weight_samples(
     """
     whole(num_samples, "num_samples", least=2, of="draws")
     check_choices(apply_fn, likelihood)
-    check_inputs(state, inputs, None)
+    inputs = check_inputs(state, inputs, None)
     drawn = typed_key(key), num_samples
     return _compiled(state, hashable(apply_fn), likelihood, inputs, *drawn)
 

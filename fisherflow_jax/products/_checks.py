@@ -19,11 +19,12 @@ PyTree = Any
 
 def check_inputs(
     state: Any, inputs: PyTree, chunk_size: int | None, robust: bool | str = False
-) -> None:
-    """Raises where values are at hand, and warns of batches that were refused."""
+) -> PyTree:
+    """The inputs as arrays. Raises where values are at hand, and warns of batches that
+    were refused."""
     if chunk_size is not None:
         checks.whole(chunk_size, "chunk_size", of="examples")
-    batches.as_batch((inputs, None))  # a leading axis shared by all, n > 0
+    inputs = batches.as_batch((inputs, None)).inputs  # of one leading axis, n > 0
     believed(state, robust)
     warn_of_refused(state)
     if jax.tree_util.all_leaves([state]):
@@ -31,6 +32,7 @@ def check_inputs(
             "a state is a pytree, such as a NamedTuple, so that it can be an argument "
             f"of compiled functions; got {_described(state)}."
         )
+    return inputs
 
 
 def believed(state: Any, robust: bool | str) -> tuple[jax.Array, tuple[Gaussian, ...]]:

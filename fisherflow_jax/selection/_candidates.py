@@ -104,10 +104,11 @@ def check_pool(
     *,
     chunk_size: int | None = None,
     excluded: Any = None,
-) -> tuple[Gaussian, np.ndarray | jax.Array]:
-    """The Gaussian of the state, and which rows may be chosen, `(n,)`; else raises."""
+) -> tuple[Gaussian, PyTree, np.ndarray | jax.Array]:
+    """The Gaussian of the state, the pool as arrays, and which of its rows may be
+    chosen, `(n,)`; else raises."""
     check_choices(apply_fn, likelihood)
-    products.check_inputs(state, pool, chunk_size)
+    pool = products.check_inputs(state, pool, chunk_size)
     refusal = "a bank is several Gaussians, and one is asked what it would learn"
     belief = products.one_belief(state, refusal)
     if likelihood.random_root:
@@ -130,7 +131,7 @@ def check_pool(
         free = ~checks.readable(excluded)
     if not checks.is_traced((parts, free)):
         _check_finite(parts, free)
-    return belief, free
+    return belief, pool, free
 
 
 def _check_finite(parts: list, free: Any) -> None:

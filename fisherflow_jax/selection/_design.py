@@ -172,7 +172,7 @@ def design(
     check_gain(criterion)
     checks.fraction(tolerance, "tolerance")
     checks.whole(num_steps, "num_steps")
-    belief, _ = check_pool(state, apply_fn, likelihood, pool)
+    belief, pool, _ = check_pool(state, apply_fn, likelihood, pool)
     if count is not None:
         checks.positive(count, "count")
     numbers, model = (count, tolerance, num_steps), (apply_fn, pool, likelihood)

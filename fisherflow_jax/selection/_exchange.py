@@ -83,7 +83,7 @@ def exchange(
     checks.whole(count, "count", of="experiments")
     checks.whole(num_starts, "num_starts")
     checks.whole(num_sweeps, "num_sweeps")
-    belief, free = check_pool(state, apply_fn, likelihood, pool)
+    belief, pool, free = check_pool(state, apply_fn, likelihood, pool)
     starts = jax.random.randint(keys.typed_key(key), (num_starts, count), 0, len(free))
     starts = starts.astype(jnp.int32)
     model = apply_fn, pool, likelihood

@@ -118,7 +118,7 @@ def greedy(
     """
     check_gain(acquisition)
     checks.whole(count, "count", of="rows")
-    belief, free = check_pool(
+    belief, pool, free = check_pool(
         state, apply_fn, likelihood, pool, chunk_size=chunk_size, excluded=excluded
     )
     _check_choice(count, free, costs, replace)

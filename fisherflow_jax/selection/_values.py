@@ -1,5 +1,6 @@
 """Values of the rows of a pool, each for itself."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -77,7 +78,9 @@ def values(
             "an acquisition is made by a call such as ff.selection.entropy(); got "
             f"{checks.described(acquisition)}."
         )
-    belief, _ = check_pool(state, apply_fn, likelihood, pool, chunk_size=chunk_size)
+    belief, pool, _ = check_pool(
+        state, apply_fn, likelihood, pool, chunk_size=chunk_size
+    )
     if isinstance(acquisition, Value):
         if not likelihood.is_classes:
             raise ValueError(
@@ -86,7 +89,8 @@ def values(
                 "as disagreement for normal errors, or variance_reduction(target)."
             )
         if acquisition.inputs is not None:
-            products.check_inputs(state, acquisition.inputs, None)
+            found = products.check_inputs(state, acquisition.inputs, None)
+            acquisition = dataclasses.replace(acquisition, inputs=found)
     model, options = (apply_fn, pool, likelihood), (rank, chunk_size)
     return products.deciding(_run, belief, *model, acquisition, *options)
 
