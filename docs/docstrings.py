@@ -136,7 +136,9 @@ def rendered(doc: str) -> list[str]:
     """A docstring in this package's style, as reStructuredText."""
     start, *sections = re.split(rf"^({SECTIONS}):\n", doc, flags=re.M)
     written = prose(start.rstrip().split("\n"))
-    for heading, body in zip(sections[::2], sections[1::2], strict=True):
+    for heading, whole in zip(sections[::2], sections[1::2], strict=True):
+        # What is not indented is no part of the section any more.
+        body, *after = re.split(r"\n(?=\S)", whole, maxsplit=1)
         written += ["", f".. rubric:: {HEADINGS.get(heading, heading)}", ""]
         if heading == "References":
             written += [f"- {inline(source)}" for source in sources(body)]
@@ -144,6 +146,8 @@ def rendered(doc: str) -> list[str]:
             written += items(body.rstrip().split("\n"))
         else:
             written += prose(textwrap.dedent(body).rstrip().split("\n"))
+        if after:
+            written += ["", *prose(after[0].rstrip().split("\n"))]
     return written
 
 

@@ -12,6 +12,7 @@ from sphinx.util.nodes import make_refnode
 
 log = logging.getLogger(__name__)
 PAGES = {
+    r"\]\((?:\.\./)*SECURITY\.md": "](/security.md",
     r"\]\((?:\.\./)+notebooks/(\w+)\.ipynb": r"](/generated/gallery/\1_notebook.ipynb",
     r"\]\((?:\.\./)+examples/(\w+)\.py": r"](/generated/gallery/\1.md",
 }

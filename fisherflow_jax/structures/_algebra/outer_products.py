@@ -19,8 +19,8 @@ class OuterProducts:
     :math:`a` are the layer's inputs and :math:`g` the vectors pulled back to its
     outputs, at T positions that share the kernel (tokens, pixels, steps), in K copies
     stacked in one leaf (experts, layers of a scan, groups of a convolution). A leaf of
-    the tree that a structure reduces, in place of an array `(n * R, *leaf.shape)`. It is
-    made by `ff.estimators.exact`, of layers that were found.
+    the tree that a structure reduces, in place of an array `(n * R, *leaf.shape)`.
+    They are made by `ff.estimators.exact`, of layers that were found.
     """
 
     inputs: jax.Array  # (n, K, T, I), or ids (n, K, T) where inputs are one-hot

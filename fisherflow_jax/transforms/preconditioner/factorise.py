@@ -64,7 +64,7 @@ def factorise(
         spectrum = ops.spectral(information, None if own else like)
     except ValueError as error:
         raise ValueError(f"power must be -1, got {power}: {error}") from error
-    damped = ops.floored(spectrum.map(lambda x: x + damping.astype(x.dtype)))
+    damped = ops.floored(spectrum.map(lambda x: x + jnp.asarray(damping, x.dtype)))
     return damped.map(rooted)
 
 
