@@ -12,7 +12,7 @@ from sphinx.util.nodes import make_refnode
 
 log = logging.getLogger(__name__)
 PAGES = {
-    r"\]\((?:\.\./)*SECURITY\.md": "](/security.md",
+    r"\]\((?:\.\./)*SECURITY\.md": "](/generated/security.md",
     r"\]\((?:\.\./)+notebooks/(\w+)\.ipynb": r"](/generated/gallery/\1_notebook.ipynb",
     r"\]\((?:\.\./)+examples/(\w+)\.py": r"](/generated/gallery/\1.md",
 }
@@ -65,7 +65,7 @@ def link_names(app: Sphinx, tree: nodes.document, page: str) -> None:
         name = pages.ALIASES.get(found[0], found[0])
         entry = entries.get(name)
         if entry is None:
-            if page == "changelog":  # it tells of names that are gone
+            if page == "generated/changelog":  # it tells of names that are gone
                 continue
             log.warning("%s has no entry in the reference", name, location=node)
             continue

@@ -263,6 +263,12 @@ def gallery() -> Iterator[tuple[str, str]]:
     yield "gallery/index.md", "\n".join(index)
 
 
+def from_root(name: str) -> str:
+    """A page of the repository's root, its links as seen from the site."""
+    text = (ROOT / name).read_text().replace("](docs/", "](/")
+    return text.replace("](SECURITY.md", "](/generated/security.md")
+
+
 def write(docs: Path) -> None:
     """Write what has changed, and take away what is no page any more."""
     folder = docs / "generated"
@@ -270,6 +276,8 @@ def write(docs: Path) -> None:
         **dict(reference()),
         **dict(gallery()),
         "bibliography.md": bibliography(),
+        "changelog.md": from_root("CHANGELOG.md"),
+        "security.md": from_root("SECURITY.md"),
         "benchmarks_table.txt": benchmarks(),
     }
     for path in folder.glob("**/*.*"):
