@@ -110,7 +110,7 @@ def reference() -> Iterator[tuple[str, str]]:
     texts: dict[str, list[str]] = {}
     tiers: dict[str, dict[str, list[list[str]]]] = {tier: {} for tier in api.TIERS}
     for page, (title, _) in DOORS.items():
-        texts[page] = titled(title)
+        texts[page] = [*titled(title), ABOUT[page], ""]
     # What one calls, then what that returns.
     for tier, room, name, value in sorted(api.names(), key=lambda n: is_type(n[3])):
         page = room or door(name, value)

@@ -86,6 +86,11 @@ class Laplace(NamedTuple):
       apply_fn: the model of the chosen parameters, the others held.
       likelihood: with the noise that was found on validation data.
       report: which structure, why, and what was seen.
+
+    Example:
+      >>> import fisherflow_jax as ff
+      >>> ff.Laplace._fields
+      ('state', 'apply_fn', 'likelihood', 'report')
     """
 
     state: Posterior

@@ -4,8 +4,11 @@ import importlib
 import re
 import tomllib
 from pathlib import Path
+from types import GenericAlias, ModuleType
 
 import pytest
+
+import fisherflow_jax as ff
 
 ROOT = Path(__file__).parents[1]
 LINK = re.compile(r"\[[^\]]*\]\((?!https?:)([^)#\s]*)#?([^)\s]*)\)")
@@ -23,6 +26,34 @@ def anchors(page: Path) -> set[str]:
     """The headings of a page, as links name them."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(), re.M)
     return {re.sub(r"[^-\w ]", "", h).lower().replace(" ", "-") for h in headings}
+
+
+def example_of(docs, value) -> bool:
+    """Whether an entry has an example, or names who makes it, who has one."""
+    text = docs.docstring(value)
+    maker = re.search(r"(?:[Mm]ade|[Kk]ept|Raised) by `(ff\.[\w.]+)`", text)
+    return ">>> " in text or bool(
+        maker and ">>> " in docs.docstring(docs.resolved(maker[1]))
+    )
+
+
+def test_every_name_of_the_package_has_an_example(docs, record_property):
+    names = [value for _, room, _, value in docs.api.names() if not room]
+    rooms = [n for n in ff.__all__ if isinstance(getattr(ff, n), ModuleType)]
+    assert len(names) + len(rooms) == len(ff.__all__)
+    assert [v.__name__ for v in names if ">>> " not in docs.docstring(v)] == []
+    record_property("names of the package with an example", len(names))
+
+
+def test_every_name_of_a_room_has_an_example(docs, record_property):
+    shown = [
+        (f"ff.{room}.{name}", value)
+        for _, room, name, value in docs.api.names()
+        if room and callable(value) and not isinstance(value, GenericAlias)
+    ]
+    without = [path for path, value in shown if not example_of(docs, value)]
+    assert without == []
+    record_property("names of its rooms with an example", len(shown))
 
 
 def test_every_source_is_cited_in_one_form(docs):

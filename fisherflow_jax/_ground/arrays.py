@@ -10,6 +10,12 @@ def widen(values: Any) -> jax.Array:
     """The values as an array of a floating type of at least 32 bits.
 
     Of a likelihood whose outputs are the mean on an unbounded scale, the `line`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> ff.likelihoods.widen(jnp.ones(2, jnp.bfloat16)).dtype
+      dtype('float32')
     """
     values = jnp.asarray(values)
     if not jnp.issubdtype(values.dtype, jnp.floating):

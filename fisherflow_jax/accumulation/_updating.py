@@ -20,7 +20,19 @@ PyTree = Any
 
 
 class Accumulation(NamedTuple):
-    """An information gathered over batches, with all that it needs to go on."""
+    """An information gathered over batches, with all that it needs to go on.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> apply_fn = lambda params, x: x @ params
+      >>> estimator = ff.estimators.exact(
+      ...     apply_fn, ff.likelihoods.gaussian(), ff.structures.diagonal()
+      ... )
+      >>> found = ff.accumulate(estimator, jnp.zeros(2), [(jnp.ones((4, 2)), None)] * 3)
+      >>> print(found.count, found.information.entries, found.average.entries)
+      12.0 [12. 12.] [1. 1.]
+    """
 
     information: Any  # the (discounted) sum over observations
     count: jax.Array  # type: ignore[assignment]  # () observations, discounted alike

@@ -17,7 +17,13 @@ from fisherflow_jax.posteriors import Gaussian, Posterior, gaussian
 
 
 class Calibration(NamedTuple):
-    """A posterior and a likelihood whose scale was found on held-out data."""
+    """A posterior and a likelihood whose scale was found on held-out data.
+
+    Example:
+      >>> import fisherflow_jax as ff
+      >>> ff.Calibration._fields[:4]
+      ('posterior', 'likelihood', 'scale', 'noise')
+    """
 
     posterior: Posterior
     likelihood: Likelihood  # with the noise that was found

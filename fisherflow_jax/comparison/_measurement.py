@@ -206,6 +206,18 @@ def load(path: str | os.PathLike) -> Measurement:
     Raises:
       OSError: if the file cannot be read.
       ValueError: if it is not a file of `save`.
+
+    Example:
+      >>> import tempfile
+      >>> import numpy as np
+      >>> import fisherflow_jax as ff
+      >>> found = ff.comparison.Measurement(
+      ...     {"w": np.ones(3)}, {"name": "exact", "options": {}, "num_examples": 2.0}
+      ... )
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     ff.comparison.save(f"{folder}/exact.npz", found)
+      ...     print(ff.comparison.load(f"{folder}/exact.npz").average)
+      {'w': array([0.5, 0.5, 0.5])}
     """
     try:
         with np.load(path, allow_pickle=False) as file:

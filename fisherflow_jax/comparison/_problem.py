@@ -13,7 +13,20 @@ PyTree = Any
 
 
 class Problem(NamedTuple):
-    """A model at its parameters, and the data over which information is summed."""
+    """A model at its parameters, and the data over which information is summed.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> problem = ff.comparison.Problem(
+      ...     lambda p, x: x @ p,
+      ...     ff.likelihoods.gaussian(),
+      ...     jnp.zeros(2),
+      ...     [(jnp.eye(2), None)],
+      ... )
+      >>> problem._fields
+      ('apply_fn', 'likelihood', 'params', 'batches')
+    """
 
     apply_fn: Callable  # (params, inputs) -> outputs
     likelihood: Likelihood
@@ -115,6 +128,21 @@ def load_problem(place: str) -> Problem:
 
     Raises:
       ValueError: if there is no such function, or it returns no problem.
+
+    Example:
+      >>> import pathlib, tempfile
+      >>> import fisherflow_jax as ff
+      >>> program = '''
+      ... import fisherflow_jax as ff
+      ... def made():
+      ...     model = (lambda params, x: x * params), ff.likelihoods.gaussian()
+      ...     return *model, 1.0, [([1.0], None)]
+      ... '''
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     place = pathlib.Path(folder, "own.py")
+      ...     _ = place.write_text(program)
+      ...     print(ff.comparison.load_problem(f"{place}:made").likelihood.name)
+      gaussian
     """
     return as_problem(find_function(place)())
 

@@ -196,6 +196,17 @@ def bind(
     Raises:
       ValueError: for an estimator of another model or structure, by its name; for what
         is no estimator.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> apply_fn, likelihood = lambda params, x: x @ params, ff.likelihoods.gaussian()
+      >>> choice = ff.estimators.exact(chunk_size=2)
+      >>> estimator = ff.estimators.bind(
+      ...     choice, apply_fn, likelihood, ff.structures.diagonal()
+      ... )
+      >>> print(estimator(jnp.zeros(1), (jnp.ones((4, 1)), None)).entries)
+      [4.]
     """
     model = apply_fn, likelihood, structure
     if apply_fn is not None:

@@ -18,7 +18,16 @@ PyTree = Any
 
 
 class BankState(NamedTuple):
-    """The members' states and the logarithms of their weights."""
+    """The members' states and the logarithms of their weights.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> flow = ff.fisher_flow(lambda params, x: x @ params, ff.likelihoods.gaussian())
+      >>> state = ff.bank([flow, flow]).init(jnp.zeros(1))
+      >>> print(len(state.members), state.weights)
+      2 [0.5 0.5]
+    """
 
     members: tuple[FlowState, ...]
     log_weights: jax.Array  # (number of flows,), normalised

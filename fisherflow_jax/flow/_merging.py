@@ -37,6 +37,15 @@ class Merged(NamedTuple):
         where the information is factorised and not iterated with.
       num_left_out: `()` int32, models that were left out for a value that is not
         finite.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> information = ff.structures.Diagonal(jnp.array([4.0]))
+      >>> pairs = [(jnp.array([0.0]), information), (jnp.array([1.0]), information)]
+      >>> merged = ff.merge(pairs, prior_precision=1.0)
+      >>> print(merged.mean.round(3), merged.information.entries)
+      [0.5] [9.]
     """
 
     mean: PyTree

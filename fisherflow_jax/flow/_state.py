@@ -70,6 +70,14 @@ class FlowState(NamedTuple):
       num_skipped: `()` int32, batches refused for a result that is not finite.
       events: what else the state has been through.
       key: key data; None: nothing is drawn.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> flow = ff.fisher_flow(lambda params, x: x @ params, ff.likelihoods.gaussian())
+      >>> state = flow.init(jnp.zeros(1))
+      >>> print(state.mean, state.count, state.step)
+      [0.] 0.0 0
     """
 
     mean: PyTree
@@ -158,6 +166,15 @@ class FisherFlow(NamedTuple):
       evaluate: `(params, batch, key=None, nuisance=None) -> (log-likelihood, score,
         information)`, sums; `nuisance` is `state.nuisance.mean`, where there is one.
       project: a summed information of `evaluate` -> what the state keeps of it.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> flow = ff.fisher_flow(lambda params, x: x @ params, ff.likelihoods.gaussian())
+      >>> batch = jnp.ones((3, 1)), jnp.ones(3)
+      >>> log_likelihood, score, information = flow.evaluate(jnp.zeros(1), batch)
+      >>> print(score, information.rows)
+      [3.] [[3.]]
     """
 
     init: Callable[..., FlowState]

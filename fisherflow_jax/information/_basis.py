@@ -13,6 +13,13 @@ Parts = list[tuple[str, int]]  # of each leaf: its part, and d^3 of its matrices
 
 
 def nothing_to_spread(what: str) -> ValueError:
+    """The error that says why `spread_inverses=True` is refused.
+
+    Example:
+      >>> import fisherflow_jax as ff
+      >>> type(ff.information.nothing_to_spread("a diagonal")).__name__
+      'ValueError'
+    """
     return ValueError(
         "spread_inverses=True renews layers or blocks by turns: of "
         f"{what} there is nothing to spread. It is for the structures kronecker and "
@@ -104,6 +111,14 @@ def floored(spectrum: Spectral) -> Spectral | Floored:
     An eigenvalue is known to that, the precision times the largest; coordinates of a
     vector below it are rounding, which a smaller divisor would blow up. Bases that
     turn nothing have exact values, and are left as they are.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> information = ff.structures.Full(jnp.diag(jnp.array([1.0, 1e-20])))
+      >>> found = ff.information.floored(ff.information.spectral(information))
+      >>> [bool(raised) for raised in found.raised.values()]
+      [True]
     """
     raise_ = getattr(spectrum.basis, "raised", None)
     if raise_ is None:
@@ -113,7 +128,15 @@ def floored(spectrum: Spectral) -> Spectral | Floored:
 
 
 def raised_along(values: jax.Array, *axes: int) -> tuple[jax.Array, jax.Array]:
-    """Values of matrices that lie along these axes, and whether any was raised."""
+    """Values of matrices that lie along these axes, and whether any was raised.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> values, raised = ff.information.raised_along(jnp.array([1.0, 0.0]), 0)
+      >>> print(values, raised)
+      [1.0000000e+00 1.1920929e-07] True
+    """
     if not values.size:
         return values, jnp.array(False)
     eps = float(jnp.finfo(values.dtype).eps)

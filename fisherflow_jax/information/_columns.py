@@ -61,6 +61,13 @@ def by_columns(information: Any, like: PyTree | None = None) -> ByColumns:
     Raises:
       ValueError: where a dense matrix of more than 4,096 parameters would be needed,
         with its bytes.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> blocks = ff.information.by_columns(ff.structures.Full(jnp.eye(2)))
+      >>> type(blocks).__name__
+      'ByColumns'
     """
     raise TypeError(f"a {type(information).__name__} information has no columns.")
 

@@ -28,7 +28,15 @@ Information = Any
 def eigenvalues(
     information: Information, like: PyTree | None = None
 ) -> list[jax.Array]:
-    """All eigenvalues, in no order, in arrays that together have d entries."""
+    """All eigenvalues, in no order, in arrays that together have d entries.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> information = ff.structures.Diagonal(jnp.array([2.0, 4.0]))
+      >>> ff.information.eigenvalues(information)
+      [Array([2., 4.], dtype=float32)]
+    """
     if not ops.provides(ops.spectral, information):
         matrix = ops.dense_matrix(information, like, "the eigenvalues")
         return [linalg.eigh(matrix)[0]]
@@ -51,6 +59,17 @@ def determinant(
         and diagonal are diagonal in the basis of the parameters, scalar in every one,
         and one number a layer (see `check_prior`) in that of a Kronecker information.
       like: a tree with the parameters' shapes.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> of = ff.information.determinant(
+      ...     ff.structures.Diagonal(jnp.ones(2)),
+      ...     ff.structures.Scalar(jnp.ones(())),
+      ...     jnp.zeros(2),
+      ... )
+      >>> of(ff.structures.Scalar(jnp.array(3.0)), 1.0).round(4)  # log |1 + 3|, twice
+      Array(2.7726, dtype=float32)
     """
     information, known = ops.plain(information), ops.facts(information)
     is_number = False
@@ -82,6 +101,14 @@ def check_prior(information: Information, prior: PyTree, like: PyTree) -> None:
 
     A Kronecker information takes one number a layer, the same for kernel and bias:
     by the numbers where they are at hand, else by where they stand in the tree.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> information = ff.structures.Diagonal(jnp.ones(2))
+      >>> ff.information.check_prior(
+      ...     information, jnp.array([1.0, 2.0]), jnp.zeros(2)
+      ... )  # it can
     """
 
 
@@ -90,6 +117,14 @@ def check_like(information: Information, params: PyTree) -> None:
     """Raises where an information kept by layers is about another tree than `params`.
 
     By name and shape; leaves may be missing.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> information = ff.structures.Diagonal(jnp.ones(2))
+      >>> ff.information.check_like(
+      ...     information, jnp.zeros(2)
+      ... )  # about no layers: nothing to say
     """
 
 
@@ -248,7 +283,17 @@ def color(information: Information, vector: PyTree, like: PyTree | None = None):
 def sample(
     information: Information, key: jax.Array, like: PyTree | None = None
 ) -> PyTree:
-    """A draw of `N(0, I^-1)`, a pytree like the parameters."""
+    """A draw of `N(0, I^-1)`, a pytree like the parameters.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jax
+      >>> import fisherflow_jax as ff
+      >>> information = ff.structures.Diagonal({"w": jnp.full(1000, 4.0)})
+      >>> draw = ff.information.sample(information, jax.random.key(0))
+      >>> print(draw["w"].shape, draw["w"].std().round(1))
+      (1000,) 0.5
+    """
     template = jax.eval_shape(lambda i: ops.diagonal(i, like), information)
     white = whitener(information, like=template)
     return white.color(white.laid_out(trees.standard_normal(key, template)))
@@ -277,6 +322,14 @@ def factorise(information: Information, damping: jax.Array) -> Any:
 
     Full and block: Cholesky factors. Structures that have their eigenvalues: these,
     damped, as a `Spectral`. All others are solved anew for each vector.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> information = ff.structures.Full(jnp.array([[2.0, 1.0], [1.0, 1.0]]))
+      >>> factors = ff.information.factorise(information, 0.0)
+      >>> print(factors.divide(jnp.array([1.0, 0.0])).round(3))
+      [ 1. -1.]
     """
     if ops.provides(ops.spectral, information):
         return ops.spectral(information).map(lambda value: value + damping)
@@ -288,6 +341,22 @@ def factored(information: Information, damping: jax.Array) -> Any:
     """As `factorise`, but that each Kronecker factor is damped and not their product.
 
     Only structures of Kronecker factors provide it.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> def apply_fn(params, x):
+      ...     return x @ params["w"]
+      >>> params, x = {"w": jnp.ones((2, 1))}, jnp.eye(2)
+      >>> structure = ff.structures.kronecker(
+      ...     ff.layers.find_layers(apply_fn, params, x)
+      ... )
+      >>> estimator = ff.estimators.exact(
+      ...     apply_fn, ff.likelihoods.gaussian(), structure
+      ... )
+      >>> factors = ff.information.factored(estimator(params, (x, None)), 1e-4)
+      >>> print(factors.divide(params)["w"].shape)
+      (2, 1)
     """
     raise TypeError(f"a {type(information).__name__} information has no factors.")
 
@@ -302,6 +371,13 @@ def parts(factors: Any) -> Parts:
 
     Raises:
       ValueError: for factors that have no such parts.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> information = ff.structures.block().reduce({"w": jnp.ones((1, 3, 2))})
+      >>> len(ff.information.parts(ff.information.factorise(information, 0.1)))
+      2
     """
     raise nothing_to_spread(f"a {type(factors).__name__}")
 

@@ -51,12 +51,27 @@ class Facts(NamedTuple):
 
 @functools.singledispatch
 def facts(information: Information) -> Facts:
-    """What is known of the structure of an information, from its type and shapes."""
+    """What is known of the structure of an information, from its type and shapes.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> ff.information.facts(ff.structures.Diagonal(jnp.ones(2))).elementwise
+      True
+    """
     return Facts()
 
 
 def provides(operation: Callable, information: Information) -> bool:
-    """Whether the structure has this operation itself, and not by its default."""
+    """Whether the structure has this operation itself, and not by its default.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> information = ff.structures.Diagonal(jnp.ones(2))
+      >>> ff.information.provides(ff.information.spectral, information)
+      True
+    """
     dispatch = operation.dispatch  # type: ignore[attr-defined]
     return dispatch(type(plain(information))) is not dispatch(object)
 
@@ -66,6 +81,14 @@ def dense_matrix(information: Information, like: PyTree | None, what: str) -> ja
 
     Raises:
       ValueError: above 4,096 parameters, with the bytes that the matrix would take.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> information = ff.structures.Diagonal(jnp.array([2.0, 4.0]))
+      >>> ff.information.dense_matrix(information, None, "an operation of one's own")
+      Array([[2., 0.],
+             [0., 4.]], dtype=float32)
     """
     wanted = jax.eval_shape(lambda i: to_dense(i, like), information)
     count = wanted.shape[0]
@@ -81,7 +104,18 @@ def dense_matrix(information: Information, like: PyTree | None, what: str) -> ja
 
 
 def is_information(value: Any) -> bool:
-    """Whether a value is of a type that a structure has registered."""
+    """Whether a value is of a type that a structure has registered.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> information = ff.structures.Diagonal(jnp.ones(2))
+      >>> print(
+      ...     ff.information.is_information(information),
+      ...     ff.information.is_information(1.0),
+      ... )
+      True False
+    """
     return provides(matvec, value) or provides(spectral, value)
 
 
@@ -139,7 +173,14 @@ def _own(
 
 
 def shapes(information: Information, like: PyTree | None) -> PyTree:
-    """`like`, or else the shapes of the parameters as the information stores them."""
+    """`like`, or else the shapes of the parameters as the information stores them.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> ff.information.shapes(ff.structures.Diagonal({"w": jnp.ones(2)}), None)
+      {'w': ShapeDtypeStruct(shape=(2,), dtype=float32)}
+    """
     return jax.eval_shape(diagonal, information) if like is None else like
 
 
@@ -166,6 +207,17 @@ def solver(
     Dense matrices are factorised by Cholesky after equilibration (a unit diagonal),
     so that parameters of very different scale cost no digits. An operator that is not
     positive definite gives NaN.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> information = ff.structures.Full(jnp.array([[2.0, 1.0], [1.0, 1.0]]))
+      >>> divide = ff.information.solver(information)
+      >>> print(
+      ...     divide(jnp.array([1.0, 0.0])).round(3),
+      ...     divide(jnp.array([0.0, 1.0])).round(3),
+      ... )
+      [ 1. -1.] [-1.  2.]
     """
     return _own(information, "solver").map(lambda x: x + damping).divide
 
@@ -222,33 +274,73 @@ def _sum(
 
 @functools.singledispatch
 def logdet(information: Information, like: PyTree | None = None) -> jax.Array:
-    """The log-determinant `log |I|`, a number."""
+    """The log-determinant `log |I|`, a number.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> information = ff.structures.Diagonal({"w": jnp.array([2.0, 4.0])})
+      >>> ff.information.logdet(information).round(4)
+      Array(2.0794, dtype=float32)
+    """
     return _sum(jnp.log, information, "logdet", like)
 
 
 @functools.singledispatch
 def trace(information: Information, like: PyTree | None = None) -> jax.Array:
-    """The trace of `I`, a number."""
+    """The trace of `I`, a number.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> ff.information.trace(ff.structures.Diagonal({"w": jnp.array([2.0, 4.0])}))
+      Array(6., dtype=float32)
+    """
     return _sum(jnp.asarray, information, "trace", like)
 
 
 @functools.singledispatch
 def diagonal(information: Information, like: PyTree | None = None) -> PyTree:
-    """The diagonal of `I`, a pytree like the parameters."""
+    """The diagonal of `I`, a pytree like the parameters.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> information = ff.structures.Full(jnp.array([[2.0, 1.0], [1.0, 3.0]]))
+      >>> ff.information.diagonal(information)
+      Array([2., 3.], dtype=float32)
+    """
     found = _own(information, "diagonal", like)
     return found.basis.diagonal(found.values, like)
 
 
 @functools.singledispatch
 def inverse_diagonal(information: Information, like: PyTree | None = None) -> PyTree:
-    """The diagonal of `I^-1`: the variance of each parameter, a pytree like them."""
+    """The diagonal of `I^-1`: the variance of each parameter, a pytree like them.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> information = ff.structures.Full(jnp.array([[2.0, 1.0], [1.0, 1.0]]))
+      >>> print(ff.information.inverse_diagonal(information).round(3))
+      [1. 2.]
+    """
     found = _own(information, "inverse_diagonal", like).map(lambda x: 1 / x)
     return found.basis.diagonal(found.values, like)
 
 
 @functools.singledispatch
 def to_dense(information: Information, like: PyTree | None = None) -> jax.Array:
-    """The matrix `(d, d)` in the order of `jax.tree.leaves`, each leaf ravelled."""
+    """The matrix `(d, d)` in the order of `jax.tree.leaves`, each leaf ravelled.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> information = ff.structures.Scalar(jnp.array(2.0))
+      >>> ff.information.to_dense(information, like={"w": jnp.zeros(2)})
+      Array([[2., 0.],
+             [0., 2.]], dtype=float32)
+    """
     found = _own(information, "to_dense", like)
     like = shapes(information, like)
     units = jnp.eye(trees.size(like), dtype=trees.float_dtype(found.values))
@@ -257,7 +349,15 @@ def to_dense(information: Information, like: PyTree | None = None) -> jax.Array:
 
 
 def quadratic_form(information: Information, vector: PyTree) -> jax.Array:
-    """The number `v^T I v`."""
+    """The number `v^T I v`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> information = ff.structures.Full(jnp.array([[2.0, 1.0], [1.0, 3.0]]))
+      >>> ff.information.quadratic_form(information, jnp.array([1.0, 2.0]))
+      Array(18., dtype=float32)
+    """
     return trees.dot(vector, matvec(information, vector))
 
 
@@ -293,25 +393,62 @@ def add(left: Information, right: Information) -> Information:
 
 @functools.singledispatch
 def add_to(left: Information, right: Information) -> Information:
-    """`left + right` in the type of `left`, or NotImplemented."""
+    """`left + right` in the type of `left`, or NotImplemented.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> left, right = (
+      ...     ff.structures.Full(jnp.eye(2)),
+      ...     ff.structures.Diagonal(jnp.ones(2)),
+      ... )
+      >>> ff.information.add_to(left, right).rows
+      Array([[2., 0.],
+             [0., 2.]], dtype=float32)
+    """
     raise _unsupported("add", left)
 
 
 @functools.singledispatch
 def scale(information: Information, factor: jax.typing.ArrayLike) -> Information:
-    """The information `factor * I`."""
+    """The information `factor * I`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> ff.information.scale(
+      ...     ff.structures.Diagonal(jnp.array([2.0, 4.0])), 0.5
+      ... ).entries
+      Array([1., 2.], dtype=float32)
+    """
     raise _unsupported("scale", information)
 
 
 @functools.singledispatch
 def total(stacked: Information, weights: jax.Array) -> Information:
-    """The sum of `weights[k] * I_k` over a stack with leaves `(k, ...)`."""
+    """The sum of `weights[k] * I_k` over a stack with leaves `(k, ...)`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> stacked = ff.structures.Diagonal(jnp.array([[1.0, 2.0], [3.0, 4.0]]))
+      >>> ff.information.total(stacked, jnp.array([1.0, 10.0])).entries
+      Array([31., 42.], dtype=float32)
+    """
     raise _unsupported("total", stacked)
 
 
 @functools.singledispatch
 def fuse(start: Information, parts: Sequence[Information]) -> Information:
-    """The sum `I_s + sum_k (I_k - I_s)` of what the parts added to the start."""
+    """The sum `I_s + sum_k (I_k - I_s)` of what the parts added to the start.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> one = lambda value: ff.structures.Scalar(jnp.array(value))
+      >>> ff.information.fuse(one(1.0), [one(3.0), one(4.0)])  # 1 + 2 + 3
+      Scalar(value=Array(6., dtype=float32))
+    """
     fused = start
     for part in parts:
         fused = add(add(fused, part), scale(start, -1.0))
@@ -320,13 +457,30 @@ def fuse(start: Information, parts: Sequence[Information]) -> Information:
 
 @functools.singledispatch
 def inverse(information: Information) -> Information:
-    """The inverse `I^-1` in the same structure (scalar, diagonal, block, full)."""
+    """The inverse `I^-1` in the same structure (scalar, diagonal, block, full).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> ff.information.inverse(ff.structures.Diagonal(jnp.array([2.0, 4.0]))).entries
+      Array([0.5 , 0.25], dtype=float32)
+    """
     raise _unsupported("inverse", information)
 
 
 @functools.singledispatch
 def sandwich(information: Information, meat: Information) -> Information:
-    """The sandwich `I^-1 M I^-1` of two informations of the same structure."""
+    """The sandwich `I^-1 M I^-1` of two informations of the same structure.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> diagonal = lambda *entries: ff.structures.Diagonal(jnp.array(entries))
+      >>> ff.information.sandwich(
+      ...     diagonal(2.0, 4.0), diagonal(4.0, 4.0)
+      ... ).entries  # M / I^2
+      Array([1.  , 0.25], dtype=float32)
+    """
     raise _unsupported("sandwich", information)
 
 
@@ -335,6 +489,15 @@ def squares(information: Information, vectors: PyTree) -> Information:
     """What the structure of `information` keeps of `sum_k v_k v_k^T`.
 
     `vectors` has leaves `(k, *leaf.shape)`; the values of `information` are not read.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> information = ff.structures.Diagonal(jnp.zeros(2))
+      >>> ff.information.squares(
+      ...     information, jnp.array([[1.0, 2.0], [3.0, 0.0]])
+      ... ).entries
+      Array([10.,  4.], dtype=float32)
     """
     raise _unsupported("squares", information)
 
@@ -347,6 +510,15 @@ def propagate(
 
     `noise` is Q and `transition` is A (None: the identity): each a `Scalar`, a
     `Diagonal`, or a matrix `(d, d)` in ravelled order.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> information = ff.structures.Full(jnp.array([[2.0]]))
+      >>> ff.information.propagate(
+      ...     information, ff.structures.Scalar(jnp.array(0.5))
+      ... ).rows  # 1 / (1/2 + 1/2)
+      Array([[1.]], dtype=float32)
     """
     raise _unsupported("propagate", information)
 
@@ -356,17 +528,42 @@ def is_finite(information: Information) -> jax.Array:
     """Whether all that is kept is finite, `()` bool.
 
     Of a Gram matrix the diagonal tells it, which bounds all other entries.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> ff.information.is_finite(ff.structures.Diagonal(jnp.array([2.0, jnp.nan])))
+      Array(False, dtype=bool)
     """
     return trees.all_finite(information)
 
 
 @functools.singledispatch
 def conform(template: Information, information: Information) -> Information:
-    """`information` in the representation of `template` (compensated or plain)."""
+    """`information` in the representation of `template` (compensated or plain).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> information = ff.structures.Full(jnp.eye(1))
+      >>> compensated = ff.structures.Compensated(
+      ...     information, ff.structures.Full(jnp.zeros((1, 1)))
+      ... )
+      >>> type(ff.information.conform(compensated, information)).__name__
+      'Compensated'
+    """
     return information
 
 
 @functools.singledispatch
 def plain(information: Information) -> Information:
-    """The information itself, or the rounded value of a compensated one."""
+    """The information itself, or the rounded value of a compensated one.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> information = ff.structures.Full(jnp.eye(1))
+      >>> ff.information.plain(information) is information
+      True
+    """
     return information

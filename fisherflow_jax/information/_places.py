@@ -27,6 +27,19 @@ def restrict(information: Any, shown: PyTree, like: PyTree | None = None) -> Any
     Raises:
       ValueError: where a dense matrix of more than 4,096 parameters would be needed,
         with its bytes.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> import fisherflow_jax as ff
+      >>> information = ff.structures.Full(
+      ...     {"a": jnp.array([2.0, 1.0]), "b": jnp.array([1.0, 3.0])}
+      ... )
+      >>> held = ff.information.restrict(
+      ...     information, {"a": jnp.zeros(()), "b": optax.MaskedNode()}
+      ... )
+      >>> ff.information.to_dense(held)
+      Array([[2.]], dtype=float32)
     """
     raise TypeError(
         f"a {type(information).__name__} information has no restriction to some of "

@@ -36,6 +36,16 @@ def regularised(information: Any, like: PyTree | None = None) -> Regularised:
     factor exists, up to the root of :math:`\epsilon`, the spacing of numbers at one.
     What needs more is no rounding, and gives NaN, as `solver` does. The other
     structures keep numbers that rounding leaves positive.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> information = ff.structures.Full(
+      ...     jnp.array([[1.0, 1.0], [1.0, 1.0]])
+      ... )  # singular
+      >>> found = ff.information.regularised(information)
+      >>> bool(jnp.isfinite(found.logdet))
+      True
     """
     return Regularised(
         ops.solver(information), ops.logdet(information, like), jnp.zeros((), jnp.int32)

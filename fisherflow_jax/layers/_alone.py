@@ -16,7 +16,13 @@ PyTree = Any
 
 
 class Undecided(ValueError):
-    """Neither the program nor values say whether a model's examples interact."""
+    """Neither the program nor values say whether a model's examples interact.
+
+    Example:
+      >>> import fisherflow_jax as ff
+      >>> issubclass(ff.layers.Undecided, ValueError)
+      True
+    """
 
     def __init__(self, lost: str, why: str) -> None:
         self.lost = lost
@@ -83,7 +89,17 @@ def decide(apply_fn: Callable, params: PyTree, inputs: PyTree, lost: str) -> str
 def note(
     apply_fn: Callable, params: PyTree, inputs: PyTree, reason: str | None
 ) -> None:
-    """Keeps what values have shown, as long as the function lives."""
+    """Keeps what values have shown, as long as the function lives.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> def apply_fn(params, x):
+      ...     return x @ params
+      >>> ff.layers.note(
+      ...     apply_fn, jnp.ones(2), jnp.eye(2), None
+      ... )  # its examples do not interact
+    """
     try:
         known = _SAID.setdefault(apply_fn, {})
     except TypeError:
@@ -92,7 +108,17 @@ def note(
 
 
 def compared(apply_fn: Callable, params: PyTree, inputs: PyTree) -> Compared:
-    """`f(x)[i]` against `f(x[i:i+1])[0]`, at these values and at others near them."""
+    """`f(x)[i]` against `f(x[i:i+1])[0]`, at these values and at others near them.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> found = ff.layers.compared(
+      ...     lambda p, x: x - x.mean(0), jnp.ones(1), jnp.array([[1.0], [2.0]])
+      ... )
+      >>> found.rows
+      (0, 1)
+    """
     run = _both(apply_fn, params, inputs)
     try:
         jax.eval_shape(run, params, inputs)
@@ -117,7 +143,13 @@ def compared(apply_fn: Callable, params: PyTree, inputs: PyTree) -> Compared:
 
 
 class OneAlone(ValueError):
-    """An example alone is not what the model takes, or gives it no row of outputs."""
+    """An example alone is not what the model takes, or gives it no row of outputs.
+
+    Example:
+      >>> import fisherflow_jax as ff
+      >>> issubclass(ff.layers.OneAlone, ValueError)
+      True
+    """
 
     def __init__(self, what: str) -> None:
         self.what = what
@@ -134,6 +166,13 @@ def one_row(outputs_of: Callable[[], PyTree], one: PyTree) -> PyTree:
 
     Raises:
       OneAlone: where the model fails on one example, or gives it other than one row.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> row = jnp.ones((1, 2))
+      >>> ff.layers.one_row(lambda: row @ jnp.ones(2), row)
+      Array([2.], dtype=float32)
     """
     try:
         outputs = outputs_of()
@@ -177,7 +216,16 @@ def _both(apply_fn: Callable, params: PyTree, inputs: PyTree) -> Callable:
 
 
 def moves(function: Callable, params: PyTree, inputs: PyTree) -> bool:
-    """Whether parameters move any entry, at made-up values of these shapes."""
+    """Whether parameters move any entry, at made-up values of these shapes.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> print(ff.layers.moves(lambda p, x: x @ p, jnp.ones(2), jnp.ones((3, 2))))
+      True
+      >>> print(ff.layers.moves(lambda p, x: x, jnp.ones(2), jnp.ones((3, 2))))
+      False
+    """
     generator = np.random.default_rng(0)
 
     def made_up(x: Any) -> Any:

@@ -118,7 +118,15 @@ def find_layers(
 def layers_of(
     apply_fn: Callable, params: PyTree, inputs: PyTree, batched: bool | None = None
 ) -> Layers:
-    """As `find_layers`, of layers that no checkpoint will hold."""
+    """As `find_layers`, of layers that no checkpoint will hold.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> params, x = {"w": jnp.ones((2, 1))}, jnp.ones((3, 2))
+      >>> len(ff.layers.layers_of(lambda p, x: x @ p["w"], params, x).layers)
+      1
+    """
     one = _map_shapes(_example, inputs)  # which says what has no axis of examples
     count = _num_examples(inputs)
     if batched and count == 1:
@@ -177,6 +185,18 @@ def interaction(
 
     Raises:
       Undecided: where neither the program nor values say it.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> x = jnp.ones((3, 2))
+      >>> print(ff.layers.interaction(lambda p, x: x @ p, jnp.ones(2), x))
+      None
+      >>> print(
+      ...     ff.layers.interaction(lambda p, x: (x - x.mean(0)) @ p, jnp.ones(2), x)
+      ...     is None
+      ... )
+      False
     """
     leaves = jax.tree.leaves(params)
     if not all(
@@ -203,6 +223,15 @@ def deciding(
     """`run()`, which may trace; once more where values must first tell of examples.
 
     `given()` are the parameters and inputs, whose values may be at hand.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> apply_fn = lambda p, x: x @ p
+      >>> ff.layers.deciding(
+      ...     lambda: "no doubt arose", apply_fn, lambda: (jnp.ones(2), jnp.eye(2))
+      ... )
+      'no doubt arose'
     """
     try:
         return run()

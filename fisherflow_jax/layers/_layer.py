@@ -168,7 +168,15 @@ def shapes_of_one(inputs: PyTree) -> Shapes:
 
 @contextlib.contextmanager
 def expecting(layers: Layers | None, inputs: PyTree) -> Iterator[None]:
-    """An error of the model, with other inputs than those of the layers, names both."""
+    """An error of the model, with other inputs than those of the layers, names both.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> with ff.layers.expecting(None, jnp.ones((3, 2))):
+      ...     print(jnp.ones((3, 2)) @ jnp.ones(2))
+      [2. 2. 2.]
+    """
     try:
         yield
     except Exception as error:  # flax has its own for shapes

@@ -149,7 +149,18 @@ def tap_batch(
 def find_and_tap(
     apply_fn: Callable, params: PyTree, inputs: PyTree
 ) -> tuple[Layers, PyTree, tuple[OfLayer, ...], Callable]:
-    """The layers of a model, and what `tap` returns for them, from one trace."""
+    """The layers of a model, and what `tap` returns for them, from one trace.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> params, x = {"w": jnp.ones((2, 1))}, jnp.ones((1, 2))
+      >>> layers, outputs, entering, pull = ff.layers.find_and_tap(
+      ...     lambda p, x: x @ p["w"], params, x
+      ... )
+      >>> print(len(layers.layers), outputs)
+      1 [[2.]]
+    """
     traced = trace(apply_fn, params, inputs)
     return traced.layers, *_tap_one(traced)
 
@@ -160,6 +171,14 @@ def find_and_tap_batch(
     """As `tap_batch`, of a model whose examples do not interact, from one trace.
 
     None: where they do, or it does not show, or a leaf has no row for each example.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> params, x = {"w": jnp.ones((2, 1))}, jnp.ones((3, 2))
+      >>> found = ff.layers.find_and_tap_batch(lambda p, x: x @ p["w"], params, x)
+      >>> print(found[1].shape)
+      (3, 1)
     """
     count = batches.split(inputs)[0][0].shape[0]
     traced = trace(apply_fn, params, inputs, count=count)

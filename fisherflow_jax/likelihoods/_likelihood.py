@@ -28,7 +28,15 @@ Shape = tuple[int, ...]
 
 
 class Scale(NamedTuple):
-    """An unbounded scale of the mean: `mean(outputs) == inverse(line(outputs))`."""
+    """An unbounded scale of the mean: `mean(outputs) == inverse(line(outputs))`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> scale = ff.likelihoods.poisson().scale
+      >>> print(scale.name, scale.inverse(jnp.array(0.0)))
+      log 1.0
+    """
 
     name: str
     inverse: Callable  # elementwise

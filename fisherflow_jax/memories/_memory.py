@@ -20,7 +20,16 @@ PyTree = Any
 
 
 class Sum(NamedTuple):
-    """A weighted sum over batches: of what one adds (a site), or of all remembered."""
+    """A weighted sum over batches: of what one adds (a site), or of all remembered.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> one = ff.memories.Sum(ff.structures.Scalar(jnp.array(2.0)), jnp.ones(()))
+      >>> both = one.faded(0.5).plus(one)
+      >>> print(both.curvature.value, both.weight)
+      3.0 1.5
+    """
 
     curvature: Any  # an information
     weight: jax.Array  # () effective number of observations
@@ -68,6 +77,12 @@ class Shift(NamedTuple):
     """The linear part of a flow's site: what it says of the mean.
 
     Relative to a reference: at first the mean of the belief with the site in it.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> ff.memories.Shift(jnp.array([1.0, 2.0])).squares is None
+      True
     """
 
     vector: PyTree  # half the slope of what it adds, at the reference, downhill
@@ -75,14 +90,30 @@ class Shift(NamedTuple):
 
 
 class Squares(NamedTuple):
-    """Sums of squares at the mean, where the dispersion is unknown; each `()`."""
+    """Sums of squares at the mean, where the dispersion is unknown; each `()`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> squares = ff.memories.Squares(penalised=jnp.array(3.0), own=jnp.array(2.0))
+      >>> squares.penalised - squares.own  # the prior's share
+      Array(1., dtype=float32, weak_type=True)
+    """
 
     penalised: jax.Array  # the prior's share included: what the mean is the least of
     own: jax.Array  # the data's alone
 
 
 class Prior(NamedTuple):
-    """What is left of the Gaussian before any data: `N(origin, precision^-1)`."""
+    """What is left of the Gaussian before any data: `N(origin, precision^-1)`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> prior = ff.memories.Prior(jnp.zeros(2), ff.structures.Scalar(jnp.array(2.0)))
+      >>> prior.precision.value
+      Array(2., dtype=float32, weak_type=True)
+    """
 
     origin: PyTree
     precision: Any  # an information; a number is kept as a Scalar
@@ -97,6 +128,17 @@ class Belief(NamedTuple):
         kept; quadratic: the sum of squared scores, where it is kept, without the prior.
       prior: what is left of it.
       rest: what rounding took from the mean; None: not kept.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> information = ff.structures.Scalar(jnp.array(2.0))
+      >>> sums = ff.memories.Sum(information, jnp.ones(()))
+      >>> belief = ff.memories.Belief(
+      ...     jnp.zeros(2), sums, ff.memories.Prior(jnp.zeros(2), information)
+      ... )
+      >>> belief.sums.curvature.value
+      Array(2., dtype=float32, weak_type=True)
     """
 
     mean: PyTree
@@ -286,6 +328,16 @@ def age(storage: Any, belief: Belief, steps: jax.Array) -> Belief:
 
     Raises:
       TypeError: for memories whose states do not merge.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> flow = ff.fisher_flow(lambda p, x: x @ p, ff.likelihoods.gaussian())
+      >>> state = flow.init(jnp.zeros(1))
+      >>> sums = ff.memories.Sum(state.information, jnp.ones(()))
+      >>> belief = ff.memories.Belief(state.mean, sums, state.prior)
+      >>> ff.memories.age(state.memory, belief, jnp.array(2)) is belief  # nothing fades
+      True
     """
     if not hasattr(storage, "aged"):
         raise TypeError(
@@ -297,10 +349,29 @@ def age(storage: Any, belief: Belief, steps: jax.Array) -> Belief:
 
 
 def remembers_all(storage: Any) -> bool:
-    """Whether every batch keeps its full weight, as the storage declares."""
+    """Whether every batch keeps its full weight, as the storage declares.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> model = lambda p, x: x @ p, ff.likelihoods.gaussian()
+      >>> for memory in ff.memories.stationary(), ff.memories.exponential(0.9):
+      ...     state = ff.fisher_flow(*model, memory=memory).init(jnp.zeros(1))
+      ...     print(ff.memories.remembers_all(state.memory))
+      True
+      False
+    """
     return getattr(storage, "remembers_all", False)
 
 
 def keeps_prior(storage: Any) -> bool:
-    """Whether what is left of the prior is a part of the information."""
+    """Whether what is left of the prior is a part of the information.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> flow = ff.fisher_flow(lambda p, x: x @ p, ff.likelihoods.gaussian())
+      >>> ff.memories.keeps_prior(flow.init(jnp.zeros(1)).memory)
+      True
+    """
     return getattr(storage, "keeps_prior", True)

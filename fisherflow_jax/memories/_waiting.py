@@ -42,6 +42,11 @@ def waiting(memory: Memory) -> Memory:
 
     A batch without any weight is one too: what a filter predicts before its first
     observation is its prior, whether or not that observation is missing.
+
+    Example:
+      >>> import fisherflow_jax as ff
+      >>> ff.memories.waiting(ff.memories.random_walk(0.1)).name
+      "random_walk(0.1), prior_is='predicted'"
     """
 
     def init(zeros: Sum) -> Waiting:

@@ -28,6 +28,17 @@ class Posterior(NamedTuple):
       information: of the data and of the prior, divided by the temperature.
       temperature: `()`, factor of the covariance.
       prior_precision: the prior's part of the information; None: not known.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> state = ff.posterior(
+      ...     jnp.array([2.0]),
+      ...     ff.structures.Full(jnp.array([[99.0]])),
+      ...     prior_precision=1.0,
+      ... )
+      >>> print(type(state).__name__, ff.standard_error(state).round(3))
+      Posterior [0.1]
     """
 
     mean: PyTree

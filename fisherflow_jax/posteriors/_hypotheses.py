@@ -28,6 +28,15 @@ class Estimate(NamedTuple):
       standard_error: by the delta method, on the scale of the value.
       lower: end of the interval.
       upper: end of the interval.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> information = ff.structures.Diagonal(jnp.full(2, 199.0))
+      >>> state = ff.posterior(jnp.array([1.0, 2.0]), information, prior_precision=1.0)
+      >>> found = ff.delta_method(state, lambda params: params[1] - params[0])
+      >>> print(found.estimate, found.standard_error.round(3))
+      1.0 0.1
     """
 
     estimate: PyTree
@@ -45,6 +54,19 @@ class WaldTest(NamedTuple):
       p_value: the probability of a larger statistic under it.
       estimate: `(k,)`, the functions' values at the mean.
       standard_error: `(k,)`, theirs.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> information = ff.structures.Diagonal(jnp.full(2, 199.0))
+      >>> state = ff.posterior(jnp.array([1.0, 2.0]), information, prior_precision=1.0)
+      >>> test = ff.wald_test(state, jnp.array([-1.0, 1.0]))
+      >>> print(
+      ...     test.degrees_of_freedom,
+      ...     round(float(test.statistic), 1),
+      ...     test.p_value < 1e-9,
+      ... )
+      1 100.0 True
     """
 
     statistic: float

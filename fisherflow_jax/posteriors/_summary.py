@@ -44,6 +44,18 @@ class Summary:
         logarithms of the e-values against zero, `(lower, upper, log_e_value)`.
       events: what the state counted, by name: `batches_refused`, `rows_skipped`,
         `solves_regularised`, `searches_unfinished`; of a mixture the most of a member.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> state = ff.posterior(
+      ...     jnp.array([2.0]),
+      ...     ff.structures.Full(jnp.array([[99.0]])),
+      ...     prior_precision=1.0,
+      ... )
+      >>> table = ff.summary(state, names=["dose"])
+      >>> print(table.names, table.estimate, table.statistic.round(1))
+      ['dose'] [2.] [20.]
     """
 
     names: list[str]

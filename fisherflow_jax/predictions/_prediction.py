@@ -24,7 +24,22 @@ PyTree = Any
 
 
 class Prediction(NamedTuple):
-    """The expected target and how sure it is, each `(n, ...)`."""
+    """The expected target and how sure it is, each `(n, ...)`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> state = ff.posterior(
+      ...     jnp.array([2.0]),
+      ...     ff.structures.Full(jnp.array([[99.0]])),
+      ...     prior_precision=1.0,
+      ... )
+      >>> found = ff.predict(
+      ...     state, lambda p, x: x @ p, ff.likelihoods.gaussian(), jnp.ones((1, 1))
+      ... )
+      >>> print(found.mean.round(3), found.std.round(3), found.observation_std.round(3))
+      [2.] [0.1] [1.005]
+    """
 
     mean: jax.Array  # of the target: class probabilities, rate, location
     std: jax.Array  # of that mean, from the parameters' uncertainty

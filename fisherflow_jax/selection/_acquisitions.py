@@ -106,6 +106,19 @@ def information_gain() -> Gain:
     whatever the order, and a batch chosen greedily has at least 1 - 1/e of the best
     batch's gain.
 
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> model = lambda params, x: x @ params, ff.likelihoods.gaussian()
+      >>> state = ff.posterior(jnp.zeros(2), ff.structures.full(), prior_precision=1.0)
+      >>> pool = jnp.array([[1.0, 0.0], [2.0, 0.0]])
+      >>> print(
+      ...     ff.selection.values(state, *model, pool, ff.selection.information_gain())
+      ...     .round(3)
+      ...     .round(3)
+      ... )
+      [0.347      0.80500007]
+
     References:
       MacKay, "Information-based objective functions for active data selection", 1992.
       Nemhauser, Wolsey, Fisher, "An analysis of approximations for maximizing
@@ -132,6 +145,19 @@ def variance_reduction(target: PyTree = None) -> Gain:
     No bound holds for a batch chosen greedily. Where the state estimates a dispersion
     it multiplies the gains, and with them the variances that they are taken from.
 
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> model = lambda params, x: x @ params, ff.likelihoods.gaussian()
+      >>> state = ff.posterior(jnp.zeros(2), ff.structures.full(), prior_precision=1.0)
+      >>> pool = jnp.array([[1.0, 0.0], [2.0, 0.0]])
+      >>> print(
+      ...     ff.selection.values(
+      ...         state, *model, pool, ff.selection.variance_reduction()
+      ...     ).round(3)
+      ... )
+      [0.5 0.8]
+
     References:
       Ash, Goel, Krishnamurthy, Kakade, "Gone fishing: neural active learning with
       Fisher embeddings", 2021.
@@ -147,6 +173,18 @@ def disagreement(key: Any, num_samples: int = 100) -> Value:
 
     over draws of the parameters, the model linearised at the mean. Of several targets
     of a row the sum.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> model = lambda params, x: x * params, ff.likelihoods.bernoulli()
+      >>> state = ff.posterior(
+      ...     jnp.array(1.0), ff.structures.full(), prior_precision=1.0
+      ... )
+      >>> told = ff.selection.disagreement(key=0, num_samples=1000)
+      >>> worth = ff.selection.values(state, *model, jnp.array([0.0, 2.0]), told)
+      >>> bool(worth[1] > worth[0])  # at 0 all draws agree: a half
+      True
 
     References:
       Houlsby, Huszar, Ghahramani, Lengyel, "Bayesian active learning for classification
@@ -167,6 +205,17 @@ def predictive_information(inputs: PyTree, key: Any, num_samples: int = 100) -> 
     `inputs` of the distribution that is to be predicted. Of S draws it is too large by
     about :math:`(C - 1)^2 / 2S`, the same for all rows.
 
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> model = lambda params, x: x @ params, ff.likelihoods.bernoulli()
+      >>> state = ff.posterior(jnp.zeros(2), ff.structures.full(), prior_precision=1.0)
+      >>> wanted = jnp.array([[3.0, 0.0]])
+      >>> told = ff.selection.predictive_information(wanted, key=0, num_samples=500)
+      >>> worth = ff.selection.values(state, *model, 3 * jnp.eye(2), told)
+      >>> bool(worth[0] > worth[1])  # the second row says nothing of what is wanted
+      True
+
     References:
       Bickford Smith, Kirsch, Farquhar, Gal, Foster, Rainforth, "Prediction-oriented
       Bayesian active learning", 2023.
@@ -177,7 +226,23 @@ def predictive_information(inputs: PyTree, key: Any, num_samples: int = 100) -> 
 
 
 def entropy() -> Value:
-    """The entropy of the class probabilities at the mean, in nats: a baseline."""
+    """The entropy of the class probabilities at the mean, in nats: a baseline.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> model = lambda params, x: x * params, ff.likelihoods.bernoulli()
+      >>> state = ff.posterior(
+      ...     jnp.array(1.0), ff.structures.full(), prior_precision=1.0
+      ... )
+      >>> x = jnp.array([0.0, 4.0])
+      >>> print(
+      ...     ff.selection.values(state, *model, x, ff.selection.entropy())
+      ...     .round(3)
+      ...     .round(3)
+      ... )
+      [0.693 0.09 ]
+    """
     return Value(_entropy)
 
 
@@ -185,6 +250,21 @@ def margin() -> Value:
     """Minus the two largest class probabilities' difference, at the mean: a baseline.
 
     It is largest, 0, where the two likeliest classes are equally so.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> model = lambda params, x: x * params, ff.likelihoods.bernoulli()
+      >>> state = ff.posterior(
+      ...     jnp.array(1.0), ff.structures.full(), prior_precision=1.0
+      ... )
+      >>> x = jnp.array([0.0, 4.0])
+      >>> print(
+      ...     ff.selection.values(state, *model, x, ff.selection.margin())
+      ...     .round(3)
+      ...     .round(3)
+      ... )
+      [ 0.         -0.96400005]
     """
     return Value(_margin)
 

@@ -16,6 +16,15 @@ class Rows(NamedTuple):
     Attributes:
       indices: `(n, k)` whole numbers from 0 to num_features; num_features is padding.
       values: `(n, k)`, of any value where the index is padding.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> rows = ff.sparse.Rows(
+      ...     jnp.array([[0, 3], [2, 4]]), jnp.ones((2, 2))
+      ... )  # of four: 4 pads
+      >>> rows.indices.shape
+      (2, 2)
     """
 
     indices: Any

@@ -28,6 +28,12 @@ def as_precision(prior_precision: Any, params: PyTree, beside: Any = None) -> An
 
     Raises:
       ValueError: if it is not positive, or does not fit the parameters or `beside`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> ff.structures.as_precision(2.0, {"w": jnp.zeros(3)})
+      Scalar(value=Array(2., dtype=float32))
     """
     precision = _as_precision(prior_precision, params)
     if beside is not None:

@@ -49,6 +49,14 @@ def factorise(
     Raises:
       ValueError: for a power other than -1 where only the dense matrix of more than
         4,096 parameters has it, with its bytes.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> information = ff.structures.Diagonal(jnp.array([4.0, 9.0]))
+      >>> root = ff.transforms.factorise(information, 0.0, power=-0.5)
+      >>> print(ff.transforms.apply(root, jnp.ones(2)).round(3))
+      [0.5   0.333]
     """
     own = ops.provides(ops.spectral, information)
     if power == -1 and (ops.facts(information).dense or not own):
@@ -83,7 +91,16 @@ def relative_to_mean_eigenvalue(
     root_damping: jax.typing.ArrayLike = 0.0,
     like: PyTree | None = None,
 ) -> Any:
-    """As `factorise`, the damping being in units of the mean eigenvalue."""
+    """As `factorise`, the damping being in units of the mean eigenvalue.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> information = ff.structures.Diagonal(jnp.array([1.0, 3.0]))
+      >>> factorisation = ff.transforms.relative_to_mean_eigenvalue(information, 0.5)
+      >>> print(ff.transforms.apply(factorisation, jnp.ones(2)))  # 1 / (I + 0.5 * 2)
+      [0.5  0.25]
+    """
     if ops.facts(information).elementwise:
         values = ops.spectral(information).values
         total = jnp.sum(trees.ravel(values))
@@ -123,6 +140,22 @@ def factored_damping(
 
     Raises:
       ValueError: for another structure, power or root_damping.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> def apply_fn(params, x):
+      ...     return x @ params["w"]
+      >>> params, x = {"w": jnp.ones((2, 1))}, jnp.eye(2)
+      >>> layers = ff.layers.find_layers(apply_fn, params, x)
+      >>> structure = ff.structures.kronecker(layers)
+      >>> estimator = ff.estimators.exact(
+      ...     apply_fn, ff.likelihoods.gaussian(), structure
+      ... )
+      >>> mean = ff.information.scale(estimator(params, (x, None)), 1 / 2)
+      >>> factorisation = ff.transforms.factored_damping(mean, 1e-4)
+      >>> print(ff.transforms.apply(factorisation, params)["w"].shape)
+      (2, 1)
 
     References:
       Martens, Grosse, "Optimizing neural networks with Kronecker-factored approximate
@@ -187,7 +220,17 @@ def applied(
 
 @functools.singledispatch
 def apply(factorisation: Any, vector: PyTree) -> PyTree:
-    """The prepared power times a vector, like the vector."""
+    """The prepared power times a vector, like the vector.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> factors = ff.transforms.factorise(
+      ...     ff.structures.Diagonal(jnp.array([1.0, 3.0])), 1.0
+      ... )
+      >>> print(ff.transforms.apply(factors, jnp.ones(2)))
+      [0.5  0.25]
+    """
     if not hasattr(factorisation, "divide"):
         raise TypeError(
             f"{type(factorisation).__name__} is no factorisation: give it a method "

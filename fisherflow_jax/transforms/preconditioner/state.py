@@ -92,7 +92,15 @@ class ScaleByFisherState(NamedTuple):
 
 
 class SecondMoment(NamedTuple):
-    """What is kept of squares that are no Fisher information."""
+    """What is kept of squares that are no Fisher information.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> kept = ff.transforms.SecondMoment(ff.structures.Diagonal(jnp.array([4.0])))
+      >>> kept.squares.entries
+      Array([4.], dtype=float32)
+    """
 
     squares: Any  # in an information's structure
 
