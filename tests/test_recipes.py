@@ -13,7 +13,9 @@ from recipe_pages import FOLDER, long_lines
 CASES = Path(__file__).parent / "cases"
 PAGES = {page.stem: page.read_text() for page in sorted(FOLDER.glob("*.md"))}
 INDEX = PAGES.pop("index")
-WORDS = ["offset", "exposure", "constraint"]
+WORDS = ["Optax", "linen", "nnx", "Equinox", "LoRA", "last layer", "padded", "EWC"]
+WORDS += ["calibrated", "prune", "active learning", "influence", "structure", "mask"]
+WORDS += ["offset", "exposure", "constraint", "elastic weight consolidation"]
 
 
 def test_the_index_lists_every_page_once():
