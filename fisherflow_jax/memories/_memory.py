@@ -62,7 +62,11 @@ class Sum(NamedTuple):
     def mean(self) -> tuple:
         return ()  # nor has it a mean
 
-    def referred(self, site: "Sum", reference: PyTree) -> "Sum":
+    @property
+    def rest(self) -> tuple:
+        return ()
+
+    def referred(self, site: "Sum", way: PyTree) -> "Sum":
         return site
 
     def replaced_by(self, sites: "Sum", reference: PyTree) -> "Sum":
@@ -167,15 +171,7 @@ class Belief(NamedTuple):
         bend = optax.tree.sub(
             ops.matvec(information, move), ops.matvec(precision, move)
         )
-        squares = jnp.square(trees.ravel(move))
-        sizes = trees.ravel(ops.diagonal(information, move))
-        rounding = 8 * jnp.finfo(own.dtype).eps * jnp.sum(sizes * squares)
-        curved = trees.dot(move, bend)
-        curved = jnp.where(curved > rounding, curved, jnp.zeros_like(curved))
-        # no sum of squares is negative anywhere on the line
-        steepest = jnp.sqrt(own * curved)
-        sloped = jnp.clip(trees.dot(move, slope), -steepest, steepest)
-        return own + curved - 2 * sloped
+        return _squares_along(own, slope, move, bend, information)
 
     def faded(self, factor: jax.Array) -> "Belief":
         precision = ops.scale(self.prior.precision, factor)
@@ -202,13 +198,15 @@ class Belief(NamedTuple):
         sums = faded.sums._replace(curvature=information, linear=squares)
         return Belief(mean, sums, self.prior, lost)
 
-    def referred(self, site: Sum, reference: PyTree) -> Sum:
-        """The site that is in this belief, its shift relative to `reference`."""
+    def referred(self, site: Sum, way: PyTree) -> Sum:
+        """The site relative to another reference, the present one `way` beyond it."""
+        if way is None:
+            return site
         vector, squares = site.linear
-        offset = optax.tree.scale(-1, self.to(reference))
-        pull = ops.matvec(site.curvature, offset)
+        pull = ops.matvec(site.curvature, way)
         if squares is not None:
-            squares = squares + 2 * trees.dot(offset, vector) + trees.dot(offset, pull)
+            back = optax.tree.scale(-1, vector)
+            squares = _squares_along(squares, back, way, pull, site.curvature)
         return site._replace(linear=Shift(optax.tree.add(vector, pull), squares))
 
     def replaced_by(self, sites: Sum, reference: PyTree) -> "Belief":
@@ -220,15 +218,16 @@ class Belief(NamedTuple):
         shift = sites.linear
         information = ops.add(sites.curvature, precision)
         pull = ops.matvec(precision, optax.tree.sub(origin, reference))
-        solver = ops.regularised(information, reference).divide
-        step = solver(optax.tree.add(shift.vector, pull))
+        # what rounding hides stays where it is: nothing is lost, the sites tell it again
+        filled, _ = ops.resolved(information, reference)
+        step = ops.solve(filled, optax.tree.add(shift.vector, pull))
         lost = None if self.rest is None else optax.tree.zeros_like(step)
         mean, lost = linalg.moved(reference, lost, step)
         squares = None
         if self.sums.linear is not None:
-            own = shift.squares - 2 * trees.dot(step, shift.vector)
-            own = own + ops.quadratic_form(sites.curvature, step)
-            own = jnp.maximum(own, jnp.zeros_like(own))  # but for rounding
+            bend = ops.matvec(sites.curvature, step)
+            given = shift.squares, shift.vector, step, bend, sites.curvature
+            own = _squares_along(*given)
             offset = optax.tree.sub(mean, origin)
             squares = Squares(own + ops.quadratic_form(precision, offset), own)
         # as rich as the information, where the prior is richer than the structure
@@ -253,6 +252,24 @@ class Belief(NamedTuple):
             mean = ops.matvec(transition, mean)
         sums = self.sums.moved(noise, transition)
         return self._replace(mean=mean, sums=sums, rest=rest)
+
+
+def _squares_along(
+    squares: jax.Array, slope: PyTree, move: PyTree, bend: PyTree, information: Any
+) -> jax.Array:
+    """A sum of squares after a move, `()`: what it falls by twice `slope . move`.
+
+    `bend` is its curvature times the move. Along what the data do not determine a move
+    may be of any length, and leaves only rounding, of the size that `information` has.
+    """
+    sizes = trees.ravel(ops.diagonal(information, move))
+    rounding = 8 * jnp.finfo(squares.dtype).eps
+    rounding = rounding * jnp.sum(sizes * jnp.square(trees.ravel(move)))
+    curved = trees.dot(move, bend)
+    curved = jnp.where(curved > rounding, curved, jnp.zeros_like(curved))
+    # no sum of squares is negative anywhere on the line
+    steepest = jnp.sqrt(squares * curved)
+    return squares + curved - 2 * jnp.clip(trees.dot(move, slope), -steepest, steepest)
 
 
 class MovingAverage(NamedTuple):

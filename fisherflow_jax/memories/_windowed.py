@@ -4,8 +4,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from fisherflow_jax._ground import checks, choices, trees
+from fisherflow_jax._ground import checks, choices
 from fisherflow_jax.memories._memory import Memory, Sum, total
 
 
@@ -13,7 +14,7 @@ class Window(NamedTuple):
     """A ring of the last sites."""
 
     sites: Sum  # leaves (size, ...)
-    reference: Any  # what their shifts are relative to: a mean that was near, once
+    reference: Any  # what their shifts are relative to: the last mean
     head: jax.Array  # () int32, sites written so far
 
 
@@ -71,9 +72,10 @@ def empty_window(zeros: Sum, size: int) -> Window:
 
 def push(window: Window, believed: Any, site: Sum, size: int) -> Window:
     """The site of a batch written into the ring, `believed` having it in it."""
-    # far from the origin of a prior the shifts would be large, and differ by little
-    used = jnp.any(window.sites.weight > 0)
-    reference = trees.where(used, window.reference, believed.mean)
-    place, site = window.head % size, believed.referred(site, reference)
-    sites = jax.tree.map(lambda ring, x: ring.at[place].set(x), window.sites, site)
+    # shifts follow the belief: far from it they would be large, and differ by little
+    reference = believed.mean
+    way = optax.tree.sub(window.reference, reference)
+    sites = jax.vmap(lambda old: believed.referred(old, way))(window.sites)
+    place, site = window.head % size, believed.referred(site, believed.rest)
+    sites = jax.tree.map(lambda ring, x: ring.at[place].set(x), sites, site)
     return Window(sites, reference, window.head + 1)

@@ -109,3 +109,26 @@ def test_an_alarm_is_that_of_the_model_without_redundant_columns(
     np.testing.assert_allclose(*thresholds, rtol=1e-6)
     cells = TRAP[:3] @ np.asarray(trap.mean)
     np.testing.assert_allclose(cells, plain.mean, atol=1e-3)
+
+
+@pytest.mark.parametrize("rows", [1, 20])
+def test_a_window_has_the_dispersion_of_its_rows_in_float32(rows):
+    """At 1e6, beside dummies that sum to the intercept; against least squares."""
+    rng, number, size, level = np.random.default_rng(3), 60, 10, 1e6
+    groups = np.arange(number * rows) % 3
+    inputs = np.column_stack([np.ones(number * rows), np.eye(3)[groups]])
+    targets = np.float32(level + groups + rng.normal(size=number * rows))
+    flow = ff.fisher_flow(
+        linear,
+        LIKELIHOODS["unknown"],
+        memory=ff.memories.windowed(size),
+        prior_precision=PRIOR,
+    )
+    cut = inputs.reshape(number, rows, 4), targets.reshape(number, rows)
+    batches = jnp.asarray(cut[0], jnp.float32), jnp.asarray(cut[1])
+    start = flow.init(jnp.zeros(4, jnp.float32))
+    state, _ = jax.jit(lambda b: jax.lax.scan(flow.update, start, b))(batches)
+    last = size * rows
+    kept, own = targets[-last:] - level, np.eye(3)[groups[-last:]]
+    squares = np.sum(np.square(kept - own @ np.linalg.lstsq(own, kept)[0]))
+    np.testing.assert_allclose(state.dispersion, squares / (last - 3), rtol=1e-2)
