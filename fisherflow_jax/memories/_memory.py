@@ -218,7 +218,7 @@ class Belief(NamedTuple):
         shift = sites.linear
         information = ops.add(sites.curvature, precision)
         pull = ops.matvec(precision, optax.tree.sub(origin, reference))
-        # what rounding hides stays where it is: nothing is lost, the sites tell it again
+        # what rounding hides stays: nothing is lost, the sites tell it again
         filled, _ = ops.resolved(information, reference)
         step = ops.solve(filled, optax.tree.add(shift.vector, pull))
         lost = None if self.rest is None else optax.tree.zeros_like(step)
