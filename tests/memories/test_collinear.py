@@ -111,9 +111,12 @@ def test_an_alarm_is_that_of_the_model_without_redundant_columns(
     np.testing.assert_allclose(cells, plain.mean, atol=1e-3)
 
 
-@pytest.mark.parametrize("rows", [1, 20])
-def test_a_window_has_the_dispersion_of_its_rows_in_float32(rows):
-    """At 1e6, beside dummies that sum to the intercept; against least squares."""
+@pytest.mark.parametrize(("rows", "close"), [(1, 2e-2), (20, 1e-2)])
+def test_a_window_has_the_dispersion_of_its_rows_in_float32(rows, close):
+    """At 1e6, beside dummies that sum to the intercept; against least squares.
+
+    The model's outputs are rounded to a sixteenth, of which ten rows average little.
+    """
     rng, number, size, level = np.random.default_rng(3), 60, 10, 1e6
     groups = np.arange(number * rows) % 3
     inputs = np.column_stack([np.ones(number * rows), np.eye(3)[groups]])
@@ -131,4 +134,4 @@ def test_a_window_has_the_dispersion_of_its_rows_in_float32(rows):
     last = size * rows
     kept, own = targets[-last:] - level, np.eye(3)[groups[-last:]]
     squares = np.sum(np.square(kept - own @ np.linalg.lstsq(own, kept)[0]))
-    np.testing.assert_allclose(state.dispersion, squares / (last - 3), rtol=1e-2)
+    np.testing.assert_allclose(state.dispersion, squares / (last - 3), rtol=close)
