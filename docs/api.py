@@ -3,6 +3,7 @@
 import inspect
 import re
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from types import GenericAlias, ModuleType
 from typing import Any
@@ -25,9 +26,12 @@ ROOMS = {
     "geometry": "research",
     "intervals": "settling",
     "selection": "settling",
+    "sklearn": "settling",
     "sparse": "research",
     "testing": "settling",
 }
+# Rooms that need an extra, and are imported by their own names.
+EXTRAS = ["sklearn"]
 # Names of the package itself that are not stable.
 SETTLING = {"load", "save"}
 # Of a stable room, what is promised; the rest serves other rooms, and who writes a
@@ -153,7 +157,8 @@ def names() -> Iterator[tuple[str, str, str, Any]]:
     for name, value in public.items():
         if not isinstance(value, ModuleType):
             yield "settling" if name in SETTLING else "stable", "", name, value
-    for room, module in public.items():
+    extras = {room: import_module(f"fisherflow_jax.{room}") for room in EXTRAS}
+    for room, module in (public | extras).items():
         if isinstance(module, ModuleType):
             for name in exported(module):
                 yield tier_of(room, name), room, name, getattr(module, name)
