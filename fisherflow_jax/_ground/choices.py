@@ -1,5 +1,6 @@
 """Choices: equal calls of a factory are one object, and equal recipes one program."""
 
+import copyreg
 import dataclasses
 import functools
 import hashlib
@@ -14,12 +15,18 @@ Result = TypeVar("Result")
 Parameters = ParamSpec("Parameters")
 
 
+# Of the choices made last the calls, by the choice's id, which stays its own: the choice
+# is kept with its call.
+_CALLS: dict[int, tuple[Any, Callable, tuple, dict]] = {}
+
+
 def choice(factory: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
     """Makes equal calls of a factory return the same object.
 
     Arrays, also within dicts, lists and tuples, are equal by shape, dtype and bytes. A
     tracer, or an argument without a hash, makes a fresh object. The 256 choices used
     last are kept, with what they close over: a factory that takes a model is no choice.
+    A copy of a choice is itself, and a pickle of it the call.
     """
     signature = inspect.signature(factory)
 
@@ -28,7 +35,13 @@ def choice(factory: Callable[Parameters, Result]) -> Callable[Parameters, Result
         args, options = _copied(call.value)
         # a choice first made within a trace must not keep that trace's arrays
         with jax.ensure_compile_time_eval():
-            return factory(*args, **options), call.kinds
+            made = factory(*args, **options)
+        if type(made).__module__ != "builtins":
+            copyreg.pickle(type(made), _called)  # type: ignore[arg-type]
+            _CALLS[id(made)] = made, chosen, args, options
+            if len(_CALLS) > 256:
+                del _CALLS[next(iter(_CALLS))]
+        return made, call.kinds
 
     @functools.wraps(factory)
     def chosen(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
@@ -43,6 +56,14 @@ def choice(factory: Callable[Parameters, Result]) -> Callable[Parameters, Result
         return result
 
     return chosen
+
+
+def _called(made: Any) -> Any:
+    """How a choice is copied and pickled: closures have no names to find them by."""
+    if id(made) not in _CALLS:
+        return made.__reduce_ex__(2)
+    _, factory, args, options = _CALLS[id(made)]
+    return functools.partial(factory, **options), args
 
 
 def _bound(

@@ -1,6 +1,8 @@
+import copy
 import dataclasses
 import functools
 import gc
+import pickle
 import weakref
 
 import jax
@@ -8,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import fisherflow_jax as ff
 from fisherflow_jax._ground import choices
 
 
@@ -190,3 +193,19 @@ def test_a_recipe_in_use_keeps_what_is_compiled():
         choices.shared(Recipe(function, number + 2))
     choices.compiled(kept, total)(1.0)
     assert len(traces) == 1
+
+
+def test_a_choice_is_copied_as_itself_and_pickled_as_its_call():
+    for choice in [
+        ff.structures.full(),
+        ff.structures.low_rank(2),
+        ff.memories.exponential(0.9, floor=False),
+        ff.memories.random_walk(np.eye(2)),
+        ff.likelihoods.gaussian(scale=None),
+        ff.likelihoods.gaussian(covariance=np.eye(2)),
+        ff.expectations.outputs(order=5),
+    ]:
+        assert copy.deepcopy(choice) is choice
+        assert pickle.loads(pickle.dumps(choice)) is choice
+    changed = ff.likelihoods.poisson()._replace(name="other")
+    assert copy.deepcopy(changed).name == "other"
