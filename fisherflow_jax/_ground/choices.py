@@ -15,8 +15,7 @@ Result = TypeVar("Result")
 Parameters = ParamSpec("Parameters")
 
 
-# Of the choices made last the calls, by the choice's id, which stays its own: the choice
-# is kept with its call.
+# The calls of the choices made last, by ids, which stay theirs: they are kept too.
 _CALLS: dict[int, tuple[Any, Callable, tuple, dict]] = {}
 
 
@@ -37,7 +36,7 @@ def choice(factory: Callable[Parameters, Result]) -> Callable[Parameters, Result
         with jax.ensure_compile_time_eval():
             made = factory(*args, **options)
         if type(made).__module__ != "builtins":
-            copyreg.pickle(type(made), _called)  # type: ignore[arg-type]
+            copyreg.pickle(type(made), _called)
             _CALLS[id(made)] = made, chosen, args, options
             if len(_CALLS) > 256:
                 del _CALLS[next(iter(_CALLS))]

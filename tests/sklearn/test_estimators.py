@@ -23,6 +23,16 @@ from fisherflow_jax.sklearn import (
     FisherFlowRegressor,
 )
 
+COMPILED = []
+
+
+def _listen(event, seconds, **_):
+    if event == "/jax/core/compile/backend_compile_duration":
+        COMPILED.append(seconds)
+
+
+jax.monitoring.register_event_duration_secs_listener(_listen)
+
 RNG = np.random.default_rng(0)
 N, D = 96, 3
 X = RNG.normal(size=(N, D)) * [1.0, 10.0, 0.1] + [0.0, 50.0, -2.0]
@@ -244,30 +254,16 @@ def test_pipeline_and_grid_search_over_the_prior():
         np.testing.assert_allclose(search.cv_results_[key], peer.cv_results_[key])
 
 
-def test_all_priors_share_one_compiled_update():
+def test_clones_priors_and_lengths_share_what_is_compiled():
     y = TARGETS[FisherFlowRegressor]
-    FisherFlowRegressor(prior_precision=1.0).fit(X, y)
-    with jax.log_compiles(False), jax.check_tracer_leaks(False):
-        count = _compiled(lambda: FisherFlowRegressor(prior_precision=7.0).fit(X, y))
-        assert count == 0
-        # 70 rows and 96 are both filled up to 128
-        estimator = FisherFlowRegressor(prior_precision=7.0)
-        assert _compiled(lambda: estimator.fit(X[:70], y[:70])) == 0
-
-
-def _compiled(run):
-    """How many programs a call compiles."""
-    events = []
-
-    def listen(name, *_, **__):
-        events.append(name.endswith("backend_compile_duration"))
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        run()
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
-    return sum(events)
+    estimator = FisherFlowRegressor(memory=ff.memories.exponential(0.5)).fit(X, y)
+    COMPILED.clear()
+    clone(estimator).set_params(prior_precision=7.0).fit(X, y)
+    estimator.fit(X[:70], y[:70])  # filled up to 128 rows, as all of them are
+    pickle.loads(pickle.dumps(estimator)).partial_fit(X, y)
+    assert COMPILED == []
+    estimator.fit(X[:60], y[:60])
+    assert COMPILED != []
 
 
 # ---- models of one's own
