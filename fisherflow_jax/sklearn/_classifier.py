@@ -106,7 +106,8 @@ class FisherFlowClassifier(ClassifierMixin, Estimator):
         """
         self._forget()
         self.__dict__.pop("classes_", None)
-        return self.partial_fit(X, y, np.unique(y), sample_weight)
+        X, y = self._checked(X, y)
+        return self._learn(X, y, np.unique(y), sample_weight)
 
     def partial_fit(
         self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None
@@ -120,8 +121,15 @@ class FisherFlowClassifier(ClassifierMixin, Estimator):
         Returns:
           Itself.
         """
+        X, y = self._checked(X, y)
+        return self._learn(X, y, classes, sample_weight)
+
+    def _checked(self, X: Any, y: Any) -> Any:
         X, y = validate_data(self, X, y, reset=self._is_new, dtype=np.float64)
         check_classification_targets(y)
+        return X, y
+
+    def _learn(self, X: Any, y: Any, classes: Any, sample_weight: Any) -> Any:
         _check_partial_fit_first_call(self, classes)
         if len(self.classes_) < 2:
             raise ValueError(
@@ -147,7 +155,8 @@ class FisherFlowClassifier(ClassifierMixin, Estimator):
 
     def predict(self, X: Any) -> np.ndarray:
         """`(n,)`, the most probable labels."""
-        return self.classes_[np.argmax(self.predict_proba(X), axis=1)]
+        chosen = np.argmax(self.predict_proba(X), axis=1)
+        return self.classes_[chosen]
 
     def predict_interval(
         self, X: Any, level: float = 0.95
