@@ -35,7 +35,8 @@ def choice(factory: Callable[Parameters, Result]) -> Callable[Parameters, Result
         # a choice first made within a trace must not keep that trace's arrays
         with jax.ensure_compile_time_eval():
             made = factory(*args, **options)
-        if type(made).__module__ != "builtins":
+        given = any(made is value for value in (*args, *options.values()))
+        if type(made).__module__ != "builtins" and not given:
             copyreg.pickle(type(made), _called)
             _CALLS[id(made)] = made, chosen, args, options
             if len(_CALLS) > 256:

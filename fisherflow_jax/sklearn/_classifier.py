@@ -70,8 +70,8 @@ class FisherFlowClassifier(ClassifierMixin, Estimator):
       >>> X, y = load_iris(return_X_y=True, as_frame=True)
       >>> species = y.map(dict(enumerate(["setosa", "versicolor", "virginica"])))
       >>> classifier = FisherFlowClassifier().fit(X, species)
-      >>> classifier.predict(X[::60])
-      array(['setosa', 'versicolor', 'virginica'], dtype=object)
+      >>> print(classifier.predict(X[::60]))
+      ['setosa' 'versicolor' 'virginica']
       >>> classifier.coef_.shape, round(classifier.score(X, species), 2)
       ((3, 4), 0.97)
 
