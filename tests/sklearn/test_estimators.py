@@ -1,6 +1,8 @@
 """Against scikit-learn, closed forms, the flow itself, and simulation."""
 
+import importlib
 import pickle
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -367,3 +369,11 @@ def test_a_search_that_does_not_end_says_so():
     estimator = FisherFlowPoisson(num_steps=2).fit(X, y)
     with pytest.warns(ConvergenceWarning, match="num_steps=2"):
         estimator.partial_fit(X, 1000 * y)
+
+
+def test_without_scikit_learn_the_extra_is_named(monkeypatch):
+    for name in [x for x in sys.modules if x.startswith("fisherflow_jax.sklearn")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "sklearn.utils.validation", None)
+    with pytest.raises(ImportError, match=r"fisherflow-jax\[sklearn\]"):
+        importlib.import_module("fisherflow_jax.sklearn")
