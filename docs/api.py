@@ -135,7 +135,9 @@ def described(name: str, value: Any) -> Iterator[str]:
         return
     yield name + arguments(value)
     if isinstance(value, type):
-        for method, function in vars(value).items():
+        ours = [c for c in value.__mro__ if c.__module__.startswith(ff.__name__)]
+        methods = {m: f for c in reversed(ours) for m, f in vars(c).items()}
+        for method, function in methods.items():
             if inspect.isfunction(function) and not method.startswith("_"):
                 yield f"{name}.{method}{arguments(function)}"
 
