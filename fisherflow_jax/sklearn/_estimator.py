@@ -17,6 +17,7 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
+from fisherflow_jax._ground.warning import DataWarning
 from fisherflow_jax.flow import FisherFlow, fisher_flow
 from fisherflow_jax.likelihoods import Likelihood
 from fisherflow_jax.posteriors import Summary, degrees_of_freedom, delta_method, summary
@@ -133,7 +134,7 @@ class Estimator(BaseEstimator):
                 f"the search ended after its steps, and before they were short: give "
                 f"more than num_steps={self.num_steps}.",
                 ConvergenceWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
         if self.model is None:
             mean = jax.tree.map(np.asarray, self.state_.mean)
@@ -234,7 +235,9 @@ class Estimator(BaseEstimator):
             if self.model is not None:
                 return summary(self.state_, **options)
             table = summary(self.state_, self._names(), **options)
-            moved = delta_method(self.state_, self._to_columns, **options)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DataWarning)  # which the table has told
+                moved = delta_method(self.state_, self._to_columns, **options)
             spare = degrees_of_freedom(self.state_)
         estimate, error, lower, upper = (
             np.concatenate([np.ravel(part[key]) for key in ("coef", "intercept")])

@@ -31,10 +31,13 @@ class _OfNumbers(RegressorMixin, Estimator):
           Itself.
         """
         self._forget()
-        return self.partial_fit(X, y, sample_weight)
+        return self._learn(X, y, sample_weight)
 
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
         """Takes in a batch, as of `fit`: the flow's update. Returns itself."""
+        return self._learn(X, y, sample_weight)
+
+    def _learn(self, X: Any, y: Any, sample_weight: Any) -> Any:
         X, y = validate_data(
             self, X, y, reset=self._is_new, dtype=np.float64, y_numeric=True
         )
@@ -72,7 +75,7 @@ class FisherFlowRegressor(_OfNumbers):
       observations 442, dispersion 3606 on 439.0 df, the prior's share 0.2%
       >>> lower, upper = regressor.predict_interval(X[["bmi", "bp"]], level=0.9)
       >>> print(round(((lower < y) & (y < upper)).mean(), 2))
-      0.91
+      0.9
 
     References:
       Hoerl, Kennard, "Ridge regression: biased estimation for nonorthogonal problems",
@@ -129,7 +132,7 @@ class FisherFlowPoisson(_OfNumbers):
       >>> for rows in np.split(np.arange(400), 4):
       ...     poisson = poisson.partial_fit(X[rows], y[rows])
       >>> print(poisson.coef_.round(2), poisson.intercept_.round(2))
-      [0.5 0.0] 0.9
+      [ 0.53 -0.05] 0.94
       >>> lower, upper = poisson.predict_interval(np.zeros((1, 2)))
       >>> print(lower, upper)
       [0.] [6.]

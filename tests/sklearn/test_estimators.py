@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from flax import linen, nnx
+from joblib.externals import cloudpickle
 from scipy import stats
 from sklearn import linear_model
 from sklearn.base import clone
@@ -210,20 +211,21 @@ def test_intervals_of_targets_are_those_of_least_squares():
 def test_intervals_of_counts_cover():
     """Of new counts, with few rows: without what is not known of the rates they miss.
 
-    400 fits of 8 rows each; a share of 4,000 counts has a standard error below .005.
+    120 fits of 8 rows: the share's standard error, of fits that are independent, is
+    below .01.
     """
     rng, inside, plain = np.random.default_rng(1), [], []
     estimator = FisherFlowPoisson(prior_precision=1e-3)
     columns = rng.normal(size=(8, 2))
     rates = np.exp(3 + columns @ [0.2, 0.2])
-    for _ in range(400):
+    for _ in range(120):
         estimator.fit(columns, rng.poisson(rates))
         lower, upper = estimator.predict_interval(columns, level=0.9)
         fresh = rng.poisson(rates, size=(10, 8))
         inside.append((lower <= fresh) & (fresh <= upper))
         found = stats.poisson(estimator.predict(columns)).ppf([[0.05], [0.95]])
         plain.append((found[0] <= fresh) & (fresh <= found[1]))
-    assert 0.89 < np.mean(inside) < 0.93
+    assert 0.88 < np.mean(inside) < 0.95
     assert np.mean(plain) < 0.88
 
 
@@ -295,17 +297,17 @@ def test_networks_of_each_kind_are_the_linear_model():
         np.testing.assert_allclose(found.predict(X), expected, rtol=1e-6)
         assert not hasattr(found, "coef_")
         assert len(found.summary().names) == D + 1
-        if not isinstance(model, tuple):  # whose lambda has no name to find it by
-            again = pickle.loads(pickle.dumps(found))
-            np.testing.assert_array_equal(again.predict(X), found.predict(X))
-            again.partial_fit(X, y)
+        again = pickle.loads(cloudpickle.dumps(found))  # lambdas, linen's initialisers
+        np.testing.assert_array_equal(again.predict(X), found.predict(X))
+        again.partial_fit(X, y)
 
 
+@pytest.mark.slow
 def test_two_classes_by_one_logit_or_two():
     y = TARGETS[FisherFlowClassifier]
     options = {"prior_precision": 0.1, "random_state": 0}
     one = FisherFlowClassifier(linen.Dense(1), **options).fit(X, y)
-    # the difference of two with half the prior each... of twice the precision
+    # the difference of two weights, each of twice the precision
     two = FisherFlowClassifier(
         linen.Dense(2), **{**options, "prior_precision": 0.2}
     ).fit(X, y)
@@ -337,7 +339,8 @@ def test_constant_columns_and_one_row(kind):
 
 
 def test_one_class_in_the_first_chunk():
-    y = np.sort(TARGETS[FisherFlowClassifier])
+    y = TARGETS[FisherFlowClassifier].copy()
+    y[:10] = "no"
     with pytest.raises(ValueError, match="classes must be passed"):
         FisherFlowClassifier().partial_fit(X[:10], y[:10])
     classifier = FisherFlowClassifier()
@@ -345,11 +348,9 @@ def test_one_class_in_the_first_chunk():
     assert set(classifier.predict(X[:10])) == {"no"}
     for rows in np.split(np.arange(10, 90), 8):
         classifier.partial_fit(X[rows], y[rows])
-    # the share of the second class; a chunk of one class says little of it by a normal
     share = np.mean(y[:90] == "yes")
-    np.testing.assert_allclose(
-        classifier.predict_proba(X)[:, 1].mean(), share, atol=0.2
-    )
+    found = classifier.predict_proba(X)[:, 1].mean()
+    np.testing.assert_allclose(found, share, atol=0.15)
     with pytest.raises(ValueError, match=r"not in classes=.*maybe"):
         classifier.partial_fit(X[:2], ["no", "maybe"])
 
