@@ -104,9 +104,9 @@ class FisherFlowClassifier(ClassifierMixin, Estimator):
         Returns:
           Itself.
         """
+        X, y = self._checked(X, y, True)
         self._forget()
         self.__dict__.pop("classes_", None)
-        X, y = self._checked(X, y)
         return self._learn(X, y, np.unique(y), sample_weight)
 
     def partial_fit(
@@ -121,11 +121,11 @@ class FisherFlowClassifier(ClassifierMixin, Estimator):
         Returns:
           Itself.
         """
-        X, y = self._checked(X, y)
+        X, y = self._checked(X, y, self._is_new)
         return self._learn(X, y, classes, sample_weight)
 
-    def _checked(self, X: Any, y: Any) -> Any:
-        X, y = validate_data(self, X, y, reset=self._is_new, dtype=np.float64)
+    def _checked(self, X: Any, y: Any, first: bool) -> Any:
+        X, y = validate_data(self, X, y, reset=first, dtype=np.float64)
         check_classification_targets(y)
         return X, y
 

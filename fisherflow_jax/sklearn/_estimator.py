@@ -96,10 +96,13 @@ class Estimator(BaseEstimator):
             apply_fn, likelihood, prior_precision=prior_precision, **given
         )
 
-    def _prior(self) -> Any:
+    def _prior(self, number: float | None = None) -> Any:
+        """As the flow takes it; `number`: in the place of one that is a number."""
         prior = self.prior_precision
-        one = isinstance(prior, numbers.Real) or getattr(prior, "ndim", None) == 0
-        if self.model is not None or not one:
+        if not isinstance(prior, numbers.Real) and getattr(prior, "ndim", None) != 0:
+            return prior
+        prior = prior if number is None else number
+        if self.model is not None:
             return prior
         return {"coef": prior, "intercept": self._intercept_precision}
 
@@ -124,8 +127,8 @@ class Estimator(BaseEstimator):
         inputs = self._standardised(X)
         with jax.enable_x64(True):
             state = self._begin(inputs) if self._is_new else self.state_
-            # a state brings its prior: all priors share one compiled update
-            update = self._flow(1.0).update
+            # a state brings its prior: all numbers share one compiled update
+            update = self._flow(self._prior(1.0)).update
             batch = tuple(map(self._padded, (inputs, y, weights)))
             self.state_, _ = update(state, jax.tree.map(jnp.asarray, batch))
         unfinished = (x.events.searches_unfinished for x in (state, self.state_))

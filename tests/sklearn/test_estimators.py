@@ -365,6 +365,22 @@ def test_collinear_columns_of_great_scales_under_a_vague_prior():
     np.testing.assert_allclose(regressor.coef_[1], regressor.coef_[2], rtol=1e-6)
 
 
+@ALL
+def test_a_fit_that_is_refused_changes_nothing(kind):
+    estimator = kind().fit(X, TARGETS[kind])
+    before = estimator.predict(X)
+    with pytest.raises(ValueError, match="NaN"):
+        estimator.fit(X * np.nan, TARGETS[kind])
+    np.testing.assert_array_equal(estimator.predict(X), before)
+
+
+def test_a_structure_of_one_number():
+    structure = ff.structures.scalar()
+    y = TARGETS[FisherFlowRegressor]
+    found = FisherFlowRegressor(structure=structure).fit(X, y).partial_fit(X, y)
+    assert found.score(X, y) > 0.9
+
+
 def test_a_search_that_does_not_end_says_so():
     y = TARGETS[FisherFlowPoisson]
     estimator = FisherFlowPoisson(num_steps=2).fit(X, y)
