@@ -380,11 +380,19 @@ def test_a_structure_of_one_number():
     assert found.score(X, y) > 0.9
 
 
-def test_a_search_that_does_not_end_says_so():
+def test_a_search_that_does_not_end_says_so(monkeypatch):
     y = TARGETS[FisherFlowPoisson]
     estimator = FisherFlowPoisson(num_steps=2).fit(X, y)
+    flow = estimator.flow_
+
+    def unfinished(state, batch):
+        counted = state.events._replace(searches_unfinished=jnp.ones((), jnp.int32))
+        return state._replace(events=counted), None
+
+    changed = flow._replace(update=unfinished)
+    monkeypatch.setattr(estimator, "_flow", lambda prior: changed)
     with pytest.warns(ConvergenceWarning, match="num_steps=2"):
-        estimator.partial_fit(X, 4e6 * y)
+        estimator.partial_fit(X, y)
 
 
 def test_without_scikit_learn_the_extra_is_named(monkeypatch):
