@@ -16,6 +16,9 @@ INDEX = PAGES.pop("index")
 WORDS = ["Optax", "linen", "nnx", "Equinox", "LoRA", "last layer", "padded", "EWC"]
 WORDS += ["calibrated", "prune", "active learning", "influence", "structure", "mask"]
 WORDS += ["offset", "exposure", "constraint", "elastic weight consolidation"]
+WORDS += ["quasi-likelihood", "cluster", "weights", "contrast", "statsmodels", "pandas"]
+WORDS += ["rate ratio", "random intercept", "mixed model", "formula", "drift", "alarm"]
+WORDS += ["Kalman", "smoother", "forecast", "Orbax", "multiprocessing", "ArviZ", "NUTS"]
 
 
 def test_the_index_lists_every_page_once():

@@ -233,7 +233,10 @@ def wald_test(
 
 
 def linear(contrast: PyTree, mean: PyTree) -> Callable[[PyTree], jax.Array]:
-    rule = "a contrast is a pytree like the parameters, or a function of them"
+    rule = (
+        "a contrast is a pytree like the parameters, or a function of them, of several "
+        "at once lambda params: rows @ params"
+    )
     trees.check_shapes(contrast, mean, rule)
     dtype = trees.float_dtype(mean)
     weights = jax.tree.map(lambda x: jnp.asarray(x, dtype), contrast)
