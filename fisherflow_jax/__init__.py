@@ -145,6 +145,8 @@ _UNSHOWN = {"accumulation", "flow", "model", "posteriors"}
 
 for _room in (information, likelihoods, memories, structures, transforms):
     _show(_room.__name__)
+for _name in _UNSHOWN:
+    _show(f"{__name__}.{_name}")
 _show(__name__)
 
 _public = {name for name in globals() if not name.startswith("_")}

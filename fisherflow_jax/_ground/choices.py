@@ -11,6 +11,8 @@ from typing import Any, ParamSpec, TypeVar
 import jax
 import numpy as np
 
+from fisherflow_jax._ground.telling import told
+
 Result = TypeVar("Result")
 Parameters = ParamSpec("Parameters")
 
@@ -29,19 +31,22 @@ def choice(factory: Callable[Parameters, Result]) -> Callable[Parameters, Result
     """
     signature = inspect.signature(factory)
 
+    def made(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        return _named(factory(*args, **kwargs), factory, signature, args, kwargs)
+
     @functools.lru_cache(maxsize=256)
     def build(call: Compared) -> tuple[Result, list[type]]:
         args, options = _copied(call.value)
         # a choice first made within a trace must not keep that trace's arrays
         with jax.ensure_compile_time_eval():
-            made = factory(*args, **options)
-        given = any(made is value for value in (*args, *options.values()))
-        if type(made).__module__ != "builtins" and not given:
-            copyreg.pickle(type(made), _called)
-            _CALLS[id(made)] = made, chosen, args, options
+            result = made(*args, **options)
+        given = any(result is value for value in (*args, *options.values()))
+        if type(result).__module__ != "builtins" and not given:
+            copyreg.pickle(type(result), _called)
+            _CALLS[id(result)] = result, chosen, args, options
             if len(_CALLS) > 256:
                 del _CALLS[next(iter(_CALLS))]
-        return made, call.kinds
+        return result, call.kinds
 
     @functools.wraps(factory)
     def chosen(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
@@ -49,7 +54,7 @@ def choice(factory: Callable[Parameters, Result]) -> Callable[Parameters, Result
         bound.apply_defaults()
         call = Compared((bound.args, bound.kwargs))
         if not _has_hash(call):
-            return factory(*args, **kwargs)
+            return made(*args, **kwargs)
         result, kinds = build(call)
         if kinds != call.kinds:  # 2 and 2.0 are equal: one of them may be refused
             factory(*args, **kwargs)
@@ -64,6 +69,26 @@ def _called(made: Any) -> Any:
         return made.__reduce_ex__(2)
     _, factory, args, options = _CALLS[id(made)]
     return functools.partial(factory, **options), args
+
+
+def _named(result: Any, factory: Callable, signature: Any, *given: Any) -> Any:
+    """With the call that it prints as, where it has a place for it.
+
+    The first argument by its value, others by name, and what is a default not at all.
+    """
+    if getattr(result, "call", None) != "":
+        return result
+    args, kwargs = given
+    shown, first = [], next(iter(signature.parameters), None)
+    for name, value in signature.bind(*args, **kwargs).arguments.items():
+        words, parameter = told(value), signature.parameters[name]
+        alone = name == first and parameter.kind is not parameter.KEYWORD_ONLY
+        if parameter.default is parameter.empty or words != told(parameter.default):
+            shown.append(words if alone else f"{name}={words}")
+    call = f"{factory.__name__}({', '.join(shown)})"
+    if dataclasses.is_dataclass(result):
+        return dataclasses.replace(result, call=call)  # type: ignore[type-var]
+    return result._replace(call=call)
 
 
 def _bound(
@@ -100,6 +125,9 @@ class Compared:
     @functools.cached_property
     def kinds(self) -> list[type]:
         return [type(leaf) for leaf in jax.tree.leaves(self.value)]
+
+    def __repr__(self) -> str:
+        return told(self.value)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Compared) and self.key == other.key

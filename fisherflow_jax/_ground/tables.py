@@ -1,5 +1,6 @@
 """Text tables."""
 
+import html as _html
 from collections.abc import Iterable, Sequence
 
 
@@ -24,3 +25,23 @@ def aligned(
     if rule:
         lines.insert(1, "-" * max(map(len, lines)))
     return "\n".join(lines)
+
+
+def html(
+    head: Sequence[object], rows: Iterable[Sequence[object]], notes: Iterable[str] = ()
+) -> str:
+    """The same as an HTML table; a row of one cell runs through all columns."""
+
+    def cells(row: Sequence[object], kind: str) -> str:
+        wide = f' colspan="{len(head)}"' if len(row) == 1 and len(head) > 1 else ""
+        inside = "".join(
+            f"<{tag}{wide}>{_html.escape(str(cell))}</{tag}>"
+            for tag, cell in zip(["th", *[kind] * (len(row) - 1)], row, strict=True)
+        )
+        return f"<tr>{inside}</tr>"
+
+    lines = [f"<thead>{cells(head, 'th')}</thead>", "<tbody>"]
+    lines += [cells(row, "td") for row in rows]
+    lines += ["</tbody>"]
+    below = "".join(f"<p>{_html.escape(note)}</p>" for note in notes)
+    return f"<table>{''.join(lines)}</table>{below}"

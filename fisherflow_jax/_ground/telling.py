@@ -9,8 +9,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from fisherflow_jax._ground.choices import Compared
-
 # Arrays of more entries are told by their digest.
 _MOST_ENTRIES = 16
 # Of what is printed in a line: characters of a part, and parts of a dict.
@@ -20,11 +18,9 @@ _LONG, _MOST_PARTS = 200, 6
 def told(value: Any) -> str:
     """A value in one line: a function by its name, an array by its numbers.
 
-    An array of many entries by its shape and a digest of its bytes, so that different
-    values are told differently.
+    An array of many entries, and what holds many, by a digest, so that different values
+    are told differently.
     """
-    if isinstance(value, Compared):
-        return told(value.value)
     if isinstance(value, functools.partial):
         named = [f"{name}={told(part)}" for name, part in value.keywords.items()]
         parts = [told(value.func), *map(told, value.args), *named]
@@ -35,6 +31,8 @@ def told(value: Any) -> str:
         return _array(value)
     if isinstance(value, (list, tuple, dict)):
         return _container(value)
+    if (short := getattr(value, "told_as", None)) is not None:
+        return short
     made = hasattr(type(value).__repr__, "__wrapped__")  # not written by hand
     if dataclasses.is_dataclass(value) and made:
         parts = [
@@ -53,20 +51,23 @@ def _plain(text: str) -> str:
 
 
 def _container(value: Any) -> str:
-    if isinstance(value, dict):
-        inside = ", ".join(f"{key!r}: {told(x)}" for key, x in value.items())
-        return f"{{{inside}}}"
-    if hasattr(value, "_fields"):
-        if not any(
-            isinstance(x, (jax.Array, np.ndarray)) for x in jax.tree.leaves(value)
-        ):
-            return _plain(repr(value))
-        inside = ", ".join(
-            f"{name}={told(x)}" for name, x in zip(value._fields, value, strict=True)
-        )
-        return f"{type(value).__name__}({inside})"
-    inside = ", ".join(map(told, value))
-    return f"[{inside}]" if isinstance(value, list) else f"({inside})"
+    name = type(value).__name__
+    if isinstance(value, dict):  # equal whatever their order
+        items = sorted(value.items(), key=lambda item: str(item[0]))
+        text = f"{{{', '.join(f'{key!r}: {told(x)}' for key, x in items)}}}"
+    elif not hasattr(value, "_fields"):
+        inside = ", ".join(map(told, value))
+        text = f"[{inside}]" if isinstance(value, list) else f"({inside})"
+    elif any(isinstance(x, (jax.Array, np.ndarray)) for x in jax.tree.leaves(value)):
+        parts = zip(value._fields, value, strict=True)
+        text = f"{name}({', '.join(f'{key}={told(x)}' for key, x in parts)})"
+    else:
+        text = _plain(repr(value))
+    return text if len(text) <= _LONG else f"{name}:{_digest(text.encode())}"
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:12]
 
 
 def _array(value: Any) -> str:
@@ -76,11 +77,10 @@ def _array(value: Any) -> str:
         return f"{value.dtype}{list(value.shape)} of several processes"
     value = np.asarray(value)
     if value.size > _MOST_ENTRIES:
-        digest = hashlib.sha256(value.tobytes()).hexdigest()[:12]
-        return f"{value.dtype}{list(value.shape)}:{digest}"
+        return f"{value.dtype}{list(value.shape)}:{_digest(value.tobytes())}"
     entries = f"[{', '.join(map(str, value.ravel()))}]"
     if value.ndim == 0:
-        return f"{value.dtype}({value[()]})"
+        return f"{value.dtype}({value[()]!s})"
     shape = "" if value.ndim == 1 else str(list(value.shape))
     return f"{value.dtype}{shape}{entries}"
 

@@ -99,8 +99,9 @@ def fields(kind: type) -> dict[str, Any] | None:
 
 def misfit(value: Any) -> str | None:
     """The field of a dataclass that has another type than is declared, if any does."""
-    for name, hint in typing.get_type_hints(type(value)).items():
-        if not _fits(getattr(value, name), hint):
+    hints = typing.get_type_hints(type(value))
+    for name in fields(type(value)) or ():
+        if not _fits(getattr(value, name), hints[name]):
             return name
     return None
 

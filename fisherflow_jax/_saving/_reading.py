@@ -90,7 +90,7 @@ class Reader:
                     f"{where} is {held.dtype}, which JAX holds with "
                     'jax.config.update("jax_enable_x64", True) alone'
                 )
-            value = jnp.asarray(held)
+            value = jnp.array(held)  # whose memory an update may take
         if like is not ...:
             shape, dtype = getattr(like, "shape", None), getattr(like, "dtype", None)
             if (shape, dtype) != (value.shape, value.dtype):
@@ -127,7 +127,7 @@ class Reader:
             return like
         try:
             made = family(**arguments)
-        except (TypeError, ValueError) as error:
+        except Exception as error:  # of any kind, by what a stranger wrote
             raise Fault(f"{where} cannot be made: {error}") from error
         return self._same(made, like, where)
 
@@ -167,7 +167,10 @@ class Reader:
             )
             for name, part in inside.items()
         }
-        made = kind(**parts)
+        try:
+            made = kind(**parts)
+        except Exception as error:
+            raise Fault(f"{where} cannot be made: {error}") from error
         if dataclasses.is_dataclass(kind) and not self.missing:
             wrong = kinds.misfit(made)
             if wrong is not None:

@@ -109,7 +109,7 @@ def load(path: str | os.PathLike[str], *, like: Any = None, flow: Any = None) ->
       >>> path = pathlib.Path(tempfile.mkdtemp()) / "held.npz"
       >>> ff.save(path, held)
       >>> ff.load(path)
-      posterior(3 parameters, Diagonal, temperature 1.0)
+      posterior(mean: 3 parameters, information: Diagonal, temperature 1.0)
     """
     path = Path(path)
     try:

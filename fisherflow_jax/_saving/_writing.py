@@ -110,6 +110,10 @@ class Writer:
             for name in kinds.fields(type(value)) or ()
             if isinstance(getattr(value, name), (str, Layers))
         }
+        shown = shown or {
+            name: self.node(part, f"{where}.{name}")
+            for name, part in getattr(value, "_shown", {}).items()
+        }
         chosen = isinstance(value, kinds.CHOICES)
         return {"function": told(value), "choice": chosen, "shown": shown}
 

@@ -115,7 +115,9 @@ class Keeper:
                     f"{where} is another flow's: its {name} is {one}, and that of this "
                     f"run's state {other}. {way_out}"
                 )
-        differs = differing(known["flow"], self.known["flow"])
+        told = known["flow"]  # of an earlier version, a line
+        told = told if isinstance(told, dict) else {"flow": told}
+        differs = differing(told, self.known["flow"])
         if differs:
             raise ValueError(
                 f"{where} is another flow's: {'; '.join(differs)}. {way_out}"

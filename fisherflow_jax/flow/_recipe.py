@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from fisherflow_jax import estimators, model
 from fisherflow_jax._ground import batch as batches
 from fisherflow_jax._ground import checks, choices, screening, trees
+from fisherflow_jax._ground.telling import told
 from fisherflow_jax.estimators import Estimator
 from fisherflow_jax.expectations import Expectation
 from fisherflow_jax.likelihoods import Likelihood
@@ -174,9 +175,8 @@ class Recipe:
             )
 
     def __repr__(self) -> str:
-        name = getattr(self.apply_fn, "__name__", None) or repr(self.apply_fn)
         parts = [
-            name,
+            told(self.apply_fn),
             repr(self.likelihood),
             f"structure={self.structure!r}",
             f"memory={self.memory!r}",

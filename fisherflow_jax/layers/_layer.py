@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -78,6 +78,8 @@ class Layers:
     # Of one example. Models that differ only in it have the same informations.
     input_shapes: Shapes = dataclasses.field(default=(), compare=False)
 
+    told_as: ClassVar[str] = "layers"  # within the call of a structure
+
     @functools.cached_property  # written past the frozen fields
     def alike(self) -> dict[str, tuple[Layer, ...]]:
         """The layers that differ in their leaves alone, by the first one's kernel.
@@ -117,6 +119,10 @@ class Layers:
         layers = [x for x in self.layers if self.names[x.kernel] in kept]
         fallback = [x for x in self.fallback if self.names[x[0]] in kept]
         return dataclasses.replace(self, layers=tuple(layers), fallback=tuple(fallback))
+
+    def __repr__(self) -> str:
+        count, entries = len(self.layers), len(self.names)
+        return f"Layers({count} layers of {entries} parameters; print shows the table)"
 
     def __str__(self) -> str:
         rows: dict[int, tuple] = {}

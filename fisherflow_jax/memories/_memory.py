@@ -294,7 +294,7 @@ class Memory:
     One is made by `ff.memories.stationary`.
 
     Attributes:
-      name: what it prints as.
+      name: what errors call it.
       init: `(a site of zeros) -> storage`.
       predict: `(storage, believed, batch, like) -> believed`: a `Belief` or a `Sum`
         before the batch; `like` is a tree of the parameters' shapes.
@@ -302,6 +302,7 @@ class Memory:
         report)`.
       needs: capabilities asked of the structure, with the reason for each.
       average: in a preconditioner only; None: sums are kept.
+      call: how it was made, for printing.
     """
 
     name: str
@@ -310,9 +311,10 @@ class Memory:
     remember: Callable[[Any, Any, Sum], tuple[Any, Any, Any]]
     needs: dict[str, str] = dataclasses.field(default_factory=dict)
     average: MovingAverage | None = None
+    call: str = ""
 
     def __repr__(self) -> str:
-        return self.name
+        return self.call or self.name
 
 
 def total(sites: Sum, weights: jax.Array) -> Sum:

@@ -63,6 +63,7 @@ def waiting(memory: Memory) -> Memory:
     return dataclasses.replace(
         memory,
         name=f"{memory.name}, prior_is='predicted'",
+        call=f"{memory!r}, prior_is='predicted'",
         init=init,
         predict=predict,
         remember=remember,

@@ -12,8 +12,8 @@ PyTree = Any
 GREY = "0.6"
 
 
-def axes_or_new(ax: Any) -> Any:
-    """The given Axes, or those of a new figure.
+def axes_or_new(ax: Any, height: float | None = None) -> Any:
+    """The given Axes, or those of a new figure, of a height in inches.
 
     Raises:
       ImportError: if matplotlib is needed and missing.
@@ -27,7 +27,8 @@ def axes_or_new(ax: Any) -> Any:
             "ff.plots draws with matplotlib, which is not installed: "
             "pip install matplotlib."
         ) from error
-    return pyplot.subplots(layout="constrained")[1]
+    size = None if height is None else (pyplot.rcParams["figure.figsize"][0], height)
+    return pyplot.subplots(layout="constrained", figsize=size)[1]
 
 
 def finish(ax: Any, label: str | None, legend: str = "best", **texts: Any) -> Any:
@@ -76,6 +77,15 @@ def names_of(tree: PyTree, names: Any, batch_dims: int, count: int) -> list[str]
     if len(flat) != count:
         raise ValueError(f"names must be one a parameter ({count}); got {len(flat)}.")
     return flat
+
+
+def entries(tree: PyTree, chosen: Any) -> np.ndarray:
+    """The places of the chosen parameters' entries, in ravelled order."""
+    sizes = [np.size(leaf) for leaf in jax.tree.leaves(tree)]
+    if chosen is None:
+        return np.arange(sum(sizes))
+    picked = [bool(x) for x in jax.tree.leaves(trees.chosen(tree, chosen))]
+    return np.flatnonzero(np.repeat(picked, sizes))
 
 
 def same_shape(name: str, values: Any, shape: tuple[int, ...]) -> np.ndarray:

@@ -5,7 +5,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from fisherflow_jax._ground import checks
 from fisherflow_jax.plots import _axes as axes
+from fisherflow_jax.posteriors import confidence_interval
 
 PyTree = Any
 
@@ -14,30 +16,43 @@ _MOST_LINES = 10
 
 
 def intervals(
-    estimate: PyTree,
-    lower: PyTree,
-    upper: PyTree,
+    estimate: Any,
+    lower: PyTree | None = None,
+    upper: PyTree | None = None,
     *,
+    level: float = 0.95,
+    robust: bool | str = False,
+    chosen: Any = None,
+    num_rows: int = 40,
     names: Any = None,
     truth: PyTree | None = None,
     label: str | None = None,
     color: Any = None,
     ax: Any = None,
 ) -> Any:
-    """Draws an interval a parameter, one below the other.
+    """Draws an interval a parameter, one below the other: a forest plot.
 
     Args:
-      estimate: a pytree, such as `state.mean`.
-      lower: like the estimate; with `upper`, what `ff.confidence_interval` returns.
+      estimate: a state, anything with `.mean` and `.information`; or a pytree, with
+        `lower` and `upper`.
+      lower: like the estimate; with `upper`, the ends of intervals of any kind. None:
+        those of `ff.confidence_interval` of the state.
       upper: like the estimate.
-      names: one a parameter, in ravelled order; None: paths in the tree.
+      level: of a state's intervals, in (0, 1).
+      robust: with a state's sandwich, as in `ff.standard_error`.
+      chosen: None, all parameters; or which are drawn: a predicate of the name, a list
+        of names (`["head"]`), booleans like the parameters or a prefix of them.
+      num_rows: how many are drawn at most, the first ones; a line says how many more
+        there are.
+      names: one a parameter, in ravelled order, of all; None: paths in the tree.
       truth: like the estimate, drawn as crosses.
       label: for the legend, which is drawn when there is one.
       color: of the intervals; None: the Axes' next.
-      ax: matplotlib Axes; None: those of a new figure. Others may be drawn on them.
+      ax: matplotlib Axes; None: those of a new figure, as high as the rows need. Others
+        may be drawn on them.
 
     Returns:
-      The Axes.
+      The Axes, with a line at zero.
 
     Raises:
       ImportError: if `ax` is None and matplotlib is missing.
@@ -48,13 +63,18 @@ def intervals(
       >>> import jax.numpy as jnp
       >>> import matplotlib
       >>> matplotlib.use("agg")
-      >>> from fisherflow_jax import plots
-      >>> mean = {"slope": jnp.array(1.0), "offset": jnp.array(-0.5)}
-      >>> ends = [{name: x + d for name, x in mean.items()} for d in (-0.2, 0.2)]
-      >>> ax = plots.intervals(mean, *ends)
+      >>> import fisherflow_jax as ff
+      >>> mean = {"slope": jnp.array([1.0, 3.0]), "offset": jnp.array(-0.5)}
+      >>> ones = {"slope": jnp.ones(2), "offset": jnp.ones(())}
+      >>> information = ff.structures.Diagonal(ones)
+      >>> state = ff.posterior(mean, information, prior_precision=1.0)
+      >>> ax = ff.plots.intervals(state)
       >>> print([tick.get_text() for tick in ax.get_yticklabels()])
-      ['offset', 'slope']
+      ['offset', 'slope[0]', 'slope[1]']
     """
+    if lower is None and upper is None:
+        lower, upper = confidence_interval(estimate, level=level, robust=robust)
+        estimate = estimate.mean
     middle, low, high = axes.ends(estimate, lower, upper, 0)
     if (low > high).any():
         place = int(np.argmax(low > high))
@@ -62,22 +82,27 @@ def intervals(
             "lower must not be above upper; parameter "
             f"{place} has [{low[place]:g}, {high[place]:g}]."
         )
-    labels = axes.names_of(estimate, names, 0, len(middle))
+    labels = np.array(axes.names_of(estimate, names, 0, len(middle)))
     marks = None if truth is None else axes.columns(truth, 0, "truth", middle.shape)
-    ax = axes.axes_or_new(ax)
+    wanted = axes.entries(estimate, chosen)
+    rows = wanted[: checks.whole(num_rows, "num_rows")]
+    ax = axes.axes_or_new(ax, height=0.8 + 0.25 * max(len(rows), 4))
     # several sets of intervals on one Axes stand beside each other, not over each other
-    places = np.arange(len(middle)) + 0.2 * len(ax.containers)
+    places = np.arange(len(rows)) + 0.2 * len(ax.containers)
     ax.axvline(0, color=axes.GREY, linewidth=1, zorder=1)
     # the ends are drawn, not their distance: an estimate may lie outside its interval
     artist = ax.errorbar(
-        middle, places, fmt="o", markersize=5, color=color, label=label, zorder=3
+        middle[rows], places, fmt="o", markersize=5, color=color, label=label, zorder=3
     )
-    ax.hlines(places, low, high, color=artist.lines[0].get_color(), zorder=2)
+    color = artist.lines[0].get_color()
+    ax.hlines(places, low[rows], high[rows], color=color, zorder=2)
     if marks is not None:
-        ax.plot(marks, places, "x", color="black", markersize=7, zorder=4)
-    ax.set_yticks(np.arange(len(middle)), labels)
-    ax.set_ylim(len(middle) - 0.4, -0.6)  # the first on top
-    return axes.finish(ax, label, xlabel="estimate")
+        ax.plot(marks[rows], places, "x", color="black", markersize=7, zorder=4)
+    ax.set_yticks(np.arange(len(rows)), labels[rows])
+    ax.set_ylim(len(rows) - 0.4, -0.6)  # the first on top
+    more = len(wanted) - len(rows)
+    axis = "estimate" if not more else f"estimate ({more:,} more parameters not drawn)"
+    return axes.finish(ax, label, xlabel=axis)
 
 
 def prediction_band(
@@ -144,6 +169,7 @@ def estimate_over_stream(
     upper: PyTree,
     *,
     observations: jax.Array | None = None,
+    infos: Any = None,
     truth: PyTree | None = None,
     names: Any = None,
     ax: Any = None,
@@ -157,6 +183,11 @@ def estimate_over_stream(
       upper: like the estimate.
       observations: `(steps,)`, the horizontal axis, such as `states.count`; None: steps
         from 1.
+      infos: what the updates reported, as the scan stacked it, of a memory that raises
+        alarms (`ff.memories.adaptive`): each alarm is a line, and what it cut off, from
+        the change that it dates to the alarm, a grey field. Steps are counted as the
+        memory counts them, from the stream's first; of a part of a stream give the
+        alarms alone, `infos.memory.alarm`, `(steps,)` booleans.
       truth: like one step's estimate; or with the steps too, where it drifts. Drawn
         dotted.
       names: one a parameter, in ravelled order; None: paths in the tree.
@@ -183,6 +214,7 @@ def estimate_over_stream(
     """
     middle, low, high = axes.ends(estimate, lower, upper, 1)
     steps, count = middle.shape
+    alarms = None if infos is None else _alarms(infos, steps)
     if count > _MOST_LINES:
         raise ValueError(
             f"{count} lines cannot be told apart: choose at most {_MOST_LINES} of the "
@@ -200,7 +232,35 @@ def estimate_over_stream(
         )
         if true is not None:
             ax.plot(x, true[:, index], ":", color=color, linewidth=1.5, zorder=4)
+    if alarms is not None:
+        _mark(ax, np.asarray(x), *alarms)
     return axes.finish(ax, labels[0], xlabel=axis, ylabel="estimate")
+
+
+def _alarms(infos: Any, steps: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """The steps with an alarm, and those that each dates its change to, if it does."""
+    report = getattr(infos, "memory", infos)
+    alarm = np.asarray(getattr(report, "alarm", report))
+    if alarm.dtype != bool or alarm.shape != (steps,):
+        raise ValueError(
+            f"infos are what {steps} updates of ff.memories.adaptive reported, "
+            f"stacked, or their alarms, ({steps},) booleans; got "
+            f"{checks.described(infos)}."
+        )
+    change = getattr(report, "change_point", None)
+    found = np.flatnonzero(alarm)
+    return found, None if change is None else np.asarray(change)[found]
+
+
+def _mark(ax: Any, x: np.ndarray, alarms: np.ndarray, changes: Any) -> None:
+    for number, step in enumerate(alarms):
+        label = None if number else "alarm"
+        ax.axvline(
+            x[step], color="black", linestyle="--", linewidth=1, label=label, zorder=5
+        )
+        if changes is not None and 0 <= changes[number] <= step:
+            start = x[changes[number]]
+            ax.axvspan(start, x[step], color=axes.GREY, alpha=0.25, linewidth=0)
 
 
 def _truth(truth: PyTree, estimate: PyTree, shape: tuple[int, ...]) -> np.ndarray:

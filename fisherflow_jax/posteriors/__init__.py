@@ -8,6 +8,7 @@ from fisherflow_jax.posteriors._belief import degrees_of_freedom as degrees_of_f
 from fisherflow_jax.posteriors._belief import gaussian as gaussian
 from fisherflow_jax.posteriors._belief import gaussians as gaussians
 from fisherflow_jax.posteriors._belief import mixture as mixture
+from fisherflow_jax.posteriors._coefficients import Summary as Summary
 from fisherflow_jax.posteriors._gaussian import Posterior as Posterior
 from fisherflow_jax.posteriors._gaussian import check_about as check_about
 from fisherflow_jax.posteriors._gaussian import check_like as check_like
@@ -24,7 +25,6 @@ from fisherflow_jax.posteriors._intervals import (
 )
 from fisherflow_jax.posteriors._intervals import standard_error as standard_error
 from fisherflow_jax.posteriors._intervals import two_sided as two_sided
-from fisherflow_jax.posteriors._summary import Summary as Summary
 from fisherflow_jax.posteriors._summary import summary as summary
 from fisherflow_jax.posteriors._undetermined import Direction as Direction
 from fisherflow_jax.posteriors._undetermined import undetermined as undetermined

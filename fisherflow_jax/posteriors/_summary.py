@@ -1,15 +1,17 @@
 """The coefficient table that statisticians expect."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from fisherflow_jax._ground import processes, tables, trees
+from fisherflow_jax._ground import processes, trees
+from fisherflow_jax._ground.telling import told
 from fisherflow_jax.posteriors._anytime import at_all_times
 from fisherflow_jax.posteriors._belief import Gaussian, gaussians
+from fisherflow_jax.posteriors._coefficients import Summary
 from fisherflow_jax.posteriors._intervals import interval_and_error
 from fisherflow_jax.posteriors._undetermined import (
     Direction,
@@ -26,81 +28,6 @@ from fisherflow_jax.posteriors._undetermined import (
 PyTree = Any
 
 
-@dataclass(frozen=True)
-class Summary:
-    """A coefficient table; `print` shows it, the fields hold its columns.
-
-    Attributes:
-      names: one a row.
-      estimate, standard_error, statistic, p_value, lower, upper: a number a row.
-      level: of the intervals.
-      notes: lines below the table.
-      statistic_name: "z", or "t" where the dispersion is estimated.
-      prior_share: posterior over prior variance, a number a row; None: no prior is
-        known, or there are no data.
-      determined_by_prior: the rows that say so, booleans; None as above.
-      undetermined: the directions that the prior determines, `Direction`s.
-      anytime: with `effect_scale`: the ends of the always-valid intervals and the
-        logarithms of the e-values against zero, `(lower, upper, log_e_value)`.
-      events: what the state counted, by name: `batches_refused`, `rows_skipped`,
-        `solves_regularised`, `searches_unfinished`; of a mixture the most of a member.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> import fisherflow_jax as ff
-      >>> state = ff.posterior(
-      ...     jnp.array([2.0]),
-      ...     ff.structures.Full(jnp.array([[99.0]])),
-      ...     prior_precision=1.0,
-      ... )
-      >>> table = ff.summary(state, names=["dose"])
-      >>> print(table.names, table.estimate, table.statistic.round(1))
-      ['dose'] [2.] [20.]
-    """
-
-    names: list[str]
-    estimate: np.ndarray
-    standard_error: np.ndarray
-    statistic: np.ndarray
-    p_value: np.ndarray
-    lower: np.ndarray
-    upper: np.ndarray
-    level: float
-    notes: list[str]
-    statistic_name: str
-    prior_share: np.ndarray | None
-    determined_by_prior: np.ndarray | None
-    undetermined: tuple[Direction, ...]
-    events: dict[str, int]
-    anytime: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
-
-    def __str__(self) -> str:
-        percent = f"{100 * self.level:g}%"
-        head = ["", "estimate", "std. error", self.statistic_name]
-        head += [f"P>|{self.statistic_name}|", f"{percent} lower", f"{percent} upper"]
-        rows = [
-            [name, *(_number(x) for x in values[:2]), f"{values[2]:.3f}",
-             f"{values[3]:.3f}", *(_number(x) for x in values[4:])]
-            for name, *values in zip(
-                self.names, self.estimate, self.standard_error, self.statistic,
-                self.p_value, self.lower, self.upper, strict=True,
-            )
-        ]  # fmt: skip
-        named = self.determined_by_prior
-        if named is not None and named.any() and self.prior_share is not None:
-            head.append("prior")
-            for row, is_named, share in zip(rows, named, self.prior_share, strict=True):
-                row.append(f"{share:.2g}" if is_named else "")
-        if self.anytime is not None:
-            head += ["any time lower", "any time upper", "e-value"]
-            for row, low, high, log in zip(rows, *self.anytime, strict=True):
-                row += [_number(low), _number(high), f"{np.exp(min(log, 700)):.3g}"]
-        table = tables.aligned([head, *rows], rule=True)
-        return "\n".join([table, table.splitlines()[1], *self.notes])
-
-    __repr__ = __str__
-
-
 def summary(
     state: Any,
     names: Sequence[str] | PyTree | None = None,
@@ -109,6 +36,7 @@ def summary(
     robust: bool | str = False,
     undetermined: Sequence[Direction] | None = None,
     effect_scale: Any = None,
+    transform: Callable[[jax.Array], jax.Array] | None = None,
 ) -> Summary:
     """A table of estimates, standard errors, tests and intervals.
 
@@ -122,6 +50,11 @@ def summary(
         it finds by the state alone.
       effect_scale: adds intervals that hold at all times at once, and e-values against
         zero, as `ff.intervals.anytime`.
+      transform: an increasing elementwise map of the parameters, such as `jnp.exp` for
+        the rate ratios of a log link and the odds ratios of a logit. Estimates and the
+        ends of intervals are mapped, and the column says so; a standard error is
+        multiplied by the map's slope (the delta method); statistics and p-values are
+        those of the parameters, tests that they are zero.
 
     Returns:
       A `Summary`, which prints as a table: name, estimate, standard error, z (or t,
@@ -129,7 +62,8 @@ def summary(
       arrays.
 
     Raises:
-      ValueError: if the names are not one a parameter, and as `standard_error` does.
+      ValueError: if the names are not one a parameter, for a transform that is not
+        increasing between the ends of an interval, and as `standard_error` does.
 
     Example:
       >>> import jax.numpy as jnp
@@ -151,6 +85,8 @@ def summary(
       b    3.0000      0.5000  6.000  0.000     2.0200     3.9800
       -----------------------------------------------------------
       observations 4, the prior's share 0.0%
+      >>> print(ff.summary(state, transform=jnp.exp).estimate.round(2))
+      [ 2.72 20.09]
     """
     from scipy import special
 
@@ -182,6 +118,12 @@ def summary(
     if undetermined is None and len(members) == 1:
         directions = undetermined_directions(state, labels)
     warn_of_refused(state)
+    if transform is not None:
+        if held is not None:
+            _, low, high, _ = _mapped(transform, estimate, *held[:2])
+            held = low, high, held[2]
+        estimate, lower, upper, slope = _mapped(transform, estimate, lower, upper)
+        error = error * slope
     rows = np.flatnonzero(False if named is None else named)
     warn_determined(state, directions or [labels[row] for row in rows])
     return Summary(
@@ -203,13 +145,26 @@ def summary(
         undetermined=directions,
         events=events(state),
         anytime=held,
+        transform=None if transform is None else told(transform),
     )
 
 
-def _number(value: float) -> str:
-    """Four decimals, or four digits where that would show none or too many."""
-    plain = value == 0 or 1e-3 <= abs(value) < 1e5
-    return f"{value:.4f}" if plain else f"{value:.4g}"
+def _mapped(transform: Callable, *columns: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Estimates and the ends of intervals, mapped, and the map's slope at the first."""
+    if not callable(transform):
+        raise TypeError(f"transform is a map such as jnp.exp; got {transform!r}.")
+    middle, lower, upper = map(jnp.asarray, columns)
+    value, slope = jax.jvp(transform, (middle,), (jnp.ones_like(middle),))
+    low, high = transform(lower), transform(upper)
+    rises = (slope >= 0) & (low <= value) & (value <= high)
+    known = ~jnp.isnan(middle + lower + upper)
+    if value.shape != middle.shape or bool(jnp.any(known & ~rises)):
+        raise ValueError(
+            f"transform={told(transform)} is not an increasing map of each parameter: "
+            "an interval's ends would not be those of its values. Take jnp.exp, or "
+            "ff.delta_method for another function."
+        )
+    return tuple(np.asarray(x, float) for x in (value, low, high, slope))
 
 
 def _flat(names: Any) -> list[str]:

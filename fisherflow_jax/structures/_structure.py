@@ -38,6 +38,7 @@ class Structure(NamedTuple):
       apart: the same structure, where what can be renewed by turns is stacked in this.
       gathers: whether `reduce` loses what a sum would keep: devices that each have some
         of a batch's vectors then bring them together before, and reduce all of them.
+      call: how it was made, for printing.
     """
 
     name: str
@@ -53,9 +54,10 @@ class Structure(NamedTuple):
     correction: Callable[[Any], tuple[Any, Any]] | None = None
     apart: Callable[[], "Structure"] | None = None
     gathers: bool = False
+    call: str = ""
 
     def __repr__(self) -> str:
-        return self.name
+        return self.call or self.name
 
     def require(self, capability: str, why: str) -> None:
         """Raises if the structure cannot do what is asked, saying why."""

@@ -8,6 +8,7 @@ import pytest
 from matplotlib import pyplot
 from scipy import stats
 
+import fisherflow_jax as ff
 from fisherflow_jax import metrics, plots
 
 CURVE = metrics.ReliabilityCurve(
@@ -184,3 +185,72 @@ def test_profile():
     assert "modified root" not in labels and "Wald" not in labels
     with pytest.raises(ValueError, match="with points"):
         plots.profile(found._replace(values=values[:0]))
+
+
+# ---- states
+
+
+def held(entries):
+    information = ff.structures.Diagonal({k: 4 + 0 * x for k, x in entries.items()})
+    return ff.posterior(entries, information, prior_precision=1e-12)
+
+
+def test_intervals_of_a_state():
+    state = held({name: jnp.asarray(x) for name, x in ESTIMATE.items()})
+    ax = plots.intervals(state, level=0.9)
+    lower, upper = ff.confidence_interval(state, level=0.9)
+    ends = np.array([s[:, 0] for s in ax.collections[-1].get_segments()])
+    np.testing.assert_allclose(ends[:, 0], [lower["b"], *lower["w"]])
+    np.testing.assert_allclose(ends[:, 1], [upper["b"], *upper["w"]])
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["b", "w[0]", "w[1]"]
+    assert list(ax.lines[0].get_xdata()) == [0, 0]  # at zero
+    with pytest.raises(ValueError, match="level"):
+        plots.intervals(state, level=95)
+
+
+def test_intervals_of_many_parameters():
+    state = held({"b": jnp.ones(3), "w": jnp.arange(1400.0)})
+    ax = plots.intervals(state)
+    assert len(ax.get_yticklabels()) == 40
+    assert ax.get_xlabel() == "estimate (1,363 more parameters not drawn)"
+    ax = plots.intervals(state, chosen=["b"], names=[f"n{k}" for k in range(1403)])
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["n0", "n1", "n2"]
+    assert ax.get_xlabel() == "estimate"
+    ax = plots.intervals(state, num_rows=5, chosen=lambda name: name == "w")
+    points = ax.containers[0].lines[0].get_xydata()
+    np.testing.assert_array_equal(points[:, 0], np.arange(5))
+    with pytest.raises(ValueError, match="num_rows"):
+        plots.intervals(state, num_rows=0)
+
+
+def test_alarms_over_a_stream():
+    estimate = {"rate": np.linspace(0, 1, 6)}
+    ends = [{"rate": estimate["rate"] + d} for d in (-1, 1)]
+    report = ff.memories.ChangeReport(
+        alarm=np.array([False, False, True, False, False, True]),
+        statistic=np.zeros(6),
+        threshold=np.zeros(6),
+        change_point=np.array([-1, -1, 1, -1, -1, 3]),
+    )
+
+    class Infos:
+        memory = report
+
+    counts = np.arange(10.0, 70.0, 10.0)
+    ax = plots.estimate_over_stream(
+        estimate, *ends, infos=Infos, observations=counts, truth=estimate
+    )
+    dashed = [x.get_xdata()[0] for x in ax.lines if x.get_linestyle() == "--"]
+    assert dashed == [30, 60]
+    spans = [patch.get_extents().x0 for patch in ax.patches]
+    assert len(spans) == 2
+    edges = [patch.get_x() for patch in ax.patches]
+    widths = [patch.get_width() for patch in ax.patches]
+    assert (edges, widths) == ([20, 40], [10, 20])
+    assert "alarm" in [text.get_text() for text in ax.get_legend().get_texts()]
+    ax = plots.estimate_over_stream(estimate, *ends, infos=report.alarm)
+    assert [x.get_xdata()[0] for x in ax.lines if x.get_linestyle() == "--"] == [3, 6]
+    assert len(ax.patches) == 0
+    for wrong in (report.alarm[:3], report.change_point, "alarm"):
+        with pytest.raises(ValueError, match=r"6 updates of ff\.memories\.adaptive"):
+            plots.estimate_over_stream(estimate, *ends, infos=wrong)

@@ -300,6 +300,23 @@ def placed(header, node):
             ),
             "cannot be made: .*positive",
         ),
+        (
+            lambda h: placed(
+                h,
+                {
+                    "likelihood": "student_t",
+                    "arguments": {"dict": [["df", {"list": []}]]},
+                },
+            ),
+            "cannot be made",
+        ),
+        (
+            lambda h: placed(
+                h,
+                {"likelihood": "poisson", "arguments": {"dict": [["eval", "exit()"]]}},
+            ),
+            "cannot be made",
+        ),
         (lambda h: placed(h, {"array": 0, "key": "pickle"}), "a key of 'pickle'"),
         (lambda h: placed(h, {"array": 0, "key": "rbg"}), "is no key of rbg"),
         (lambda h: placed(h, {"function": "os.system"}), "holds no functions"),
