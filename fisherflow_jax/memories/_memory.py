@@ -263,8 +263,8 @@ def _squares_along(
     may be of any length, and leaves only rounding, of the size that `information` has.
     """
     sizes = trees.ravel(ops.diagonal(information, move))
-    rounding = 8 * jnp.finfo(squares.dtype).eps
-    rounding = rounding * jnp.sum(sizes * jnp.square(trees.ravel(move)))
+    most = jnp.sum(sizes * jnp.square(trees.ravel(move)))
+    rounding = 8 * float(jnp.finfo(squares.dtype).eps) * most
     curved = trees.dot(move, bend)
     curved = jnp.where(curved > rounding, curved, jnp.zeros_like(curved))
     # no sum of squares is negative anywhere on the line
