@@ -427,7 +427,7 @@ def test_declared_dependencies_are_those_imported():
     assert declared - foreign == set()
     # drawing, bars, checkpoints and extras are imported where they are asked for; flax
     # brings Orbax with it
-    extras = {"diffrax", "matplotlib", "numpyro", "orbax", "sklearn", "tqdm"}
+    extras = {"diffrax", "matplotlib", "numpyro", "orbax", "pandas", "sklearn", "tqdm"}
     assert foreign - declared <= extras
 
 
