@@ -141,12 +141,13 @@ def test_groups_are_squares_of_sums_over_their_examples():
     )
 
 
-@pytest.mark.parametrize("groups", [1, 2, 4])
-def test_chunks_and_padding_change_nothing(groups):
+@pytest.mark.parametrize(
+    ("groups", "sizes"), [(1, (None, 1, 3, 4)), (2, (None, 3)), (4, (None, 1))]
+)
+def test_chunks_and_padding_change_nothing(groups, sizes):
     model = NAMED["categorical"]
     run = [
-        jax.jit(build("hutchinson", groups=groups, chunk_size=size))
-        for size in (None, 1, 3, 4)
+        jax.jit(build("hutchinson", groups=groups, chunk_size=size)) for size in sizes
     ]
     results = [f(model.params, padded(), KEY) for f in run]
     for other in results[1:]:

@@ -128,7 +128,9 @@ def test_of_a_model_whose_examples_interact_the_update_is_refused_and_counted():
         flow.update(start, batch_with("impossible target"))
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    "dtype", [np.float32, pytest.param(np.float64, marks=pytest.mark.slow)]
+)
 def test_one_bad_target_in_each_batch_of_a_hundred(dtype):
     """As the stream with these rows at weight 0, and as least squares without them.
 
