@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fisherflow_jax._ground import batch as batches
 from fisherflow_jax._ground import tables, trees
@@ -75,6 +76,7 @@ class Layers:
     row_by_row: str | None = None
     summed: tuple[int, ...] = ()  # leaves squared once for a whole batch
     apart: bool = False  # what is kept of layers that are alike is not stacked
+    entered: tuple[tuple[int, ...], ...] = ()  # kernels that one array enters
     # Of one example. Models that differ only in it have the same informations.
     input_shapes: Shapes = dataclasses.field(default=(), compare=False)
 
@@ -111,6 +113,19 @@ class Layers:
                 found[self.names[layer.kernel]] = first, slice(*rows)
         return found
 
+    @functools.cached_property
+    def same_inputs(self) -> dict[str, np.ndarray]:
+        """Of each stack, for each of its rows the first that sees the same inputs."""
+        found = {}
+        for first, group in self.alike.items():
+            rows = np.arange(len(group) * group[0].num_stacked).reshape(len(group), -1)
+            kernels = [layer.kernel for layer in group]
+            for shared in self.entered:
+                own = [i for i, kernel in enumerate(kernels) if kernel in shared]
+                rows[own] = rows[own[:1]]
+            found[first] = rows.ravel()
+        return found
+
     def only(self, names: Iterable[str]) -> "Layers":
         """The table of these layers and of these leaves of none."""
         kept = set(names)
@@ -118,7 +133,14 @@ class Layers:
             return self
         layers = [x for x in self.layers if self.names[x.kernel] in kept]
         fallback = [x for x in self.fallback if self.names[x[0]] in kept]
-        return dataclasses.replace(self, layers=tuple(layers), fallback=tuple(fallback))
+        of_kept = {layer.kernel for layer in layers}
+        entered = (tuple(i for i in x if i in of_kept) for x in self.entered)
+        return dataclasses.replace(
+            self,
+            layers=tuple(layers),
+            fallback=tuple(fallback),
+            entered=tuple(x for x in entered if len(x) > 1),
+        )
 
     def __repr__(self) -> str:
         count, entries = len(self.layers), len(self.names)
@@ -132,7 +154,10 @@ class Layers:
         for layer in self.layers:
             shared = layer.num_positions + layer.num_turned
             sizes = layer.num_outputs, layer.num_stacked, shared
-            rows[layer.kernel] = (layer.treatment, layer.num_inputs, *sizes)
+            others = (x for x in self.entered if layer.kernel in x[1:])
+            beside = "".join(f", input shared with {self.names[x[0]]}" for x in others)
+            treatment = f"{layer.treatment}{beside}"
+            rows[layer.kernel] = (treatment, layer.num_inputs, *sizes)
             if layer.bias is not None:
                 rows[layer.bias] = (f"bias of {self.names[layer.kernel]}", 1, *sizes)
         heads = ("parameter", "shape", "treatment", "inputs", "outputs", "stacked")

@@ -1,5 +1,6 @@
 """Tracing a model, and settling what its linear layers are."""
 
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ from fisherflow_jax._ground import calling, trees
 from fisherflow_jax.layers import _compat
 from fisherflow_jax.layers import _values as following
 from fisherflow_jax.layers import _views as views
-from fisherflow_jax.layers._compat import Path
+from fisherflow_jax.layers._compat import Path, Program
 from fisherflow_jax.layers._examples import follow
 from fisherflow_jax.layers._found import Broadcast, Use, Walk
 from fisherflow_jax.layers._layer import Layer, Layers, shapes_of_one
@@ -84,6 +85,7 @@ def trace(
         batched=count is not None,
         together=together,
         summed=summed,
+        entered=_entered(program, uses),
         input_shapes=shapes_of_one(inputs),
     )
     return Traced(
@@ -265,6 +267,48 @@ def _fits(one: Use, other: Use) -> bool:
     return len(set(alike)) == 1 and (
         one.part.axis == 0 or (one.part.axis == 2 and same_input)
     )
+
+
+def _entered(
+    program: Program, layers: tuple[tuple[Use, ...], ...]
+) -> tuple[tuple[int, ...], ...]:
+    """The kernels that one array enters, in the same way at every use."""
+    origin_of = _origins(program)
+    kernels: dict[Any, list[int]] = {}
+    for uses in layers:
+        plain = all(x.before is x.part is None and not x.turned for x in uses)
+        if not plain or any(use.linear.kind != "dense" for use in uses):
+            continue
+        ways = (
+            (
+                origin_of(use.path[:-1], use.entering),
+                *(use.linear.input_axes, use.scale, use.sliced, use.num_positions),
+                *(use.kernel.shape[:2], use.bias is None, use.mixed),
+            )
+            for use in uses
+        )
+        kernels.setdefault(tuple(ways), []).append(uses[0].leaf)
+    return tuple(tuple(leaves) for leaves in kernels.values() if len(leaves) > 1)
+
+
+def _origins(program: Program) -> Callable[[Path, Any], tuple[Path, Any]]:
+    """`(scope, variable) -> (scope, variable)` where it was before any call."""
+
+    @functools.cache
+    def scope(path: Path) -> tuple[Program, dict[Any, tuple[Path, Any]]]:
+        if not path:
+            return program, {}
+        equation = scope(path[:-1])[0].equations[path[-1]]
+        body = _compat.read(equation.operation.body)
+        if not isinstance(equation.operation, _compat.Call):
+            return body, {}
+        given = (origin_of(path[:-1], atom.variable) for atom in equation.inputs)
+        return body, dict(zip(body.inputs, given, strict=True))
+
+    def origin_of(path: Path, variable: Any) -> tuple[Path, Any]:
+        return scope(path)[1].get(variable, (path, variable))
+
+    return origin_of
 
 
 def _fallback(

@@ -24,6 +24,9 @@ from fisherflow_jax.structures._moving_kronecker import LayerBases as LayerBases
 from fisherflow_jax.structures._moving_kronecker import (
     MovingKronecker as MovingKronecker,
 )
+from fisherflow_jax.structures._packed_kronecker import (
+    PackedKronecker as PackedKronecker,
+)
 from fisherflow_jax.structures._prior import as_precision as as_precision
 from fisherflow_jax.structures._scalar import Scalar as Scalar
 from fisherflow_jax.structures._scalar import scalar as scalar

@@ -15,6 +15,7 @@ from fisherflow_jax._ground.placement import divided
 from fisherflow_jax.layers import Layer, Layers
 from fisherflow_jax.structures import _eigen_kronecker as eigen_kronecker
 from fisherflow_jax.structures import _moving_kronecker as moving_kronecker
+from fisherflow_jax.structures import _packed_kronecker as packed_kronecker
 from fisherflow_jax.structures._algebra import (
     dense,
     kronecker_factors,
@@ -163,7 +164,8 @@ def kronecker(
         layers = dataclasses.replace(layers, apart=True)
 
     def reduce_layer(first: str, products: Any) -> tuple[jax.Array, jax.Array]:
-        return factors(products, conventions[first], widest)
+        same = layers.same_inputs[first]
+        return factors(products, conventions[first], widest, same)
 
     def empty_layer(layer: Layer, rows: int, dtype: Any) -> tuple[jax.Array, jax.Array]:
         stacked, columns = layer.num_stacked, layer.num_outputs
@@ -190,6 +192,7 @@ def kronecker(
     )._replace(
         held_by_outer_products=entering_and_returning,
         correction=moving_kronecker.begin,
+        packing=packed_kronecker.pack,
         apart=apart,
     )
 

@@ -35,6 +35,8 @@ class Structure(NamedTuple):
         batches.
       correction: an information of zeros -> one with second moments in an eigenbasis
         that moves, and the bases: see `LayerBases`.
+      packing: an information -> what adds as it does and takes fewer numbers: see
+        `PackedKronecker`.
       apart: the same structure, where what can be renewed by turns is stacked in this.
       gathers: whether `reduce` loses what a sum would keep: devices that each have some
         of a batch's vectors then bring them together before, and reduce all of them.
@@ -52,6 +54,7 @@ class Structure(NamedTuple):
     held_by_outer_products: Callable[[Any], int | None] | None = None
     layers: Layers | None = None
     correction: Callable[[Any], tuple[Any, Any]] | None = None
+    packing: Callable[[Any], Any] | None = None
     apart: Callable[[], "Structure"] | None = None
     gathers: bool = False
     call: str = ""

@@ -116,6 +116,7 @@ def natural_gradient(
         inverse_period=inverse_period,
         staggered=spread_inverses,
         corrected=eigenvalue_correction,
+        packed=False,
         momentum=IDENTITY,
         power=-1 if power is None else power,
         root_damping=root_damping,

@@ -87,7 +87,9 @@ def kfac(
       widest: as in `ff.structures.kronecker`: sides of more than so many units keep the
         diagonal of their factor. None: its default.
       store: type in which inverses are kept, such as "bfloat16"; None: that of the
-        factors, float32 or wider, which are not narrowed.
+        factors, float32 or wider, which are not narrowed. With a type factors are kept
+        as one triangle each, half their bytes and equal to the last bit;
+        `ff.get_information` gives them whole.
       weight_decay: as in `ff.natural_gradient`.
       mask: which parameters decay, as there.
       factorise: as in `ff.scale_by_fisher`; None: `ff.transforms.factored_damping`, or
@@ -175,6 +177,7 @@ def kfac(
         "inverse_period": 10 if inverse_period is None else inverse_period,
         "staggered": spread_inverses,
         "corrected": eigenvalue_correction,
+        "packed": store is not None,
         "momentum": IDENTITY,
         "power": -1,
         "root_damping": 0.0,

@@ -145,6 +145,7 @@ def scale_by_fisher(
         inverse_period=inverse_period,
         staggered=spread_inverses,
         corrected=eigenvalue_correction,
+        packed=False,
         momentum=IDENTITY if momentum is None else momentum,
         power=power,
         root_damping=root_damping,

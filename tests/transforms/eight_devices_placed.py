@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 import fisherflow_jax as ff
 from fisherflow_jax._ground.trees import parameter_name
 
-WIDTH, HIDDEN, WORDS, BLOCKS, STEPS = 16, 24, 16, 2, 10
+WIDTH, HIDDEN, WORDS, BLOCKS, STEPS = 16, 32, 16, 2, 10
 SPREAD = P("data")
 
 
@@ -72,6 +72,7 @@ MAKE = {
     "kfac": kfac,
     "last": kfac,  # by a function of the shape, which no compiler would guess
     "turns": lambda **o: kfac(spread_inverses=True, **o),
+    "packed": lambda **o: kfac(store="float32", **o),
     "ekfac": lambda **o: kfac(eigenvalue_correction=True, **o),
     "exact": lambda **o: kfac(factorise=ff.transforms.factorise, **o),
     "soap": lambda **o: ff.soap(0.01, inverse_period=3, widest=WIDTH, **o),

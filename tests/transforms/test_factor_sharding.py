@@ -26,6 +26,8 @@ def test_nothing_large_is_whole_on_a_device():
     [
         ("kfac", "auto"),
         ("kfac", "explicit"),
+        ("packed", "auto"),
+        ("packed", "explicit"),
         ("ekfac", "auto"),
         ("ekfac", "explicit"),
         ("soap", "auto"),

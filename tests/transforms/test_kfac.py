@@ -1,5 +1,6 @@
 """K-FAC as an Optax transformation: damping factor by factor, and whole steps."""
 
+import dataclasses
 import functools
 
 import jax
@@ -190,9 +191,90 @@ def test_inverses_are_kept_in_a_narrower_type():
     assert {x.dtype for x in kept} == {jnp.dtype("bfloat16")}
     assert jax.tree.leaves(state[0].information)[0].dtype != jnp.bfloat16
     sizes = [ff.transforms.bytes_per_device(x, PARAMS) for x in (whole, narrow)]
-    assert sizes[0] - sizes[1] == 6 * sum(x.size for x in kept)
+    # of 8 bytes a number of the inverses 2 are left; of D^2 in a factor (D + 1) D / 2
+    spared = 8 * sum(d * (d - 1) // 2 for d in (4, 4, 4, 3))
+    assert sizes[0] - sizes[1] == 6 * sum(x.size for x in kept) + spared
     for options in ({"store": "int8"}, {"store": 2, "eigenvalue_correction": True}):
         with pytest.raises(ValueError, match="store is None or a floating-point type"):
             run(**options)
     with pytest.raises(ValueError, match="store is for inverses"):
         run(store="bfloat16", eigenvalue_correction=True)
+
+
+@pytest.mark.parametrize("options", [{"widest": 3}, {"max_kl": None, "period": 2}])
+def test_factors_kept_as_triangles_are_those_kept_whole_to_the_bit(options):
+    def run(store):
+        optimizer = ff.kfac(
+            *(0.1, network, LIKELIHOOD, LAYERS),
+            **{"damping": DAMPING, "key": 0, "store": store, **options},
+        )
+        step = cases.compiled(
+            lambda state, gradients, batch: optimizer.update(
+                gradients, state, PARAMS, batch=batch
+            )
+        )
+        state, updates = optimizer.init(PARAMS), []
+        for scale in (1.0, 0.5, np.nan, 2.0):  # one step is refused
+            gradients = jax.tree.map(lambda x, s=scale: s * x, PARAMS)
+            update, state = step(state, gradients, BATCH)
+            updates.append(update)
+        return updates, state
+
+    (expected, whole), (found, kept) = run(None), run("float64")
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert int(optax.tree.get(kept, "num_skipped")) == 1
+    factors = optax.tree.get(kept, "input_factors")
+    last = (4,) if options.get("widest", 9) < 4 else (2, 5)
+    assert {x.shape[1:] for x in factors.values()} == {(2, 5), last}
+    informations = [ff.get_information(state, 12) for state in (whole, kept)]
+    assert isinstance(informations[1], ff.structures.Kronecker)
+    jax.tree.map(np.testing.assert_array_equal, *informations)
+
+
+def attention(params, x):
+    """One head, and a gate: three kernels that one array enters, and two."""
+    q, v = x @ params["q"], x @ params["v"]
+    k = jnp.einsum("nsd,de->nse", x, params["k"])
+    weights = jax.nn.softmax(jnp.einsum("nsd,ntd->nst", q, k))
+    h = jnp.einsum("nst,ntd->nsd", weights, v) @ params["o"]
+    return jnp.tanh(h @ params["gate"]) * (h @ params["up"]) @ params["head"]
+
+
+def test_layers_that_one_array_enters_have_one_factor_of_it():
+    square = {name: draw(4, 4, seed=i) for i, name in enumerate("qkvo")}
+    wide = {"up": draw(4, 6, seed=5), "gate": draw(4, 6, seed=6)}
+    params = {**square, **wide, "head": draw(6, 3, seed=7)}
+    x = draw(5, 2, 4, seed=8)
+    batch = x, np.arange(10).reshape(5, 2) % 3
+    layers = ff.layers.find_layers(attention, params, x)
+    assert "dense, input shared with k " in str(layers)
+    same = {name: list(rows) for name, rows in layers.same_inputs.items()}
+    assert same == {"gate": [0, 0], "head": [0], "k": [0, 1, 0, 0]}  # k, o, q, v
+    alone = dataclasses.replace(layers, entered=())
+
+    def after(layers, **options):
+        optimizer = ff.kfac(
+            0.1, attention, LIKELIHOOD, layers, key=0, max_kl=None, **options
+        )
+
+        @cases.compiled
+        def steps(params):
+            state = optimizer.init(params)
+            for _ in range(2):
+                updates, state = optimizer.update(params, state, params, batch=batch)
+            return updates, state
+
+        return steps(params)
+
+    (expected, _), (found, state) = after(alone), after(layers, store="float64")
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, **EXACT), found, expected
+    )
+    held = optax.tree.get(state, "input_factors")
+    assert {name: x.shape for name, x in held.items()} == {
+        "gate": (1, 2, 5),
+        "head": (1, 3, 7),
+        "k": (2, 2, 5),
+    }
+    factors = ff.get_information(state, 10).input_factors["k"]
+    assert factors.shape == (4, 4, 4) and bool((factors[0] == factors[3]).all())

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fisherflow_jax._ground import linalg, trees
 from fisherflow_jax.layers import Layer, Layers
@@ -47,10 +48,13 @@ def with_bias(inputs: jax.Array) -> jax.Array:
 
 
 def factors(
-    products: OuterProducts, sharing: Sharing, widest: int
+    products: OuterProducts, sharing: Sharing, widest: int, same_inputs: np.ndarray
 ) -> tuple[jax.Array, jax.Array]:
-    """A `(K, I, I)` and G `(K, O, O)`, sums over examples; diagonals where wide."""
-    left, right, positions = _as_it_is(products, sharing, widest)
+    """A `(K, I, I)` and G `(K, O, O)`, sums over examples; diagonals where wide.
+
+    `same_inputs`, of each of K the first with the same inputs: their A is made once.
+    """
+    left, right, positions = _as_it_is(products, sharing, widest, same_inputs)
     if products.turned is None:
         return left, right
     other_left, other_right, others = _turned(products.turned, sharing, widest)
@@ -76,7 +80,7 @@ def _turned(
 
 
 def _as_it_is(
-    products: OuterProducts, sharing: Sharing, widest: int
+    products: OuterProducts, sharing: Sharing, widest: int, same_inputs: np.ndarray
 ) -> tuple[jax.Array, jax.Array, int]:
     """The two factors, and the number of positions that are kept."""
     dtype = products.gradients.dtype
@@ -88,9 +92,17 @@ def _as_it_is(
         inputs = with_bias(inputs)
     inputs, gradients = sharing(inputs, products.gradients)
     roots = jnp.sqrt(_of_positions(products.weights, inputs.shape[2])).astype(dtype)
-    weighted = inputs * roots[:, None, :, None]
-    left = _gram(weighted, widest + products.has_bias)
+    first, places = np.unique(same_inputs, return_inverse=True)
+    weighted = rows_of(inputs, first, 1) * roots[:, None, :, None]
+    left = rows_of(_gram(weighted, widest + products.has_bias), places, 0)
     return left, _gram(gradients, widest), gradients.shape[3]
+
+
+def rows_of(stack: jax.Array, rows: np.ndarray, axis: int) -> jax.Array:
+    """These along an axis, which may be all in their order."""
+    if len(rows) == stack.shape[axis] and (rows == np.arange(len(rows))).all():
+        return stack
+    return jnp.take(stack, rows, axis, mode="clip")
 
 
 def _of_positions(weights: jax.Array, positions: int) -> jax.Array:

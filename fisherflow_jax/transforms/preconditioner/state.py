@@ -24,6 +24,7 @@ class Recipe:
     Attributes:
       staggered: whether parts of a factorisation are renewed by turns.
       corrected: whether eigenvalues are corrected.
+      packed: whether symmetric factors are kept as triangles.
       factor_sharding: as users give it; afterwards a rule of `_ground.placement`.
     """
 
@@ -34,6 +35,7 @@ class Recipe:
     inverse_period: int | None
     staggered: bool
     corrected: bool
+    packed: bool
     momentum: optax.GradientTransformation
     power: float
     root_damping: jax.typing.ArrayLike
@@ -216,7 +218,13 @@ def _no_fisher() -> ValueError:
 def believed(state: ScaleByFisherState) -> Any:
     """What is remembered as an information with all operations."""
     corrected = getattr(state.factorisation, "corrected", lambda kept: kept)
-    return corrected(state.information)
+    return corrected(unpacked(state.information))
+
+
+def unpacked(information: Any) -> Any:
+    """An information with whole matrices."""
+    whole = getattr(information, "unpacked", None)
+    return information if whole is None else whole()
 
 
 def is_fisher_state(node: Any) -> bool:

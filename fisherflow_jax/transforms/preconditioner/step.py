@@ -60,7 +60,8 @@ def _kept_at_start(recipe: Recipe, params: PyTree) -> dict[str, Any]:
     nothing, bases = _nothing(recipe, params)
     checks.check_rank(recipe.estimator, nothing)
     zero = jnp.zeros((), trees.float_dtype(params))
-    made = jax.eval_shape(lambda: _factorised(recipe, nothing, bases, zero, params))
+    mean = states.unpacked(nothing)
+    made = jax.eval_shape(lambda: _factorised(recipe, mean, bases, zero, params))
     if recipe.staggered:
         ops.parts(made if bases is None else bases)
     kept: Any = bases
@@ -79,13 +80,19 @@ def _nothing(recipe: Recipe, like: PyTree) -> tuple[Any, Any]:
     nothing = structure.empty(like)
     ops.check_like(nothing, like)
     if not recipe.corrected:
-        return nothing, None
+        return _packed(recipe, nothing), None
     if structure.correction is None:
         raise ValueError(
             "eigenvalue_correction=True corrects the structure kronecker(layers); the "
             f"estimator's informations are of type {type(nothing).__name__}."
         )
     return structure.correction(nothing)
+
+
+def _packed(recipe: Recipe, information: Any) -> Any:
+    """As it is kept and added to."""
+    packing = recipe.estimator.structure.packing if recipe.packed else None
+    return information if packing is None else packing(information)
 
 
 def _factorised(
@@ -269,7 +276,7 @@ def _refreshed(
 
 def _take_batch(recipe: Recipe, before: Curvature, given: Given) -> Curvature:
     estimator = recipe.estimator
-    information = _measure(estimator, given)
+    information = _packed(recipe, _measure(estimator, given))
     bases = before.bases
     if bases is None:
         return _take_in(recipe.memory, before, information, given)
@@ -379,4 +386,4 @@ def _mean_information(recipe: Recipe, curvature: Curvature) -> Any:
     information, average = curvature.information, recipe.memory.average
     if average is not None and ops.facts(information).elementwise:
         return average.debias(information, curvature.num_batches)
-    return ops.scale(information, 1 / curvature.observations)
+    return ops.scale(states.unpacked(information), 1 / curvature.observations)
