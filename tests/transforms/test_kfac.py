@@ -267,9 +267,8 @@ def test_layers_that_one_array_enters_have_one_factor_of_it():
         return steps(params)
 
     (expected, _), (found, state) = after(alone), after(layers, store="float64")
-    jax.tree.map(
-        lambda x, y: np.testing.assert_allclose(x, y, **EXACT), found, expected
-    )
+    close = functools.partial(np.testing.assert_allclose, **EXACT)
+    jax.tree.map(close, found, expected)
     held = optax.tree.get(state, "input_factors")
     assert {name: x.shape for name, x in held.items()} == {
         "gate": (1, 2, 5),
