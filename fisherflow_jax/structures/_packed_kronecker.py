@@ -17,6 +17,22 @@ class PackedKronecker(NamedTuple):
 
     The A of layers that one array enters (`layers.same_inputs`) is in it once. These
     add and are scaled as the factors; all else is for what `unpacked` gives.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> apply_fn, x = lambda params, x: x @ params["w"], jnp.ones((2, 4))
+      >>> optimizer = ff.kfac(
+      ...     *(0.1, apply_fn, ff.likelihoods.gaussian()),
+      ...     inputs=x,
+      ...     key=0,
+      ...     store="float32",
+      ... )
+      >>> state = optimizer.init({"w": jnp.ones((4, 3))})
+      >>> state[0].information.triangles.input_factors["w"].shape
+      (1, 2, 5)
+      >>> state[0].information.unpacked().input_factors["w"].shape
+      (1, 4, 4)
     """
 
     triangles: Any  # a Kronecker in all but its factors' shapes
