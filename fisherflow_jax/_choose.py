@@ -16,7 +16,7 @@ from fisherflow_jax._ground.keys import typed_key
 from fisherflow_jax._ground.warning import warn_once
 from fisherflow_jax.accumulation import as_stack
 from fisherflow_jax.calibration import log_score
-from fisherflow_jax.flow import FisherFlow, FlowState
+from fisherflow_jax.flow import FisherFlow, FlowState, check_member
 from fisherflow_jax.predictions import observation_interval, predict
 
 PyTree = Any
@@ -130,6 +130,7 @@ def choose(
       each flow, with a prediction of each batch; the first round once more, timed.
 
     Raises:
+      TypeError: for what is no flow of `ff.fisher_flow`, as a sparse one.
       ValueError: without flows, for flows of several likelihoods, or where no score is
         finite or no row has a weight.
 
@@ -194,7 +195,7 @@ def _checked(flows: Any) -> dict[str, FisherFlow]:
         )
     models: dict[Any, str] = {}
     for name, flow in flows.items():
-        checks.made(flow, FisherFlow, f"flows[{name!r}]", "ff.fisher_flow(...)")
+        check_member(flow, f"flows[{name!r}]")
         models.setdefault(flow.recipe.likelihood, name)
     if len(models) > 1:
         (one, first), (other, second) = list(models.items())[:2]

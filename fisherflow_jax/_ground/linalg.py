@@ -17,6 +17,9 @@ from jax.scipy.linalg import cho_solve, solve_triangular
 
 from fisherflow_jax._ground import trees
 
+# Up to this size the entries of a stack of matrices are written out.
+_WRITTEN_OUT = 3
+
 product = functools.partial(jnp.einsum, precision=Precision.HIGHEST)
 
 
@@ -82,6 +85,13 @@ def _alone(function: Callable) -> Callable:
     return one
 
 
+def _by_cholesky(matrix: jax.Array, columns: jax.Array) -> jax.Array:
+    # from the right, which on CPU takes a third of the time of a transposed factor
+    factor = jnp.linalg.cholesky(matrix, symmetrize_input=False)
+    half = jax.lax.linalg.triangular_solve(factor, columns, left_side=True, lower=True)
+    return jax.lax.linalg.triangular_solve(factor, half.T, lower=True).T
+
+
 # of which the upper triangle holds anything
 _lower = _alone(jax.lax.linalg.cholesky_p.bind)
 _cholesky = _alone(lambda m: jnp.linalg.cholesky(m, symmetrize_input=False))
@@ -91,6 +101,7 @@ _svd = _alone(lambda m: tuple(jnp.linalg.svd(m, full_matrices=False)))
 _forward = _alone(functools.partial(solve_triangular, lower=True))
 _backward = _alone(functools.partial(solve_triangular, lower=True, trans="T"))
 _both = _alone(lambda m, columns: cho_solve((m, True), columns))
+_definite = _alone(_by_cholesky)
 _by_lu = _alone(jnp.linalg.solve)
 _by_lu_transposed = _alone(lambda m, columns: jnp.linalg.solve(m.T, columns))
 
@@ -124,6 +135,51 @@ def cholesky_solve(factors: jax.Array, columns: jax.Array) -> jax.Array:
     """`(L L^T)^-1 B`, as in `solve_lower`."""
     ways = _both, _both
     return _divided("...ij,...kj,...kl->...il", factors, columns, *ways)
+
+
+def divided(matrix: jax.Array, columns: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`M^-1 B`, and the log-determinant of M, positive definite; one number is one."""
+    if matrix.shape == (1, 1):
+        return columns / matrix, jnp.log(matrix[0, 0])
+    factor = cholesky(matrix)
+    return cholesky_solve(factor, columns), 2 * jnp.sum(jnp.log(diagonal(factor)))
+
+
+def definite_solve(matrices: jax.Array, columns: jax.Array) -> jax.Array:
+    """`M^-1 B` of positive definite matrices; NaN where one is not."""
+    units, scales = equilibrated(matrices)
+    scales = scales[..., None]
+    columns = columns / scales
+    if matrices.shape[-1] <= _WRITTEN_OUT:
+        return _by_entries(units, columns) / scales
+    return (
+        jax.lax.custom_linear_solve(
+            lambda x: product("...ij,...jk->...ik", units, x),
+            columns,
+            lambda _, b: _each(_definite, units, b).reshape(b.shape),
+            symmetric=True,
+        )
+        / scales
+    )
+
+
+def _by_entries(matrices: jax.Array, columns: jax.Array) -> jax.Array:
+    """The same by Cholesky's formulas, entry by entry of a stack."""
+    size = matrices.shape[-1]
+    factor: dict[tuple[int, int], jax.Array] = {}
+    for j in range(size):
+        for i in range(j, size):
+            entry = matrices[..., i, j]
+            entry -= sum(factor[i, k] * factor[j, k] for k in range(j))
+            factor[i, j] = jnp.sqrt(entry) if i == j else entry / factor[j, j]
+    rows = [columns[..., i, :] for i in range(size)]
+    for i in range(size):
+        rows[i] -= sum(factor[i, k][..., None] * rows[k] for k in range(i))
+        rows[i] /= factor[i, i][..., None]
+    for i in reversed(range(size)):
+        rows[i] -= sum(factor[k, i][..., None] * rows[k] for k in range(i + 1, size))
+        rows[i] /= factor[i, i][..., None]
+    return jnp.stack(rows, -2)
 
 
 def solve(matrices: jax.Array, columns: jax.Array) -> jax.Array:

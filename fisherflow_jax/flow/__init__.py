@@ -4,6 +4,7 @@ from fisherflow_jax.flow._bank import Bank as Bank
 from fisherflow_jax.flow._bank import BankInfo as BankInfo
 from fisherflow_jax.flow._bank import BankState as BankState
 from fisherflow_jax.flow._bank import bank as bank
+from fisherflow_jax.flow._belonging import check_member as check_member
 from fisherflow_jax.flow._flow import fisher_flow as fisher_flow
 from fisherflow_jax.flow._identity import check_belongs as check_belongs
 from fisherflow_jax.flow._identity import choices_of as choices_of

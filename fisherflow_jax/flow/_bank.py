@@ -12,6 +12,7 @@ import optax
 from fisherflow_jax._ground import checks
 from fisherflow_jax._ground.batch import as_batch, by_name, weighted_total
 from fisherflow_jax._ground.keys import typed_key
+from fisherflow_jax.flow import _belonging as belonging
 from fisherflow_jax.flow._state import FisherFlow, FlowInfo, FlowState
 
 PyTree = Any
@@ -119,6 +120,7 @@ def bank(
       the members'.
 
     Raises:
+      TypeError: for what is no flow of `ff.fisher_flow`, as a sparse one.
       ValueError: without flows, for a forgetting outside (0, 1] or beside switching,
         and for flows of several structures without `weigh_by`: their evidences are no
         densities of the same kind.
@@ -151,7 +153,7 @@ def bank(
     if not flows:
         raise ValueError("a bank needs at least one flow; got none.")
     for index, flow in enumerate(flows):
-        checks.made(flow, FisherFlow, f"flows[{index}]", "ff.fisher_flow(...)")
+        belonging.check_member(flow, f"flows[{index}]")
     rule = _Weighing.of(forgetting, switching, weigh_by)
     if weigh_by is None:
         _check_comparable(flows)

@@ -6,8 +6,9 @@ import jax
 import numpy as np
 
 from fisherflow_jax import information as ops
+from fisherflow_jax._ground import checks
 from fisherflow_jax.flow._recipe import Recipe
-from fisherflow_jax.flow._state import FlowState, init
+from fisherflow_jax.flow._state import FisherFlow, FlowState, init
 
 
 def check_flow(flow: Any) -> None:
@@ -17,6 +18,22 @@ def check_flow(flow: Any) -> None:
             "a flow stands before its state and the data, as ff.fisher_flow makes it; "
             f"got a {type(flow).__name__}."
         )
+
+
+def check_member(flow: Any, name: str) -> None:
+    """Raises for what is no flow of `ff.fisher_flow`, to be run beside others.
+
+    A sparse flow's state is never read as a whole, so that what judges dense states
+    would cost all features a batch, and its rows go to no other flow.
+    """
+    if hasattr(flow, "update") and hasattr(flow, "predict"):
+        raise TypeError(
+            f"{name} is a sparse flow: its batches are ff.sparse.Rows, which no other "
+            "flow takes, and its predictions are its own. Run sparse flows by "
+            "themselves and compare the log scores of flow.predict(state, rows) before "
+            "each update (docs/choosing.md)."
+        )
+    checks.made(flow, FisherFlow, name, "ff.fisher_flow(...)")
 
 
 def check_kind(state: Any) -> None:

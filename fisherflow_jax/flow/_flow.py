@@ -65,7 +65,10 @@ def fisher_flow(
         costly, as itself.
       num_steps: Newton steps at most; of a first update 50, which sets out from a
         guess. 1 takes one step, the first time too, without a line search, and keeps
-        the information of the predicted mean.
+        the information of the predicted mean. With the full structure, a memory that
+        moves the parameters, float64 and a known dispersion a state then keeps the
+        covariance (`ff.structures.Inverted`), and where a batch has fewer targets than
+        there are parameters Kalman's gain takes it in, `O(d^2)` a target.
       expectation: from `ff.expectations`: average the batch's log-likelihood and
         information over the belief that includes it, in place of its mean,
 

@@ -64,6 +64,7 @@ class Solution(NamedTuple):
     decrement: jax.Array  # () squared length of its direction, in posterior sd
     unfinished: jax.Array  # () int32, 1: the steps ended before they were short
     helped: jax.Array  # () int32, factorisations that rounding would have stopped
+    pull: PyTree = None  # the information before, times the way from its mean
 
 
 def single_step(objective: Objective, start: PyTree, rest: PyTree = None) -> Solution:

@@ -118,6 +118,14 @@ class Recipe:
             likelihood.root(outputs, jnp.zeros(likelihood.probe_shape(outputs.shape)))
 
     @property
+    def keeps_covariance(self) -> bool:
+        """Whether a state of full structure keeps its covariance in float64, in place
+        of the information: single steps under a memory that moves the parameters."""
+        moves = capabilities.RANDOM_WALK in self.memory.needs
+        known = not self.estimates_dispersion and self.likelihood.nuisance is None
+        return moves and known and self.num_steps == 1 and not self.robust
+
+    @property
     def draws(self) -> bool:
         """Whether an update needs a key."""
         curvature = self.bound(self.estimator.value, self.apply_fn)

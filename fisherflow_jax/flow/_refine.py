@@ -278,7 +278,9 @@ def _refined(
         mean=point.mean,
         rest=point.rest,
         information=ops.conform(state.information, sums.curvature),
-        log_determinant=logdet.astype(state.log_determinant.dtype),
+        log_determinant=None
+        if state.log_determinant is None
+        else logdet.astype(state.log_determinant.dtype),
         count=count,
         meat=_meat_like(state, sums),
         clusters=sums.scores or None,

@@ -13,6 +13,7 @@ from fisherflow_jax._ground.batch import Batch, as_batch, by_name
 from fisherflow_jax.flow import _belonging as belonging
 from fisherflow_jax.flow._recipe import Recipe
 from fisherflow_jax.flow._state import FisherFlow, FlowState, belief_of
+from fisherflow_jax.structures._inverted import of_covariance
 
 PyTree = Any
 
@@ -25,7 +26,7 @@ class Smoothed(NamedTuple):
 
     Attributes:
       mean: like the parameters.
-      information: the inverse of the smoothed covariance.
+      information: kept by its inverse, the smoothed covariance.
       count: `(T,)`, effective observations of the whole stream.
       dispersion: `(T,)`, estimated from the whole stream; None: it is known.
       degrees_of_freedom: `(T,)`, of that estimate; None: the dispersion is known.
@@ -67,8 +68,9 @@ def smooth(
         or transition is a function of the batch.
 
     Returns:
-      `Smoothed`, with leaves `(T, ...)`. Cost: three factorisations and some products
-      a time, `d^3 T`, and memory `4 d^2 T`; the factorisations of all times at once.
+      `Smoothed`, with leaves `(T, ...)`. Cost: a factorisation and some products a
+      time, and another where a state keeps its information, `d^3 T`, and memory
+      `5 d^2 T`; all but the way back is of all times at once.
 
     Raises:
       ValueError: for another structure or memory, states that are not stacked, batches
@@ -190,34 +192,32 @@ def _smoothed(
     def back(rest: tuple, step: _Step) -> tuple[tuple, tuple]:
         mean, covariance = rest
         mean = step.mean + step.gain @ (mean - step.predicted)
-        covariance = step.gain @ covariance @ step.gain.T + step.left
+        covariance = _turned(step.gain, covariance) + step.left
         return (mean, covariance), (mean, covariance)
 
-    final = trees.ravel(last.mean), _inverse(ops.to_dense(ops.plain(last.information)))
+    final = trees.ravel(last.mean), _covariance(last.information)
     steps = _steps(recipe, states, batches)
     _, (means, covariances) = jax.lax.scan(back, final, steps, reverse=True)
     means, covariances = (
         jnp.concatenate([found, end[None]])
         for found, end in zip((means, covariances), final, strict=True)
     )
-    roots = _inverse_root(covariances)
 
     def widened(tree: PyTree) -> PyTree:
         return jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), tree)
 
     smoothed = Smoothed(
         mean=jax.vmap(lambda flat: trees.unravel(flat, like))(means),
-        information=jax.vmap(
-            lambda root: recipe.structure.reduce(trees.unravel(root, like))
-        )(roots),
+        information=jax.vmap(lambda matrix: of_covariance(matrix, like))(covariances),
         count=widened(last.count),
         dispersion=widened(last.dispersion),
         degrees_of_freedom=widened(last.degrees_of_freedom),
         nuisance=widened(last.nuisance),
     )
-    return smoothed, jnp.all(jnp.isfinite(roots), (1, 2)) & jnp.all(
-        jnp.isfinite(means), 1
+    sound = jnp.all(jnp.isfinite(covariances), (1, 2)) & jnp.all(
+        linalg.diagonal(covariances) > 0, 1
     )
+    return smoothed, sound & jnp.all(jnp.isfinite(means), 1)
 
 
 class _Step(NamedTuple):
@@ -233,47 +233,60 @@ def _steps(recipe: Recipe, states: FlowState, batches: Batch | None) -> _Step:
     earlier = jax.tree.map(lambda x: x[:-1], states)
     taken = states.step[1:] > states.step[:-1]
     parts = jax.tree.map(lambda x: x[1:], batches)
-    identity = jnp.eye(
-        trees.size(states.mean) // states.step.size,
-        dtype=trees.float_dtype(states.mean),
-    )
+    size = trees.size(states.mean) // states.step.size
+    identity = jnp.eye(size, dtype=trees.float_dtype(states.mean))
+    identity = jnp.broadcast_to(identity, (len(taken), size, size))
 
-    def step(state: FlowState, taken: jax.Array, batch: Batch | None) -> _Step:
+    def step(state: FlowState, taken: jax.Array, batch: Batch | None) -> tuple:
         if batch is not None:
             batch = as_batch(batch, values=False)
             batch, _ = recipe.model.screen(state.mean, batch)(batch)  # as in an update
         believed = belief_of(state)
         mean, like = trees.ravel(believed.mean), believed.mean
+        now = _covariance(believed.sums.curvature)
 
-        def ahead(mean: jax.Array) -> tuple[jax.Array, Any]:
-            belief = believed._replace(mean=trees.unravel(mean, like))
+        def ahead(mean: jax.Array, covariance: jax.Array) -> tuple:
+            sums = believed.sums._replace(curvature=of_covariance(covariance, like))
+            belief = believed._replace(mean=trees.unravel(mean, like), sums=sums)
             belief = recipe.memory.predict(state.memory, belief, batch, like)
-            return trees.ravel(belief.mean), belief.sums.curvature
+            return trees.ravel(belief.mean), _covariance(belief.sums.curvature)
 
         # linear in the mean, whatever the memory keeps its transition in
-        move, curvature = jax.jacfwd(ahead, has_aux=True)(mean)
-        predicted = ahead(mean)[0]
-        now, then = (
-            _inverse(ops.to_dense(ops.plain(x)))
-            for x in (believed.sums.curvature, curvature)
-        )
-        gain = now @ move.T @ ops.to_dense(ops.plain(curvature))
-        own, moved = identity - gain @ move, then - move @ now @ move.T
-        left = own @ now @ own.T + gain @ moved @ gain.T
+        move = jax.jacfwd(lambda x: ahead(x, now)[0])(mean)
+        predicted, then = ahead(mean, now)
+        noise = ahead(mean, jnp.zeros_like(now))[1]
         # an update that was refused moved nothing
         predicted = jnp.where(taken, predicted, mean)
-        gain = jnp.where(taken, gain, identity)
-        return _Step(mean, predicted, gain, jnp.where(taken, left, 0 * left))
+        return mean, predicted, now, then, noise, move @ now, move
 
-    return jax.vmap(step)(earlier, taken, parts)
+    found = jax.vmap(step)(earlier, taken, parts)
+    mean, predicted, now, then, noise, across, move = found
+    gain = jnp.swapaxes(linalg.definite_solve(then, across), 1, 2)
+    left = _left(identity, now, gain, across, move, noise)
+    kept = taken[:, None, None]
+    gain = jnp.where(kept, gain, identity)
+    return _Step(mean, predicted, gain, jnp.where(kept, left, jnp.zeros_like(left)))
 
 
-def _inverse(matrix: jax.Array) -> jax.Array:
-    root = _inverse_root(matrix)
-    return root.T @ root
+def _left(
+    identity: jax.Array,
+    now: jax.Array,
+    gain: jax.Array,
+    across: jax.Array,
+    move: jax.Array,
+    noise: jax.Array,
+) -> jax.Array:
+    """The covariance of the parameters given the next."""
+    if now.dtype == jnp.float64:
+        return now - gain @ across
+    # a sum of squares, of which a vague prior's size takes no digits
+    own = identity - gain @ move
+    return _turned(own, now) + _turned(gain, noise)
 
 
-def _inverse_root(matrices: jax.Array) -> jax.Array:
-    """`R`, with `R^T R` the inverses; NaN where a matrix is not positive definite."""
-    units, scales = linalg.equilibrated(matrices)
-    return linalg.inverse_of_lower(linalg.cholesky(units)) / scales[..., None, :]
+def _turned(turn: jax.Array, covariance: jax.Array) -> jax.Array:
+    return turn @ covariance @ jnp.swapaxes(turn, -1, -2)
+
+
+def _covariance(information: Any) -> jax.Array:
+    return ops.to_dense(ops.inverse(information))

@@ -18,6 +18,7 @@ from fisherflow_jax.flow._nuisance import NuisanceState
 from fisherflow_jax.flow._recipe import Recipe, parameters
 from fisherflow_jax.flow._robust import Clusters, no_clusters
 from fisherflow_jax.memories import Belief, Prior, Shift, Squares, Sum
+from fisherflow_jax.structures import _inverted as inverted
 from fisherflow_jax.structures import _prior as priors
 from fisherflow_jax.structures import capabilities
 from fisherflow_jax.structures._compensated import compensate
@@ -53,7 +54,8 @@ class FlowState(NamedTuple):
       rest: what rounding took from the mean, so that the sum of both has twice the
         digits; None: not kept, as in float64 and without compensated sums.
       information: prior included.
-      log_determinant: `()`, of the information, which the next update starts from.
+      log_determinant: `()`, of the information, which the next update starts from;
+        None: not kept, as where the information is kept by its inverse.
       count: `()`, effective observations: examples; where the dispersion is estimated,
         all their targets, each an observation of it.
       log_evidence: `()`, of all batches.
@@ -83,7 +85,7 @@ class FlowState(NamedTuple):
     mean: PyTree
     rest: PyTree
     information: Any
-    log_determinant: jax.Array
+    log_determinant: Any
     count: jax.Array  # type: ignore[assignment]
     log_evidence: jax.Array
     meat: Any | None
@@ -267,7 +269,7 @@ def init(
         apply_fn=begin,
         estimator=Compared(None),
         prior_precision=Compared(None),
-        num_steps=1,
+        num_steps=1 if recipe.keeps_covariance else 2,
         expectation=None,
         num_refreshes=1,
         chunk_size=None,
@@ -310,11 +312,21 @@ def begin(
         )
         compensated = matrix and zero.dtype == jnp.float32
     keep = compensate if compensated else (lambda x: x)
+    by_covariance = (
+        recipe.keeps_covariance
+        and inverted.may_be(information)
+        and not compensated
+        and zero.dtype == jnp.float64
+    )
+    if by_covariance:
+        keep = inverted.inverted
     state = FlowState(
         mean=mean,
         rest=optax.tree.zeros_like(mean) if compensated else None,
         information=keep(information),
-        log_determinant=sharding.replicated(ops.logdet, information, mean),
+        log_determinant=None
+        if by_covariance
+        else sharding.replicated(ops.logdet, information, mean),
         count=zero,
         log_evidence=zero,
         meat=None if meat is None else keep(meat),

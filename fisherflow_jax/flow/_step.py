@@ -14,6 +14,7 @@ from fisherflow_jax._ground import checks, choices, keys, linalg, sharding, tree
 from fisherflow_jax.flow import _averaging as averaging
 from fisherflow_jax.flow import _belonging as belonging
 from fisherflow_jax.flow import _evidence as evidence
+from fisherflow_jax.flow import _few as few
 from fisherflow_jax.flow import _marginal as marginal
 from fisherflow_jax.flow import _newton as newton
 from fisherflow_jax.flow import _nuisance as nuisances
@@ -118,8 +119,10 @@ def take_in(
     started = state.count > 0
     site, belief, distance = include(observed, averaged, predicted, solution, started)
     # of the beliefs before and with the batch, known where nothing has moved them since
-    before = logdet_of(predicted, believed, state.log_determinant)
-    whole = logdet_of(belief, None if recipe.marginal else belief, solution.logdet)
+    before, whole = jnp.zeros_like(solution.logdet), solution.logdet
+    if solution.pull is None:  # else what is told is by how much it grows
+        before = logdet_of(predicted, believed, state.log_determinant)
+        whole = logdet_of(belief, None if recipe.marginal else belief, whole)
     gain = log_evidence(observed, predicted, belief, distance, (before, whole))
     if nuisance is not None:
         gain = gain + nuisance.gain
@@ -131,6 +134,8 @@ def take_in(
     rest = belief.sums.weight, belief.sums.linear, belief.sums.scores, squared
     own = None if nuisance is None else nuisance.state.mean
     finite = trees.all_finite((belief.mean, gain, logdet, rest, own))
+    if state.log_determinant is None:
+        finite &= ops.is_finite(belief.sums.curvature)
     sound = jnp.isfinite(jnp.sum(batch.weights)) & finite
     missing, nothing = ~jnp.any(batch.weights > 0), jnp.zeros_like(solution.decrement)
     info = FlowInfo(
@@ -167,10 +172,12 @@ def _foretold(
     )
 
 
-def logdet_of(belief: Belief, other: Belief | None, known: jax.Array) -> jax.Array:
+def logdet_of(
+    belief: Belief, other: Belief | None, known: jax.Array | None
+) -> jax.Array:
     """The log-determinant of a belief's information: `known`, if that of `other` is."""
     information = belief.sums.curvature
-    if other is not None and information is other.sums.curvature:
+    if known is not None and other is not None and information is other.sums.curvature:
         return known
     return ops.regularised(information, belief.mean).logdet
 
@@ -205,6 +212,8 @@ def fit(
     once: bool = False,
 ) -> Solution:
     """The least of the batch's loss and the distance to the belief before it."""
+    if num_steps == 1 and few.are_seen(observed, predicted):
+        return few.single_step(observed, predicted, start)
     objective = objective_of(
         observed.log_density,
         observed.information,
@@ -259,8 +268,7 @@ def include(
 
     That is the squared length by the information before. `averaged` is what was solved.
     """
-    recipe, sums = observed.recipe, predicted.sums
-    before, mean = ops.plain(sums.curvature), solution.mean
+    recipe, sums, mean = observed.recipe, predicted.sums, solution.mean
     rest = solution.rest
     weight = observed.num_observations.astype(sums.weight.dtype)
     site = Sum(curvature=solution.information, weight=weight)
@@ -272,11 +280,12 @@ def include(
         score = jax.grad(averaged.log_density)(solution.at)
         site, own = marginal.project(recipe.structure, site, score, solution.at)
         pull = ops.matvec(site.curvature, optax.tree.sub(own, predicted.mean))
-        total = ops.add(site.curvature, before)
+        total = ops.add(site.curvature, ops.plain(sums.curvature))
         step = ops.solve(total, pull)
         mean, rest = linalg.moved(predicted.mean, predicted.rest, step)
-    move = predicted.to(mean, rest)
-    moved = ops.matvec(before, move)
+    move, moved = predicted.to(mean, rest), solution.pull
+    if moved is None:
+        moved = ops.matvec(ops.plain(sums.curvature), move)
     distance = trees.dot(move, moved)
     squares = growth = None
     if recipe.likelihood.pearson is not None:
@@ -344,7 +353,7 @@ def believing(state: FlowState, belief: Belief, logdet: jax.Array) -> FlowState:
         mean=belief.mean,
         rest=belief.rest,
         information=belief.sums.curvature,
-        log_determinant=logdet,
+        log_determinant=None if state.log_determinant is None else logdet,
         count=belief.sums.weight,
         meat=belief.sums.quadratic[0] if belief.sums.quadratic else None,
         clusters=belief.sums.scores or None,

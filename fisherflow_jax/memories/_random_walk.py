@@ -48,7 +48,8 @@ def random_walk(
 
     Returns:
       A `Memory`. Cost of an update: one solve with a matrix right-hand side (d^3 with
-      the full structure); storage: none.
+      the full structure), or two products where a flow keeps the covariance
+      (`num_steps=1`, float64); storage: none.
 
     Raises:
       ValueError: for a negative or asymmetric noise; when the flow is built, for a

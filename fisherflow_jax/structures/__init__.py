@@ -15,6 +15,7 @@ from fisherflow_jax.structures._diagonal import diagonal as diagonal
 from fisherflow_jax.structures._eigen_kronecker import EigenKronecker as EigenKronecker
 from fisherflow_jax.structures._full import Full as Full
 from fisherflow_jax.structures._full import full as full
+from fisherflow_jax.structures._inverted import Inverted as Inverted
 from fisherflow_jax.structures._kronecker import Kronecker as Kronecker
 from fisherflow_jax.structures._kronecker import LayerInverses as LayerInverses
 from fisherflow_jax.structures._kronecker import kronecker as kronecker

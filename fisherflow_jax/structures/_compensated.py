@@ -4,6 +4,7 @@ Adding a small increment to a large sum in float32 rounds it to 24 bits; after 2
 increments nothing is added at all. The pair keeps what was rounded away.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -67,28 +68,32 @@ def _(information: Compensated, noise: Any, transition: Any | None = None):
     return compensate(ops.propagate(information.value, noise, transition))
 
 
-@ops.sandwich.register
-def _(information: Compensated, meat: Any) -> Any:
-    return ops.sandwich(information.value, ops.plain(meat))
+def on_value(kind: type, but: tuple = ()) -> None:
+    """What is asked of this kind is asked of its `value`, but for some operations."""
+
+    def of_value(operation: Callable) -> Callable:
+        def asked(information: Any, *args: Any, **kwargs: Any) -> Any:
+            return operation(information.value, *args, **kwargs)
+
+        return asked
+
+    _KINDS.append(kind)
+    ops.plain.register(kind, lambda information: information.value)
+    ops.sandwich.register(
+        kind, lambda bread, meat: ops.sandwich(bread.value, ops.plain(meat))
+    )
+    for operation in _OF_VALUES:
+        if operation not in but:
+            operation.register(kind, of_value(operation))
 
 
-def _on_parts(operation: Any) -> None:
-    @operation.register
-    def _(information: Compensated, *args: Any, **kwargs: Any) -> Compensated:
-        return Compensated(*(operation(part, *args, **kwargs) for part in information))
+def is_of_value(information: Any) -> bool:
+    """Whether it is of such a kind, which knows itself how it is added to."""
+    return isinstance(information, tuple(_KINDS))
 
 
-def _on_value(operation: Any) -> None:
-    @operation.register
-    def _(information: Compensated, *args: Any, **kwargs: Any) -> Any:
-        return operation(information.value, *args, **kwargs)
-
-
-for _operation in (ops.scale, ops.total, ops.restrict):
-    _on_parts(_operation)
-
-ops.plain.register(Compensated, lambda information: information.value)
-for _operation in (
+_KINDS: list[type] = []
+_OF_VALUES: tuple[Any, ...] = (
     ops.facts,
     ops.check_prior,
     ops.matvec,
@@ -109,5 +114,15 @@ for _operation in (
     ops.to_dense,
     ops.inverse,
     ops.squares,
-):
-    _on_value(_operation)
+)
+on_value(Compensated)
+
+
+def _on_parts(operation: Any) -> None:
+    @operation.register
+    def _(information: Compensated, *args: Any, **kwargs: Any) -> Compensated:
+        return Compensated(*(operation(part, *args, **kwargs) for part in information))
+
+
+for _operation in (ops.scale, ops.total, ops.restrict):
+    _on_parts(_operation)

@@ -9,7 +9,7 @@ from fisherflow_jax import information as ops
 from fisherflow_jax._ground import choices, trees
 from fisherflow_jax.structures import capabilities
 from fisherflow_jax.structures._algebra import dense, outer_products
-from fisherflow_jax.structures._compensated import Compensated
+from fisherflow_jax.structures._compensated import is_of_value
 from fisherflow_jax.structures._structure import Structure
 
 PyTree = Any
@@ -25,6 +25,7 @@ class Full(NamedTuple):
 
 
 dense.register(Full)
+ops.to_dense.register(Full, lambda i, like=None: trees.ravel(i.rows, 1))
 ops.facts.register(Full, lambda information: ops.Facts(dense=True, whole=True))
 
 
@@ -32,7 +33,7 @@ ops.facts.register(Full, lambda information: ops.Facts(dense=True, whole=True))
 def _(left: Full, right: Any) -> Full:
     if isinstance(right, Full):
         return Full(jax.tree.map(jnp.add, left.rows, right.rows))
-    if isinstance(right, Compensated):
+    if is_of_value(right):
         return NotImplemented
     # every structure is a matrix, so this one can hold the sum
     like = jax.tree.map(lambda x: x[0], left.rows)

@@ -155,6 +155,35 @@ def test_under_jit_and_vmap_in_float32():
     np.testing.assert_allclose(both, [wanted, wanted], atol=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("structure", "shape"),
+    [
+        (ff.structures.block(), (3, 1)),
+        (ff.structures.block(lambda name: "all"), (3,)),
+    ],
+    ids=["a block an output", "a group of all"],
+)
+def test_one_block_of_all_parameters_is_full(structure, shape):
+    def apply_fn(params, inputs):
+        return inputs @ params.reshape(-1)
+
+    flow = ff.fisher_flow(
+        apply_fn, ff.likelihoods.gaussian(SCALE), structure=structure,
+        prior_precision=1e-8,
+    )  # fmt: skip
+    state, _ = flow.update(flow.init(jnp.zeros(shape)), (INPUTS, TARGETS))
+    full = stream(build(ff.likelihoods.gaussian(SCALE)))
+    found, wanted = (ff.intervals.anytime(s, TAU) for s in (state, full))
+    for one, other in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(np.ravel(one), other, rtol=1e-7)
+    two = ff.fisher_flow(
+        apply_fn, ff.likelihoods.gaussian(SCALE), structure=ff.structures.block()
+    )
+    state, _ = two.update(two.init(jnp.zeros(3)), (INPUTS, TARGETS))
+    with pytest.raises(ValueError, match="covariances between all"):
+        ff.intervals.anytime(state, TAU)
+
+
 def test_refusals():
     gaussian = ff.likelihoods.gaussian(SCALE)
     state = stream(build(gaussian))

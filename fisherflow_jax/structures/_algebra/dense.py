@@ -528,6 +528,8 @@ def _operator_blocks(information: Any, operator: Any, name: str) -> list[jax.Arr
             f"{name} couples parameters of different blocks, which this structure does "
             "not keep: use structures.full(), or a partition that joins them."
         )
+    if not outside.any():  # one block, in the order of the matrix
+        return [jnp.asarray(matrix)]
     blocks = [jnp.asarray(matrix[pick]) for pick in picks]
     # traced, it cannot raise and must not be dropped in silence: the update is refused
     return [jnp.where(coupled, jnp.nan, block) for block in blocks]
@@ -562,9 +564,33 @@ def _propagate(information: Any, noise: Any, transition: Any | None = None) -> A
     return with_matrices(information, map(move, blocks, noises, steps))
 
 
+def spread(covariance: Any, noise: Any, transition: Any | None) -> Any:
+    """The covariance `A P A^T + Q` of a step, in blocks; A None: the identity."""
+    blocks = matrices(covariance)
+    if transition is not None:
+        steps = _operator_blocks(covariance, transition, "transition")
+        times = functools.partial(linalg.product, "...ij,...kj->...ik")
+        # by the right, where one step is that of many covariances
+        halves = map(times, blocks, steps)
+        blocks = [
+            times(jnp.swapaxes(half, -1, -2), step)
+            for half, step in zip(halves, steps, strict=True)
+        ]
+    noises = _operator_blocks(covariance, noise, "process_noise")
+    return with_matrices(covariance, map(jnp.add, blocks, noises))
+
+
 def _by_columns(information: Any, like: PyTree | None = None) -> ops.ByColumns:
     ways = (functools.partial(way, information) for way in (pack, unpack))
     return columns.of_matrices(matrices(information), *ways)
+
+
+def _facts(information: Any) -> ops.Facts:
+    """Whole where one block has all parameters."""
+    shapes = [x.shape for x in jax.tree.leaves(layout(information).tree)]
+    count = sum(math.prod(shape[1:]) for shape in shapes)
+    whole = all(shape[0] == count for shape in shapes)
+    return ops.Facts(dense=True, whole=whole)
 
 
 @ops.parts.register
@@ -579,7 +605,7 @@ def register(kind: type) -> None:
     ops.restrict.register(kind, _restrict)
     ops.matvec.register(kind, _matvec)
     ops.solver.register(kind, _solver)
-    ops.facts.register(kind, lambda information: ops.Facts(dense=True))
+    ops.facts.register(kind, _facts)
     ops.by_columns.register(kind, _by_columns)
     ops.spectral.register(kind, _spectral)
     ops.eigenvalues.register(kind, _eigenvalues)
