@@ -127,6 +127,13 @@ def _(information: Inverted, like: PyTree | None = None) -> ops.Regularised:
     return ops.Regularised(ops.solver(information), ops.logdet(information), none)
 
 
+@ops.resolved.register
+def _(information: Inverted, like: PyTree | None = None) -> tuple[Inverted, PyTree]:
+    """Of a covariance rounding hides no direction, however large its variance."""
+    variances = ops.diagonal(information.inverse)
+    return information, jax.tree.map(jnp.zeros_like, variances)
+
+
 @ops.is_finite.register
 def _(information: Inverted) -> jax.Array:
     """And no variance has been lost to rounding."""
@@ -145,11 +152,14 @@ ops.inverse_diagonal.register(Inverted, lambda i, like=None: ops.diagonal(i.inve
 ops.facts.register(Inverted, lambda i: ops.facts(i.inverse))
 ops.restrict.register(Inverted, lambda i, *of: ops.restrict(i.value, *of))
 
-on_value(
-    Inverted,
-    but=(
-        *(ops.solver, ops.regularised, ops.logdet, ops.inverse, ops.inverse_diagonal),
-        ops.facts,
-    ),
+_BY_INVERSE = (
+    ops.solver,
+    ops.regularised,
+    ops.resolved,
+    ops.logdet,
+    ops.inverse,
+    ops.inverse_diagonal,
+    ops.facts,
 )
+on_value(Inverted, but=_BY_INVERSE)
 on_value(Rows, but=(ops.matvec,))
