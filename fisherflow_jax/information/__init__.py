@@ -57,6 +57,7 @@ from fisherflow_jax.information._operations import plain as plain
 from fisherflow_jax.information._operations import propagate as propagate
 from fisherflow_jax.information._operations import provides as provides
 from fisherflow_jax.information._operations import quadratic_form as quadratic_form
+from fisherflow_jax.information._operations import rounded as rounded
 from fisherflow_jax.information._operations import sandwich as sandwich
 from fisherflow_jax.information._operations import scale as scale
 from fisherflow_jax.information._operations import shapes as shapes

@@ -557,7 +557,7 @@ def conform(template: Information, information: Information) -> Information:
 
 @functools.singledispatch
 def plain(information: Information) -> Information:
-    """The information itself, or the rounded value of a compensated one.
+    """The information itself: as `rounded`, and where its inverse is kept, of that.
 
     Example:
       >>> import jax.numpy as jnp
@@ -565,5 +565,22 @@ def plain(information: Information) -> Information:
       >>> information = ff.structures.Full(jnp.eye(1))
       >>> ff.information.plain(information) is information
       True
+    """
+    return rounded(information)
+
+
+@functools.singledispatch
+def rounded(information: Information) -> Information:
+    """As it is kept, but for a compensated one, which is rounded to its structure.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fisherflow_jax as ff
+      >>> pair = ff.structures.Compensated(
+      ...     ff.structures.Diagonal(jnp.array([2.0])),
+      ...     ff.structures.Diagonal(jnp.array([0.5])),
+      ... )
+      >>> print(ff.information.rounded(pair).entries)
+      [2.5]
     """
     return information

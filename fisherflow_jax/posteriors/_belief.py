@@ -158,7 +158,7 @@ def _gaussian(state: Any, robust: bool | str) -> Gaussian:
         count = getattr(state, "count", None)  # every tuple has a method `count`
     one = Gaussian(
         mean=state.mean,
-        information=ops.plain(state.information),
+        information=ops.rounded(state.information),
         meat=None if meat is None else ops.plain(meat),
         num_observations=count,
         nuisance=getattr(state, "nuisance", None),

@@ -116,6 +116,7 @@ _OF_VALUES: tuple[Any, ...] = (
     ops.squares,
 )
 on_value(Compensated)
+ops.rounded.register(Compensated, lambda information: information.value)
 
 
 def _on_parts(operation: Any) -> None:
