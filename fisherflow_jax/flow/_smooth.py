@@ -198,10 +198,6 @@ def _smoothed(
     final = trees.ravel(last.mean), _covariance(last.information)
     steps = _steps(recipe, states, batches)
     _, (means, covariances) = jax.lax.scan(back, final, steps, reverse=True)
-    means, covariances = (
-        jnp.concatenate([found, end[None]])
-        for found, end in zip((means, covariances), final, strict=True)
-    )
 
     def widened(tree: PyTree) -> PyTree:
         return jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), tree)
@@ -214,14 +210,14 @@ def _smoothed(
         degrees_of_freedom=widened(last.degrees_of_freedom),
         nuisance=widened(last.nuisance),
     )
-    sound = jnp.all(jnp.isfinite(covariances), (1, 2)) & jnp.all(
-        linalg.diagonal(covariances) > 0, 1
-    )
-    return smoothed, sound & jnp.all(jnp.isfinite(means), 1)
+    # what is not finite in a gain is in a whole row of it, and so in a variance
+    variances = linalg.diagonal(covariances)
+    sound = (variances > 0) & jnp.isfinite(variances) & jnp.isfinite(means)
+    return smoothed, jnp.all(sound, 1)
 
 
 class _Step(NamedTuple):
-    """The way back from each state but the last to the one before; `(T - 1, ...)`."""
+    """The way back to each state from the next, from the last to itself; `(T, ...)`."""
 
     mean: jax.Array
     predicted: jax.Array  # the mean of the next, before its batch
@@ -230,9 +226,9 @@ class _Step(NamedTuple):
 
 
 def _steps(recipe: Recipe, states: FlowState, batches: Batch | None) -> _Step:
-    earlier = jax.tree.map(lambda x: x[:-1], states)
-    taken = states.step[1:] > states.step[:-1]
-    parts = jax.tree.map(lambda x: x[1:], batches)
+    # after the last state comes itself, which nothing has moved
+    taken = jnp.append(states.step[1:] > states.step[:-1], False)
+    parts = jax.tree.map(lambda x: jnp.roll(x, -1, 0), batches)
     size = trees.size(states.mean) // states.step.size
     identity = jnp.eye(size, dtype=trees.float_dtype(states.mean))
     identity = jnp.broadcast_to(identity, (len(taken), size, size))
@@ -259,7 +255,7 @@ def _steps(recipe: Recipe, states: FlowState, batches: Batch | None) -> _Step:
         predicted = jnp.where(taken, predicted, mean)
         return mean, predicted, now, then, noise, move @ now, move
 
-    found = jax.vmap(step)(earlier, taken, parts)
+    found = jax.vmap(step)(states, taken, parts)
     mean, predicted, now, then, noise, across, move = found
     gain = jnp.swapaxes(linalg.definite_solve(then, across), 1, 2)
     left = _left(identity, now, gain, across, move, noise)
