@@ -17,7 +17,10 @@ PyTree = Any
 
 
 class Inverted(NamedTuple):
-    """The information whose inverse is kept, the covariance."""
+    """The information whose inverse is kept, the covariance.
+
+    Kept by `ff.fisher_flow(..., num_steps=1)` under a memory that moves the parameters.
+    """
 
     inverse: Full
 
