@@ -11,7 +11,7 @@ import jax
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import choices, trees
 from fisherflow_jax.structures import capabilities
-from fisherflow_jax.structures._algebra import dense
+from fisherflow_jax.structures._algebra import dense, steps
 from fisherflow_jax.structures._structure import Structure
 
 PyTree = Any
@@ -39,7 +39,9 @@ class UnitBlock(NamedTuple):
 
 
 dense.register(Block)
+steps.register(Block)
 dense.register(UnitBlock)
+steps.register(UnitBlock)
 
 
 @choices.choice

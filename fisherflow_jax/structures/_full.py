@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import choices, trees
 from fisherflow_jax.structures import capabilities
-from fisherflow_jax.structures._algebra import dense, outer_products
+from fisherflow_jax.structures._algebra import dense, outer_products, steps
 from fisherflow_jax.structures._compensated import is_of_value
 from fisherflow_jax.structures._structure import Structure
 
@@ -25,6 +25,7 @@ class Full(NamedTuple):
 
 
 dense.register(Full)
+steps.register(Full)
 ops.to_dense.register(Full, lambda i, like=None: trees.ravel(i.rows, 1))
 ops.facts.register(Full, lambda information: ops.Facts(dense=True, whole=True))
 

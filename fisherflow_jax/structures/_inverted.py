@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import linalg, trees
-from fisherflow_jax.structures._algebra import dense
+from fisherflow_jax.structures._algebra import dense, steps
 from fisherflow_jax.structures._compensated import Compensated, on_value
 from fisherflow_jax.structures._full import Full, from_matrix, full
 from fisherflow_jax.structures._structure import Structure
@@ -108,7 +108,7 @@ def _(template: Inverted, information: Any) -> Inverted:
 @ops.propagate.register
 def _(information: Inverted, noise: Any, transition: Any | None = None) -> Inverted:
     kept = information.inverse
-    return Inverted(dense.spread(kept, noise, transition))
+    return Inverted(steps.spread(kept, noise, transition))
 
 
 @ops.matvec.register

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fisherflow_jax import information as ops
-from fisherflow_jax._ground import checks, linalg, trees
+from fisherflow_jax._ground import linalg, trees
 from fisherflow_jax.structures import capabilities
 from fisherflow_jax.structures._algebra import columns, linear
 from fisherflow_jax.structures._diagonal import Diagonal
@@ -136,10 +136,10 @@ def structure(name: str, empty: Callable[[PyTree], Any], also: str) -> Structure
         shapes = empty(params)
         number = jnp.asarray(value, trees.float_dtype(params))
         blocks = jax.eval_shape(matrices, shapes)
-        return with_matrices(shapes, [number * _identity(block) for block in blocks])
+        return with_matrices(shapes, [number * identity(block) for block in blocks])
 
     def from_full(full: Any) -> Any:
-        shapes = empty(jax.eval_shape(_diagonal, full))
+        shapes = empty(jax.eval_shape(diagonal, full))
         matrix = trees.ravel(full.rows, 1)
         blocks = [matrix[p[..., :, None], p[..., None, :]] for p in places(shapes)]
         return with_matrices(shapes, blocks)
@@ -168,7 +168,7 @@ def _of_matvec(shapes: Any, matvec: Callable, params: PyTree) -> Any:
             return column[each[position // size]]
 
         rows = linear.map_basis(matvec, params, read, indices=place.reshape(-1))
-        blocks.append(_symmetric(rows.reshape((*place.shape, size))))
+        blocks.append(symmetric(rows.reshape((*place.shape, size))))
     return with_matrices(shapes, blocks)
 
 
@@ -234,12 +234,12 @@ def _cells(kept: Layout) -> dict[tuple[str, str], jax.Array]:
     return cells
 
 
-def _identity(matrix: jax.Array) -> jax.Array:
+def identity(matrix: jax.Array) -> jax.Array:
     identity = jnp.eye(matrix.shape[-1], dtype=matrix.dtype)
     return jnp.broadcast_to(identity, matrix.shape)
 
 
-def _diagonal_matrix(vector: jax.Array) -> jax.Array:
+def diagonal_matrix(vector: jax.Array) -> jax.Array:
     """`(..., k)` on the diagonal of `(..., k, k)`."""
     return jnp.vectorize(jnp.diag, signature="(k)->(k,k)")(vector)
 
@@ -247,7 +247,7 @@ def _diagonal_matrix(vector: jax.Array) -> jax.Array:
 def factorise(matrix: jax.Array, damping: Any = 0.0) -> tuple[jax.Array, jax.Array]:
     """Cholesky factor of `D^-1/2 (M + damping) D^-1/2`, and `D^1/2 (..., k)`."""
     if not (isinstance(damping, (int, float)) and damping == 0):
-        matrix = matrix + damping * _identity(matrix)
+        matrix = matrix + damping * identity(matrix)
     equilibrated, scales = linalg.equilibrated(matrix)
     return linalg.cholesky(equilibrated), scales
 
@@ -269,7 +269,7 @@ def inverse_matrix(matrix: jax.Array) -> jax.Array:
     return inverse / (scales[..., :, None] * scales[..., None, :])
 
 
-def _symmetric(matrix: jax.Array) -> jax.Array:
+def symmetric(matrix: jax.Array) -> jax.Array:
     return (matrix + jnp.swapaxes(matrix, -1, -2)) / 2
 
 
@@ -443,15 +443,15 @@ def _log_volume(factor: jax.Array, scales: jax.Array) -> jax.Array:
 
 
 def _trace(information: Any, like: PyTree | None = None) -> jax.Array:
-    return jnp.sum(trees.ravel(_diagonal(information)))
+    return jnp.sum(trees.ravel(diagonal(information)))
 
 
-def _diagonal(information: Any, like: PyTree | None = None) -> PyTree:
+def diagonal(information: Any, like: PyTree | None = None) -> PyTree:
     return unpack(information, map(linalg.diagonal, matrices(information)))
 
 
 def _inverse_diagonal(information: Any, like: PyTree | None = None) -> PyTree:
-    return _diagonal(_inverse(information), like)
+    return diagonal(_inverse(information), like)
 
 
 def places(information: Any) -> list[np.ndarray]:
@@ -485,9 +485,9 @@ def _add_other(left: Any, right: Any) -> Any:
     """The sum with a number, or with a diagonal."""
     if isinstance(right, Scalar):
         value = right.value.astype(trees.float_dtype(left))
-        return with_matrices(left, [m + value * _identity(m) for m in matrices(left)])
+        return with_matrices(left, [m + value * identity(m) for m in matrices(left)])
     if isinstance(right, Diagonal):
-        diagonals = map(_diagonal_matrix, pack(left, right.entries))
+        diagonals = map(diagonal_matrix, pack(left, right.entries))
         return with_matrices(left, map(jnp.add, matrices(left), diagonals))
     return NotImplemented
 
@@ -506,78 +506,9 @@ def _squares(information: Any, stack: PyTree) -> Any:
 def _sandwich(information: Any, meat: Any) -> Any:
     def block(bread: jax.Array, filling: jax.Array) -> jax.Array:
         inverse = inverse_matrix(bread)
-        return _symmetric(inverse @ filling @ inverse)
+        return symmetric(inverse @ filling @ inverse)
 
     return with_matrices(information, map(block, matrices(information), matrices(meat)))
-
-
-def _operator_blocks(information: Any, operator: Any, name: str) -> list[jax.Array]:
-    """A noise or transition as one matrix `(..., k, k)` for each block."""
-    if isinstance(operator, (Scalar, Diagonal)):
-        entries = ops.diagonal(operator, _diagonal(information))
-        return [_diagonal_matrix(v) for v in pack(information, entries)]
-    dtype = trees.float_dtype(information)
-    picks = [(p[..., :, None], p[..., None, :]) for p in places(information)]
-    outside = np.ones(operator.shape, bool)
-    for pick in picks:
-        outside[pick] = False
-    matrix: Any = (np if checks.is_concrete(operator) else jnp).asarray(operator, dtype)
-    coupled = (matrix * outside.astype(dtype) != 0).any()
-    if not checks.holds(~coupled):
-        raise ValueError(
-            f"{name} couples parameters of different blocks, which this structure does "
-            "not keep: use structures.full(), or a partition that joins them."
-        )
-    if not outside.any():  # one block, in the order of the matrix
-        return [jnp.asarray(matrix)]
-    blocks = [jnp.asarray(matrix[pick]) for pick in picks]
-    # traced, it cannot raise and must not be dropped in silence: the update is refused
-    return [jnp.where(coupled, jnp.nan, block) for block in blocks]
-
-
-def _propagate(information: Any, noise: Any, transition: Any | None = None) -> Any:
-    def wait(block: jax.Array, noise: jax.Array) -> jax.Array:
-        # (1 + I Q)^-1 I: nothing is inverted, so a singular I or Q is harmless
-        system = _identity(block) + block @ noise
-        return _symmetric(linalg.solve(system, block))
-
-    def move(block: jax.Array, noise: jax.Array, step: jax.Array) -> jax.Array:
-        # -(A I^-1 A^T + Q)^-1 is a block of [[I, A^T], [A, -Q]]^-1: I, which rounding
-        # may have made indefinite, A or Q may be singular, as long as the whole is not
-        block, before = linalg.equilibrated(block)
-        after = before / jnp.sqrt(1 + linalg.diagonal(noise) * jnp.square(before))
-        step = after[..., :, None] * step / before[..., None, :]
-        noise = after[..., :, None] * noise * after[..., None, :]
-        above = jnp.concatenate([block, jnp.swapaxes(step, -1, -2)], -1)
-        below = jnp.concatenate([step, -noise], -1)
-        none = jnp.zeros_like(block)
-        right = jnp.concatenate([none, -_identity(block)], -2)
-        found = linalg.solve(jnp.concatenate([above, below], -2), right)
-        found = found[..., block.shape[-1] :, :]
-        return _symmetric(after[..., :, None] * found * after[..., None, :])
-
-    blocks = matrices(information)
-    noises = _operator_blocks(information, noise, "process_noise")
-    if transition is None:
-        return with_matrices(information, map(wait, blocks, noises))
-    steps = _operator_blocks(information, transition, "transition")
-    return with_matrices(information, map(move, blocks, noises, steps))
-
-
-def spread(covariance: Any, noise: Any, transition: Any | None) -> Any:
-    """The covariance `A P A^T + Q` of a step, in blocks; A None: the identity."""
-    blocks = matrices(covariance)
-    if transition is not None:
-        steps = _operator_blocks(covariance, transition, "transition")
-        times = functools.partial(linalg.product, "...ij,...kj->...ik")
-        # by the right, where one step is that of many covariances
-        halves = map(times, blocks, steps)
-        blocks = [
-            times(jnp.swapaxes(half, -1, -2), step)
-            for half, step in zip(halves, steps, strict=True)
-        ]
-    noises = _operator_blocks(covariance, noise, "process_noise")
-    return with_matrices(covariance, map(jnp.add, blocks, noises))
 
 
 def _by_columns(information: Any, like: PyTree | None = None) -> ops.ByColumns:
@@ -615,10 +546,9 @@ def register(kind: type) -> None:
     ops.regularised.register(kind, _regularised)
     ops.resolved.register(kind, _resolved)
     ops.trace.register(kind, _trace)
-    ops.diagonal.register(kind, _diagonal)
+    ops.diagonal.register(kind, diagonal)
     ops.inverse_diagonal.register(kind, _inverse_diagonal)
     ops.to_dense.register(kind, _to_dense)
     ops.inverse.register(kind, _inverse)
     ops.sandwich.register(kind, _sandwich)
     ops.squares.register(kind, _squares)
-    ops.propagate.register(kind, _propagate)
