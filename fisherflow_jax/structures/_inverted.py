@@ -19,7 +19,7 @@ PyTree = Any
 class Inverted(NamedTuple):
     """The information whose inverse is kept, the covariance.
 
-    Kept by `ff.fisher_flow(..., num_steps=1)` under a memory that moves the parameters.
+    Kept by `ff.fisher_flow`, of single steps under a memory that moves the parameters.
     """
 
     inverse: Full

@@ -31,8 +31,9 @@ def _operator_blocks(information: Any, operator: Any, name: str) -> list[jax.Arr
             f"{name} couples parameters of different blocks, which this structure does "
             "not keep: use structures.full(), or a partition that joins them."
         )
-    if not outside.any():  # one block, in the order of the matrix
-        return [jnp.asarray(matrix)]
+    if len(picks) == 1 and not outside.any():  # in the order of the matrix
+        shape = np.broadcast_shapes(*(pick.shape for pick in picks[0]))
+        return [jnp.asarray(matrix).reshape(shape)]
     blocks = [jnp.asarray(matrix[pick]) for pick in picks]
     # traced, it cannot raise and must not be dropped in silence: the update is refused
     return [jnp.where(coupled, jnp.nan, block) for block in blocks]
