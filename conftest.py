@@ -10,7 +10,7 @@ import tempfile
 import jax
 import pytest
 
-import recipe_pages
+import doc_pages
 import shared_context
 
 # What makes the site is run by the site's stage of .ci/run.
@@ -75,8 +75,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave recipes to .ci/run, before markers decide what runs."""
-    recipe_pages.mark(items)
+    """Leave most pages to .ci/run, before markers decide what runs."""
+    doc_pages.mark(items)
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

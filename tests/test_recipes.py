@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from recipe_pages import FOLDER, long_lines
+from doc_pages import FOLDER, long_lines
 
 CASES = Path(__file__).parent / "cases"
-PAGES = {page.stem: page.read_text() for page in sorted(FOLDER.glob("*.md"))}
+PAGES = {x.stem: x.read_text() for x in sorted((FOLDER / "recipes").glob("*.md"))}
 INDEX = PAGES.pop("index")
 WORDS = ["Optax", "linen", "nnx", "Equinox", "LoRA", "last layer", "padded", "EWC"]
 WORDS += ["calibrated", "prune", "active learning", "influence", "structure", "mask"]
@@ -48,11 +48,11 @@ def test_fences_under_the_comment_are_long():
 
 
 CONFTEST = """
-import pathlib, pytest, recipe_pages
-recipe_pages.FOLDER = pathlib.Path(__file__).parent
+import pathlib, pytest, doc_pages
+doc_pages.FOLDER = pathlib.Path(__file__).parent
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    recipe_pages.mark(items)
+    doc_pages.mark(items)
 """
 WRONG_IN_THE_LONG_FENCE = """
 ```python

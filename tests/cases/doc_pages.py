@@ -1,8 +1,8 @@
-"""The recipes in docs/recipes, and which of their programs only a long run takes.
+"""The pages in docs, and which of their programs only a long run takes.
 
-A page runs with `.ci/run` and not with `pytest` alone: it is marked `slow`. A fence
-under the comment `<!-- long -->` is left out there; the page with it is another item,
-marked `long`, which `.ci/run --all` runs.
+A page runs with `.ci/run`, and with `pytest` alone only where a reader begins: others
+are marked `slow`. A fence under the comment `<!-- long -->` is left out there; the page
+with it is another item, marked `long`, which `.ci/run --all` runs.
 """
 
 import copy
@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FOLDER = ROOT / "docs" / "recipes"
+FOLDER = ROOT / "docs"
+QUICK = {"guide.md", "start.md"}
 LONG_FENCE = re.compile(r"^<!-- long -->\n```python\n.*?^```$", re.M | re.S)
 
 
@@ -26,9 +27,10 @@ def long_lines(text: str) -> set[int]:
 
 
 def mark(items: list[pytest.Item]) -> None:
-    """Mark the recipes among the items, and add to each what is long."""
+    """Mark the pages among the items, and add to each what is long."""
     for item in list(items):
-        if not isinstance(item, pytest.DoctestItem) or item.path.parent != FOLDER:
+        page = item.path.is_relative_to(FOLDER) and item.path.name not in QUICK
+        if not isinstance(item, pytest.DoctestItem) or not page:
             continue
         examples, lines = item.dtest.examples, long_lines(item.path.read_text())
         quick = [example for example in examples if example.lineno not in lines]
