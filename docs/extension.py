@@ -12,7 +12,10 @@ from sphinx.util.nodes import make_refnode
 
 log = logging.getLogger(__name__)
 PAGES = {
-    r"\]\((?:\.\./)*SECURITY\.md": "](/generated/security.md",
+    **{
+        rf"\]\((?:\.\./)*{name.upper()}\.md": f"](/generated/{name}.md"
+        for name in pages.FROM_ROOT
+    },
     r"\]\((?:\.\./)+notebooks/(\w+)\.ipynb": r"](/generated/gallery/\1_notebook.ipynb",
     r"\]\((?:\.\./)+examples/(\w+)\.py": r"](/generated/gallery/\1.md",
 }

@@ -32,6 +32,8 @@ ABOUT = {
     "infer": "Streams into states: flows, sums over data sets, batches, models.",
     "uncertainty": "States into intervals, tests, samples, predictions.",
 }
+# Pages of the repository's root, by their names in lower case.
+FROM_ROOT = ("changelog", "contributing", "security")
 # `ff.calibration.calibrate` is `ff.calibrate`: one entry.
 ALIASES: dict[str, str] = {}
 
@@ -265,8 +267,7 @@ def gallery() -> Iterator[tuple[str, str]]:
 
 def from_root(name: str) -> str:
     """A page of the repository's root, its links as seen from the site."""
-    text = (ROOT / name).read_text().replace("](docs/", "](/")
-    return text.replace("](SECURITY.md", "](/generated/security.md")
+    return (ROOT / f"{name.upper()}.md").read_text().replace("](docs/", "](/")
 
 
 def write(docs: Path) -> None:
@@ -276,8 +277,7 @@ def write(docs: Path) -> None:
         **dict(reference()),
         **dict(gallery()),
         "bibliography.md": bibliography(),
-        "changelog.md": from_root("CHANGELOG.md"),
-        "security.md": from_root("SECURITY.md"),
+        **{f"{name}.md": from_root(name) for name in FROM_ROOT},
         "benchmarks_table.txt": benchmarks(),
     }
     for path in folder.glob("**/*.*"):

@@ -109,7 +109,7 @@ if _typing.TYPE_CHECKING:
     from fisherflow_jax.predictions import Prediction as Prediction
     from fisherflow_jax.predictions import predict as predict
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # What a first import does not need: loaded on first use.
 _LAZY = {

@@ -131,6 +131,17 @@ def solved(solver, name, size):
     return back(geo.natural_gradient_flow(run, x, None, **options).params)
 
 
+def test_the_flow_is_the_same_in_every_chart():
+    ends = []
+    for name in CHARTS:
+        x, run, _, back = in_chart(name)
+        found = geo.natural_gradient_flow(
+            run, x, None, time=1.0, tolerance=0.0, rtol=1e-10
+        )
+        ends.append(back(found.params))
+    np.testing.assert_allclose(ends, EXACT, rtol=1e-8)
+
+
 def corrected(name, size):
     """Euler's steps with the geodesic correction."""
     x, run, metric, back = in_chart(name)
