@@ -133,7 +133,7 @@ def placed(term: Parameter, view: View) -> tuple[View, Part | None]:
 def fixed(value: Any) -> Fixed:
     """What a constant is."""
     known = jnp.shape(value) == () and not isinstance(value, jax.core.Tracer)
-    real = known and jnp.issubdtype(value.dtype, np.floating)
+    real = known and jnp.issubdtype(jnp.result_type(value), np.floating)
     return Fixed(float(value) if real else None)
 
 

@@ -71,6 +71,18 @@ def test_shared_inputs_are_passed_whole():
     assert [(x.num_inputs, x.num_outputs) for x in layers.layers] == [(3, 2)]
 
 
+def test_a_boolean_of_python_among_the_operands():
+    """As diffrax's solvers leave it: a literal without a dtype."""
+
+    def one(params, x):
+        seen = jax.lax.and_p.bind(x[0] > 0, True)
+        return jnp.where(seen, 1.0, 2.0) * (x @ params["w"])
+
+    apply_fn = jax.vmap(one, (None, 0))
+    layers = find_layers(apply_fn, {"w": jnp.ones((2, 3))}, jnp.ones((4, 2)))
+    assert [(x.num_inputs, x.num_outputs) for x in layers.layers] == [(2, 3)]
+
+
 def test_operations_without_a_derivative_are_walked_too():
     def apply_fn(params, x):
         def body(state):
