@@ -12,6 +12,7 @@ from fisherflow_jax._ground import processes, trees
 from fisherflow_jax.posteriors import _belief as belief
 from fisherflow_jax.posteriors._belief import Gaussian
 from fisherflow_jax.posteriors._intervals import check_level, two_sided
+from fisherflow_jax.posteriors._mapping import mapped
 from fisherflow_jax.posteriors._undetermined import warn_of_values
 
 PyTree = Any
@@ -103,7 +104,8 @@ def delta_method(
       and a backward pass and a solve for each value.
 
     Raises:
-      ValueError: for a level outside (0, 1), and as `standard_error` does.
+      ValueError: for a level outside (0, 1), a transform that is not increasing
+        between the ends of an interval, and as `standard_error` does.
 
     Example:
       >>> import jax.numpy as jnp
@@ -132,9 +134,8 @@ def delta_method(
     reach = two_sided(level, belief.degrees_of_freedom(state), error.dtype) * error
     lower, upper = value - reach, value + reach
     if transform is not None:
-        lower, upper = transform(lower), transform(upper)
-        value, slope = jax.jvp(transform, (value,), (jnp.ones_like(value),))
-        error = jnp.abs(slope) * error
+        value, lower, upper, slope = mapped(transform, value, lower, upper)
+        error = slope * error
     like = jax.eval_shape(function, one.mean)
     return Estimate(
         estimate=trees.unravel(value, like),

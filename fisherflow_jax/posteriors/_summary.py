@@ -13,6 +13,7 @@ from fisherflow_jax.posteriors._anytime import at_all_times
 from fisherflow_jax.posteriors._belief import Gaussian, gaussians
 from fisherflow_jax.posteriors._coefficients import Summary
 from fisherflow_jax.posteriors._intervals import interval_and_error
+from fisherflow_jax.posteriors._mapping import mapped
 from fisherflow_jax.posteriors._undetermined import (
     Direction,
     events,
@@ -151,20 +152,8 @@ def summary(
 
 def _mapped(transform: Callable, *columns: np.ndarray) -> tuple[np.ndarray, ...]:
     """Estimates and the ends of intervals, mapped, and the map's slope at the first."""
-    if not callable(transform):
-        raise TypeError(f"transform is a map such as jnp.exp; got {transform!r}.")
-    middle, lower, upper = map(jnp.asarray, columns)
-    value, slope = jax.jvp(transform, (middle,), (jnp.ones_like(middle),))
-    low, high = transform(lower), transform(upper)
-    rises = (slope >= 0) & (low <= value) & (value <= high)
-    known = ~jnp.isnan(middle + lower + upper)
-    if value.shape != middle.shape or bool(jnp.any(known & ~rises)):
-        raise ValueError(
-            f"transform={told(transform)} is not an increasing map of each parameter: "
-            "an interval's ends would not be those of its values. Take jnp.exp, or "
-            "ff.delta_method for another function."
-        )
-    return tuple(np.asarray(x, float) for x in (value, low, high, slope))
+    found = mapped(transform, *map(jnp.asarray, columns))
+    return tuple(np.asarray(x, float) for x in found)
 
 
 def _flat(names: Any) -> list[str]:

@@ -104,10 +104,11 @@ class FisherFlowClassifier(ClassifierMixin, Estimator):
         Returns:
           Itself.
         """
-        X, y = self._checked(X, y, True)
-        self._forget()
-        self.__dict__.pop("classes_", None)
-        return self._learn(X, y, np.unique(y), sample_weight)
+        with self._whole():
+            X, y = self._checked(X, y, True)
+            self._forget()
+            self.__dict__.pop("classes_", None)
+            return self._learn(X, y, np.unique(y), sample_weight)
 
     def partial_fit(
         self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None
@@ -121,8 +122,9 @@ class FisherFlowClassifier(ClassifierMixin, Estimator):
         Returns:
           Itself.
         """
-        X, y = self._checked(X, y, self._is_new)
-        return self._learn(X, y, classes, sample_weight)
+        with self._whole():
+            X, y = self._checked(X, y, self._is_new)
+            return self._learn(X, y, classes, sample_weight)
 
     def _checked(self, X: Any, y: Any, first: bool) -> Any:
         X, y = validate_data(self, X, y, reset=first, dtype=np.float64)

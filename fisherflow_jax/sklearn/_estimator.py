@@ -1,8 +1,10 @@
 """What the estimators share: columns, batches, the flow, and what is read of it."""
 
+import contextlib
 import dataclasses
 import numbers
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -113,11 +115,26 @@ class Estimator(BaseEstimator):
     def _forget(self) -> None:
         self.__dict__.pop("state_", None)
 
+    @contextlib.contextmanager
+    def _whole(self) -> Iterator[None]:
+        """What is raised within leaves the estimator as it was."""
+        before = dict(self.__dict__)
+        try:
+            yield
+        except BaseException:
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            raise
+
     def _take_in(self, X: np.ndarray, y: np.ndarray, sample_weight: Any) -> Any:
         """A batch that was checked, `y` as the likelihood's targets."""
         weights = _check_sample_weight(
             sample_weight, X, dtype=np.float64, ensure_non_negative=True
         )
+        if not weights.any():  # which scikit-learn says from 1.9 on
+            raise ValueError(
+                "Sample weights must contain at least one non-zero number."
+            )
         if self._is_new:
             self.mean_ = np.average(X, axis=0, weights=weights)
             spread = np.average(np.square(X - self.mean_), axis=0, weights=weights)

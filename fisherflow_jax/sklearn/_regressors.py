@@ -37,12 +37,15 @@ class _OfNumbers(RegressorMixin, Estimator):
         return self._learn(X, y, sample_weight, self._is_new)
 
     def _learn(self, X: Any, y: Any, sample_weight: Any, first: bool) -> Any:
-        X, y = validate_data(self, X, y, reset=first, dtype=np.float64, y_numeric=True)
-        if np.any(y < self._lowest):
-            raise ValueError(f"y must be {self._lowest} or more; got {np.min(y)}.")
-        if first:
-            self._forget()
-        return self._take_in(X, y.astype(np.float64), sample_weight)
+        with self._whole():
+            X, y = validate_data(
+                self, X, y, reset=first, dtype=np.float64, y_numeric=True
+            )
+            if np.any(y < self._lowest):
+                raise ValueError(f"y must be {self._lowest} or more; got {np.min(y)}.")
+            if first:
+                self._forget()
+            return self._take_in(X, y.astype(np.float64), sample_weight)
 
 
 class FisherFlowRegressor(_OfNumbers):

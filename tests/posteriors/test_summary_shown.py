@@ -3,6 +3,7 @@
 import builtins
 import html.parser
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas
@@ -68,6 +69,27 @@ def test_what_is_no_increasing_map_is_refused(state):
             ff.summary(state, transform=wrong)
     with pytest.raises(TypeError, match=r"a map such as jnp\.exp; got 'exp'"):
         ff.summary(state, transform="exp")
+
+
+def test_a_map_that_turns_or_mixes_is_refused(belief):
+    """Of which the ends alone, or the parameters at once, do not tell."""
+    info = ff.structures.Diagonal(jnp.full(2, 1.0))
+    state = belief(jnp.ones(2), info)  # from -.96 to 2.96
+    ends = belief(jnp.array([0.0, 0.0]), ff.structures.Diagonal(jnp.full(2, 0.05)))
+    for wrong, held in (
+        (jnp.square, state),  # whose least value is inside
+        (jnp.abs, state),
+        (jnp.cumsum, state),
+        (jax.nn.softmax, state),
+        (jnp.sin, ends),
+    ):
+        with pytest.raises(ValueError, match="is not an increasing"):
+            ff.summary(held, transform=wrong)
+        with pytest.raises(ValueError, match="is not an increasing"):
+            ff.delta_method(held, lambda p: p, transform=wrong)
+    scale = jnp.array([2.0, 3.0])
+    table = ff.summary(state, transform=lambda x: scale * x)
+    np.testing.assert_allclose(table.estimate, [2.0, 3.0])
 
 
 def test_ends_that_overflow_are_infinite(belief):

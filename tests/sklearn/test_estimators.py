@@ -366,11 +366,40 @@ def test_collinear_columns_of_great_scales_under_a_vague_prior():
 
 @ALL
 def test_a_fit_that_is_refused_changes_nothing(kind):
-    estimator = kind().fit(X, TARGETS[kind])
-    before = estimator.predict(X)
-    with pytest.raises(ValueError, match="NaN"):
-        estimator.fit(X * np.nan, TARGETS[kind])
-    np.testing.assert_array_equal(estimator.predict(X), before)
+    y = TARGETS[kind]
+    estimator = kind().fit(X, y)
+    before, expected = dict(vars(estimator)), estimator.predict(X)
+    ones, no_weight = np.ones(N), np.zeros(N)
+    for method in (estimator.fit, estimator.partial_fit):
+        with pytest.raises(ValueError, match="NaN"):
+            method(X * np.nan, y)
+        with pytest.raises(ValueError, match="Negative values"):
+            method(X, y, sample_weight=-ones)
+        with pytest.raises(ValueError, match="at least one non-zero"):
+            method(X, y, sample_weight=no_weight)
+    with pytest.raises(ValueError, match="inconsistent numbers"):
+        estimator.fit(X[:, :2], y[1:])
+    assert vars(estimator) == before
+    np.testing.assert_array_equal(estimator.predict(X), expected)
+
+
+def test_a_first_chunk_that_is_refused_is_none():
+    classifier = FisherFlowClassifier()
+    with pytest.raises(ValueError, match="not in classes"):
+        classifier.partial_fit(X, SPECIES, classes=["a", "b"])
+    classifier.partial_fit(X, SPECIES, classes=["a", "b", "c"])
+    before = dict(vars(classifier))
+    with pytest.raises(ValueError, match="one class"):
+        classifier.fit(X, np.full(N, "a"))
+    assert vars(classifier) == before
+
+
+def test_no_weight_at_all_is_refused_by_every_scikit_learn(monkeypatch):
+    """Older ones say nothing of it."""
+    name = "fisherflow_jax.sklearn._estimator._check_sample_weight"
+    monkeypatch.setattr(name, lambda weights, *_, **__: weights)
+    with pytest.raises(ValueError, match="at least one non-zero"):
+        FisherFlowRegressor().fit(X, TARGETS[FisherFlowRegressor], np.zeros(N))
 
 
 def test_a_structure_of_one_number():
