@@ -33,8 +33,8 @@ def intervals(
     """Draws an interval a parameter, one below the other: a forest plot.
 
     Args:
-      estimate: a state, anything with `.mean` and `.information`; or a pytree, with
-        `lower` and `upper`.
+      estimate: a state, anything with `.mean` and `.information`; or a pytree, which
+        needs `lower` and `upper`.
       lower: like the estimate; with `upper`, the ends of intervals of any kind. None:
         those of `ff.confidence_interval` of the state.
       upper: like the estimate.
@@ -74,6 +74,7 @@ def intervals(
     """
     if lower is None and upper is None:
         lower, upper = confidence_interval(estimate, level=level, robust=robust)
+    if hasattr(estimate, "information"):
         estimate = estimate.mean
     middle, low, high = axes.ends(estimate, lower, upper, 0)
     if (low > high).any():

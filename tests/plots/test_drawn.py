@@ -208,6 +208,14 @@ def test_intervals_of_a_state():
         plots.intervals(state, level=95)
 
 
+def test_ends_of_another_kind_beside_a_state():
+    information = ff.structures.Diagonal(jnp.ones(2))
+    state = ff.posterior(jnp.zeros(2), information, prior_precision=1.0)
+    ax = plots.intervals(state, -jnp.ones(2), 3.0 * jnp.ones(2))
+    ends = [[p[0, 0], p[1, 0]] for p in ax.collections[0].get_segments()]
+    np.testing.assert_array_equal(ends, [[-1, 3], [-1, 3]])
+
+
 def test_intervals_of_many_parameters():
     state = held({"b": jnp.ones(3), "w": jnp.arange(1400.0)})
     ax = plots.intervals(state)
