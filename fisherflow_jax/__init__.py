@@ -25,7 +25,9 @@ Whatever the structure, `ff.information` multiplies, solves, samples and adds it
   >>> print(state.mean, ff.standard_error(state))
   0.75 0.5
 
-docs/ has the guide; docs/api.txt lists every public name.
+Every name has a docstring with an example: `help(ff.fisher_flow)`, `help(ff.memories)`.
+The guide, recipes and the list of all names are not in the installed package but in
+docs/ of the repository.
 """
 
 import typing as _typing

@@ -14,7 +14,7 @@ from fisherflow_jax._ground import checks, choices, tables
 from fisherflow_jax._ground.batch import Batch, observed, weighted_total
 from fisherflow_jax._ground.keys import typed_key
 from fisherflow_jax._ground.warning import warn_once
-from fisherflow_jax.accumulation import as_stack
+from fisherflow_jax.accumulation import Stacked, as_stack, check_loader
 from fisherflow_jax.calibration import log_score
 from fisherflow_jax.flow import FisherFlow, FlowState, check_member
 from fisherflow_jax.predictions import observation_interval, predict
@@ -160,6 +160,8 @@ def choose(
     """
     flows = _checked(flows)
     checks.whole(num_rounds, "num_rounds")
+    if not isinstance(batches, Stacked):
+        check_loader(batches)
     stack = as_stack(batches, to_batch)
     count = len(stack.weights)
     ends = sorted({-(-count // 2**k) for k in range(num_rounds)})

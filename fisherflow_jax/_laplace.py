@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from fisherflow_jax import estimators, structures
-from fisherflow_jax._ground import trees
+from fisherflow_jax._ground import checks, trees
 from fisherflow_jax._ground.batch import Batch, num_examples
 from fisherflow_jax._ground.warning import warn_once
 from fisherflow_jax.accumulation import (
@@ -105,6 +105,10 @@ class Laplace(NamedTuple):
 Laplace.__module__ = "fisherflow_jax"
 
 
+@checks.called_as(
+    "laplace(apply_fn, likelihood, params, batches), and batches are a list of "
+    "(inputs, targets): [(X, y)]"
+)
 def laplace(
     apply_fn: Callable,
     likelihood: Likelihood,
@@ -199,7 +203,8 @@ def laplace(
       Daxberger, Kristiadi, Immer, Eschenhagen, Bauer, Hennig, "Laplace Redux:
       effortless Bayesian deep learning", 2021.
     """
-    check_choices(apply_fn, likelihood)
+    call = "ff.laplace(apply_fn, likelihood, params, batches)"
+    check_choices(apply_fn, likelihood, call)
     if chosen is not None:
         apply_fn, params = only(apply_fn, params, chosen)
     params = trees.real_arrays(params, "params")

@@ -217,19 +217,19 @@ def _told(known: dict, what: str, given: PyTree, tell: Callable) -> Any:
     return known[key]
 
 
-def check_function(apply_fn: Any) -> None:
-    """Raises unless it is one."""
+def check_function(apply_fn: Any, call: str = "") -> None:
+    """Raises unless it is one; `call` shows the order of arguments asked for."""
     if not callable(apply_fn):
         raise TypeError(
             "apply_fn is a function (params, inputs) -> outputs, and stands before "
-            "likelihood, params and data; got "
-            f"{checks.described(apply_fn)}."
+            f"likelihood{'' if call else ', params'} and data; got "
+            f"{checks.described(apply_fn)}.{call and f' The order is {call}.'}"
         )
 
 
-def check_choices(apply_fn: Any, likelihood: Any) -> None:
+def check_choices(apply_fn: Any, likelihood: Any, call: str = "") -> None:
     """Raises unless they are a function and a likelihood, in this order."""
-    check_function(apply_fn)
+    check_function(apply_fn, call)
     checks.made(
         likelihood,
         Likelihood,

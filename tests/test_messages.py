@@ -71,6 +71,7 @@ ROBUST = ff.fisher_flow(*MODEL, robust=True)
 CLUSTERED = ff.fisher_flow(*MODEL, robust=True, num_clusters=3)
 DOUBTFUL = ff.fisher_flow(*MODEL, prior_precision=0.2)
 OF_CLUSTERS, NAMES = CLUSTERED.init(W), np.array([*"abcabcab"])
+TOGETHER = ff.fisher_flow(linear, L.gaussian(covariance=jnp.eye(2)))
 STATE, OF_CLASSES = FLOW.init(W), ff.posterior(HEAD, S.diagonal(), prior_precision=1.0)
 EXACT = E.exact(*MODEL, S.diagonal())
 LOSS, OF_LABELS = (
@@ -82,6 +83,7 @@ TABLE = pd.DataFrame({"a": X[:, 0], "b": X[:, 1]})
 TEXT, BOOL = TABLE.assign(t="u"), TABLE.assign(t=True)
 DATE = TABLE.assign(t=pd.Timestamp(0))
 NET = Net(nnx.Rngs(0))
+MANY_LAYERS = {f"layer_{k}": {"lora_a": W, "w": W} for k in range(20)}
 MODULE = Filtered(jnp.ones((3, 3)), jax.nn.relu)
 
 CHOICES = {
@@ -175,6 +177,28 @@ SWAPPED = {
             lambda: ff.calibrate(STATE, [(X, Y)], *MODEL),
             lambda: ff.predictions.joint(STATE, X, linear),
             lambda: ff.natural_gradient(0.1, *MODEL, structure=S.full()),
+        ],
+    ),
+    "the arguments of that function": (
+        r"The order is ff.(predict|calibrate|laplace)\((state, )?apply_fn, likeli",
+        [
+            lambda: ff.predict(*MODEL, STATE, X),
+            lambda: ff.calibrate(*MODEL, STATE, [(X, Y)]),
+            lambda: ff.laplace(L.gaussian(), linear, W, [(X, Y)]),
+        ],
+    ),
+    "no learning rate": (
+        r"missing .*It is called as \w+\(learning_rate, .*learning_rate comes first",
+        [lambda: ff.kfac(*MODEL), lambda: ff.natural_gradient(EXACT)],
+    ),
+    "a batch taken apart": (
+        r"takes \d .*but \d were given.*It is called as .*\(X, y\)",
+        [
+            lambda: FLOW.update(STATE, X, Y),
+            lambda: ff.calibrate(STATE, *MODEL, X, Y),
+            lambda: ff.laplace(*MODEL, W, X, Y),
+            lambda: ff.run(FLOW, STATE, X, Y),
+            lambda: ff.refine(FLOW, STATE, X, Y),
         ],
     ),
     "the batch before the state": (
@@ -296,11 +320,30 @@ DATA = {
     ),
     "a row in place of a batch": (
         r"leading example axis.*got shapes \[\(3,\), \(\)\]. One row alone is "
-        r"x\[None\]; one batch.*in a list, \[batch\]",
+        r"\(x\[None\], y\[None\]\); one batch.*in a list, \[batch\]",
         [
             lambda: FLOW.update(STATE, (X[0], Y[0])),
             lambda: ff.refine(FLOW, STATE, (X, Y)),
         ],
+    ),
+    "one target in place of a batch": (
+        r"One row alone is \(x\[None\], y\[None\]\)|one row alone is \(x\[None\], y",
+        [
+            lambda: TOGETHER.update(TOGETHER.init(W), (X[:2], Y[:2])),
+            lambda: FLOW.update(STATE, (X, Y[0])),
+            lambda: FLOW.update(STATE, (X[0], Y[:1])),
+        ],
+    ),
+    "one batch in place of several": (
+        r"batches is a list .*got tuple \(one batch alone goes in a list, \[batch\]\)",
+        [
+            lambda: ff.choose({"full": FLOW}, W, (X, Y)),
+            lambda: ff.accumulate(EXACT, W, (X, Y)),
+        ],
+    ),
+    "several bad rows": (
+        r"row 1 of the batch has .*; bad too: row 2, 3, 4, 5, 6 and 1 more\. ",
+        [lambda: FLOW.update(STATE, (X, np.where(np.arange(8) > 0, np.nan, Y)))],
     ),
     "names of clusters": (
         r"clusters are not numbers but <U1: .*numpy.unique\(.*return_inverse",
@@ -421,6 +464,10 @@ MODELS = {
     ),
 }
 STATES = {
+    "chosen by part of a name": (
+        r"names are 40, among them \['layer_7.lora_a'(, '[^']*'){9}\].*lambda name: ",
+        [lambda: ff.only(linear, MANY_LAYERS, ["layer_7.lora"])],
+    ),
     "of another structure": (
         r"another flow's than .*diagonal\(\).*information is Full, not Diagonal",
         [
@@ -431,7 +478,7 @@ STATES = {
         ],
     ),
     "of another memory": (
-        r"its memory is (Stationary, not Decay|Decay, not Stationary)",
+        r"its memory is ff.memories.(stationary, not ff.memories.exp|exponential, not)",
         [
             lambda: FADING.update(STATE, (X, Y)),
             lambda: FLOW.update(FADING.init(W), (X, Y)),
@@ -470,6 +517,19 @@ STATES = {
     "merged with that of another flow": (
         r"worker 1's is another than the start's: its information is Diagonal, not",
         [lambda: ff.merge([STATE, DIAGONAL.init(W)], STATE)],
+    ),
+    "merged from no start, or not as a list": (
+        r"ff.merge\(\[a, b\], (flow.init\(params\)|start)\).*flow.init\(params\)|"
+        r"none was given: ff.merge\(\[a, b\], flow.init\(params\)\)",
+        [lambda: ff.merge([STATE, STATE]), lambda: ff.merge(STATE, STATE)],
+    ),
+    "merged from one of the workers": (
+        r"start has made 1 updates, and so has worker 1, with another mean",
+        [
+            lambda: ff.merge(
+                [_updated()[0], FLOW.update(STATE, (X, Y + 1))[0]], _updated()[0]
+            )
+        ],
     ),
     "merged from a start with more data": (
         r"start has seen 8 observations in 1 updates, and worker 1 0 in 0",

@@ -85,6 +85,13 @@ def test_the_long_description_links_to_nothing_that_an_index_lacks():
     assert "the guide" in text  # the words stay
 
 
+def test_every_fence_is_closed():
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    fences = {p.name: re.findall(r"^ *```", p.read_text(), re.M) for p in pages}
+    assert sum(map(len, fences.values())) > 100
+    assert [name for name, found in fences.items() if len(found) % 2] == []
+
+
 def test_pictures_are_small():
     pictures = list((ROOT / "docs/pictures").iterdir())
     assert pictures

@@ -275,13 +275,15 @@ def _num_examples(inputs: PyTree, targets: PyTree) -> int:
         raise ValueError(
             "every array of a batch has a leading example axis (wrap what all "
             f"examples share in ff.Shared); got shapes {shapes}. One row alone is "
-            "x[None]; one batch, where several are asked for, goes in a list, [batch]."
+            "(x[None], y[None]); one batch, where several are asked for, goes in a "
+            "list, [batch]."
         )
     counts = {shape[0] for shape in shapes}
     if len(counts) != 1:
         raise ValueError(
             "inputs and targets must agree in their leading axis (wrap what all "
-            f"examples share in ff.Shared); got shapes {shapes}."
+            f"examples share in ff.Shared); got shapes {shapes}. One row alone is "
+            "(x[None], y[None])."
         )
     count = counts.pop()
     if count == 0:
@@ -381,6 +383,12 @@ def roots_of_weights(batch: Batch) -> tuple[jax.Array, jax.Array | None]:
     return _rows(weights > 0).astype(weights.dtype), weights
 
 
+_ONE_ROW = (
+    " Here a batch is one target, without an axis of examples: one row alone is "
+    "(x[None], y[None])."
+)
+
+
 def weighted_total(
     batch: Batch, values: jax.Array, *, together: bool = False
 ) -> jax.Array:
@@ -401,6 +409,8 @@ def weighted_total(
             raise ValueError(
                 f"targets have log-probabilities of shape {values.shape}: give weights "
                 f"of that shape, or one an example; got {part.shape}."
+                + _ONE_ROW
+                * (values.ndim == 0)
             )
     if mask is not None:
         values = jnp.where(mask, values, jnp.zeros_like(values))

@@ -1,15 +1,18 @@
 """What arguments are asked for, and whether their values are at hand."""
 
+import functools
 import inspect
 import operator
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 PyTree = Any
+P, T = ParamSpec("P"), TypeVar("T")
 
 # What an error shows of a value as it is.
 _SHORT = 80
@@ -44,6 +47,29 @@ def _is_here(leaf: Any) -> bool:
         return False
     whole = not isinstance(leaf, jax.Array) or leaf.is_fully_addressable
     return whole or leaf.is_fully_replicated
+
+
+def called_as(call: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Of a function whose arguments do not fit, the error shows this call too.
+
+    A call that fits costs nothing more.
+    """
+
+    def of(function: Callable[P, T]) -> Callable[P, T]:
+        @functools.wraps(function)
+        def called(*args: P.args, **kwargs: P.kwargs) -> T:
+            try:
+                return function(*args, **kwargs)
+            except TypeError as error:
+                try:
+                    inspect.signature(function).bind(*args, **kwargs)
+                except TypeError:
+                    raise TypeError(f"{error}. It is called as {call}.") from None
+                raise
+
+        return called
+
+    return of
 
 
 def made(

@@ -152,8 +152,9 @@ class Screen:
         if first is None:
             return
         hint = self._of_labels(batch, first[0])
-        others = int(bad.sum()) - 1
-        more = f", and something in {others} more" if others else ""
+        others = [str(row) for row in np.flatnonzero(bad) if row != first[2][0]]
+        rest = f" and {len(others) - 5} more" if len(others) > 5 else ""
+        more = f"; bad too: row {', '.join(others[:5])}{rest}" if others else ""
         raise ValueError(
             f"row {first[2][0]} of {where} has {self._told(*first)}{more}. "
             f"{self._way_out}{hint}"

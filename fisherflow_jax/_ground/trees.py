@@ -1,5 +1,6 @@
 """Pytrees shaped like the parameters, seen as vectors."""
 
+import difflib
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -147,7 +148,12 @@ def chosen(params: PyTree, chosen: Any) -> PyTree:
     names = [name for name, _ in named_leaves(params)]
 
     def refuse(what: str) -> ValueError:
-        return ValueError(f"{what}; the parameters' names are {names}.")
+        shown = names if len(names) <= 10 else _nearest(names, chosen)
+        which = "are" if shown is names else f"are {len(names)}, among them"
+        return ValueError(
+            f"{what}; the parameters' names {which} {shown}. A predicate chooses by a "
+            'part of the name: lambda name: "lora" in name.'
+        )
 
     if isinstance(chosen, str):
         chosen = [chosen]
@@ -174,6 +180,16 @@ def chosen(params: PyTree, chosen: Any) -> PyTree:
     if not any(kept):
         raise refuse("no parameter is chosen")
     return jax.tree.unflatten(jax.tree.structure(params), map(bool, kept))
+
+
+def _nearest(names: list[str], chosen: Any) -> list[str]:
+    """Ten names: those that hold or resemble what was asked for, then the first."""
+    listed = isinstance(chosen, (list, tuple, set, frozenset))
+    wanted = [x for x in (chosen if listed else ()) if isinstance(x, str)]
+    near = [name for name in names if any(x in name for x in wanted)]
+    for one in wanted:
+        near += difflib.get_close_matches(one, names, 10, 0.4)
+    return list(dict.fromkeys([*near, *names]))[:10]
 
 
 def _lies_under(name: str, wanted: str) -> bool:

@@ -6,6 +6,7 @@ from fisherflow_jax.accumulation._feeding import drive as drive
 from fisherflow_jax.accumulation._feeding import unaliased as unaliased
 from fisherflow_jax.accumulation._loading import Stacked as Stacked
 from fisherflow_jax.accumulation._loading import as_stack as as_stack
+from fisherflow_jax.accumulation._loading import check_loader as check_loader
 from fisherflow_jax.accumulation._loading import converted as converted
 from fisherflow_jax.accumulation._loading import counted as counted
 from fisherflow_jax.accumulation._loading import each_batch as each_batch

@@ -35,6 +35,10 @@ class Calibration(NamedTuple):
     boundary: jax.Array  # () int32: -1 if mean_only is as good, 1 for no upper limit
 
 
+@checks.called_as(
+    "calibrate(state, apply_fn, likelihood, validation), and (inputs, targets) is one "
+    "argument: (X, y)"
+)
 def calibrate(
     state: Any,
     apply_fn: Callable,
@@ -118,7 +122,8 @@ def calibrate(
       Ritter, Botev, Barber, "A scalable Laplace approximation for neural networks",
       2018.
     """
-    check_choices(apply_fn, likelihood)
+    call = "ff.calibrate(state, apply_fn, likelihood, validation)"
+    check_choices(apply_fn, likelihood, call)
     belief, validation = gaussian(state), converted(validation, to_batch)
     if likelihood.nuisance is not None and belief.nuisance is not None:
         likelihood = likelihood.nuisance.known(belief.nuisance.mean)

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from fisherflow_jax import information as ops
+from fisherflow_jax import memories
 from fisherflow_jax._ground import checks
 from fisherflow_jax.flow._recipe import Recipe
 from fisherflow_jax.flow._state import FisherFlow, FlowState, init
@@ -111,4 +112,7 @@ def told(one: Any, other: Any) -> str:
 
 
 def _kind(tree: Any) -> str:
-    return type(jax.eval_shape(ops.plain, tree)).__name__
+    kind = type(jax.eval_shape(ops.plain, tree))
+    room, _, file = kind.__module__.rpartition("._")
+    # what a memory keeps lies beside the factory, which is the name that users know
+    return f"ff.memories.{file}" if room == memories.__name__ else kind.__name__

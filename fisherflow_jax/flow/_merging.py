@@ -124,7 +124,8 @@ def merge(
         temperatures than the first one's, or states of another flow; for a posterior
         that does not say its prior; for exponential memory where the workers did not
         make the same number of updates; where values are at hand, for a worker with
-        fewer observations or updates than the start, or with another prior.
+        fewer observations or updates than the start, with as many updates and
+        another mean, or with another prior.
 
     Example:
       >>> import jax.numpy as jnp
@@ -157,6 +158,12 @@ def merge(
       Jin, Ren, Preotiuc-Pietro, Cheng, "Dataless knowledge fusion by merging weights of
       language models", 2023.
     """
+    if hasattr(states, "mean"):
+        raise TypeError(
+            "merge takes the states in a list, ff.merge([a, b], start), and of a flow "
+            "start is what they set out from: flow.init(params), or a later state; got "
+            f"a {type(states).__name__} in place of the list."
+        )
     states = list(states)
     if not states:
         raise ValueError("merge needs at least one worker's state; got none.")

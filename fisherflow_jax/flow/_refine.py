@@ -103,6 +103,10 @@ def warm_start(
     return after
 
 
+@checks.called_as(
+    "refine(flow, state, batches), and batches are a list of (inputs, targets): "
+    "[(X, y)]"
+)
 def refine(
     flow: FisherFlow,
     state: FlowState,

@@ -28,6 +28,9 @@ from fisherflow_jax.flow._state import FisherFlow
 PyTree = Any
 
 
+@checks.called_as(
+    "run(flow, state, batches), and batches are a list of (inputs, targets): [(X, y)]"
+)
 def run(
     flow: Any,
     state: Any,

@@ -70,7 +70,8 @@ class FlowState(NamedTuple):
       nuisance: a state about the logarithms of what the likelihood leaves unknown, such
         as a concentration; None: nothing.
       num_skipped: `()` int32, batches refused for a result that is not finite.
-      events: what else the state has been through.
+      events: counts of what else the state has been through: `events.rows_skipped`,
+        `events.solves_regularised` and `events.searches_unfinished`.
       key: key data; None: nothing is drawn.
 
     Example:

@@ -29,6 +29,10 @@ from fisherflow_jax.memories import Belief, Shift, Squares, Sum
 PyTree = Any
 
 
+@checks.called_as(
+    "flow.update(state, batch), and (inputs, targets) is one batch: "
+    "flow.update(state, (X, y))"
+)
 def update(
     recipe: Recipe,
     state: FlowState,

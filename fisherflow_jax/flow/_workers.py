@@ -24,6 +24,7 @@ class _Seen(NamedTuple):
 
     same_time: jax.Array
     before_start: jax.Array
+    beside_start: jax.Array
     same_prior: jax.Array
     finite: jax.Array
 
@@ -85,6 +86,7 @@ def _fuse(states: Sequence[FlowState], start: FlowState) -> tuple:
     seen = _Seen(
         same_time=same_time,
         before_start=jnp.stack([_is_before(state, start) for state in states]),
+        beside_start=jnp.stack([_is_beside(state, start) for state in states]),
         same_prior=jnp.stack([_is_close(state.prior, aged.prior) for state in states]),
         finite=trees.all_finite(found.step),
     )
@@ -112,6 +114,12 @@ def _fused(start: Any, values: Sequence[Any]) -> Any:
 
 
 def _check_kinds(states: Sequence[FlowState], start: FlowState) -> None:
+    if start is None:
+        raise TypeError(
+            "a flow's states merge with the state that they set out from, and none was "
+            "given: ff.merge([a, b], flow.init(params)), or the later state that all "
+            "of them began with."
+        )
     for number, state in enumerate((start, *states)):
         if not isinstance(state, FlowState):
             raise TypeError(
@@ -129,6 +137,13 @@ def _is_before(state: FlowState, start: FlowState) -> jax.Array:
     """Whether a worker has seen less than what it set out from."""
     fewer = remembers_all(start.memory) & (state.count < start.count)
     return (state.step < start.step) | fewer
+
+
+def _is_beside(state: FlowState, start: FlowState) -> jax.Array:
+    """Whether a worker is another state than the start, of no update since."""
+    pairs = zip(*map(jax.tree.leaves, (state.mean, start.mean)), strict=True)
+    same = jnp.all(jnp.stack([jnp.array_equal(x, y) for x, y in pairs]))
+    return (start.step > 0) & (state.step == start.step) & ~same
 
 
 def _is_close(one: PyTree, other: PyTree) -> jax.Array:
@@ -150,6 +165,13 @@ def _check_values(states: Sequence[FlowState], start: FlowState, seen: _Seen) ->
                 f"start has seen {start.count:g} observations in {start.step} updates,"
                 f" and worker {number} {state.count:g} in {state.step}: it did not set "
                 "out from this start. Give the state that all workers began with."
+            )
+        if seen.beside_start[number]:
+            raise ValueError(
+                f"start has made {start.step} updates, and so has worker {number}, "
+                "with another mean: it did not set out from this start, whose data "
+                "would be lost. Give the state that all workers began with, such as "
+                "flow.init(params)."
             )
         if not seen.same_prior[number]:
             raise ValueError(

@@ -89,7 +89,7 @@ def joint(
       Khan, Immer, Abedi, Korzepa, "Approximate inference turns deep networks into
       Gaussian processes", 2019.
     """
-    check_function(apply_fn)
+    check_function(apply_fn, "ff.predictions.joint(state, apply_fn, inputs)")
     inputs = check_inputs(state, inputs, chunk_size, robust)
     belief = products.one_belief(
         state, "the joint distribution of a bank is a mixture", robust

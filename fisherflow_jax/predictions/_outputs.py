@@ -78,7 +78,8 @@ def linearized_outputs(
       Kristiadi, Hein, Hennig, "Being Bayesian, even just a bit, fixes overconfidence in
       ReLU networks", 2020.
     """
-    check_function(apply_fn)
+    names = "state, apply_fn, inputs"
+    check_function(apply_fn, f"ff.predictions.linearized_outputs({names})")
     inputs = check_inputs(state, inputs, chunk_size, robust)
     wanted = Wanted(
         variance=True,

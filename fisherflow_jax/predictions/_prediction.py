@@ -141,7 +141,8 @@ def predict(
       McCullagh, Nelder, "Generalized Linear Models", 1989: rates at the mean.
     """
     posteriors.check_level(level)
-    check_choices(apply_fn, likelihood)
+    call = "ff.predict(state, apply_fn, likelihood, inputs)"
+    check_choices(apply_fn, likelihood, call)
     inputs = check_inputs(state, inputs, chunk_size, robust)
     check_link(link)
     found = _found(

@@ -81,7 +81,8 @@ def weight_samples(
       linearization", 2021.
     """
     whole(num_samples, "num_samples", least=2, of="draws")
-    check_choices(apply_fn, likelihood)
+    names = "state, apply_fn, likelihood, inputs, key, num_samples"
+    check_choices(apply_fn, likelihood, f"ff.predictions.weight_samples({names})")
     inputs = check_inputs(state, inputs, None)
     drawn = typed_key(key), num_samples
     return _compiled(state, hashable(apply_fn), likelihood, inputs, *drawn)

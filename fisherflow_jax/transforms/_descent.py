@@ -14,6 +14,10 @@ from fisherflow_jax.transforms.preconditioner import factorise as exact
 from fisherflow_jax.transforms.preconditioner.state import Damping, Recipe
 
 
+@checks.called_as(
+    "natural_gradient(learning_rate, estimator, apply_fn, likelihood, "
+    "structure=structure): learning_rate comes first"
+)
 def natural_gradient(
     learning_rate: optax.ScalarOrSchedule,
     estimator: Any,

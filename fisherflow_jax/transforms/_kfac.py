@@ -24,6 +24,10 @@ from fisherflow_jax.transforms.preconditioner.state import Damping, Recipe
 PyTree = Any
 
 
+@checks.called_as(
+    "kfac(learning_rate, apply_fn, likelihood, inputs=inputs, key=key): "
+    "learning_rate comes first"
+)
 def kfac(
     learning_rate: optax.ScalarOrSchedule,
     apply_fn: Callable,

@@ -209,8 +209,8 @@ def needs_of_model(
         raise ValueError(
             f"{name} needs the batch: call update(updates, state, params, "
             "batch=(inputs, targets)). Of wrappers that drop extra arguments, flax's "
-            "TrainState.apply_gradients is one, and optax.MultiSteps within another "
-            "transformation a second."
+            "TrainState.apply_gradients is one (ff.flax.TrainState in its place hands "
+            "them on), and optax.MultiSteps within another transformation a second."
         )
     if not estimator.random:
         return model, None
