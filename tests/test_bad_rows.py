@@ -162,7 +162,10 @@ WAYS = {
 # by one function, whatever its fault.
 COMPILED = "accumulate", "stacked", "kfac", "natural_gradient", "flow", "evaluate"
 CASES = {
-    "input": (BAD, r"row 1 .*inputs\[1, 2\] = nan, which is not finite, and .* in 2"),
+    "input": (
+        BAD,
+        r"row 1 .*inputs\[1, 2\] = nan, which is not finite, and .* rows 4, 6",
+    ),
     "class": (
         (X, np.where(np.arange(16).reshape((8, 2)) == 9, 7, LABELS)),
         r"row 4 .*targets\[4, 1\] = 7, which is none of the model's 3 classes\. Mend",

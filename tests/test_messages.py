@@ -342,7 +342,7 @@ DATA = {
         ],
     ),
     "several bad rows": (
-        r"row 1 of the batch has .*; bad too: row 2, 3, 4, 5, 6 and 1 more\. ",
+        r"row 1 of the batch has .*, and bad are rows 2, 3, 4, 5, 6 and 1 more\. ",
         [lambda: FLOW.update(STATE, (X, np.where(np.arange(8) > 0, np.nan, Y)))],
     ),
     "names of clusters": (

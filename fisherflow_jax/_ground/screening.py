@@ -154,7 +154,7 @@ class Screen:
         hint = self._of_labels(batch, first[0])
         others = [str(row) for row in np.flatnonzero(bad) if row != first[2][0]]
         rest = f" and {len(others) - 5} more" if len(others) > 5 else ""
-        more = f"; bad too: row {', '.join(others[:5])}{rest}" if others else ""
+        more = f", and bad are rows {', '.join(others[:5])}{rest}" if others else ""
         raise ValueError(
             f"row {first[2][0]} of {where} has {self._told(*first)}{more}. "
             f"{self._way_out}{hint}"

@@ -86,7 +86,9 @@ def _fuse(states: Sequence[FlowState], start: FlowState) -> tuple:
     seen = _Seen(
         same_time=same_time,
         before_start=jnp.stack([_is_before(state, start) for state in states]),
-        beside_start=jnp.stack([_is_beside(state, start) for state in states]),
+        beside_start=jnp.stack(
+            [s & _is_beside(x, start) for s, x in zip(taken, states, strict=True)]
+        ),
         same_prior=jnp.stack([_is_close(state.prior, aged.prior) for state in states]),
         finite=trees.all_finite(found.step),
     )
