@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 PyTree = Any
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 # What an error shows of a value as it is.
 _SHORT = 80
