@@ -16,9 +16,11 @@ from fisherflow_jax.posteriors._intervals import interval_and_error
 from fisherflow_jax.posteriors._mapping import mapped
 from fisherflow_jax.posteriors._undetermined import (
     Direction,
+    doubts,
     events,
     listed,
     parameter_shares,
+    partly,
     warn_determined,
     warn_of_refused,
 )
@@ -114,7 +116,8 @@ def summary(
     one = members[0] if len(members) == 1 else Gaussian(None, None)
     spare, below = one.degrees_of_freedom, -np.abs(statistic)
     tail = special.ndtr(below) if spare is None else special.stdtr(float(spare), below)
-    shares, named = parameter_shares(believed) or (None, None)
+    found = parameter_shares(believed)
+    shares, named = (None, None) if found is None else found[:2]
     directions = tuple(undetermined or ())
     if undetermined is None and len(members) == 1:
         directions = undetermined_directions(state, labels)
@@ -125,8 +128,12 @@ def summary(
             held = low, high, held[2]
         estimate, lower, upper, slope = _mapped(transform, estimate, lower, upper)
         error = error * slope
-    rows = np.flatnonzero(False if named is None else named)
-    warn_determined(state, directions or [labels[row] for row in rows])
+    some = partly(directions, one)
+    wholly = [each for each in directions if not any(each is x for x in some)]
+    if directions:
+        warn_determined(state, wholly, some, [each.share for each in some])
+    elif found is not None:
+        warn_determined(state, *doubts(labels, found))
     return Summary(
         names=labels,
         estimate=estimate,
@@ -138,7 +145,7 @@ def summary(
         level=level,
         notes=[
             *_notes(one, robust, shares),
-            *_doubts(events(state), directions),
+            *_doubts(events(state), wholly, some),
         ],
         statistic_name="z" if spare is None else "t",
         prior_share=shares,
@@ -183,13 +190,16 @@ def _notes(one: Gaussian, robust: bool | str, shares: np.ndarray | None) -> list
     return [", ".join(parts)] if parts else []
 
 
-def _doubts(counted: dict[str, int], directions: Sequence[Direction]) -> list[str]:
+def _doubts(
+    counted: dict[str, int], wholly: Sequence[Direction], some: Sequence[Direction]
+) -> list[str]:
     lines = [
         f"{name.replace('_', ' ')}: {number}"
         for name, number in counted.items()
         if number
     ]
     lines = [", ".join(lines)] if lines else []
-    if directions:
-        lines.append(f"determined by the prior: {listed(directions)}")
+    for how, directions in (("", wholly), (" partly", some)):
+        if directions:
+            lines.append(f"determined{how} by the prior: {listed(directions)}")
     return lines

@@ -20,8 +20,11 @@ PyTree = Any
 # logarithm of how vague that is, 10 to 40 times it. Beside a vague prior, of a standard
 # deviation of 10 or more, the share is therefore that of the standard deviation.
 _SHARE, _VAGUE_PRECISION = 0.1, 0.0101
+# Below this share the data say more than the prior does, unless it is vague.
+_MOSTLY = 0.5
 # Directions are sought among so many parameters, and so many are printed.
 MOST_PARAMETERS, _MOST_PRINTED, _MOST_TERMS = 500, 6, 8
+_MOST_CHARACTERS = 200
 # Entries that are left out, relative to the largest: of null directions, of others.
 _SMALL, _SMALL_OF_OTHERS = 0.01, 0.25
 
@@ -52,6 +55,11 @@ def _is_named(shares: np.ndarray, precisions: np.ndarray) -> np.ndarray:
     return ~(shares <= limits)  # NaN, of what cannot be inverted, is named
 
 
+def _is_partly(shares: np.ndarray, precisions: np.ndarray) -> np.ndarray:
+    """Of what is named, where the data say more than a prior that is not vague."""
+    return (shares < _MOSTLY) & (precisions >= _VAGUE_PRECISION)
+
+
 # ---- parameters
 
 
@@ -63,8 +71,16 @@ class Believed(NamedTuple):
     variances: Sequence[PyTree] | None = None
 
 
-def parameter_shares(believed: Believed) -> tuple[np.ndarray, np.ndarray] | None:
-    """Posterior over prior variance of each parameter, and which are to be named.
+class Shares(NamedTuple):
+    """The prior's shares, which are to be named, and which of these are partly its."""
+
+    values: np.ndarray
+    named: np.ndarray
+    partly: np.ndarray
+
+
+def parameter_shares(believed: Believed) -> Shares | None:
+    """Posterior over prior variance of each parameter.
 
     Of a mixture the weighted mean. None where the state keeps no prior, or holds
     nothing but the prior.
@@ -86,7 +102,8 @@ def parameter_shares(believed: Believed) -> tuple[np.ndarray, np.ndarray] | None
         if not _has_data(one, each[-1]):
             return None
     shares = np.minimum(np.asarray(weights, float) @ np.stack(each), 1.0)
-    return shares, _is_named(shares, np.min(precisions, axis=0))
+    least = np.min(precisions, axis=0)
+    return Shares(shares, _is_named(shares, least), _is_partly(shares, least))
 
 
 def _prior_variances(one: Gaussian) -> np.ndarray:
@@ -127,7 +144,7 @@ def _single_parameters(one: Gaussian, names: Sequence[str]) -> tuple[Direction, 
     found = parameter_shares(Believed(jnp.ones(1), (one,)))
     if found is None:
         return ()
-    shares, named = found
+    shares, named, _ = found
     return tuple(
         _direction(one.mean, names, np.eye(1, len(names), int(index))[0], shares[index])
         for index in sorted(np.flatnonzero(named), key=lambda index: -shares[index])
@@ -231,12 +248,30 @@ def _term(value: float, name: str) -> str:
     return f" {'-' if value < 0 else '+'} {'' if size == '1' else size + ' '}{name}"
 
 
+def partly(directions: Sequence[Direction], one: Gaussian) -> list[Direction]:
+    """Those along which the data say more than a prior that is not vague."""
+    if one.prior_precision is None:
+        precisions = np.full(1, np.inf)
+    else:
+        precisions = 1 / _prior_variances(one)
+
+    def least(direction: Direction) -> float:
+        entries = np.concatenate(list(map(np.ravel, jax.tree.leaves(direction.vector))))
+        return np.min(precisions, where=entries != 0, initial=np.inf)
+
+    return [each for each in directions if _is_partly(each.share, least(each))]
+
+
 # ---- what is said
 
 
 def listed(what: Sequence[Any]) -> str:
-    rest = len(what) - _MOST_PRINTED
-    return ", ".join(map(str, what[:_MOST_PRINTED])) + f" and {rest} more" * (rest > 0)
+    """The first few in words, and how many more."""
+    shown = list(map(str, what[:_MOST_PRINTED]))
+    while len(shown) > 1 and sum(map(len, shown)) > _MOST_CHARACTERS:
+        shown.pop()
+    rest = len(what) - len(shown)
+    return ", ".join(shown) + f" and {rest} more" * (rest > 0)
 
 
 def events(state: Any) -> dict[str, int]:
@@ -278,8 +313,7 @@ def warn_of_parameters(state: Any, error: PyTree, believed: Believed) -> None:
         )
         return
     if (found := parameter_shares(believed)) is not None:
-        names = trees.entry_names(error)
-        warn_determined(state, [names[k] for k in np.flatnonzero(found[1])])
+        warn_determined(state, *doubts(trees.entry_names(error), found))
 
 
 def warn_of_values(
@@ -302,21 +336,60 @@ def warn_of_values(
     variance, prior = (np.sum(rows * each, 1) for each in both)
     with np.errstate(invalid="ignore"):  # a value that no parameter moves
         shares = np.where(prior > 0, variance / prior, 0.0)
-        named = _is_named(shares, squared / prior)
-    if _has_data(one, shares) and np.any(named):
-        values = [f"value {k} of what is asked for" for k in np.flatnonzero(named)]
-        warn_determined(state, values, topic="")
+        along = squared / prior
+        found = Shares(shares, _is_named(shares, along), _is_partly(shares, along))
+    if _has_data(one, shares):
+        values = [f"value {k} of what is asked for" for k in range(len(shares))]
+        warn_determined(state, *doubts(values, found), topic="")
+
+
+def doubts(names: Sequence[str], found: Shares) -> tuple[list[str], list[str], Any]:
+    """What the prior determines, what it determines in part, and its shares there."""
+    wholly = [names[k] for k in np.flatnonzero(found.named & ~found.partly)]
+    some = np.flatnonzero(found.named & found.partly)
+    return wholly, [names[k] for k in some], found.values[some]
 
 
 def warn_determined(
-    state: Any, named: Sequence[Any], topic: str = "determined"
+    state: Any,
+    wholly: Sequence[Any],
+    some: Sequence[Any],
+    shares: Sequence[float] | np.ndarray,
+    topic: str = "determined",
 ) -> None:
-    if named:
-        warn_once(
-            state,
-            f"determined by the prior: {listed(named)}. The data say little or nothing "
-            "there, and intervals are the prior's. Leave out what is redundant, gather "
-            "data that vary there, or ask for combinations that the data determine: "
-            "ff.diagnostics.undetermined(state) lists what they do not.",
-            topic,
+    """Warns, once a state, of what the prior determines, wholly and in part."""
+    said = []
+    if wholly:
+        said.append(
+            f"determined by the prior: {listed(wholly)}. The data say little or "
+            "nothing there, and intervals are the prior's."
         )
+    if some:
+        low, high = (f"{end:.2g}" for end in (min(shares), max(shares)))
+        share = low if low == high else f"{low} to {high}"
+        said.append(
+            f"determined partly by the prior: {listed(some)}. Its share is {share}: "
+            "it draws estimates to its mean and narrows intervals. Where nothing is "
+            "redundant, a smaller prior_precision or more data leave it less."
+        )
+    both = [*wholly, *some]
+    if all(isinstance(one, Direction) and _is_common(one) for one in both):
+        said.append(
+            "Of what is added up there only differences are determined, as between "
+            "the classes of a model without a reference class: ask for differences."
+        )
+    else:
+        said.append(
+            "Leave out what is redundant, gather data that vary there, or ask for "
+            "combinations that the data determine, of classes the differences."
+        )
+    said.append("ff.diagnostics.undetermined(state) lists all that they do not.")
+    if both:
+        warn_once(state, " ".join(said), topic)
+
+
+def _is_common(direction: Direction) -> bool:
+    """Whether it adds one number to several parameters, whose differences stay."""
+    entries = np.concatenate(list(map(np.ravel, jax.tree.leaves(direction.vector))))
+    moved = entries[entries != 0]
+    return len(moved) > 1 and bool(np.allclose(moved, moved[0], rtol=1e-3))

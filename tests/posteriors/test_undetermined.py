@@ -108,6 +108,42 @@ def test_a_direction_of_little_data_beside_one_of_none():
     ]
 
 
+def test_what_the_prior_determines_in_part_is_said_with_its_share():
+    x = np.column_stack([NORMAL[:, 0], np.zeros(60), np.zeros(60)])
+    x[0, :2] = 0.0, 2.0  # four fifths are the data's
+    state = regression(x, 1.0)
+    for call in (ff.standard_error, ff.summary):
+        (message,) = warned(lambda f=call: f(jax.tree.map(jnp.array, state)))
+        assert "determined by the prior: theta[2]" in message
+        assert "determined partly by the prior: theta[1]" in message
+        assert "Its share is 0.2: " in message
+    lines = str(ff.summary(state)).splitlines()
+    assert lines[-1].startswith("determined partly by the prior: theta[1] (")
+
+
+def test_classes_are_determined_by_their_differences():
+    def model(params, x):
+        return x[:, None] * params
+
+    flow = ff.fisher_flow(model, ff.likelihoods.categorical(), prior_precision=1e-3)
+    batch = jnp.ones(60), jnp.arange(60) % 3
+    state, _ = flow.update(flow.init(jnp.zeros(3)), batch)
+    (message,) = warned(lambda: ff.summary(state))
+    assert "theta[0] + theta[1] + theta[2] (collinear)" in message
+    assert "only differences are determined" in message
+    assert "redundant" not in message
+
+
+def test_a_long_warning_is_cut_short():
+    like = {"a_long_name_of_a_weight": jnp.zeros(600)}
+    one = ff.structures.Diagonal({"a_long_name_of_a_weight": jnp.eye(600)[0] * 99.0})
+    (message,) = warned(
+        lambda: ff.standard_error(ff.posterior(like, one, prior_precision=1.0))
+    )
+    assert "a_long_name_of_a_weight[6] and 593 more" in message and len(message) < 600
+    assert "ff.diagnostics.undetermined(state) lists all" in message
+
+
 # ---- likelihoods that flatten out
 
 
