@@ -358,11 +358,19 @@ def warn_determined(
     topic: str = "determined",
 ) -> None:
     """Warns, once a state, of what the prior determines, wholly and in part."""
+    common = [one for one in wholly if isinstance(one, Direction) and _is_common(one)]
+    lost = [one for one in wholly if not any(one is other for other in common)]
     said = []
-    if wholly:
+    if lost:
         said.append(
-            f"determined by the prior: {listed(wholly)}. The data say little or "
-            "nothing there, and intervals are the prior's."
+            f"determined by the prior: {listed(lost)}. The data say little or nothing "
+            "there, and intervals are the prior's."
+        )
+    if common:
+        said.append(
+            f"determined by the prior: {listed(common)}. Of what is added up there only "
+            "differences are determined, as between the classes of a model without a "
+            "reference class: ask for differences."
         )
     if some:
         low, high = (f"{end:.2g}" for end in (min(shares), max(shares)))
@@ -372,19 +380,14 @@ def warn_determined(
             "it draws estimates to its mean and narrows intervals. Where nothing is "
             "redundant, a smaller prior_precision or more data leave it less."
         )
-    both = [*wholly, *some]
-    if all(isinstance(one, Direction) and _is_common(one) for one in both):
+    if lost or some:
+        ways = "Leave out what is redundant, gather data that vary there, or"
         said.append(
-            "Of what is added up there only differences are determined, as between "
-            "the classes of a model without a reference class: ask for differences."
-        )
-    else:
-        said.append(
-            "Leave out what is redundant, gather data that vary there, or ask for "
-            "combinations that the data determine, of classes the differences."
+            f"{ways if lost else 'Else'} ask for combinations that the data "
+            "determine, of classes the differences."
         )
     said.append("ff.diagnostics.undetermined(state) lists all that they do not.")
-    if both:
+    if wholly or some:
         warn_once(state, " ".join(said), topic)
 
 
