@@ -368,9 +368,9 @@ def warn_determined(
         )
     if common:
         said.append(
-            f"determined by the prior: {listed(common)}. Of what is added up there only "
-            "differences are determined, as between the classes of a model without a "
-            "reference class: ask for differences."
+            f"determined by the prior: {listed(common)}. Of what is added up there "
+            "only differences are determined, as between the classes of a model without "
+            "a reference class: ask for differences."
         )
     if some:
         low, high = (f"{end:.2g}" for end in (min(shares), max(shares)))
