@@ -85,6 +85,11 @@ def test_the_long_description_links_to_nothing_that_an_index_lacks():
     assert "the guide" in text  # the words stay
 
 
+def test_the_package_points_to_what_it_brings():
+    assert "`help(ff.fisher_flow)`" in ff.__doc__
+    assert "docs/ of the repository" in ff.__doc__  # no wheel has it
+
+
 def test_every_fence_is_closed():
     pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
     fences = {p.name: re.findall(r"^ *```", p.read_text(), re.M) for p in pages}

@@ -369,7 +369,7 @@ def warn_determined(
     if common:
         said.append(
             f"determined by the prior: {listed(common)}. Of what is added up there "
-            "only differences are determined, as between the classes of a model without "
+            "only differences are determined, as between classes of a model without "
             "a reference class: ask for differences."
         )
     if some:
