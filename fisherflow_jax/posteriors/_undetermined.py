@@ -254,12 +254,14 @@ def partly(directions: Sequence[Direction], one: Gaussian) -> list[Direction]:
         precisions = np.full(1, np.inf)
     else:
         precisions = 1 / _prior_variances(one)
+    moved = (_entries(each) != 0 for each in directions)
+    least = [np.min(precisions, where=x, initial=np.inf) for x in moved]
+    found = _is_partly(np.array([x.share for x in directions]), np.array(least))
+    return [each for each, part in zip(directions, found, strict=True) if part]
 
-    def least(direction: Direction) -> float:
-        entries = np.concatenate(list(map(np.ravel, jax.tree.leaves(direction.vector))))
-        return np.min(precisions, where=entries != 0, initial=np.inf)
 
-    return [each for each in directions if _is_partly(each.share, least(each))]
+def _entries(direction: Direction) -> np.ndarray:
+    return np.concatenate(list(map(np.ravel, jax.tree.leaves(direction.vector))))
 
 
 # ---- what is said
@@ -345,8 +347,8 @@ def warn_of_values(
 
 def doubts(names: Sequence[str], found: Shares) -> tuple[list[str], list[str], Any]:
     """What the prior determines, what it determines in part, and its shares there."""
-    wholly = [names[k] for k in np.flatnonzero(found.named & ~found.partly)]
-    some = np.flatnonzero(found.named & found.partly)
+    wholly = [names[k] for k in np.flatnonzero(found.named & ~found.partly).tolist()]
+    some = np.flatnonzero(found.named & found.partly).tolist()
     return wholly, [names[k] for k in some], found.values[some]
 
 
@@ -393,6 +395,6 @@ def warn_determined(
 
 def _is_common(direction: Direction) -> bool:
     """Whether it adds one number to several parameters, whose differences stay."""
-    entries = np.concatenate(list(map(np.ravel, jax.tree.leaves(direction.vector))))
+    entries = _entries(direction)
     moved = entries[entries != 0]
     return len(moved) > 1 and bool(np.allclose(moved, moved[0], rtol=1e-3))
