@@ -169,9 +169,8 @@ def choose(
     tracks = {name: _Track(flow, judge, params, typed) for name, flow in flows.items()}
     alive, start = list(tracks), 0
     for end in ends:
-        part = jax.tree.map(lambda x, of=slice(start, end): x[of], stack)
         for name in alive:
-            tracks[name].run(part)
+            tracks[name].run(stack, start, end)
         start = end
         first = max((tracks[name].first for name in alive), default=0)
         if end < count:
@@ -240,15 +239,16 @@ class _Track:
         self.seen = np.zeros((4, 0))
         self.seconds = 0.0
 
-    def run(self, part: Batch) -> None:
-        state, seen = jax.block_until_ready(self.program(self.state, part))
+    def run(self, stack: Batch, start: int, end: int) -> None:
+        given = self.state, stack, jnp.int32(start), jnp.int32(end)
+        state, seen = jax.block_until_ready(self.program(*given))
         if not self.num_batches:
             begin = time.perf_counter()
-            jax.block_until_ready(self.program(self.state, part))
-            self.seconds = (time.perf_counter() - begin) / len(part.weights)
+            jax.block_until_ready(self.program(*given))
+            self.seconds = (time.perf_counter() - begin) / (end - start)
         self.state = state
-        wide = [np.broadcast_to(np.asarray(x, float), len(part.weights)) for x in seen]
-        self.seen = np.concatenate([self.seen, wide], 1)
+        part = np.asarray(seen, float)[:, start:end]
+        self.seen = np.concatenate([self.seen, part], 1)
 
     @property
     def num_batches(self) -> int:
@@ -288,13 +288,20 @@ class _Judged:
     judge: Callable
 
 
-def _through(recipe: _Judged, state: FlowState, part: Batch) -> tuple:
-    """The last state; of each batch score, hits, evidence and weight."""
+def _through(
+    recipe: _Judged, state: FlowState, stack: Batch, start: jax.Array, end: jax.Array
+) -> tuple[FlowState, jax.Array]:
+    """The last state; of each batch score, hits, evidence and weight, `(4, count)`.
+
+    Of the batches from `start` to `end`: one program for rounds of any length.
+    """
     flow, judge = recipe.flow, recipe.judge
     model = flow.recipe.apply_fn, flow.recipe.likelihood
     together = model[1].observing is not None
 
-    def step(state: FlowState, batch: Batch) -> tuple[FlowState, tuple]:
+    def step(index: jax.Array, carry: tuple) -> tuple[FlowState, jax.Array]:
+        state, seen = carry
+        batch = jax.tree.map(lambda x: x[index], stack)
         ahead = flow.advance(state, batch)
         judged, _ = flow.recipe.model.screen(state.mean, batch)(batch)
         # of examples that interact none is without a bad one: the batch is refused
@@ -304,9 +311,12 @@ def _through(recipe: _Judged, state: FlowState, part: Batch) -> tuple:
         hits = _hits(ahead, model, judged)
         weight = weighted_total(judged, jnp.ones_like(scores), together=together)
         state, info = flow.update(state, batch)
-        return state, (score, hits, info.log_evidence, weight)
+        told = [score, hits, info.log_evidence, weight]
+        told = jnp.stack([jnp.asarray(x, seen.dtype) for x in told])
+        return state, seen.at[:, index].set(told)
 
-    return jax.lax.scan(step, state, part)
+    nothing = jnp.zeros((4, len(stack.weights)), state.log_evidence.dtype)
+    return jax.lax.fori_loop(start, end, step, (state, nothing))
 
 
 def _hits(state: FlowState, model: tuple[Callable, Any], batch: Batch) -> Any:
