@@ -311,9 +311,9 @@ def _through(
         hits = _hits(ahead, model, judged)
         weight = weighted_total(judged, jnp.ones_like(scores), together=together)
         state, info = flow.update(state, batch)
-        told = [score, hits, info.log_evidence, weight]
-        told = jnp.stack([jnp.asarray(x, seen.dtype) for x in told])
-        return state, seen.at[:, index].set(told)
+        told = score, hits, info.log_evidence, weight
+        column = jnp.stack([jnp.asarray(x, seen.dtype) for x in told])
+        return state, seen.at[:, index].set(column)
 
     nothing = jnp.zeros((4, len(stack.weights)), state.log_evidence.dtype)
     return jax.lax.fori_loop(start, end, step, (state, nothing))
