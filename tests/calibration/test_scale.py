@@ -421,6 +421,7 @@ def test_counts():
     assert found.after < found.before and found.after < found.mean_only
 
 
+@pytest.mark.slow
 def test_gamma_of_unknown_shape():
     state, x, _ = regression()
     x = x[:16]  # the search averages over each target two thousand times

@@ -153,6 +153,7 @@ def test_rows_of_a_pattern_are_inputs():
             assert np.all(kept["layers"]["b"])
 
 
+@pytest.mark.slow
 def test_narrow_parameters(strict_promotion):
     state = made("scanned")[0]
     half = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), state.mean)

@@ -165,6 +165,7 @@ def test_channels_of_kernels_in_other_layouts():
     assert float(found.predicted_rise) < float(found.nearest_rise)
 
 
+@pytest.mark.slow
 def test_jit_and_float32(states):
     with jax.numpy_dtype_promotion("strict"):
         eager = ROUNDED(states["kronecker"], 3)

@@ -161,6 +161,7 @@ def test_a_new_layer_has_a_prior_of_its_own():
         )
 
 
+@pytest.mark.slow
 def test_classes_that_appear_are_held_by_a_penalty_that_is_not_zero():
     """A head that grows, and one compiled program a shape."""
     loss = ff.negative_log_likelihood(apply_fn, ff.likelihoods.categorical())

@@ -100,6 +100,7 @@ def test_other_structures_of_the_preconditioner():
         )
 
 
+@pytest.mark.slow
 def test_a_stiff_penalty_needs_no_damping_of_its_own():
     """A network: without the penalty's curvature steps overshoot it."""
 

@@ -65,6 +65,7 @@ def smallest(matrix):
     return np.linalg.eigvalsh(matrix).min()
 
 
+@pytest.mark.slow
 def test_all_roots_are_roots_of_the_same():
     own = found()["own"]
     np.testing.assert_allclose(exact(), own, **EXACT)

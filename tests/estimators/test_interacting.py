@@ -174,6 +174,7 @@ def test_a_trace_asks_for_batched():
     np.testing.assert_allclose(traced(told), fisher("roll"), 1e-10)
 
 
+@pytest.mark.slow
 def test_flows_ask_values_once():
     calls = []
 

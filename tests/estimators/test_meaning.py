@@ -94,6 +94,7 @@ def test_squared_scores_averaged_over_all_labels_are_the_information():
     assert fitted < 0.5 * np.trace(expected)
 
 
+@pytest.mark.slow
 def test_the_error_of_drawn_labels_falls_as_the_root_of_their_number():
     numbers = [1, 6, 36]
     exact = ff.estimators.exact(logits, CATEGORICAL, ff.structures.diagonal())

@@ -233,6 +233,7 @@ def test_bad_rules(wrong, message):
         ff.bank(MEMBERS, **wrong)
 
 
+@pytest.mark.slow
 def test_the_share_may_be_traced():
     """And a bank is of flows that it can advance."""
     batches = drifting()[1]

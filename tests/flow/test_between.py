@@ -109,6 +109,7 @@ def test_what_cannot_be_taken_in():
         flow.advance(ff.posterior(mean, information, prior_precision=1.0))
 
 
+@pytest.mark.slow
 def test_forecasts_may_be_differentiated_backwards():
     """And with them a bank that weighs by scores of what its members predict."""
     x, y = np.ones((4, 2)), np.arange(8.0).reshape(4, 2)

@@ -463,6 +463,7 @@ def test_streams_run_under_vmap_and_in_float32():
     assert_close(single.mean, last.mean, 1e-3)
 
 
+@pytest.mark.slow
 def test_draws_are_those_of_the_key():
     names = "full", "stationary", "bernoulli"
     built = flow(*names, expectation="monte_carlo", num_refreshes=2)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import fisherflow_jax as ff
 
@@ -47,6 +48,7 @@ def test_integers_are_multiplicities_by_name():
     assert named.count == repeated.count == times.sum()
 
 
+@pytest.mark.slow
 def test_one_number_an_entry_in_float32():
     flows = [flow_of(ff.likelihoods.poisson(), compensated=c) for c in (None, False)]
     states = [stream(flow, STACK, jnp.float32) for flow in flows]

@@ -105,6 +105,7 @@ def test_what_is_no_key_is_refused():
         streams.start(drawing(), np.zeros(2))
 
 
+@pytest.mark.slow
 def test_members_of_a_bank_draw_apart():
     bank = ff.bank([drawing(), drawing()])
     state = bank.init(streams.tree(np.zeros(3)), key=3)

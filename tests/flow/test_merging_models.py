@@ -325,6 +325,7 @@ def test_models_that_were_initialised_apart_are_warned_of():
 # ---- derivatives, and iterations
 
 
+@pytest.mark.slow
 def test_merging_has_a_derivative():
     states = [posterior("kronecker", seed) for seed in range(3)]
 

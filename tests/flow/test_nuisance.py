@@ -306,6 +306,7 @@ def test_a_missing_batch_and_a_bad_one_move_nothing():
     jax.tree.map(np.testing.assert_array_equal, bad.nuisance, state.nuisance)
 
 
+@pytest.mark.slow
 def test_weights_of_targets_weigh_each():
     flow, update = flow_of("concentration"), update_of("concentration")
     inputs, targets = INPUTS[:40], COUNTS[:40]

@@ -369,6 +369,7 @@ def test_rows_that_are_dropped_are_warned_of():
     assert (state.count, state.events.rows_skipped) == (ROWS - 1, 1)
 
 
+@pytest.mark.slow
 def test_batches_that_move_nothing_are_warned_of():
     flow = made(ff.likelihoods.gaussian(), bad_rows="drop")
     large = (np.full_like(X[:SIZE], 1e30), Y[:SIZE])

@@ -146,6 +146,7 @@ def test_gaps_in_time_and_lists():
         ff.smooth(flow, states, jax.tree.map(lambda x: x[1:], batches))
 
 
+@pytest.mark.slow
 def test_an_unknown_dispersion_is_that_of_the_whole_stream():
     memory = ff.memories.random_walk(NOISE, MOVE)
     flow = ff.fisher_flow(linear, ff.likelihoods.gaussian(scale=None), memory=memory)
