@@ -248,7 +248,7 @@ def test_low_rank_beside_the_truth(correlated, record_property):
     told = {
         "by score": int(np.sum(score > 0)),
         "by evidence": int(np.sum(evidence > 0)),
-        "nats by score": (np.mean(score), np.std(score) / np.sqrt(20)),
+        "nats by score": f"{np.mean(score):.2f} ({np.std(score) / np.sqrt(20):.2f})",
     }
     record_property("the truth before low rank", told)
     assert np.mean(score) > 0
