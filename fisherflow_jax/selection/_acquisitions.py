@@ -113,9 +113,9 @@ def information_gain() -> Gain:
       >>> state = ff.posterior(jnp.zeros(2), ff.structures.full(), prior_precision=1.0)
       >>> pool = jnp.array([[1.0, 0.0], [2.0, 0.0]])
       >>> print(
-      ...     ff.selection.values(state, *model, pool, ff.selection.information_gain())
-      ...     .round(3)
-      ...     .round(3)
+      ...     ff.selection.values(
+      ...         state, *model, pool, ff.selection.information_gain()
+      ...     ).round(3)
       ... )
       [0.347      0.80500007]
 
@@ -236,11 +236,7 @@ def entropy() -> Value:
       ...     jnp.array(1.0), ff.structures.full(), prior_precision=1.0
       ... )
       >>> x = jnp.array([0.0, 4.0])
-      >>> print(
-      ...     ff.selection.values(state, *model, x, ff.selection.entropy())
-      ...     .round(3)
-      ...     .round(3)
-      ... )
+      >>> print(ff.selection.values(state, *model, x, ff.selection.entropy()).round(3))
       [0.693 0.09 ]
     """
     return Value(_entropy)
@@ -259,11 +255,7 @@ def margin() -> Value:
       ...     jnp.array(1.0), ff.structures.full(), prior_precision=1.0
       ... )
       >>> x = jnp.array([0.0, 4.0])
-      >>> print(
-      ...     ff.selection.values(state, *model, x, ff.selection.margin())
-      ...     .round(3)
-      ...     .round(3)
-      ... )
+      >>> print(ff.selection.values(state, *model, x, ff.selection.margin()).round(3))
       [ 0.         -0.96400005]
     """
     return Value(_margin)
