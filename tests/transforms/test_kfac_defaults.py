@@ -1,6 +1,7 @@
 """`ff.kfac` as it comes: it descends, finds its layers, asks for its key in time."""
 
 import functools
+import inspect
 
 import chex
 import jax
@@ -106,7 +107,7 @@ def test_the_loss_falls_at_all_rates_and_no_step_is_refused(name):
 
 
 def default_of(option):
-    return ff.kfac.__kwdefaults__[option]
+    return inspect.signature(ff.kfac).parameters[option].default
 
 
 def test_without_a_bound_it_is_natural_gradient_descent_to_the_bit():
