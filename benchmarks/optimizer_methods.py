@@ -1,5 +1,6 @@
 """The optimisers that are compared, and how each is run: a few steps at a time."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -17,7 +18,7 @@ SHAMPOO, SOAP = "ff.shampoo", "ff.soap"
 FIRST_ORDER = ADAM, SGD
 
 DECAY, MOMENTUM = 0.95, 0.9
-MAX_KL = ff.kfac.__kwdefaults__["max_kl"]
+MAX_KL = inspect.signature(ff.kfac).parameters["max_kl"].default
 PERIOD, INVERSE_PERIOD = 2, 10
 
 
