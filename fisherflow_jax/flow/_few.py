@@ -58,8 +58,13 @@ def single_step(observed: Observed, predicted: Belief, start: PyTree) -> Solutio
     move = ops.solver(total)(drawn)
     pull = optax.tree.sub(drawn, ops.matvec(own, move))
     step = optax.tree.sub(move, offset)
-    # the belief's own slope there takes a factorisation, for what is reported alone
-    own_slope = ops.solver(ops.inverse(predicted.sums.curvature))(offset)
+    # for what is reported alone: a factorisation, where the start is not the mean
+    own_slope = jax.lax.cond(
+        jnp.any(trees.ravel(offset) != 0),
+        lambda way: ops.solver(ops.inverse(predicted.sums.curvature))(way),
+        optax.tree.zeros_like,
+        offset,
+    )
     slope = optax.tree.sub(score, own_slope)
     return Solution(
         mean=optax.tree.add(predicted.mean, move),
