@@ -25,6 +25,7 @@ from fisherflow_jax.posteriors._intervals import (
 )
 from fisherflow_jax.posteriors._intervals import standard_error as standard_error
 from fisherflow_jax.posteriors._intervals import two_sided as two_sided
+from fisherflow_jax.posteriors._intervals import two_sided_tail as two_sided_tail
 from fisherflow_jax.posteriors._summary import summary as summary
 from fisherflow_jax.posteriors._undetermined import Direction as Direction
 from fisherflow_jax.posteriors._undetermined import undetermined as undetermined

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.special import betainc, ndtri
 from jax.scipy.stats import t as student_t
 
@@ -179,6 +180,16 @@ def two_sided(level: float, degrees_of_freedom: jax.Array | None, dtype) -> jax.
     check_level(level)
     nu = None if degrees_of_freedom is None else degrees_of_freedom.astype(dtype)
     return _quantile(jnp.asarray((1 - level) / 2, dtype), nu)
+
+
+def two_sided_tail(statistic: np.ndarray, degrees_of_freedom: Any) -> np.ndarray:
+    """`P(|T| > |t|)`, values at hand; normal if the degrees of freedom are None."""
+    from scipy import special
+
+    below = -np.abs(statistic)
+    if degrees_of_freedom is None:
+        return 2 * special.ndtr(below)
+    return 2 * special.stdtr(float(degrees_of_freedom), below)
 
 
 @jax.jit

@@ -12,15 +12,15 @@ from fisherflow_jax._ground.telling import told
 from fisherflow_jax.posteriors._anytime import at_all_times
 from fisherflow_jax.posteriors._belief import Gaussian, gaussians
 from fisherflow_jax.posteriors._coefficients import Summary
-from fisherflow_jax.posteriors._intervals import interval_and_error
+from fisherflow_jax.posteriors._intervals import interval_and_error, two_sided_tail
 from fisherflow_jax.posteriors._mapping import mapped
 from fisherflow_jax.posteriors._undetermined import (
     Direction,
+    by_share,
     doubts,
     events,
     listed,
     parameter_shares,
-    partly,
     warn_determined,
     warn_of_refused,
 )
@@ -91,8 +91,6 @@ def summary(
       >>> print(ff.summary(state, transform=jnp.exp).estimate.round(2))
       [ 2.72 20.09]
     """
-    from scipy import special
-
     *columns, believed = interval_and_error(state, level, robust)
     estimate, error, lower, upper = (
         processes.on_host(trees.ravel(tree)).astype(float) for tree in columns
@@ -114,8 +112,8 @@ def summary(
     members = gaussians(state)[1]
     # a mixture's interval is a normal one, and its members count for themselves
     one = members[0] if len(members) == 1 else Gaussian(None, None)
-    spare, below = one.degrees_of_freedom, -np.abs(statistic)
-    tail = special.ndtr(below) if spare is None else special.stdtr(float(spare), below)
+    spare = one.degrees_of_freedom
+    p_value = two_sided_tail(statistic, spare)
     found = parameter_shares(believed)
     shares, named = (None, None) if found is None else found[:2]
     directions = tuple(undetermined or ())
@@ -128,8 +126,7 @@ def summary(
             held = low, high, held[2]
         estimate, lower, upper, slope = _mapped(transform, estimate, lower, upper)
         error = error * slope
-    some = partly(directions, one)
-    wholly = [each for each in directions if not any(each is x for x in some)]
+    wholly, some = by_share(directions, one)
     if directions:
         warn_determined(state, wholly, some, [each.share for each in some])
     elif found is not None:
@@ -139,7 +136,7 @@ def summary(
         estimate=estimate,
         standard_error=error,
         statistic=statistic,
-        p_value=2 * tail,
+        p_value=p_value,
         lower=lower,
         upper=upper,
         level=level,

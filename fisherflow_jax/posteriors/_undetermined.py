@@ -248,8 +248,10 @@ def _term(value: float, name: str) -> str:
     return f" {'-' if value < 0 else '+'} {'' if size == '1' else size + ' '}{name}"
 
 
-def partly(directions: Sequence[Direction], one: Gaussian) -> list[Direction]:
-    """Those along which the data say more than a prior that is not vague."""
+def by_share(
+    directions: Sequence[Direction], one: Gaussian
+) -> tuple[list[Direction], list[Direction]]:
+    """Those that the prior determines, and in part: the data say more than it does."""
     if one.prior_precision is None:
         precisions = np.full(1, np.inf)
     else:
@@ -257,7 +259,8 @@ def partly(directions: Sequence[Direction], one: Gaussian) -> list[Direction]:
     moved = (_entries(each) != 0 for each in directions)
     least = [np.min(precisions, where=x, initial=np.inf) for x in moved]
     found = _is_partly(np.array([x.share for x in directions]), np.array(least))
-    return [each for each, part in zip(directions, found, strict=True) if part]
+    pairs = [*zip(directions, found, strict=True)]
+    return [x for x, part in pairs if not part], [x for x, part in pairs if part]
 
 
 def _entries(direction: Direction) -> np.ndarray:
@@ -360,8 +363,8 @@ def warn_determined(
     topic: str = "determined",
 ) -> None:
     """Warns, once a state, of what the prior determines, wholly and in part."""
-    common = [one for one in wholly if isinstance(one, Direction) and _is_common(one)]
-    lost = [one for one in wholly if not any(one is other for other in common)]
+    common = [one for one in wholly if _is_common(one)]
+    lost = [one for one in wholly if not _is_common(one)]
     said = []
     if lost:
         said.append(
@@ -393,8 +396,10 @@ def warn_determined(
         warn_once(state, " ".join(said), topic)
 
 
-def _is_common(direction: Direction) -> bool:
-    """Whether it adds one number to several parameters, whose differences stay."""
-    entries = _entries(direction)
+def _is_common(what: Any) -> bool:
+    """Whether a direction adds one number to parameters, whose differences stay."""
+    if not isinstance(what, Direction):  # the name of a parameter
+        return False
+    entries = _entries(what)
     moved = entries[entries != 0]
     return len(moved) > 1 and bool(np.allclose(moved, moved[0], rtol=1e-3))

@@ -22,7 +22,13 @@ from sklearn.utils.validation import (
 from fisherflow_jax._ground.warning import DataWarning
 from fisherflow_jax.flow import FisherFlow, fisher_flow
 from fisherflow_jax.likelihoods import Likelihood
-from fisherflow_jax.posteriors import Summary, degrees_of_freedom, delta_method, summary
+from fisherflow_jax.posteriors import (
+    Summary,
+    degrees_of_freedom,
+    delta_method,
+    summary,
+    two_sided_tail,
+)
 from fisherflow_jax.predictions import Prediction, predict
 from fisherflow_jax.sklearn import _models as models
 
@@ -268,7 +274,7 @@ class Estimator(BaseEstimator):
             estimate=estimate,
             standard_error=error,
             statistic=estimate / error,
-            p_value=_two_sided_tail(estimate / error, spare),
+            p_value=two_sided_tail(estimate / error, spare),
             lower=lower,
             upper=upper,
         )
@@ -303,11 +309,3 @@ class Estimator(BaseEstimator):
             self._apply_fn = models.apply_fn_of(self.model, self._output_shape)
             with jax.enable_x64(True):
                 self.state_ = jax.tree.map(jnp.asarray, self.state_)
-
-
-def _two_sided_tail(statistic: np.ndarray, spare: Any) -> np.ndarray:
-    from scipy import special
-
-    below = -np.abs(statistic)
-    tail = special.ndtr(below) if spare is None else special.stdtr(float(spare), below)
-    return 2 * tail
