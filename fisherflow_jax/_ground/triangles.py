@@ -24,8 +24,7 @@ def packed(matrices: jax.Array) -> jax.Array:
 def unpacked(rectangles: jax.Array) -> jax.Array:
     """The symmetric matrices `(..., n, n)` of their rectangles."""
     half, width = rectangles.shape[-2:]
-    even = width - 2 * half
-    even = 1 if even == 1 else 0
+    even = int(width > 2 * half)
     first = rectangles[..., even:]
     rest = rectangles[..., 1 - even :, : width - even - half]
     corner, side = first[..., :half], first[..., half:]
