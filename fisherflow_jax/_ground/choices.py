@@ -17,7 +17,7 @@ Result = TypeVar("Result")
 Parameters = ParamSpec("Parameters")
 
 
-# The calls of the choices made last, by ids, which stay theirs: they are kept too.
+# The calls of the choices used last, by ids, which stay theirs: they are kept too.
 _CALLS: dict[int, tuple[Any, Callable, tuple, dict]] = {}
 
 
@@ -35,18 +35,16 @@ def choice(factory: Callable[Parameters, Result]) -> Callable[Parameters, Result
         return _named(factory(*args, **kwargs), factory, signature, args, kwargs)
 
     @functools.lru_cache(maxsize=256)
-    def build(call: Compared) -> tuple[Result, list[type]]:
+    def build(call: Compared) -> tuple[Result, list[type], tuple | None]:
         args, options = _copied(call.value)
         # a choice first made within a trace must not keep that trace's arrays
         with jax.ensure_compile_time_eval():
             result = made(*args, **options)
         given = any(result is value for value in (*args, *options.values()))
-        if type(result).__module__ != "builtins" and not given:
-            copyreg.pickle(type(result), _called)
-            _CALLS[id(result)] = result, chosen, args, options
-            if len(_CALLS) > 256:
-                del _CALLS[next(iter(_CALLS))]
-        return result, call.kinds
+        if type(result).__module__ == "builtins" or given:
+            return result, call.kinds, None
+        copyreg.pickle(type(result), _called)
+        return result, call.kinds, (result, chosen, args, options)
 
     @functools.wraps(factory)
     def chosen(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
@@ -55,12 +53,22 @@ def choice(factory: Callable[Parameters, Result]) -> Callable[Parameters, Result
         call = Compared((bound.args, bound.kwargs))
         if not _has_hash(call):
             return made(*args, **kwargs)
-        result, kinds = build(call)
+        result, kinds, known = build(call)
         if kinds != call.kinds:  # 2 and 2.0 are equal: one of them may be refused
             factory(*args, **kwargs)
+        if known:
+            _used(known)
         return result
 
     return chosen
+
+
+def _used(call: tuple) -> None:
+    """Keeps a choice's call, as the last one used."""
+    _CALLS.pop(id(call[0]), None)
+    _CALLS[id(call[0])] = call
+    if len(_CALLS) > 256:
+        _CALLS.pop(next(iter(_CALLS)), None)
 
 
 def _called(made: Any) -> Any:

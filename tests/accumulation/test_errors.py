@@ -49,7 +49,7 @@ def test_a_list_of_arrays_is_no_list_of_batches():
         ((X[:0], Y[:0]), "must not be empty"),
         ((X, Y[:2]), "agree in their leading axis"),
         ((X, Y, Y[:2]), r"weights of batch 1 must have shape \(4,\).*got \(2,\)"),
-        ((X, Y, -1 - Y), r"row 0 of batch 1 has weights\[0\] = -1.0.* in 3 more"),
+        ((X, Y, -1 - Y), r"row 0 of batch 1 has weights\[0\] = -1.0.*rows 1, 2, 3\."),
         ((X, Y, Y * np.nan), r"row 0 of batch 1 has weights\[0\] = nan"),
     ],
 )

@@ -403,13 +403,13 @@ def test_what_is_no_belief_refuses():
     flow = ff.fisher_flow(lambda p, x: x @ p, ff.likelihoods.gaussian())
     start = flow.init(jnp.zeros(2))
     for states, options, match in (
-        ([start], {}, "got None"),
+        ([start], {}, "none was given"),
         ([ONE, start], {"start": start}, "got posterior"),
         ([start], {"start": jnp.zeros(2)}, "set out from"),
         ([ONE, "one"], {}, "got 'one'"),
         ([(start, None)], {}, "merge takes a list: flows' states"),
         ([PAIR], {}, "and prior_precision"),
-        (ONE, {}, "merge takes a list"),
+        (ONE, {}, "in a list, ff.merge"),
     ):
         with pytest.raises(TypeError, match=match):
             ff.merge(states, **options)

@@ -209,3 +209,10 @@ def test_a_choice_is_copied_as_itself_and_pickled_as_its_call():
         assert pickle.loads(pickle.dumps(choice)) is choice
     changed = ff.likelihoods.poisson()._replace(name="other")
     assert copy.deepcopy(changed).name == "other"
+
+
+def test_a_choice_in_use_is_its_own_copy_however_many_others_were_made():
+    for number in range(300):
+        kept = ff.structures.full()
+        ff.memories.exponential(1 - 1 / (number + 2.5))
+    assert copy.deepcopy(kept) is kept
