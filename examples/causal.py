@@ -30,6 +30,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import figures
+import form
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
@@ -39,7 +40,7 @@ import fisherflow_jax as ff
 
 jax.config.update("jax_enable_x64", True)
 
-EFFECT, RUNS, BATCHES, ROWS = 0.5, 400, 10, 100
+EFFECT, BATCHES, ROWS = 0.5, 10, 100
 STRONG, WEAK = np.array([0.6, 0.4]), np.array([0.06, 0.04])
 
 
@@ -84,7 +85,7 @@ def by_state(z: jax.Array, both: jax.Array) -> tuple[ff.FlowState, ff.Estimate]:
 
 
 def closed(z: jax.Array, both: jax.Array) -> tuple[jax.Array, ...]:
-    """The textbook's: estimate, sandwich and plain standard errors, least squares."""
+    """The textbook's: estimate, its sandwich and plain errors, least squares, F."""
     z, x, y = z.reshape(-1, 3), both[..., 0].ravel(), both[..., 1].ravel()
     x, y = x - x.mean(), y - y.mean()
     fitted = z @ jnp.linalg.lstsq(z, x)[0]
@@ -92,7 +93,8 @@ def closed(z: jax.Array, both: jax.Array) -> tuple[jax.Array, ...]:
     left = y - estimate * x
     sandwich = jnp.linalg.norm(fitted * left) / (fitted @ fitted)
     plain = jnp.std(left) / jnp.linalg.norm(fitted)
-    return estimate, sandwich, plain, x @ y / (x @ x)
+    strength = fitted @ fitted / 2 / jnp.var(x - fitted)  # of two instruments
+    return estimate, sandwich, plain, x @ y / (x @ x), strength
 
 
 def structural(params: jax.Array) -> jax.Array:
@@ -110,7 +112,7 @@ def within(estimate: np.ndarray, error: np.ndarray, truth: float) -> np.ndarray:
     return np.abs(np.asarray(estimate) - truth) < 1.96 * np.asarray(error)
 
 
-def instruments(axis: plt.Axes) -> None:
+def instruments(axis: plt.Axes, runs: int) -> None:
     z, both = market(jax.random.key(0), STRONG)
     state, _ = by_state(z, both)
     state = ff.refine(REDUCED, state, (z, both))  # every score at the same estimate
@@ -122,15 +124,16 @@ def instruments(axis: plt.Axes) -> None:
     )
     np.testing.assert_allclose(found.estimate, expected[0], rtol=1e-6)
     np.testing.assert_allclose(found.standard_error, expected[1], rtol=0.01)
-    print(f"   {RUNS} runs, true effect {EFFECT}; medians, coverage at 95 % (errors)")
-    many, keys = jax.jit(jax.vmap(by_state)), jax.random.split(jax.random.key(1), RUNS)
+    print(f"   {runs} runs, true effect {EFFECT}; medians, coverage at 95 % (errors)")
+    many, keys = jax.jit(jax.vmap(by_state)), jax.random.split(jax.random.key(1), runs)
     for name, strength in (("strong", STRONG), ("weak", WEAK)):
         data = jax.vmap(market, (0, None))(keys, strength)
         states, found = many(*data)
-        estimate, _, plain, least = jax.vmap(closed)(*data)
+        estimate, _, plain, least, first = jax.vmap(closed)(*data)
         print(
-            f"   {name:6s} ones: {np.median(found.estimate):.3f}, least squares "
-            f"{np.median(least):.3f}; sandwich "
+            f"   {name:6s} ones, first-stage F {np.median(first):.3g}: "
+            f"{np.median(found.estimate):.3f}, least squares {np.median(least):.3f}\n"
+            f"          coverage by the sandwich "
             f"{share(within(found.estimate, found.standard_error, EFFECT))}, "
             f"one variance {share(within(estimate, plain, EFFECT))}"
         )
@@ -140,7 +143,7 @@ def instruments(axis: plt.Axes) -> None:
     states = jax.device_get(states)
     accepted = [
         ff.wald_test(one, structural, robust=True).p_value > 0.05
-        for one in (jax.tree.map(lambda x, k=k: x[k], states) for k in range(RUNS))
+        for one in (jax.tree.map(lambda x, k=k: x[k], states) for k in range(runs))
     ]
     print(f"   Anderson and Rubin's test, weak or strong: {share(np.array(accepted))}")
     axis.axvline(EFFECT, color="black", lw=1)
@@ -224,9 +227,9 @@ def oracle(key: jax.Array) -> jax.Array:
     return jnp.stack([scores.mean(), scores.std() / jnp.sqrt(len(y))])
 
 
-def mean_effect(axis: plt.Axes) -> None:
-    keys = jax.random.split(jax.random.key(2), RUNS)
-    print(f"2. A mean effect of 1: {RUNS} runs; the first batch is only learnt from")
+def mean_effect(axis: plt.Axes, runs: int) -> None:
+    keys = jax.random.split(jax.random.key(2), runs)
+    print(f"2. A mean effect of 1: {runs} runs; the first batch is only learnt from")
     print("                    mean (error)   deviation  mean error  coverage (error)")
     bins = np.linspace(0.5, 2.0, 80)
     many = jax.jit(jax.vmap(streamed, (0, None, None)))
@@ -241,7 +244,7 @@ def mean_effect(axis: plt.Axes) -> None:
         estimate, error = np.asarray(found).T
         deviation = estimate.std(ddof=1)
         print(
-            f"   {name:16s} {estimate.mean():.3f} ({deviation / np.sqrt(RUNS):.3f})  "
+            f"   {name:16s} {estimate.mean():.3f} ({deviation / np.sqrt(runs):.3f})  "
             f"{deviation:9.3f}  {error.mean():10.3f}  "
             f"{share(within(estimate, error, 1.0))}"
         )
@@ -252,10 +255,10 @@ def mean_effect(axis: plt.Axes) -> None:
     axis.set(title="Mean effects, doubly robust", xlabel="effect", yticks=[])
 
 
-def main() -> None:
+def main(full: bool) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
     for part, axis in zip((instruments, mean_effect), axes, strict=True):
-        part(axis)
+        part(axis, 2000 if full else 400)
         axis.legend(frameon=False)
         axis.spines[["top", "right", "left"]].set_visible(False)
     path = Path("outputs/causal.png")
@@ -265,4 +268,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(form.full(__doc__))

@@ -22,6 +22,7 @@ Half a minute. Saves the picture in `outputs/`. Needs
 
 from pathlib import Path
 
+import form
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
@@ -40,12 +41,7 @@ FRIENDS = """1: 0; 2: 0 1; 3: 0 1 2; 4: 0; 5: 0; 6: 0 4 5; 7: 0 1 2 3; 8: 0 2; 9
 32: 2 8 14 15 18 20 22 23 29 30 31;
 33: 8 9 13 14 15 18 19 20 22 23 26 27 28 29 30 31 32"""
 INSTRUCTOR = [0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 12, 13, 16, 17, 19, 21]
-NODES, HIDDEN, LABELS, DRAWS = (
-    34,
-    8,
-    4,
-    20,
-)  # labels of each side, and again to calibrate
+NODES, HIDDEN, LABELS = 34, 8, 4  # labels of each side, and again to calibrate
 
 
 def load() -> tuple[np.ndarray, np.ndarray]:
@@ -150,7 +146,8 @@ def draw(chances: np.ndarray, taught: np.ndarray, path: Path) -> None:
     print(f"saved {path}")
 
 
-def main() -> None:
+def main(full: bool) -> None:
+    draws = 200 if full else 20
     assert FRIENDSHIPS.sum() == 2 * 78
     names = (
         "network, its mean",
@@ -160,7 +157,7 @@ def main() -> None:
         "spread, 16 labels",
     )
     accuracy, log_score, scales = [], [], []
-    for number in range(DRAWS):
+    for number in range(draws):
         rng = np.random.default_rng(number)
         order = [rng.permutation(np.flatnonzero(side == SIDES)) for side in (0, 1)]
         taught, held = np.zeros((2, NODES), bool)
@@ -180,12 +177,12 @@ def main() -> None:
         if number == 0:
             shown = ways[2], taught
     print(
-        f"{DRAWS} draws of 8 + 8 labels of one graph; 18 nodes tested; means (errors)"
+        f"{draws} draws of 8 + 8 labels of one graph; 18 nodes tested; means (errors)"
     )
     print(f"{'':26s}{'accuracy':>14s}{'-log p':>14s}")
     for k, name in enumerate(names):
         cells = [
-            f"{np.mean(column):.3f} ({np.std(column, ddof=1) / np.sqrt(DRAWS):.3f})"
+            f"{np.mean(column):.3f} ({np.std(column, ddof=1) / np.sqrt(draws):.3f})"
             for column in (np.array(accuracy)[:, k], np.array(log_score)[:, k])
         ]
         print(f"{name:26s}" + "".join(f"{cell:>14s}" for cell in cells))
@@ -199,4 +196,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(form.full(__doc__))

@@ -23,6 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import figures
+import form
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
@@ -33,7 +34,7 @@ import fisherflow_jax as ff
 
 jax.config.update("jax_enable_x64", True)
 
-HIDDEN, STARTS, SECONDS = 16, 3, 2.0
+HIDDEN, SECONDS = 16, 2.0
 INSIDE = jnp.linspace(0, 1, 62)[1:-1]
 # Rows (x, 1 at the boundary): there the value counts, ten times; inside the curvature.
 X = jnp.concatenate(
@@ -110,7 +111,13 @@ def trained(optimizer: optax.GradientTransformation, chunk: int) -> Callable:
             params, state = carried
             value, gradients = jax.value_and_grad(loss)(params)
             updates, state = extended.update(
-                gradients, state, params, batch=(X, Y), value=value
+                gradients,
+                state,
+                params,
+                batch=(X, Y),
+                value=value,
+                grad=gradients,
+                value_fn=loss,
             )
             return (optax.apply_updates(params, updates), state), None
 
@@ -138,6 +145,8 @@ def methods() -> dict[str, tuple[optax.GradientTransformation, int, str]]:
     halved = optax.exponential_decay(0.01, 4000, 0.5)
     for rate, name in ((3e-3, "rate 0.003"), (halved, "halved each 4000 steps")):
         found[f"Adam, {name}"] = optax.adam(rate), 100, figures.GREY
+    for memory in (10, 100):
+        found[f"L-BFGS, memory {memory}"] = optax.lbfgs(memory_size=memory), 20, "black"
     for damping in (1e-4, 1e-8):
         newton = optax.chain(
             ff.natural_gradient(
@@ -157,7 +166,8 @@ def methods() -> dict[str, tuple[optax.GradientTransformation, int, str]]:
     return found
 
 
-def main() -> None:
+def main(full: bool) -> None:
+    starts = 10 if full else 3
     params = start(jax.random.key(0))
 
     def u(x: jax.Array) -> jax.Array:
@@ -168,12 +178,12 @@ def main() -> None:
     np.testing.assert_allclose(jets(params, at[None])[0], expected, rtol=1e-10)
     print(ff.layers.find_layers(residual, params, X))
     figure, axis = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    print(f"{SECONDS:g} processor seconds each, {STARTS} starts: relative error")
+    print(f"{SECONDS:g} processor seconds each, {starts} starts: relative error")
     print(f"{'':32s} {'median':>8s} {'best':>8s} {'worst':>8s} {'steps':>6s}")
     last = {}
     for number, (name, (optimizer, chunk, colour)) in enumerate(methods().items()):
         run = trained(optimizer, chunk)
-        runs = [run(jax.random.key(k)) for k in range(STARTS)]
+        runs = [run(jax.random.key(k)) for k in range(starts)]
         ends = np.array([errors[-1] for _, errors, _ in runs])
         last[name] = np.median(ends)
         print(
@@ -199,4 +209,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(form.full(__doc__))
