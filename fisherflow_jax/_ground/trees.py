@@ -266,6 +266,34 @@ def beside(arrays: Sequence[jax.Array], axis: int) -> jax.Array:
     return found.reshape((*lead, size, *tail))
 
 
+def cut(stack: jax.Array, sound: jax.Array | None = None) -> list[jax.Array]:
+    """The rows `stack[0], stack[1], ...`; with a `()` bool, others unless it holds.
+
+    On CPU XLA compiles equal kernels once, and a row at a place that it knows has one
+    of its own. With a bool of the program it knows no place.
+    """
+    count, shape = stack.shape[0], stack.shape[1:]
+    apart = sharding.has_explicit_axes() or placement.in_force()
+    if sound is None or count == 1 or apart:
+        parts = jax.lax.split(stack, (1,) * count, axis=0)
+        return [part.reshape(shape) for part in parts]
+    row = functools.partial(jax.lax.dynamic_slice, allow_negative_indices=False)
+    rest = (np.int32(0),) * len(shape)
+    return [
+        row(stack, (place, *rest), (1, *shape)).reshape(shape)
+        for place in _places(count, sound)
+    ]
+
+
+def _places(count: int, sound: jax.Array) -> Sequence[Any]:
+    known = tuple(jnp.int32(place) for place in range(count))
+
+    def hidden(sound: jax.Array) -> Sequence[Any]:
+        return jax.lax.cond(sound, lambda: known, lambda: known[1:] + known[:1])
+
+    return jax.lax.platform_dependent(sound, cpu=hidden, default=lambda _: known)
+
+
 def all_finite(tree: PyTree) -> jax.Array:
     """Whether every entry of every leaf is finite, `()` bool."""
     alike: dict[Any, list[jax.Array]] = {}

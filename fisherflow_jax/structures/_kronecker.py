@@ -335,9 +335,14 @@ class LayerInverses(NamedTuple):
         """The inverses on both sides of each layer's matrix."""
         return self.apart(self.divide_stacks(vector), vector)
 
-    def apart(self, stacks: dict[str, jax.Array], like: PyTree) -> PyTree:
-        """What `divide_stacks` gives, as a tree like `like`."""
-        return layer_vectors.join(self.inverted_layers, stacks, like)
+    def apart(
+        self,
+        stacks: dict[str, jax.Array],
+        like: PyTree,
+        sound: jax.Array | None = None,
+    ) -> PyTree:
+        """What `divide_stacks` gives, as a tree like `like`; `sound` as in `join`."""
+        return layer_vectors.join(self.inverted_layers, stacks, like, sound)
 
     def divide_stacks(self, vector: PyTree) -> dict[str, jax.Array]:
         """`divide`, of layers that are alike as one array."""

@@ -227,3 +227,25 @@ def test_arrays_do_not_share_memory():
         taken = trees.as_array(given)
         given[:] = 1
         assert taken[0] == 0
+
+
+@pytest.mark.parametrize("sound", [None, True, False])
+def test_rows_of_a_stack(sound):
+    stack = np.arange(24.0).reshape(4, 3, 2)
+    flag = None if sound is None else jnp.array(sound)
+    found = np.stack(jax.jit(trees.cut)(jnp.asarray(stack), flag))
+    expected = np.roll(stack, -1, axis=0) if sound is False else stack
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_row_more_is_no_kernel_more():
+    @jax.jit
+    def moved(stack, leaves, sound):
+        rows = trees.cut(stack, sound)
+        return [2 * x + row for x, row in zip(leaves, rows, strict=True)]
+
+    given = jnp.ones((6, 3, 2)), [jnp.ones((3, 2))] * 6, jnp.array(True)
+    text = moved.lower(*given).compile().as_text()
+    # of rows at known places, which are slices, no two are one kernel
+    assert text.count(" dynamic-slice(") >= 6
+    assert " slice(" not in text

@@ -75,10 +75,16 @@ def _stacked(leaves: dict, names: Sequence[str], layout: Any, dtype: Any) -> jax
     return shown.reshape((-1, *shown.shape[2:]))
 
 
-def join(layers: Layers, parts: dict[str, jax.Array], like: PyTree | None) -> PyTree:
+def join(
+    layers: Layers,
+    parts: dict[str, jax.Array],
+    like: PyTree | None,
+    sound: jax.Array | None = None,
+) -> PyTree:
     """The inverse of `split`, of matrices and other leaves: a tree like `like`.
 
-    None: like the parameters in which the layers were found.
+    None: like the parameters in which the layers were found. With a `()` bool layers
+    that are alike change places unless it holds, and the program is compiled sooner.
     """
     leaves = {k: x for k, x in parts.items() if k not in layers.alike}
     if like is None:
@@ -90,22 +96,25 @@ def join(layers: Layers, parts: dict[str, jax.Array], like: PyTree | None) -> Py
         shape = len(group), layer.num_stacked
         kernels, *biases = zip(*(members(layers, x) for x in group), strict=True)
         kernel = matrix[:, : layer.num_inputs]
-        leaves |= _unstacked(kernel, shape, layer.kernel_layout, kernels)
+        leaves |= _unstacked(kernel, shape, layer.kernel_layout, kernels, sound)
         for names in biases:
-            leaves |= _unstacked(matrix[:, -1], shape, layer.bias_layout, names)
+            rows = matrix[:, -1]
+            leaves |= _unstacked(rows, shape, layer.bias_layout, names, sound)
     wanted = named(like)
     _check_known(layers, wanted.keys() - leaves.keys(), "tree with leaf")
     return jax.tree.unflatten(jax.tree.structure(like), [leaves[n] for n in wanted])
 
 
 def _unstacked(
-    values: jax.Array, shape: tuple[int, int], layout: Any, names: Sequence[str]
+    values: jax.Array,
+    shape: tuple[int, int],
+    layout: Any,
+    names: Sequence[str],
+    sound: jax.Array | None,
 ) -> dict[str, jax.Array]:
     values = values.reshape((*shape, *values.shape[1:]))
     leaves = jax.vmap(layout.to_leaf)(values)
-    parts = jax.lax.split(leaves, (1,) * len(names), axis=0)
-    shape = leaves.shape[1:]
-    return {n: part.reshape(shape) for n, part in zip(names, parts, strict=True)}
+    return dict(zip(names, trees.cut(leaves, sound), strict=True))
 
 
 def check_like(layers: Layers, tree: PyTree) -> None:

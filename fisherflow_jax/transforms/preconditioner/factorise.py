@@ -215,7 +215,7 @@ def applied(
     )
     sound = sound & trees.all_finite(found)
     found = trees.zero_unless(sound, found)
-    return (factorisation.apart(found, vector) if stacked else found), sound
+    return (factorisation.apart(found, vector, sound) if stacked else found), sound
 
 
 @functools.singledispatch
