@@ -235,6 +235,10 @@ def example(path: Path) -> tuple[str, str, str]:
     text = [f"# {title}", "", about, "", rest, ""]
     if (ROOT / f"docs/pictures/{path.stem}.png").exists():
         text += [f"![{title}](/pictures/{path.stem}.png)", ""]
+    kept = ROOT / f"docs/outputs/{path.stem}.txt"
+    if kept.exists():
+        text += [f"Its full form, `python examples/{path.name} --full`, printed:", ""]
+        text += ["```text", kept.read_text().rstrip(), "```", ""]
     start = ast.parse(path.read_text()).body[0].end_lineno + 2
     text += [f"The program, `examples/{path.name}`:", ""]
     text += [

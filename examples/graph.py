@@ -186,6 +186,13 @@ def main(full: bool) -> None:
             for column in (np.array(accuracy)[:, k], np.array(log_score)[:, k])
         ]
         print(f"{name:26s}" + "".join(f"{cell:>14s}" for cell in cells))
+    for what, values, ours, other in (
+        ("accuracy, network less labels spread", accuracy, 0, 3),
+        ("-log p, calibrated less spread from 16 labels", log_score, 2, 4),
+    ):
+        apart = np.array(values)[:, ours] - np.array(values)[:, other]
+        error = np.std(apart, ddof=1) / np.sqrt(draws)
+        print(f"{what}: {np.mean(apart):.3f} ({error:.3f})")
     means = dict(zip(names, np.mean(log_score, 0), strict=True))
     assert means["averaged, calibrated"] < means["averaged over the belief"]
     print(

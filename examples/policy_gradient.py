@@ -225,15 +225,18 @@ def train(way: Callable, batch: int, epochs: int, budget: int, numbers, keys):
 
 # ---- beside each other
 
-BATCHES = 1, 2, 5  # episodes; more need more of them
-BOUNDS, DAMPINGS = (0.003, 0.01, 0.03, 0.1), (0.01, 0.1, 1.0)
+BATCHES = 1, 4, 10  # episodes
+BOUNDS, DAMPINGS = (0.003, 0.01, 0.03, 0.1), (0.1, 1.0, 10.0)
 EPOCHS, RATES = (5, 10, 20), (0.001, 0.003, 0.01, 0.03)
 GRIDS = {  # of each way: its epochs, its numbers, and what these are
     natural: ((1,), [*itertools.product(BOUNDS, DAMPINGS, [1.0])], "max_kl, damping"),
     clipped: (EPOCHS, [(rate,) for rate in RATES], "rate"),
 }
-# Batch, epochs, numbers that the full form chose.
-CHOSEN = {natural: (1, 1, (0.1, 1.0, 1.0)), clipped: (1, 10, (0.003,))}
+# Batch, epochs, numbers that the full form chose: of all, and of the largest batches.
+CHOSEN = {
+    natural: [(1, 1, (0.1, 1.0, 1.0)), (10, 1, (0.01, 0.1, 1.0))],
+    clipped: [(1, 10, (0.003,)), (10, 20, (0.01,))],
+}
 
 
 def until(returns: np.ndarray, batch: int) -> tuple[np.ndarray, np.ndarray]:
@@ -249,8 +252,8 @@ def until(returns: np.ndarray, batch: int) -> tuple[np.ndarray, np.ndarray]:
     return first * batch, np.where(later, means, np.inf).min(-1)
 
 
-def tune(way: Callable, keys: jax.Array) -> tuple[int, int, tuple]:
-    """The setting whose mean is least."""
+def tune(way: Callable, keys: jax.Array) -> list[tuple[int, int, tuple]]:
+    """The settings whose means are least: of all, and of the largest batches."""
     many_epochs, rows, names = GRIDS[way]
     found = {}
     print(f"{way.__doc__.partition(';')[0]}: mean episodes of {len(keys)} seeds")
@@ -262,7 +265,8 @@ def tune(way: Callable, keys: jax.Array) -> tuple[int, int, tuple]:
         print(
             f"  batch {batch:2d}, epochs {epochs:2d}, by {names}: {cells}", flush=True
         )
-    return min(found, key=found.get)
+    large = [setting for setting in found if setting[0] == BATCHES[-1]]
+    return [min(settings, key=found.get) for settings in (found, large)]
 
 
 def report(name: str, returns: np.ndarray, batch: int, steps: float) -> np.ndarray:
@@ -278,64 +282,78 @@ def report(name: str, returns: np.ndarray, batch: int, steps: float) -> np.ndarr
     return episodes
 
 
-def draw(curves: dict[str, tuple[np.ndarray, float]], path: Path) -> None:
+def draw(both: list[dict], path: Path) -> None:
     """Mean returns of twenty episodes, over seeds: by episodes and by policy steps."""
-    options = {"figsize": (10, 3.8), "sharey": True, "layout": "constrained"}
-    figure, axes = plt.subplots(1, 2, **options)
-    colours = figures.BLUE, figures.GREY, figures.ORANGE
-    for colour, (name, (returns, steps)) in zip(colours, curves.items(), strict=True):
-        sums = np.cumsum(returns, -1)[:, :200]
-        means = (sums[:, 20:] - sums[:, :-20]) / 20
-        middle, error = means.mean(0), means.std(0, ddof=1) / np.sqrt(len(means))
-        episodes = np.arange(20, 20 + len(middle))
-        for axis, x in zip(axes, (episodes, episodes * steps), strict=True):
+    figure, axes = plt.subplots(
+        1, 3, figsize=(12, 3.8), sharey=True, layout="constrained"
+    )
+    panels = (both[0], False), (both[1], False), (both[1], True)
+    titles = "the best setting of all", f"the best with batches of {BATCHES[-1]}", ""
+    for axis, title, (curves, by_steps) in zip(axes, titles, panels, strict=True):
+        colours = figures.BLUE, figures.GREY, figures.ORANGE
+        for colour, (name, (returns, steps)) in zip(
+            colours, curves.items(), strict=True
+        ):
+            sums = np.cumsum(returns, -1)[:, :220]
+            means = (sums[:, 20:] - sums[:, :-20]) / 20
+            middle, error = means.mean(0), means.std(0, ddof=1) / np.sqrt(len(means))
+            x = np.arange(20, 20 + len(middle)) * (steps if by_steps else 1)
             axis.plot(x, middle, color=colour, lw=1.5, label=name)
-            band = middle - error, middle + error
+            band = middle - error, np.minimum(middle + error, LIMIT)
             axis.fill_between(x, *band, color=colour, alpha=0.2, lw=0)
-    axes[0].set(xlabel="episodes", ylabel="return, mean of the last 20")
-    axes[1].set(xlabel="policy steps", xscale="log")
-    axes[0].legend(frameon=False, loc="lower right")
-    for axis in axes:
         axis.axhline(SOLVED, color="black", lw=0.8, ls=":")
         axis.spines[["top", "right"]].set_visible(False)
+        axis.set(xlabel="policy steps" if by_steps else "episodes")
+        axis.set_title(title or titles[1], fontsize=10)
+    axes[0].set(ylabel="return, mean of the last 20")
+    axes[0].legend(frameon=False, loc="lower right")
+    axes[2].set(xscale="log")
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=130)
     print(f"saved {path}")
+
+
+def compare(ours: tuple, theirs: tuple, keys: jax.Array) -> dict:
+    """A table, and its curves: (returns, policy steps for an episode)."""
+    batch, _, (bound, damping, _) = ours
+    ways = {
+        "natural gradient": (bound, damping, 1.0),
+        "  without the line search": (bound, damping, 0.0),
+        "  gradient, the same bound": (bound, 1000.0, 1.0),
+    }
+    print(
+        f"natural: batch {batch}, max_kl {bound}, damping {damping}; "
+        f"PPO: batch {theirs[0]}, epochs {theirs[1]}, rate {theirs[2][0]}\n"
+        f"{'':26s} episodes       range      policy steps  least later  unsolved"
+    )
+    found = np.asarray(
+        train(natural, batch, 1, BUDGET, jnp.array([*ways.values()]), keys)
+    )
+    adam = train(clipped, *theirs[:2], BUDGET, jnp.array(theirs[2:]), keys)[0]
+    steps, of_adam = 1 / batch, theirs[1] * PARTS / theirs[0]
+    lines = zip(ways, found, strict=True)
+    episodes, *_ = [report(name, returns, batch, steps) for name, returns in lines]
+    apart = episodes - report("PPO with Adam", np.asarray(adam), theirs[0], of_adam)
+    error = apart.std(ddof=1) / np.sqrt(len(keys))
+    print(f"natural gradient less PPO, by seeds: {apart.mean():.1f} ({error:.1f})")
+    return {
+        "natural gradient": (found[0], steps),
+        "gradient, the same bound": (found[2], steps),
+        "PPO with Adam": (np.asarray(adam), of_adam),
+    }
 
 
 def main(full: bool) -> None:
     chosen, tuned_on = CHOSEN, jax.random.split(jax.random.key(0), 6)
     if full:
         chosen = {way: tune(way, tuned_on) for way in GRIDS}
-    seeds = 30 if full else 3
-    keys = jax.random.split(jax.random.key(1), seeds)
-    for way, (batch, epochs, numbers) in chosen.items():
-        print(f"{way.__name__}: batch {batch}, epochs {epochs}, {numbers}")
-    (batch, _, (bound, damping, _)), adams = chosen.values()
-    ways = {
-        "natural gradient": (bound, damping, 1.0),
-        "  without the line search": (bound, damping, 0.0),
-        "  damping 1000: gradient": (bound, 1000.0, 1.0),
-    }
-    rows = jnp.array([*ways.values()])
-    found = np.asarray(train(natural, batch, 1, BUDGET, rows, keys))
-    adam = np.asarray(train(clipped, *adams[:2], BUDGET, jnp.array(adams[2:]), keys))[0]
+    keys = jax.random.split(jax.random.key(1), 30 if full else 3)
     print(
-        f"{seeds} other seeds, before {WINDOW} episodes of mean {SOLVED:g} (errors)\n"
-        f"{'':26s} episodes       range      policy steps  least later  unsolved"
+        f"{len(keys)} other seeds, before {WINDOW} episodes of mean {SOLVED:g}: "
+        "means (errors)"
     )
-    steps, of_adam = 1 / batch, adams[1] * PARTS / adams[0]
-    lines = zip(ways, found, strict=True)
-    ours, *_ = [report(name, returns, batch, steps) for name, returns in lines]
-    apart = ours - report("PPO with Adam", adam, adams[0], of_adam)
-    error = apart.std(ddof=1) / np.sqrt(seeds)
-    print(f"natural gradient less PPO, by seeds: {apart.mean():.1f} ({error:.1f})")
-    curves = {
-        "natural gradient": (found[0], steps),
-        "gradient, the same bound": (found[2], steps),
-        "PPO with Adam": (adam, of_adam),
-    }
-    draw(curves, Path("outputs/policy_gradient.png"))
+    both = [compare(*settings, keys) for settings in zip(*chosen.values(), strict=True)]
+    draw(both, Path("outputs/policy_gradient.png"))
 
 
 if __name__ == "__main__":
