@@ -258,7 +258,7 @@ def mean_effect(axis: plt.Axes, runs: int) -> None:
 def main(full: bool) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
     for part, axis in zip((instruments, mean_effect), axes, strict=True):
-        part(axis, 2000 if full else 400)
+        part(axis, 1000 if full else 400)
         axis.legend(frameon=False)
         axis.spines[["top", "right", "left"]].set_visible(False)
     path = Path("outputs/causal.png")

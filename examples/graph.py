@@ -147,7 +147,7 @@ def draw(chances: np.ndarray, taught: np.ndarray, path: Path) -> None:
 
 
 def main(full: bool) -> None:
-    draws = 200 if full else 20
+    draws = 100 if full else 20
     assert FRIENDSHIPS.sum() == 2 * 78
     names = (
         "network, its mean",

@@ -167,7 +167,7 @@ def methods() -> dict[str, tuple[optax.GradientTransformation, int, str]]:
 
 
 def main(full: bool) -> None:
-    starts = 10 if full else 3
+    starts = 8 if full else 3
     params = start(jax.random.key(0))
 
     def u(x: jax.Array) -> jax.Array:

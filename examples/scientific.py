@@ -176,7 +176,7 @@ def draw(state: ff.FlowState, batch: tuple, surveyed: ff.FlowState, path: Path) 
 
 
 def main(full: bool) -> None:
-    keys = jax.random.split(jax.random.key(0), 1000 if full else 200)
+    keys = jax.random.split(jax.random.key(0), 600 if full else 200)
     states, squares = jax.device_get(fits(keys))
     found = jax.vmap(lambda state: ff.delta_method(state, known))(states)
     state = jax.tree.map(lambda x: x[0], states)  # of the first series
