@@ -6,11 +6,19 @@ bound on how far a step may move it, are those of any model. Once for each batch
 whole episodes the natural gradient goes as far as the bound allows, and back by halves
 until the surrogate rises (TRPO). Beside it: PPO, many clipped steps of Adam on the same
 batch. Both have the same network, value network (by Adam), advantages, and a grid of
-as many settings; the seeds they are compared on are not those they were tuned on.
+36 settings; the seeds they are compared on are not those they were tuned on.
+
+Tuned over all, both take one episode to a batch, and PPO wins: 10 episodes (standard
+error 1) against 23 (3), where the plain gradient within the same bound takes 12 (1): an
+episode's information is too poor a metric. With ten to a batch the natural gradient
+takes 56 (2), PPO 60 (2), which 30 seeds do not tell apart, and the plain gradient 116
+(5). That is 6 policy steps, and 120 of PPO, of which about sixteen cost as much as one.
+The line search never shortens a step there; with the larger bound that single episodes
+chose, a hundred episodes once fall to a mean of 107 without it.
 
     python examples/policy_gradient.py
 
-A minute; with `--full`, which tunes and has more seeds, ten. Saves the picture in
+A minute; with `--full`, which tunes and has thirty seeds, seven. Saves the picture in
 `outputs/`. Needs `pip install "fisherflow-jax[examples]"`.
 
 Barto, Sutton, Anderson, "Neuronlike adaptive elements that can solve difficult learning
@@ -235,7 +243,7 @@ GRIDS = {  # of each way: its epochs, its numbers, and what these are
 # Batch, epochs, numbers that the full form chose: of all, and of the largest batches.
 CHOSEN = {
     natural: [(1, 1, (0.1, 1.0, 1.0)), (10, 1, (0.01, 0.1, 1.0))],
-    clipped: [(1, 10, (0.003,)), (10, 20, (0.01,))],
+    clipped: [(1, 10, (0.003,)), (10, 5, (0.003,))],
 }
 
 
