@@ -150,7 +150,7 @@ def draw(state: ff.FlowState, batch: tuple, surveyed: ff.FlowState, path: Path) 
         axes[0].fill_between(times, lower, upper, color=colour, alpha=0.2, lw=0)
         axes[0].plot(batch[0][0], np.exp(batch[1][0, :, k]), ".", color=colour)
     axes[0].axvline(TIMES[-1], color=figures.GREY, lw=1, ls=":")
-    axes[0].set(yscale="log", xlabel="years", title="A series, and five years ahead")
+    axes[0].set(yscale="log", xlabel="years", title="Its mean, 95 %, and five years on")
     names = sorted(LOGS)
     for shift, one, colour, label in (
         (-0.15, state, figures.GREY, "counts alone"),
@@ -168,7 +168,7 @@ def draw(state: ff.FlowState, batch: tuple, surveyed: ff.FlowState, path: Path) 
     axes[1].set(xscale="log", xlabel="standard error of the logarithm")
     axes[1].axvline(1 / 3, color="black", lw=1, ls="--", label="the prior")
     for axis in axes:
-        axis.legend(frameon=False)
+        axis.legend(frameon=False, fontsize=8)
         axis.spines[["top", "right"]].set_visible(False)
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=130)
