@@ -331,6 +331,20 @@ class LayerInverses(NamedTuple):
     plain_divisors: dict[str, jax.Array]
     inverted_layers: Layers  # static
 
+    @property
+    def telling(self) -> "LayerInverses":
+        """Diagonals: finite where the inverses are, which are Gram matrices."""
+        sides = self.input_inverses, self.output_inverses
+        left, right = jax.tree.map(_entries, sides)
+        return self._replace(input_inverses=left, output_inverses=right)
+
+    def stacks(self, vector: PyTree) -> dict[str, jax.Array]:
+        """Leaves of a vector, layers that are alike as one array."""
+        left, layers = self.input_inverses, self.inverted_layers
+        dtype = next(x.dtype for x in jax.tree.leaves((left, self.plain_divisors)))
+        leaves, others = layer_vectors.split(layers, vector, dtype)
+        return leaves | others
+
     def divide(self, vector: PyTree) -> PyTree:
         """The inverses on both sides of each layer's matrix."""
         return self.apart(self.divide_stacks(vector), vector)
@@ -346,13 +360,14 @@ class LayerInverses(NamedTuple):
 
     def divide_stacks(self, vector: PyTree) -> dict[str, jax.Array]:
         """`divide`, of layers that are alike as one array."""
-        left, layers = self.input_inverses, self.inverted_layers
-        dtype = next(x.dtype for x in jax.tree.leaves((left, self.plain_divisors)))
-        leaves, others = layer_vectors.split(layers, vector, dtype)
-        for name, matrix in leaves.items():
+        found = self.stacks(vector)
+        for name, part in found.items():
+            if name in self.plain_divisors:
+                found[name] = part / self.plain_divisors[name]
+                continue
             right = self.output_inverses[name]
-            leaves[name] = multiplied(left[name], matrix, right)
-        return leaves | {n: x / self.plain_divisors[n] for n, x in others.items()}
+            found[name] = multiplied(self.input_inverses[name], part, right)
+        return found
 
 
 @ops.factored.register

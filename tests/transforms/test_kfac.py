@@ -11,6 +11,7 @@ import pytest
 
 import fisherflow_jax as ff
 import transform_cases as cases
+from fisherflow_jax._ground import trees
 from fisherflow_jax.transforms import apply, factored_damping, kfac
 
 EXACT = {"rtol": 1e-9, "atol": 1e-11}
@@ -87,6 +88,24 @@ def test_factored_damping_inverts_each_factor():
         return apply(made, gradients)
 
     close(run(mean_information(), gradients), by_hand(gradients))
+
+
+@pytest.mark.parametrize("place", [(1, 1), (2, 1)])
+@pytest.mark.parametrize("value", [0.1, np.nan, np.inf, -50.0])
+def test_diagonals_tell_whether_inverses_are_finite(value, place):
+    @cases.compiled
+    def run(information, value):
+        sides = information.input_factors
+        changed = sides["first.w"].at[(0, *place)].set(value)
+        changed = changed.at[(0, *place[::-1])].set(value)
+        sides = sides | {"first.w": changed}
+        made = factored_damping(
+            information._replace(input_factors=sides), jnp.asarray(DAMPING)
+        )
+        return trees.all_finite(made), trees.all_finite(made.telling)
+
+    whole, told = run(mean_information(), value)
+    assert whole == told == (value == 0.1)
 
 
 def test_a_step_is_the_gradient_times_the_inverses():

@@ -67,10 +67,12 @@ def renew(
         old = [leaves[i] for i in members]
 
         def anew(members=members, old=old) -> tuple[list, jax.Array]:
-            made = jax.tree.leaves(make())
+            whole = make()
+            telling = getattr(whole, "telling", whole)
+            made, told = map(jax.tree.leaves, (whole, telling))
             # the compiler drops what the other groups would need
             fresh = [made[i] for i in members]
-            finite = trees.all_finite(fresh)
+            finite = trees.all_finite([told[i] for i in members])
             return trees.where(finite, fresh, old), finite
 
         fresh, finite = jax.lax.cond(

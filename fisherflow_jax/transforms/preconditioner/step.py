@@ -215,7 +215,9 @@ def _advanced(
             given = given._replace(batch=batch)
         rows_skipped = rows_skipped + count
     updates, damping = given.updates, states.damping_at_present(recipe, state)
-    sound = trees.all_finite(updates) & (damping >= 0)
+    # stacks, as the result is checked in: one kernel for both
+    stacks = getattr(state.factorisation, "stacks", lambda updates: updates)
+    sound = trees.all_finite(stacks(updates)) & (damping >= 0)
     before = states.curvature_of(recipe, state)
     curvature, sound = _refreshed(recipe, before, given, sound)
 
