@@ -1,0 +1,350 @@
+"""Optimisers, posteriors and Fisher Flow on classes: quality, calibration, cost.
+
+    python benchmarks/tables.py                     # all data sets: about an hour
+    python benchmarks/tables.py --data digits
+    python benchmarks/tables.py --quick             # a small part, under a minute
+    python benchmarks/tables.py --file covtype.csv --rows 20000 --width 8
+
+Three data sets that ship with packages (image segments: `pip install --no-deps river`),
+or a file: CSV with a header and the class last, or an npz of `x` and `y`. One network a
+data set, one hidden layer of tanh. Each seed draws a split, a start and the orders of
+the batches. Each method has one knob, of five values; a seed's is the one of the least
+NLL on its validation rows. Then the test rows, as they are and shifted: as trained, and
+calibrated on the same validation rows, by `ff.calibrate` where there is a posterior,
+else by one temperature. Means over seeds, in brackets their standard errors;
+differences are taken seed by seed. ECE: 15 bins of equal mass. Seconds are of one fit,
+the median of all but the first, which compiles.
+"""
+
+import argparse
+import functools
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tables_data as data
+from measuring import describe_machine, seconds, table
+from tables_methods import ADAM, Method, methods
+
+import fisherflow_jax as ff
+
+METRICS = "accuracy", "NLL", "ECE", "Brier"
+COOLED = "temperature scaling of Adam"
+TABLES: dict[str, tuple[Callable[[int], data.Table], int]] = {
+    "digits": (data.digits, 4),
+    "segments": (data.segments, 8),
+    "cancer": (data.cancer, 8),
+}
+BUDGETS = {1: "one pass", 30: "thirty passes"}
+QUICK = (ADAM, "Fisher Flow, diagonal", "Laplace, diagonal")
+BINS = ff.metrics.equal_mass(15)
+
+
+class Found(NamedTuple):
+    """Of one method and budget; scores are `(seeds, metrics)`."""
+
+    trained: dict[str, np.ndarray]
+    calibrated: dict[str, np.ndarray]
+    knobs: list[float]
+    failed: int  # fits of the grid whose validation NLL is no number
+    no_temperature: int  # seeds
+    fits: list[float]  # seconds, the first with compilation
+    predictions: list[float]
+    num_bytes: tuple[int, int]  # carried in training, kept to predict
+
+
+@jax.jit
+def scores(logs: jax.Array, labels: jax.Array) -> jax.Array:
+    chances = jnp.exp(logs)
+    own = jnp.take_along_axis(logs, labels[:, None], 1)
+    return jnp.stack(
+        [
+            ff.metrics.accuracy(chances, labels),
+            -jnp.mean(own),
+            ff.metrics.expected_calibration_error(chances, labels, binning=BINS),
+            ff.metrics.brier(chances, labels),
+        ]
+    )
+
+
+class Programs:
+    """A method's functions, compiled."""
+
+    def __init__(self, method: Method) -> None:
+        self.method = method
+        self.start, self.advance = jax.jit(method.start), jax.jit(method.advance)
+        self.finish, self.logs = jax.jit(method.finish), jax.jit(method.logs)
+        self.calibrate = method.calibrate and jax.jit(method.calibrate)
+
+    def fit(self, split: data.Split, knob: Any, rate: Any, num_passes: int) -> Any:
+        carry = self.start(split, knob, rate)
+        share = jnp.float32(1 / num_passes)
+        for number in range(num_passes):
+            key = jax.random.fold_in(split.key, number)
+            carry = self.advance(carry, split, key, knob, rate, share)
+        return self.finish(carry, split, knob, rate)
+
+    def num_bytes(self, split: data.Split) -> tuple[int, int]:
+        knob = jnp.float32(0.1)
+        carry = jax.eval_shape(self.start, split, knob, knob)
+        kept = jax.eval_shape(self.finish, carry, split, knob, knob)
+        leaves = jax.tree.leaves(carry), jax.tree.leaves(kept)
+        return tuple(sum(x.size * x.dtype.itemsize for x in some) for some in leaves)
+
+
+def timed(function: Callable[[], Any]) -> tuple[Any, float]:
+    begun = time.perf_counter()
+    found = jax.block_until_ready(function())
+    return found, time.perf_counter() - begun
+
+
+class Tuned(NamedTuple):
+    """One seed's fit of the least validation NLL."""
+
+    knob: float
+    fitted: Any
+    logs: jax.Array  # of the validation rows
+    failed: int
+    fits: list[float]
+
+
+def tuned(
+    programs: Programs, split: data.Split, rate: float | None, num_passes: int
+) -> Tuned:
+    inputs, labels = split.validation
+    tried, fits = [], []
+    for value in programs.method.grid:
+        knob = jnp.float32(value)
+        used = knob if rate is None else jnp.float32(rate)
+        fit = functools.partial(programs.fit, split, knob, used, num_passes)
+        fitted, elapsed = timed(fit)
+        fits.append(elapsed)
+        logs = programs.logs(fitted, inputs, knob)
+        tried.append((float(scores(logs, labels)[1]), value, fitted, logs))
+    failed = sum(not np.isfinite(nll) for nll, *_ in tried)
+    best = min(tried, key=lambda t: t[0] if np.isfinite(t[0]) else np.inf)
+    return Tuned(*best[1:], failed, fits)
+
+
+def temperature_of(logs: jax.Array, labels: jax.Array) -> float | None:
+    """None where the validation rows have no best one: all right, or all equal."""
+    try:
+        scaling = ff.calibration.temperature_scaling(logs, labels)
+    except ValueError:
+        return None
+    return float(scaling.temperature)
+
+
+def run(
+    programs: Programs, splits: data.Split, rates: list[float] | None, num_passes: int
+) -> Found:
+    """All seeds and values of the knob; `rates` are Adam's, seed by seed."""
+    predictions: list[float] = []
+    chosen: list[Tuned] = []
+    without = 0
+    trained: dict[str, list] = {name: [] for name in splits.tests}
+    calibrated: dict[str, list] = {name: [] for name in splits.tests}
+    for seed in range(len(splits.labels)):
+        split = data.of_seed(splits, seed)
+        best = tuned(programs, split, rates and rates[seed], num_passes)
+        chosen.append(best)
+        knob, better, temperature = jnp.float32(best.knob), best.fitted, None
+        if programs.calibrate:
+            better = programs.calibrate(best.fitted, split)
+        else:
+            temperature = temperature_of(best.logs, split.validation[1])
+            without += temperature is None
+        for name, rows in split.tests.items():
+            predict = functools.partial(programs.logs, best.fitted, rows, knob)
+            logs, elapsed = timed(predict)
+            predictions.append(elapsed)
+            trained[name].append(scores(logs, split.labels))
+            if programs.calibrate:
+                logs = programs.logs(better, rows, knob)
+            elif temperature is not None:
+                logs = jax.nn.log_softmax(logs / temperature)
+            calibrated[name].append(scores(logs, split.labels))
+    return Found(
+        {name: np.array(each) for name, each in trained.items()},
+        {name: np.array(each) for name, each in calibrated.items()},
+        [best.knob for best in chosen],
+        sum(best.failed for best in chosen),
+        without,
+        [elapsed for best in chosen for elapsed in best.fits],
+        predictions,
+        programs.num_bytes(split),
+    )
+
+
+# ---- what is printed
+
+
+def mean_and_error(values: np.ndarray, sign: str = "") -> str:
+    """To three digits, without the zero before the point."""
+    finite = np.isfinite(values)
+    if not finite.all():
+        return f"{len(values) - finite.sum()} of {len(values)} none"
+    error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan
+    mean, error = f"{values.mean():{sign}.3f}", f"{error:.3f}".removeprefix("0")
+    return f"{mean.replace('0.', '.', 1) if abs(values.mean()) < 1 else mean} ({error})"
+
+
+def print_scores(found: dict[str, Found], test: str) -> None:
+    rows = []
+    for name, each in found.items():
+        cells = [mean_and_error(x) for x in each.trained[test].T]
+        better = [mean_and_error(x) for x in each.calibrated[test].T]
+        rows.append((name, *cells, *better))
+        if name == ADAM:
+            rows.append((COOLED, *[""] * len(METRICS), *better))
+    print(table(("as trained, then calibrated", *METRICS, *METRICS), rows), "\n")
+
+
+def print_differences(found: dict[str, Found], test: str) -> None:
+    """From Adam as trained, and from Adam with its temperature."""
+    rows, adam = [], found[ADAM]
+    for name, each in found.items():
+        gains = each.trained[test] - adam.trained[test]
+        better = each.calibrated[test] - adam.calibrated[test]
+        if name == ADAM:
+            gain = adam.calibrated[test] - adam.trained[test]
+            cells = [mean_and_error(x, "+") for x in gain.T]
+            rows.append((COOLED, *cells, *[""] * len(METRICS)))
+            continue
+        cells = [mean_and_error(x, "+") for gain in (gains, better) for x in gain.T]
+        rows.append((name, *cells))
+    print(table(("less Adam's, seed by seed", *METRICS, *METRICS), rows), "\n")
+
+
+def print_costs(programs: dict[str, Programs], found: dict[str, Found]) -> None:
+    rows = []
+    for name, each in found.items():
+        grid = programs[name].method.grid
+        ends = sum(len(grid) > 1 and knob in (grid[0], grid[-1]) for knob in each.knobs)
+        low, high = min(each.knobs), max(each.knobs)
+        median = statistics.median(each.fits[1:] or each.fits)
+        rows.append(
+            (
+                name,
+                programs[name].method.knob,
+                f"{statistics.median(each.knobs):g} ({low:g}-{high:g})",
+                str(ends),
+                f"{each.failed} of {len(each.fits)}",
+                str(each.no_temperature) if not programs[name].calibrate else "",
+                seconds(median),
+                seconds(max(each.fits[0] - median, 0.0)),
+                seconds(statistics.median(each.predictions[1:] or each.predictions)),
+                f"{each.num_bytes[0]:,}",
+                f"{each.num_bytes[1]:,}",
+            )
+        )
+    header = (
+        "",
+        "knob",
+        "chosen: median (range)",
+        "at an end",
+        "diverged",
+        "no temperature",
+        "fit",
+        "first, more",
+        "predict",
+        "bytes in training",
+        "to predict",
+    )
+    print(table(header, rows), "\n")
+
+
+def compare(
+    name: str,
+    some: data.Table,
+    num_seeds: int,
+    budgets: dict[int, str],
+    left_out: Callable[[str], bool],
+) -> dict:
+    """Prints a data set's tables for each budget, and returns its numbers."""
+    splits = data.splits(some, num_seeds)
+    first = data.of_seed(splits, 0)
+    num_params = sum(leaf.size for leaf in jax.tree.leaves(first.params))
+    print(
+        f"==== {name}: {'-'.join(map(str, some.sizes))}, {num_params} parameters; "
+        f"{len(first.train[1])} rows train,\n{len(first.validation[1])} validate, "
+        f"{len(first.labels)} test; {num_seeds} seeds\n"
+    )
+    compiled: dict[str, Programs] = {}
+    numbers: dict[str, Any] = {}
+    for num_passes, told in budgets.items():
+        found: dict[str, Found] = {}
+        for method in methods(first, num_passes):
+            if left_out(method.name):
+                continue
+            begun = time.perf_counter()
+            if "Flow" in method.name or method.name not in compiled:
+                compiled[method.name] = Programs(method)
+            rates = found[ADAM].knobs if method.after_adam else None
+            found[method.name] = run(compiled[method.name], splits, rates, num_passes)
+            progress(f"{name}, {told}, {method.name}", begun)
+        print(f"== {name}, {told}, test rows\n")
+        print_scores(found, "test")
+        print_differences(found, "test")
+        for shift in some.shifts:
+            print(f"== {name}, {told}, {shift}\n")
+            print_scores(found, shift)
+            print_differences(found, shift)
+        print(f"== {name}, {told}, cost\n")
+        print_costs(compiled, found)
+        numbers[told] = {key: value._asdict() for key, value in found.items()}
+    return numbers
+
+
+def progress(what: str, begun: float) -> None:
+    print(f"{what}: {time.perf_counter() - begun:.0f} s", file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", nargs="*", choices=TABLES, default=list(TABLES))
+    parser.add_argument("--file", type=Path, help="CSV or npz, in place of these")
+    parser.add_argument("--rows", type=int, help="of the data, drawn at random")
+    parser.add_argument("--width", type=int, help="of the hidden layer")
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--without", nargs="*", default=[], help="parts of names")
+    parser.add_argument("--quick", action="store_true", help="cancer, a few methods")
+    parser.add_argument("--json", type=Path, help="a file for the numbers")
+    arguments = parser.parse_args()
+    begun = time.perf_counter()
+    print(describe_machine(("jax", "jaxlib", "numpy", "optax", "scikit-learn")), "\n")
+    num_seeds = 2 if arguments.quick else arguments.seeds
+    budgets = {1: BUDGETS[1]} if arguments.quick else BUDGETS
+
+    def left_out(name: str) -> bool:
+        if arguments.quick and name not in QUICK:
+            return True
+        return any(part in name for part in arguments.without)
+
+    numbers, path = {}, arguments.file
+    if path:
+        chosen = {path.stem: (functools.partial(data.from_file, path), 8)}
+    else:
+        names = ["cancer"] if arguments.quick else arguments.data
+        chosen = {name: TABLES[name] for name in names}
+    for name, (make, width) in chosen.items():
+        some = data.thinned(make(arguments.width or width), arguments.rows)
+        numbers[name] = compare(name, some, num_seeds, budgets, left_out)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(numbers, default=_listed))
+    print(f"{time.perf_counter() - begun:.0f} seconds in all")
+
+
+def _listed(value: Any) -> Any:
+    return np.asarray(value).tolist()
+
+
+if __name__ == "__main__":
+    main()
