@@ -27,7 +27,7 @@ from measuring import describe_machine, seconds, table
 from tables_posteriors import CHUNK, GUIDES, Problem
 from tables_running import timed
 
-DRAWS, WARM, RATES = 4000, (150, 500), (0.003, 0.01, 0.03)
+DRAWS, WARM, RATES = 2000, (150, 500), (0.003, 0.01, 0.03)
 
 
 def errors(found: tuple, reference: tuple) -> np.ndarray:
@@ -68,7 +68,7 @@ def of_nuts(
     long = posteriors.sampled(problem, length, num_warm)
     short = posteriors.sampled(problem, 10, num_warm)
     jax.block_until_ready((long(0), short(0)))
-    counts = [n for n in (10, 30, 100, 300, 1000, 2000, 4000) if n <= length]
+    counts = [n for n in (10, 30, 100, 300, 1000, 2000) if n <= length]
     of_draws = jax.jit(problem.of_draws)
     found, whole, part = [], [], []
     for seed in seeds:
@@ -90,7 +90,7 @@ def of_variational(
 ) -> list[Curve]:
     """A curve for each rate."""
     begin, advance, read = posteriors.variational(problem, GUIDES[name])
-    curves, chunks = [], 8 if quick else 40
+    curves, chunks = [], 8 if quick else 24
     jax.block_until_ready(read(advance(begin(0, 0.01), jnp.float64(0.01))))
     for rate in RATES:
         found, times = [], []
@@ -131,13 +131,13 @@ def reference_of(problem: Problem, chains: int, draws: int) -> tuple:
 
 
 def compare(problem: Problem, quick: bool) -> None:
-    chains, draws = (2, 4000) if quick else (8, 5000)
+    chains, draws = (2, 4000) if quick else (8, 2500)
     reference, apart = reference_of(problem, chains, draws)
     print(
         f"==== {problem.name}, {len(problem.start)} parameters; reference: {chains} "
         f"chains of {draws}, own error {apart[0]:.3f} sd, {apart[1]:.3f}\n"
     )
-    rounds, seeds = (3, range(1, 3)) if quick else (15, range(1, 6))
+    rounds, seeds = (3, range(1, 3)) if quick else (15, range(1, 4))
     curves = [
         fixed(
             "Fisher Flow, one pass", posteriors.in_one_pass(problem), reference, rounds

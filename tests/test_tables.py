@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, log_loss
 
+pytestmark = pytest.mark.slow
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
@@ -79,7 +80,6 @@ def test_scores(program):
     assert brier == pytest.approx(by_hand, rel=1e-5)
 
 
-@pytest.mark.slow
 @pytest.mark.standard_promotion
 def test_a_run_on_a_file(program, flowers, monkeypatch, capsys):
     kept = flowers / "numbers.json"
