@@ -13,10 +13,11 @@ import fisherflow_jax as ff
 CATEGORICAL = ff.likelihoods.categorical()
 MODEL = apply_fn, CATEGORICAL
 LOSS = ff.negative_log_likelihood(*MODEL)
-RATES = (0.001, 0.003, 0.01, 0.03, 0.1)
+RATES = (0.003, 0.01, 0.03, 0.1, 0.3)
 SGD_RATES = (0.03, 0.1, 0.3, 1.0, 3.0)
 NATURAL_RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
 PRECISIONS = (0.1, 0.5, 2.0, 10.0, 50.0)
+LAPLACE_PRECISIONS = (0.5, 5.0, 50.0, 500.0, 5000.0)
 ADAM = "Adam"
 
 
@@ -135,7 +136,7 @@ def optimizers(layers: Any) -> list[Method]:
 # ---- Fisher Flow
 
 
-def of_flow(name: str, structure: Any, num_passes: int) -> Method:
+def of_flow(name: str, structure: Any, num_passes: int, link: Any) -> Method:
     """Several passes count a row in parts, by one Newton step a batch."""
     options = {} if num_passes == 1 else {"num_steps": 1}
 
@@ -163,20 +164,23 @@ def of_flow(name: str, structure: Any, num_passes: int) -> Method:
         start,
         advance,
         lambda state, *rest: state,
-        predicted,
-        calibrated,
+        *averaging(link),
     )
 
 
-def predicted(state: Any, inputs: jax.Array, knob: Any) -> jax.Array:
-    return jnp.log(ff.predict(state, *MODEL, inputs).mean)
+def averaging(link: Any) -> tuple[Callable, Callable]:
+    """How a posterior predicts and is calibrated; None is the functions' own link."""
+
+    def logs(state: Any, inputs: jax.Array, knob: Any) -> jax.Array:
+        return jnp.log(ff.predict(state, *MODEL, inputs, link=link).mean)
+
+    def calibrate(state: Any, split: Split) -> Any:
+        return ff.calibrate(state, *MODEL, split.validation, link=link).posterior
+
+    return logs, calibrate
 
 
-def calibrated(state: Any, split: Split) -> Any:
-    return ff.calibrate(state, *MODEL, split.validation).posterior
-
-
-def of_laplace(name: str, structure: Any) -> Method:
+def of_laplace(name: str, structure: Any, link: Any) -> Method:
     """One pass over the rows after Adam's; prior around zero, as of no start."""
     start, advance = trained(optax.adam, plain)
     estimator = ff.estimators.exact(*MODEL, structure)
@@ -188,11 +192,10 @@ def of_laplace(name: str, structure: Any) -> Method:
     return Method(
         f"Laplace, {name}",
         "prior precision",
-        PRECISIONS,
+        LAPLACE_PRECISIONS,
         start,
         advance,
         finish,
-        predicted,
-        calibrated,
+        *averaging(link),
         after_adam=True,
     )

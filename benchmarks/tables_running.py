@@ -14,10 +14,10 @@ from tables_methods import Method, of_flow, of_laplace, optimizers
 
 import fisherflow_jax as ff
 
-BINS = ff.metrics.equal_mass(15)
+BINS, TUNING = ff.metrics.equal_mass(15), 3
 
 
-def methods(split: data.Split, num_passes: int) -> list[Method]:
+def methods(split: data.Split, num_passes: int, link: Any) -> list[Method]:
     """Of a network, whose layers are found; Adam before those that need its rate."""
     layers = ff.layers.find_layers(
         data.apply_fn, split.params, split.train[0][: data.BATCH]
@@ -32,10 +32,10 @@ def methods(split: data.Split, num_passes: int) -> list[Method]:
     kept = {name: structures[name] for name in ("diagonal", "Kronecker")}
     return [
         *optimizers(layers),
-        *(of_flow(*given, num_passes) for given in structures.items()),
+        *(of_flow(*given, num_passes, link) for given in structures.items()),
         variational(),
         dropout(),
-        *(of_laplace(*given) for given in kept.items()),
+        *(of_laplace(*given, link) for given in kept.items()),
         ensemble(),
     ]
 
@@ -45,7 +45,7 @@ class Found(NamedTuple):
 
     trained: dict[str, np.ndarray]
     calibrated: dict[str, np.ndarray]
-    knobs: list[float]
+    knob: float
     failed: int  # fits of the grid whose validation NLL is no number
     no_temperature: int  # seeds
     fits: list[float]  # seconds, the first with compilation
@@ -98,32 +98,43 @@ def timed(function: Callable[[], Any]) -> tuple[Any, float]:
     return found, time.perf_counter() - begun
 
 
-class Tuned(NamedTuple):
-    """One seed's fit of the least validation NLL."""
+class Fits(NamedTuple):
+    """Of all seeds, by the knob that the first of them chose."""
 
     knob: float
-    fitted: Any
-    logs: jax.Array  # of the validation rows
+    fitted: list[Any]
     failed: int
-    fits: list[float]
+    seconds: list[float]
 
 
 def tuned(
-    programs: Programs, split: data.Split, rate: float | None, num_passes: int
-) -> Tuned:
-    inputs, labels = split.validation
-    tried, fits = [], []
+    programs: Programs, splits: data.Split, rate: float | None, num_passes: int
+) -> Fits:
+    """The least mean validation NLL of the first `TUNING` seeds chooses."""
+    times: list[float] = []
+
+    def fit(seed: int, value: float) -> Any:
+        used = jnp.float32(value if rate is None else rate)
+        split, knob = data.of_seed(splits, seed), jnp.float32(value)
+        found, elapsed = timed(lambda: programs.fit(split, knob, used, num_passes))
+        times.append(elapsed)
+        return found
+
+    def loss(seed: int, fitted: Any, value: float) -> float:
+        inputs, labels = data.of_seed(splits, seed).validation
+        return float(
+            scores(programs.logs(fitted, inputs, jnp.float32(value)), labels)[1]
+        )
+
+    num_seeds, losses, tried = len(splits.labels), {}, {}
     for value in programs.method.grid:
-        knob = jnp.float32(value)
-        used = knob if rate is None else jnp.float32(rate)
-        fit = functools.partial(programs.fit, split, knob, used, num_passes)
-        fitted, elapsed = timed(fit)
-        fits.append(elapsed)
-        logs = programs.logs(fitted, inputs, knob)
-        tried.append((float(scores(logs, labels)[1]), value, fitted, logs))
-    failed = sum(not np.isfinite(nll) for nll, *_ in tried)
-    best = min(tried, key=lambda t: t[0] if np.isfinite(t[0]) else np.inf)
-    return Tuned(*best[1:], failed, fits)
+        tried[value] = [fit(seed, value) for seed in range(min(TUNING, num_seeds))]
+        losses[value] = [loss(seed, f, value) for seed, f in enumerate(tried[value])]
+    means = {v: np.mean(x) for v, x in losses.items()}
+    knob = min(means, key=lambda v: means[v] if np.isfinite(means[v]) else np.inf)
+    others = [fit(seed, knob) for seed in range(TUNING, num_seeds)]
+    failed = sum(not np.isfinite(x) for each in losses.values() for x in each)
+    return Fits(knob, tried[knob] + others, failed, times)
 
 
 def temperature_of(logs: jax.Array, labels: jax.Array) -> float | None:
@@ -136,27 +147,25 @@ def temperature_of(logs: jax.Array, labels: jax.Array) -> float | None:
 
 
 def run(
-    programs: Programs, splits: data.Split, rates: list[float] | None, num_passes: int
+    programs: Programs, splits: data.Split, rate: float | None, num_passes: int
 ) -> Found:
-    """All seeds and values of the knob; `rates` are Adam's, seed by seed."""
+    """All seeds; `rate` is what was chosen for Adam."""
+    fits = tuned(programs, splits, rate, num_passes)
+    knob, without = jnp.float32(fits.knob), 0
     predictions: list[float] = []
-    chosen: list[Tuned] = []
-    without = 0
     trained: dict[str, list] = {name: [] for name in splits.tests}
     calibrated: dict[str, list] = {name: [] for name in splits.tests}
-    for seed in range(len(splits.labels)):
+    for seed, fitted in enumerate(fits.fitted):
         split = data.of_seed(splits, seed)
-        best = tuned(programs, split, rates and rates[seed], num_passes)
-        chosen.append(best)
-        knob, better, temperature = jnp.float32(best.knob), best.fitted, None
+        inputs, labels = split.validation
+        better, temperature = fitted, None
         if programs.calibrate:
-            better = programs.calibrate(best.fitted, split)
+            better = programs.calibrate(fitted, split)
         else:
-            temperature = temperature_of(best.logs, split.validation[1])
+            temperature = temperature_of(programs.logs(fitted, inputs, knob), labels)
             without += temperature is None
         for name, rows in split.tests.items():
-            predict = functools.partial(programs.logs, best.fitted, rows, knob)
-            logs, elapsed = timed(predict)
+            logs, elapsed = timed(functools.partial(programs.logs, fitted, rows, knob))
             predictions.append(elapsed)
             trained[name].append(scores(logs, split.labels))
             if programs.calibrate:
@@ -167,10 +176,10 @@ def run(
     return Found(
         {name: np.array(each) for name, each in trained.items()},
         {name: np.array(each) for name, each in calibrated.items()},
-        [best.knob for best in chosen],
-        sum(best.failed for best in chosen),
+        fits.knob,
+        fits.failed,
         without,
-        [elapsed for best in chosen for elapsed in best.fits],
+        fits.seconds,
         predictions,
         programs.num_bytes(split),
     )

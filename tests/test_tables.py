@@ -95,4 +95,4 @@ def test_a_run_on_a_file(program, flowers, monkeypatch, capsys):
     assert len(accuracy) == 3
     assert min(accuracy.values()) > 0.6  # a guess has a third
     for each in found.values():
-        assert each["failed"] == 0 and len(each["fits"]) == 10
+        assert each["failed"] == 0 and len(each["fits"]) == 10  # of two seeds
