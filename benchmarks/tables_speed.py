@@ -199,7 +199,7 @@ def main() -> None:
     print(describe_machine(("jax", "jaxlib", "numpyro", "optax")), "\n")
     problems = [posteriors.regression(500)]
     if not quick:
-        problems += [posteriors.regression(5000), posteriors.network()]
+        problems += [posteriors.network(), posteriors.regression(5000)]
     for problem in problems:
         compare(problem, quick)
     print(f"{time.perf_counter() - begun:.0f} seconds in all")
