@@ -95,8 +95,9 @@ def _by_cholesky(matrix: jax.Array, columns: jax.Array) -> jax.Array:
     return jax.lax.linalg.triangular_solve(factor, half.T, lower=True).T
 
 
-# of which the upper triangle holds anything
-_lower = _alone(jax.lax.linalg.cholesky_p.bind)
+# of which the upper triangle holds anything; LAPACK reads columns, and those of a
+# symmetric matrix are its rows
+_lower = _alone(lambda m: jax.lax.linalg.cholesky_p.bind(m.T))
 _cholesky = _alone(lambda m: jnp.linalg.cholesky(m, symmetrize_input=False))
 _eigh = _alone(lambda m: tuple(jnp.linalg.eigh(m)))
 _orthonormal = _alone(lambda m: jnp.linalg.qr(m)[0])
@@ -279,17 +280,21 @@ def _steady_cholesky(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
     identity = jnp.broadcast_to(identity, matrices.shape)
 
     def fails(state: tuple[jax.Array, jax.Array]) -> jax.Array:
-        factors, jitter = state
-        return ~jnp.isfinite(factors[..., -1, -1]) & (2 * jitter <= eps**0.5)
+        columns, jitter = state
+        return ~jnp.isfinite(columns[..., -1]) & (2 * jitter <= eps**0.5)
+
+    # flat, as LAPACK writes it: a matrix that a loop carries is turned before and after
+    def factorised(matrices: jax.Array) -> jax.Array:
+        factors = _each(_lower, matrices).reshape(matrices.shape)
+        return jnp.swapaxes(factors, -1, -2).reshape((*matrices.shape[:-2], -1))
 
     def more(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         jitter = jnp.where(fails(state), jnp.maximum(2 * state[1], eps), state[1])
-        helped = matrices + jitter[..., None, None] * identity
-        return _each(_lower, helped).reshape(matrices.shape), jitter
+        return factorised(matrices + jitter[..., None, None] * identity), jitter
 
-    start = _each(_lower, matrices).reshape(matrices.shape)
-    none = jnp.zeros(matrices.shape[:-2], matrices.dtype)
-    return jax.lax.while_loop(lambda s: jnp.any(fails(s)), more, (start, none))
+    start = factorised(matrices), jnp.zeros(matrices.shape[:-2], matrices.dtype)
+    columns, jitter = jax.lax.while_loop(lambda s: jnp.any(fails(s)), more, start)
+    return jnp.swapaxes(columns.reshape(matrices.shape), -1, -2), jitter
 
 
 @_steady_cholesky.defjvp

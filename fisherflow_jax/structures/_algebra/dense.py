@@ -439,7 +439,8 @@ def _filled(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
 @jax.jit
 def _log_volume(factor: jax.Array, scales: jax.Array) -> jax.Array:
     """The log-determinant of what `factorise` factorised."""
-    return 2 * jnp.sum(jnp.log(linalg.diagonal(factor)) + jnp.log(scales))
+    pivots = linalg.diagonal(jnp.swapaxes(factor, -1, -2))
+    return 2 * jnp.sum(jnp.log(pivots) + jnp.log(scales))
 
 
 def _trace(information: Any, like: PyTree | None = None) -> jax.Array:
