@@ -1,5 +1,6 @@
 """Batches: inputs, targets and multiplicities, checked and sliced."""
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -137,23 +138,42 @@ def as_batch(batch: Any, *, values: bool = True) -> Batch:
       ValueError: for an empty batch, shapes that do not fit, a third entry of integers,
         or (when the values are concrete) weights that are negative or not finite.
     """
-    batch = by_name(batch)
+    return as_arrays(by_name(batch), values=values)
+
+
+def as_arrays(batch: Batch, *, values: bool = True) -> Batch:
+    """`as_batch` of what `by_name` gave."""
     inputs = map_inputs(trees.as_array, batch.inputs)
     targets, clusters, mask = jax.tree.map(trees.as_array, batch[1:2] + batch[3:])
     count, dtype = _num_examples(inputs, targets), jnp.result_type(float)
-    weights = np.ones((count,), dtype) if batch.weights is None else batch.weights
-    at_hand = checks.is_concrete(weights)
-    known = np.asarray(weights).astype(dtype) if at_hand else None
-    weights = trees.as_array(weights, dtype)
+    none = batch.weights is None
+    if not none:
+        weights = trees.as_array(batch.weights, dtype)
+    elif checks.is_traced((inputs, targets)):
+        weights = trees.as_array(np.ones((count,), dtype))
+    else:
+        places = jax.sharding.get_abstract_mesh(), jax.config.jax_default_device
+        weights = _ones(count, dtype, places)
     checked = Batch(inputs, targets, weights, clusters, mask)
     _check_shapes(checked, count)
     _check_same_everywhere(checked)
+    if none:
+        return checked
+    at_hand = checks.is_concrete(batch.weights)
+    known = np.asarray(batch.weights).astype(dtype) if at_hand else None
     if values:
         checks.not_negative(known if at_hand else weights, "weights")
     if known is not None and np.all(known >= 0):
         return checked if np.all(known > 0) else blank(checked)
     # NaN reaches every sum over the batch
     return blank(checked._replace(weights=jnp.where(weights >= 0, weights, jnp.nan)))
+
+
+@functools.lru_cache(maxsize=16)
+def _ones(count: int, dtype: Any, places: Any) -> jax.Array:
+    """Put on its place once, and not at each batch of a Python loop."""
+    with jax.ensure_compile_time_eval():
+        return trees.as_array(np.ones((count,), dtype))
 
 
 def by_name(batch: Any) -> Batch:

@@ -43,6 +43,8 @@ def widen(tree: PyTree) -> PyTree:
 
 def as_array(value: Any, dtype: Any = None) -> jax.Array:
     """`jnp.asarray`, which would compile a program for each shape of numpy's arrays."""
+    if dtype is None and isinstance(value, jax.Array):
+        return value
     if type(value) is np.ndarray or isinstance(value, np.generic):
         # a copy, because what is put on a CPU may share the memory that it came in
         return jax.device_put(np.array(value, dtype))

@@ -85,7 +85,7 @@ def _take_over(
 def _checked(recipe: Recipe, given: batches.Batch) -> batches.Batch:
     if given.targets is None:
         raise ValueError("a flow learns from targets; the batch's are None.")
-    batch = batches.as_batch(given, values=False)
+    batch = batches.as_arrays(given, values=False)
     robust.check_clusters(recipe, batch)
     return batch
 
@@ -442,7 +442,7 @@ def check_taken_in(
     """Raises where an update is seen to have failed (not under jit), saying why."""
     if checks.is_traced((info, given)):
         return
-    refused = info.rows_skipped and recipe.bad_rows == "raise"
+    refused = recipe.bad_rows == "raise" and bool(info.rows_skipped)
     if not refused and not info.skipped:
         return
     batch = batches.as_batch(given, values=False)
