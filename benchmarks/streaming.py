@@ -458,7 +458,7 @@ def main() -> None:
     for part in (compare, million, updates):
         part(quick)
     with jax.enable_x64(False):
-        for part in (floors.floors, floors.loops, floors.peers, floors.large):
+        for part in floors.TABLES:
             part(quick)
     print(f"{time.perf_counter() - began:.0f} seconds in all.")
 

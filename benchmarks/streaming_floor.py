@@ -1,8 +1,12 @@
 """An update beside the least program that computes the same numbers, and beside peers.
 
-Called by `streaming.py`, in float32. Needs the extra `benchmarks`.
+Tables 4 to 7 of `streaming.py`, in float32, or alone. Needs the extra `benchmarks`:
+
+    python benchmarks/streaming_floor.py            # two minutes
+    python benchmarks/streaming_floor.py --quick    # fewer repeats, no d = 1,000
 """
 
+import argparse
 import contextlib
 import functools
 from collections.abc import Callable
@@ -12,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.linalg import cho_solve
-from measuring import Timing, measure, seconds, table
+from measuring import Timing, describe_machine, measure, parsed, seconds, table
 
 import fisherflow_jax as ff
 
@@ -272,3 +276,21 @@ def large(quick: bool) -> None:
     print("7. A full update of 100 rows, float32\n")
     header = ("d", "ms", "spread", "state, MiB", "update and result, MiB")
     print(table(header, rows), "\n")
+
+
+TABLES = floors, loops, peers, large
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="fewer repeats")
+    arguments = parsed(parser)
+    if arguments is None:
+        return
+    print(describe_machine(("jax", "jaxlib", "scikit-learn", "statsmodels")), "\n")
+    for part in TABLES:
+        part(arguments.quick)
+
+
+if __name__ == "__main__":
+    main()
