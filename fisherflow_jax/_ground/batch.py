@@ -152,7 +152,8 @@ def as_arrays(batch: Batch, *, values: bool = True) -> Batch:
     elif checks.is_traced((inputs, targets)):
         weights = trees.as_array(np.ones((count,), dtype))
     else:
-        places = jax.sharding.get_abstract_mesh(), jax.config.jax_default_device
+        device = jax.config.jax_default_device  # type: ignore[attr-defined]
+        places = jax.sharding.get_abstract_mesh(), device
         weights = _ones(count, dtype, places)
     checked = Batch(inputs, targets, weights, clusters, mask)
     _check_shapes(checked, count)
