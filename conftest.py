@@ -75,8 +75,17 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave most pages to .ci/run, before markers decide what runs."""
+    """Leave most pages and cases to .ci/run, before markers decide what runs."""
     doc_pages.mark(items)
+    seen = set()
+    for item in items:
+        if item.get_closest_marker("slow_cases") and not item.get_closest_marker(
+            "slow"
+        ):
+            test = item.nodeid.partition("[")[0]
+            if test in seen:
+                item.add_marker(pytest.mark.slow)
+            seen.add(test)
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

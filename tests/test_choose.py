@@ -55,6 +55,7 @@ def chosen(flows, batches, **options):
     return ff.choose(flows, jnp.zeros(SIZE), ff.Stacked(*batches), **options)
 
 
+@pytest.mark.slow
 def test_the_log_score_is_the_predictive_density():
     """Of full structure in closed form; of classes, counts by draws; of a mixture."""
     x, y = stream(jax.random.key(0), times=2)
@@ -83,6 +84,7 @@ def test_the_log_score_is_the_predictive_density():
         assert np.max(np.abs(np.exp(score) - chances.mean(1)) / error) < 4.5
 
 
+@pytest.mark.slow
 def test_scores_by_hand():
     """The score of each row before it is learnt from, of what the memory predicts."""
     batches = stream(jax.random.key(1), times=4)
@@ -310,6 +312,7 @@ def test_a_bad_row_is_left_out_of_scores_and_told():
             )
 
 
+@pytest.mark.slow
 def test_errors_that_go_together_are_scored_together():
     """Of what is there of an example, and covered by its share of targets."""
     x, y = stream(jax.random.key(9), times=3)

@@ -95,6 +95,7 @@ def test_an_nnx_regressor():
     assert found.likelihood == ff.likelihoods.gaussian(scale=float(noise))
 
 
+@pytest.mark.slow
 def test_a_last_layer_of_3000_classes():
     features, num_classes = 16, 3000
     head = {"w": draw(features, num_classes), "gain": np.ones(())}

@@ -570,6 +570,7 @@ TABLE_OF = {
 }
 
 
+@pytest.mark.slow
 @together
 @pytest.mark.parametrize(("pattern", "calls"), TABLE_OF.values(), ids=TABLE_OF)
 def test_an_error_names_value_rule_and_way_out(pattern, calls):

@@ -77,6 +77,7 @@ def every_way(apply_fn, params, x):
     )
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("name", MODELS)
 def test_equations_and_numbers_are_those_of_the_model(name):
     model, count = MODELS[name], [0]

@@ -58,6 +58,7 @@ def as_rows(factory, name, **options):
     return dense(PARAMS, TOKENWISE), dense(PARAMS, ROWS)
 
 
+@pytest.mark.slow
 @together
 @pytest.mark.parametrize("name", STRUCTURES)
 def test_exact_information_of_every_structure(name):
@@ -118,6 +119,7 @@ def test_what_is_drawn_has_the_mean_of_the_rows(choice):
     assert np.max(error) < 4  # of 36 entries, some equal
 
 
+@pytest.mark.slow
 @together
 @pytest.mark.parametrize("sharing", ["expand", "pool"])
 @pytest.mark.parametrize("batched", [False, True])
@@ -151,6 +153,7 @@ def flow(kind):
     )
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("kind", ["categorical", "dispersion"])
 def test_a_flow_of_targets_is_a_flow_of_rows(kind):
     here, start = flow(kind), {"categorical": PARAMS, "dispersion": np.zeros(2)}[kind]
@@ -225,6 +228,7 @@ def test_the_region_of_a_step():
     np.testing.assert_allclose(*steps, **CLOSE)
 
 
+@pytest.mark.slow
 def test_calibrated_and_judged():
     exact = ff.estimators.exact(apply_fn, CATEGORICAL, STRUCTURES["full"])
     state = ff.posterior(PARAMS, exact(PARAMS, ROWS), prior_precision=0.5)

@@ -184,6 +184,7 @@ def many_classes():
 scaled = jax.jit(ff.information.scale)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("case", ["several", "one logit", "very many"])
 def test_it_reports_what_predict_predicts(case):
     state, x, y = many_classes() if case == "very many" else classes()

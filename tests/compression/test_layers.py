@@ -78,6 +78,7 @@ def made(name):
     return state, layers, np.asarray(ff.information.to_dense(state.information))
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("name", MODELS)
 def test_columns_are_blocks_of_the_matrix(name):
     state, layers, matrix = made(name)
@@ -102,6 +103,7 @@ def test_columns_are_blocks_of_the_matrix(name):
     np.testing.assert_array_equal(flat(joined), flat(state.mean))
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("name", MODELS)
 def test_all_is_pruned_and_rounded(name):
     state, layers, matrix = made(name)

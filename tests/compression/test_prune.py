@@ -20,6 +20,7 @@ def dense(state):
 STRUCTURES = ["scalar", "diagonal", "block", "full", "low_rank", "kronecker"]
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("name", STRUCTURES)
 def test_pruning_is_constrained_least_squares(states, kept, name):
     state = states[name]

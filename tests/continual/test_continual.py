@@ -69,6 +69,7 @@ def test_the_transformation_adds_the_gradient_of_the_penalty(name):
     chex.assert_trees_all_close(changed, expected, rtol=1e-9)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("name", [x for x in NAMES if x != "rank_3"])
 def test_an_update_ends_where_loss_and_penalty_are_least(name):
     flow = streams.flow(name, "exponential", "bernoulli", num_steps=50)

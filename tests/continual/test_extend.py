@@ -127,6 +127,7 @@ def known(params, temperature=1.0):
     )
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("temperature, sizes", [(2.0, (4, 4, 4)), (1.0, (5, 2, 6))])
 def test_kronecker_factors_grow_with_their_side(temperature, sizes):
     state = known(WIDE, temperature)

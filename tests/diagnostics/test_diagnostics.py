@@ -64,6 +64,7 @@ def dense(name):
     return np.asarray(to_dense(information(name), PARAMS))
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("name", NAMES)
 def test_with_a_basis_of_probes_the_error_is_exact(name):
     found = ff.diagnostics.relative_error(

@@ -138,6 +138,7 @@ def test_a_class_that_is_never_seen(seen):
         assert set(found.values()) == {"class 2 is never seen"}
 
 
+@pytest.mark.slow
 def test_errors_say_what_is_missing(logistic):
     state, x, y = logistic
     model = linear, ff.likelihoods.bernoulli()

@@ -72,6 +72,7 @@ def test_all_roots_are_roots_of_the_same():
     np.testing.assert_allclose(of_rank(CLASSES - 1), own, **EXACT)
 
 
+@pytest.mark.slow
 def test_classes_may_be_permuted():
     order = np.array([3, 0, 4, 1, 2])
     (permuted,) = dense(None, apply_fn=lambda p, x: MODEL.apply_fn(p, x)[:, order])

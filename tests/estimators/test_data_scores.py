@@ -71,6 +71,7 @@ def test_observed_is_minus_the_hessian(model):
 CURVED = ["scalar", "diagonal", "units", "groups", "full"]
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("name", CURVED)
 def test_observed_in_every_structure_that_can_hold_it(name):
     result = in_every_structure(ff.estimators.observed, *CURVED, chunk_size=3)[name]

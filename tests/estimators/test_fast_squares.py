@@ -120,6 +120,7 @@ def data_scores(outputs):
     return (jax.nn.one_hot(LABELS, 3) - jax.nn.softmax(outputs))[None]
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("name", ZOO)
 @pytest.mark.parametrize(
     "estimator, vectors_of", [("exact", root_columns), ("empirical", data_scores)]

@@ -141,6 +141,7 @@ def test_groups_are_squares_of_sums_over_their_examples():
     )
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize(
     ("groups", "sizes"), [(1, (None, 1, 3, 4)), (2, (None, 3)), (4, (None, 1))]
 )
@@ -265,6 +266,7 @@ def test_half_precision_gives_a_finite_float32_information(name, groups):
         assert x.dtype == jnp.float32 and np.all(np.isfinite(x))
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize(
     "logits", [[0.0, 0.0, 0.0], [5.0, 5.0, -5.0], [1e4, 0.0, -1e4], [0.0, 0.0], [3.0]]
 )

@@ -68,6 +68,7 @@ def test_the_mean_over_all_signs_is_the_information(model):
     np.testing.assert_allclose(found.mean(0), expected, **EXACT)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("groups", [1, None])
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_the_mean_is_kept_by_every_structure(structure, groups):

@@ -41,6 +41,7 @@ def fisher(name, weights=1.0):
     return 4 * np.einsum("n,ncd,nce->de", weights * np.ones(COUNT), jacobian, jacobian)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("name", MODELS)
 def test_the_information_is_that_of_the_whole_batch(name):
     apply_fn, params, _ = MODELS[name]

@@ -44,6 +44,7 @@ def model():
     return apply_fn, traced
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("structure", [ff.structures.full(), ff.structures.diagonal()])
 @pytest.mark.parametrize("name", CHOICES)
 def test_once_a_shape_and_never_again(name, structure):

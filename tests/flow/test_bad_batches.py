@@ -95,6 +95,7 @@ def test_eager_rows_are_dropped_where_that_is_asked_for(compiled):
 
 
 # adaptive and random_walk move the belief, with no batch too: the clock
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("memory", streams.MEMORIES)
 def test_a_batch_of_bad_rows_alone_is_a_missing_observation(memory):
     flow = streams.flow("full", memory)

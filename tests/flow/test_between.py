@@ -15,6 +15,7 @@ MISSING = streams.INPUTS[:4], streams.TARGETS[:4], np.zeros(4)
 BATCH = streams.batches()[3]
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("memory", streams.MEMORIES)
 def test_time_passes_as_over_missing_batches(memory):
     flow, state = streams.flow("full", memory), streams.history(memory)[2]
@@ -67,6 +68,7 @@ def built(*names):
     return streams.flow(*names, num_steps=50)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize(("structure", "memory", "likelihood"), CASES)
 def test_what_an_update_found_is_taken_in_as_by_the_update(
     structure, memory, likelihood

@@ -60,6 +60,7 @@ OPTIONS = {
 }
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("name", list(OPTIONS))
 def test_a_second_flow_of_equal_choices_compiles_nothing(name, compilations):
     traces = []
@@ -216,6 +217,7 @@ def least_squares(what, number):
     return np.linalg.solve(information, shift).sum()
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("what", ["decay", "prior", "noise", "model"])
 def test_a_traced_number_is_inlined_and_differentiated(what):
     def final_mean(number):
@@ -273,6 +275,7 @@ def test_an_info_carries_no_information():
     assert {jnp.shape(leaf) for leaf in jax.tree.leaves(info)} == {()}
 
 
+@pytest.mark.slow
 def test_a_state_counts_searches_that_did_not_finish():
     flow = ff.fisher_flow(linear, ff.likelihoods.poisson(), prior_precision=1e-6)
     # the first update goes on until it is done, and a later one takes two steps

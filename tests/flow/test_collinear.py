@@ -88,6 +88,7 @@ def least_squares(name, memory, rows=slice(None)):
     return dispersion, np.sqrt(dispersion * np.diag(inverse)) / length
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize(
     ("memory", "structure"),
     [("stationary", "full"), ("windowed", "block"), ("exponential", "full")],
@@ -110,6 +111,7 @@ def test_dispersion_and_errors_of_what_is_determined(memory, structure):
         np.testing.assert_allclose(robust[at], expected[at], 2e-2, err_msg=name)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("name", ["trap", "sum"])
 def test_eager_as_compiled_and_a_state_merged_or_refined_goes_on(name):
     flow, batches = flow_of("stationary", "full"), cut(jnp.float32, name)

@@ -78,6 +78,7 @@ def close(found, wanted, tolerance):
     )
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("prior_is", ["previous", "predicted"])
 @pytest.mark.parametrize("case", CASES)
 def test_equal_to_the_information_form(case, prior_is):
@@ -118,6 +119,7 @@ def test_no_matrix_of_the_parameters_is_factorised():
     assert "potrf" in run.lower(other.init(PARAMS)).compile().as_text()
 
 
+@pytest.mark.slow
 def test_derivatives_of_the_evidence():
     """In noise, transition and scale: those of the information form, and by steps."""
 
@@ -152,6 +154,7 @@ def test_a_refused_update_moves_nothing():
         flow.update(state, (spoilt, TARGETS[0]))
 
 
+@pytest.mark.slow
 def test_what_else_a_state_can_do():
     """Forecasts, what a training loop found, and draws: as of the information form."""
     flows = [build(*CASES["gaussian"][:2], compensated=c) for c in (None, True)]

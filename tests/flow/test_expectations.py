@@ -59,6 +59,7 @@ def some(names, *quick):
     return [name if name in quick else pytest.param(name, marks=slow) for name in names]
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("name", some(RULES, "cubature", "outputs", "monte_carlo"))
 def test_linear_gaussian_is_the_kalman_filter(name):
     _, after, info = scanned("full", "stationary", "gaussian", expectation=name)
@@ -212,6 +213,7 @@ def elbo(x, y, mean, factor):
     return fit - distance / 2 + jnp.sum(jnp.log(jnp.abs(jnp.diag(factor))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("structure", some(["full", "diagonal"], "full"))
 def test_the_optimum_of_the_bound_is_reached(structure):
     """By BFGS on mean and factor; within 1e-5 nats, the quadrature's own error."""
@@ -507,6 +509,7 @@ OTHERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", some(OTHERS, "marginal"))
 def test_what_else_a_flow_does(name):
     """Near to the flow at the mean, and not the same, where there are 40 rows."""

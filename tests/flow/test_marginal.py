@@ -59,6 +59,7 @@ def marginal_precision(structure, covariance):
     return kept
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize(
     ("structure", "num_steps"), [("scalar", 1), ("diagonal", 4), ("block", 1)]
 )

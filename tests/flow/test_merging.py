@@ -69,6 +69,7 @@ def check(state, expected, *names, rtol=1e-12):
         np.testing.assert_allclose(x, y, rtol=rtol, atol=1e-12, err_msg=name)
 
 
+@pytest.mark.slow_cases
 @every_case
 def test_four_workers_are_one_machine(likelihood, memory, options):
     start, workers, machine = states_of(likelihood, memory, options)
@@ -137,6 +138,7 @@ def test_an_empty_worker_adds_nothing(likelihood):
     check(ff.merge([start, start], start), start, *names)
 
 
+@pytest.mark.slow_cases
 @every_case
 def test_merging_is_commutative_and_associative(likelihood, memory, options):
     start, workers, _ = states_of(likelihood, memory, options)

@@ -102,6 +102,7 @@ def flat(tree):
 # ---- what is merged
 
 
+@pytest.mark.slow_cases
 @every_structure
 def test_models_that_agree_are_returned_as_they_are(structure):
     mean = vector(0)
@@ -112,6 +113,7 @@ def test_models_that_agree_are_returned_as_they_are(structure):
     assert merged.num_left_out == 0
 
 
+@pytest.mark.slow_cases
 @every_structure
 def test_the_sum_of_the_operators_is_solved(structure):
     states = [posterior(structure, seed) for seed in range(3)]
@@ -337,6 +339,7 @@ def test_merging_has_a_derivative():
     np.testing.assert_allclose(slope, moved(2.0) - moved(1.0), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_iterations_are_capped_and_their_residual_is_told():
     states = [posterior("kronecker", seed) for seed in range(3)]
     common = ff.information.add(

@@ -19,6 +19,7 @@ def work(structure):
     return start, [streams.run(flow, start, [batch])[-1] for batch in batches[2:]]
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("structure", ["scalar", "diagonal", "units", "block"])
 def test_informations_and_their_means_add_in_the_structure(structure):
     start, workers = work(structure)
@@ -78,6 +79,7 @@ def _flat(tree):
     return np.asarray(ravel_pytree(tree)[0])
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("structure", ["diagonal", "kronecker"])
 def test_a_flow_of_agreeing_workers_moves_by_the_prior_alone(structure):
     """The reference is the solve with the sum of the workers' operators."""

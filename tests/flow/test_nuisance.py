@@ -102,6 +102,7 @@ def logs_of(state):
     return np.array(list(state.nuisance.mean.values()))
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("name", LIKELIHOODS)
 def test_one_update_ends_at_the_joint_optimum(name):
     state, expected = after_all(name), optimum(name)
@@ -120,6 +121,7 @@ def test_a_stream_ends_near_it_and_its_errors_are_of_the_right_size(name):
     np.testing.assert_allclose(own, errors, rtol=0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["concentration", pytest.param("df and scale", marks=pytest.mark.slow)]
 )
@@ -196,6 +198,7 @@ def test_the_information_of_student_t_is_that_of_its_scores(df):
     )
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("memory", ["exponential", "windowed"])
 def test_memories_forget(memory):
     """One update of all rows, each with what is left of its weight."""

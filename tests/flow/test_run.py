@@ -60,6 +60,7 @@ class Interrupted(Exception):
 # ---- what it is
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("flow", [FLOW, FADING, DRAWING, BANK])
 def test_it_is_a_loop_over_updates(flow):
     state = begun(flow)
@@ -220,6 +221,7 @@ def interrupted(number):
     return to_batch
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("kind", KINDS)
 def test_interrupted_and_resumed_is_one_run_bit_for_bit(kind, tmp_path):
     flow = DRAWING

@@ -87,6 +87,7 @@ def close(found, wanted, tolerance):
 BATCHES = LOOKS, TARGETS, WEIGHTS
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("prior_is", ["previous", "predicted"])
 def test_equal_to_the_joint_solve(prior_is):
     flow = build(ff.memories.random_walk(NOISE, MOVE), prior_is=prior_is)

@@ -76,6 +76,7 @@ def outputs(name, seed):
     return np.random.default_rng(seed).normal(size=shape)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("name", FAMILIES)
 def test_closed_forms(name):
     likelihood, textbook = FAMILIES[name]

@@ -69,6 +69,7 @@ def test_the_score_decays_as_exp_minus_t(name):
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("block", "low_rank")]
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("name", ["full", "diagonal", *SLOW])
 def test_every_structure_goes_up_to_the_same_optimum(name):
     structure = structures.low_rank(2) if name == "low_rank" else None
@@ -131,6 +132,7 @@ def solved(solver, name, size):
     return back(geo.natural_gradient_flow(run, x, None, **options).params)
 
 
+@pytest.mark.slow
 def test_the_flow_is_the_same_in_every_chart():
     ends = []
     for name in CHARTS:
@@ -186,6 +188,7 @@ def test_steps_of_one_size():
         geo.natural_gradient_flow(run, start("bernoulli"), at, step_size=2.2)
 
 
+@pytest.mark.slow
 def test_what_goes_wrong():
     run, (x, y) = evaluate("bernoulli"), batch("bernoulli")
     twice = x.at[:, 2].set(x[:, 1])

@@ -204,6 +204,7 @@ def test_times_and_numbers_out_of_range(times):
             call(by_scale, *ends, max_steps=0)
 
 
+@pytest.mark.slow
 def test_times_that_a_compiled_function_holds():
     times = jnp.linspace(0.0, 1.0, 3)
     metric = ff.geometry.metric(ff.likelihoods.gaussian_location_scale())

@@ -110,6 +110,7 @@ ALONE = {
 }
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("name", ALONE)
 def test_lapack_is_given_one_matrix_at_a_time(name):
     """Of a stack it waits for the threads that it runs on: two at once never end."""

@@ -30,6 +30,7 @@ def test_once_a_state_and_message():
     assert len(messages(lambda: warn_once(another, "rows were left out"))) == 1
 
 
+@pytest.mark.slow
 def test_nothing_is_kept_of_a_state_that_is_gone():
     for _ in range(3):  # a later state may take the same places in memory
         state = [jnp.zeros(1000), jnp.zeros(1000)]

@@ -57,6 +57,7 @@ class Reference:
         self.leverages = np.trace(shares, axis1=1, axis2=2)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize(
     ("name", "structure"),
     [
@@ -139,6 +140,7 @@ def small():
     return own, rows, queries, ff.influence.effects(*own, rows, queries)
 
 
+@pytest.mark.slow
 def test_loaders_of_ragged_batches_are_one_batch(small):
     own, rows, queries, expected = small
     cut = [

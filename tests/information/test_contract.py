@@ -70,6 +70,7 @@ def check(result, expected):
     np.testing.assert_allclose(cases.flat(result), expected, **EXACT)
 
 
+@pytest.mark.slow_cases
 @every_case
 def test_the_spectrum_rebuilds_the_operator_and_its_functions(case):
     matrix, found = cases.matrix(case), results(case)

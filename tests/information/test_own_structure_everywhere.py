@@ -122,6 +122,7 @@ OF_A_STATE = {
 }
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("name", OF_A_STATE)
 def test_of_a_state(name):
     own, twin = map(OF_A_STATE[name], states())
@@ -189,6 +190,7 @@ def flow(memory=None, **options):
     return ff.fisher_flow(*GAUSSIAN, structure=OWN, memory=memory, **options)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("name", MEMORIES)
 def test_a_flow(name):
     made = flow(MEMORIES[name])

@@ -7,6 +7,7 @@ import pytest
 import fisherflow_jax as ff
 
 
+@pytest.mark.slow
 def test_an_information_without_a_factor_is_named_by_its_direction():
     information = ff.structures.Full(jnp.array([[4.0, 4.0], [4.0, 4.0 - 1e-6]]))
     vector = jnp.array([1.0, 2.0])

@@ -184,6 +184,7 @@ def test_one_block_of_all_parameters_is_full(structure, shape):
         ff.intervals.anytime(state, TAU)
 
 
+@pytest.mark.slow
 def test_refusals():
     gaussian = ff.likelihoods.gaussian(SCALE)
     state = stream(build(gaussian))

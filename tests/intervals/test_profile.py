@@ -45,6 +45,7 @@ def found():
     return ff.intervals.profile(state, *MODEL, [(X, Y)], "theta[1]", num_points=9)
 
 
+@pytest.mark.slow
 def test_the_roots_and_where_they_end_are_those_of_constrained_fits(found):
     assert found.verdict == "bounded" and bool(found.converged)
     quantile = norm.ppf(0.975)
@@ -96,6 +97,7 @@ def test_a_normal_has_walds_interval_of_any_combination(at_zero):
     np.testing.assert_allclose(found.root, straight, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", [1.0, pytest.param(1e-2, marks=pytest.mark.slow)])
 def test_separated_rows_bound_one_side(precision):
     x, y = firth.separated()

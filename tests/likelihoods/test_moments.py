@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import scipy.special
 
 from fisherflow_jax import likelihoods
@@ -27,6 +28,7 @@ def test_moments_are_those_of_quadrature(case):
         np.testing.assert_allclose(variance[i], second - first**2, rtol=1e-8)
 
 
+@pytest.mark.slow_cases
 def test_samples_have_the_moments_and_scores(case):
     """Mean, variance and the covariance of the score, within 5 standard errors.
 

@@ -189,6 +189,7 @@ def test_every_function_that_takes_a_likelihood_is_here():
     assert taking - RECORDS == set(USES) | OF_CLASSES
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("name", USES)
 def test_made_by_hand(name):
     """The same numbers as the package's own likelihood of these targets."""
@@ -198,6 +199,7 @@ def test_made_by_hand(name):
         np.testing.assert_allclose(value, wanted, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("name", USES)
 def test_from_its_log_probability(name):
     own = likelihoods.from_log_prob(
@@ -274,6 +276,7 @@ def uses_of_classes(likelihood):
     return predictions, top, scaled, calibrated
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("root", ROOTS)
 def test_classes_with_another_root_are_classes(root):
     *found, calibrated = uses_of_classes(ROOTS[root])

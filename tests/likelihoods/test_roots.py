@@ -133,6 +133,7 @@ def bounds(num_classes, num_iterations):
     return np.stack(every_rank(logits(num_classes)))
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize(
     "num_classes, num_iterations", [(2, None), (5, None), (3, 0), (4, 3), (3, 30)]
 )

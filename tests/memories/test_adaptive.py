@@ -80,6 +80,7 @@ def sandwich_wald(width, last, meat):
     return (new - old) @ np.linalg.solve(covariance, new - old)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("likelihood", ["gaussian", "unknown"])
 def test_the_statistic_is_the_largest_two_sample_wald_statistic(likelihood):
     for last, (_, info) in enumerate(run(likelihood)):

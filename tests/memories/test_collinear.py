@@ -87,6 +87,7 @@ def without(likelihood, robust):
     return alarmed(likelihood, LEVELS, jnp.float64, robust)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 @pytest.mark.parametrize(
     ("likelihood", "robust"), [("known", False), ("unknown", False), ("known", True)]
@@ -111,6 +112,7 @@ def test_an_alarm_is_that_of_the_model_without_redundant_columns(
     np.testing.assert_allclose(cells, plain.mean, atol=1e-3)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize(("rows", "close"), [(1, 2e-2), (20, 1e-2)])
 def test_a_window_has_the_dispersion_of_its_rows_in_float32(rows, close):
     """At 1e6, beside dummies that sum to the intercept; against least squares.

@@ -27,6 +27,7 @@ def states_of(memory, options):
     return streams.history(memory, robust=True, **options)
 
 
+@pytest.mark.slow_cases
 @every_case
 def test_mean_and_information_are_those_of_the_weighted_batch(memory, options):
     for time, state in enumerate(states_of(memory, options)):

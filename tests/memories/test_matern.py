@@ -64,6 +64,7 @@ def states_of(flow, order, gaps=GAPS):
     return *jax.lax.scan(step, first, batches), batches
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("regular", [True, False], ids=["grid", "gaps"])
 def test_it_is_the_gaussian_process(order, regular):

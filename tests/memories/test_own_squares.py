@@ -61,6 +61,7 @@ def squares_over_spare(inputs, targets, weights):
     return squares / (weights.sum() - inputs.shape[1])
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32])
 @pytest.mark.parametrize("memory", MEMORIES)
 def test_the_dispersion_of_a_target_at_a_million(memory, dtype):
@@ -154,6 +155,7 @@ def test_refine_renews_both_sums_and_the_evidence():
             np.testing.assert_allclose(value, expected, rtol=rtol, err_msg=name)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("level", [0.0, 1e6])
 @pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32])
 def test_alarms_are_those_of_the_centred_series(dtype, level):
@@ -173,6 +175,7 @@ def test_alarms_are_those_of_the_centred_series(dtype, level):
     )
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32])
 def test_a_window_of_too_low_a_rank_raises_no_alarm(dtype):
     """Two thousand updates of which many have no row of some group."""

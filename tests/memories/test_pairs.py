@@ -23,6 +23,7 @@ def history(structure, memory):
     return streams.run(flow, streams.start(flow), streams.batches(4))
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize(("structure", "memory"), PAIRS)
 def test_supported_pairs_learn_and_stay_positive_definite(structure, memory):
     flow = streams.flow(structure, memory)
@@ -90,6 +91,7 @@ def test_one_block_of_all_and_all_directions_are_full(structure):
         )
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize(
     ("structure", "likelihood", "num_steps"),
     [

@@ -53,6 +53,7 @@ def build(noise, transition, structure="full", **options):
     )
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize(
     ("form", "options"),
     [(form, {}) for form in FORMS]

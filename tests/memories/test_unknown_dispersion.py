@@ -48,6 +48,7 @@ def estimate(squares, offset, prior, information, count):
     return (squares / spare if spare > 0 else np.nan), spare
 
 
+@pytest.mark.slow_cases
 @every_case
 def test_mean_and_information_are_in_units_of_the_dispersion(memory, options):
     states = streams.history(memory, "unknown", **options)

@@ -47,6 +47,7 @@ METRICS = {
 }
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("name", METRICS)
 def test_whole_weights_repeat_and_their_unit_does_not_matter(name):
     metric, arrays = METRICS[name]

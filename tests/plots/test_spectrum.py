@@ -26,6 +26,7 @@ def stack():
     return {k: jnp.asarray(rng.normal(size=(12, *x.shape))) for k, x in PARAMS.items()}
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("structure", FACTORIES, ids=lambda s: s.name)
 def test_eigenvalues(structure, stack):
     information = structure.reduce(stack)

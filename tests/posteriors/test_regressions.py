@@ -30,6 +30,7 @@ def close(result, expected, rtol=1e-6, atol=0.0):
     )
 
 
+@pytest.mark.slow_cases
 @both_kinds
 def test_estimates_and_standard_errors(fit, name, robust):
     state, reference = fit(name).state, fit(name).reference(robust)

@@ -348,6 +348,7 @@ def test_refused_batches_are_said_everywhere():
     assert table.notes == ["observations 0: this is the prior", "batches refused: 20"]
 
 
+@pytest.mark.slow
 def test_events_are_printed():
     flow = ff.fisher_flow(linear, ff.likelihoods.gaussian())
     state, _ = flow.update(flow.init(jnp.zeros(2)), (NORMAL, NORMAL[:, 0]))

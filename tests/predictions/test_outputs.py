@@ -22,6 +22,7 @@ def outputs_of(name, posterior, **options):
     )
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize(("name", "structure"), CASES)
 def test_equals_the_explicit_jacobian(name, structure):
     posterior = cases.state(name, structure)

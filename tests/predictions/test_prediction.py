@@ -216,6 +216,7 @@ def state(belief):
     )
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("case", CASES, ids=repr)
 def test_every_likelihood(state, case):
     covariance, df = np.linalg.inv(cases.matrix(FULL)), None

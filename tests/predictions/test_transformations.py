@@ -107,6 +107,7 @@ def test_float32_stays_float32():
     np.testing.assert_allclose(found.covariance, expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("structure", ["full", "diagonal", "kronecker"])
 def test_the_model_is_traced_once_a_shape(structure):
     posterior, traced = cases.state("mlp", structure), collections.Counter()

@@ -39,6 +39,7 @@ def explicit(name):
     )
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize(("name", "structure"), CASES)
 @pytest.mark.parametrize("sandwich", [False, True])
 def test_all_products_are_those_of_the_jacobian(name, structure, sandwich):

@@ -39,6 +39,7 @@ def state_of(size, precision=1.0):
     return ff.posterior(jnp.zeros(size), FULL, prior_precision=precision)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("name", PARABOLA)
 def test_the_known_optima_of_a_parabola(name):
     criterion, value, weights = PARABOLA[name]
@@ -90,6 +91,7 @@ def optimum(rows, prior, count, target):
     return value(weights)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("linear", [False, True])
 @pytest.mark.parametrize("count", [None, 3.0])
@@ -136,6 +138,7 @@ def test_the_efficiency_is_never_more_than_the_true_one(seed, linear, count):
     assert found.efficiency > 0.9
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize(
     ("count", "efficiency"),
     [

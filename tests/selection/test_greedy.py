@@ -26,6 +26,7 @@ def chosen(structure, likelihood, count, pool=cases.POOL, **options):
     return selection.greedy(state, cases.apply_fn, own, pool, count, **options)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize(("structure", "likelihood"), [*FEW, *REST])
 @pytest.mark.parametrize("criterion", ["gain", "variance"])
 def test_picks_and_gains_are_those_of_dense_matrices(structure, likelihood, criterion):
@@ -47,6 +48,7 @@ def test_picks_and_gains_are_those_of_dense_matrices(structure, likelihood, crit
         np.testing.assert_allclose(found.gains.sum(), whole, rtol=1e-10)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("structure", ["kronecker", "full"])
 def test_variances_of_all_parameters_and_of_one_contrast(structure):
     state, added = cases.state(structure, "gaussian"), cases.informations("gaussian")
@@ -69,6 +71,7 @@ def test_variances_of_all_parameters_and_of_one_contrast(structure):
         np.testing.assert_allclose(found.remaining, rest, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("structure", ["kronecker", "diagonal"])
 def test_a_duplicate_has_the_gain_of_the_dense_formula(structure):
     """And not that of a structure to which the row was added."""
@@ -111,6 +114,7 @@ def test_excluded_rows_costs_and_repeated_rows():
     assert np.all(np.diff(same.gains) < 0)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("structure", ["kronecker", "full"])
 def test_chunks_rows_made_anew_and_jit_choose_the_same(structure, monkeypatch):
     acquisition = selection.variance_reduction(cases.target("categorical"))

@@ -47,6 +47,7 @@ def test_values_of_the_probabilities_at_the_mean(likelihood):
     np.testing.assert_allclose(found, best[:, -2] - best[:, -1], rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("likelihood", ["bernoulli", "categorical"])
 def test_values_of_draws(likelihood):
     draws = ff.sample(cases.state("diagonal", likelihood), 5, (6,))

@@ -68,6 +68,7 @@ PEERS = {
 }
 
 
+@pytest.mark.slow_cases
 @ALL
 def test_fit_is_scikit_learns_on_weighted_standardised_columns(kind):
     y = TARGETS[kind]
@@ -97,6 +98,7 @@ def test_three_classes_are_scikit_learns():
     np.testing.assert_allclose(*differences, rtol=1e-5)
 
 
+@pytest.mark.slow_cases
 @ALL
 def test_partial_fit_is_the_flow_on_standardised_columns_bit_for_bit(kind):
     y, chunks = TARGETS[kind], np.split(np.arange(N), [64])
@@ -279,6 +281,7 @@ class Dense(nnx.Module):
         return self.line(x)
 
 
+@pytest.mark.slow
 def test_networks_of_each_kind_are_the_linear_model():
     y = TARGETS[FisherFlowRegressor]
     start = {"b": jnp.zeros(D), "a": jnp.zeros(())}
@@ -324,6 +327,7 @@ def test_a_models_outputs_are_checked():
 # ---- hard data
 
 
+@pytest.mark.slow_cases
 @ALL
 def test_constant_columns_and_one_row(kind):
     y = TARGETS[kind]

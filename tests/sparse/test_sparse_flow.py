@@ -49,6 +49,7 @@ def rows_of(times):
 ALL = slice(None)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("memory", MEMORIES)
 @pytest.mark.parametrize("name", LIKELIHOODS)
 def test_equal_to_the_dense_flow(name, memory):

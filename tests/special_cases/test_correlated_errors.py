@@ -76,6 +76,7 @@ def state_of(name):
     return state
 
 
+@pytest.mark.slow_cases
 def test_the_flow_is_generalised_least_squares(name):
     state = state_of(name)
     mean, information, evidence = least_squares(CASES[name][2])
@@ -86,6 +87,7 @@ def test_the_flow_is_generalised_least_squares(name):
     assert state.count == N
 
 
+@pytest.mark.slow_cases
 def test_estimators_and_losses(name):
     model, likelihood, covariances = CASES[name]
     expected = least_squares(covariances)[1] - PRECISION * np.eye(D * K)
@@ -299,6 +301,7 @@ def marginal(covariances):
     return information, np.einsum("nki,nk->i", weighed, TARGETS * THERE)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize(("name", "how"), [("fixed", "mask"), ("given", "weights")])
 def test_what_is_missing_leaves_the_marginal_of_what_is_there(name, how):
     model, likelihood, covariances = CASES[name]

@@ -192,6 +192,7 @@ def test_by_default_the_state_moves_before_the_first_batch():
     np.testing.assert_allclose(evidence, expected[2], rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_the_evidence_has_a_gradient_in_both_noises():
     moves, noises = UNEVEN
     start = np.ones(STATES), np.eye(STATES)
@@ -262,6 +263,7 @@ def assert_same(state, expected):
     )
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("kind", KINDS)
 def test_traced_and_as_functions_of_the_batch_they_are_what_they_are(kind):
     """Against the same numbers given once, an update at a time."""

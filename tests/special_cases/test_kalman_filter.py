@@ -24,6 +24,7 @@ def compiled(function):
     return jax.jit(function)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("case", CASES)
 def test_means_covariances_and_evidence_are_dynamax_lgssm_filters(case):
     dynamax = pytest.importorskip("dynamax.linear_gaussian_ssm")

@@ -183,6 +183,7 @@ LINKS = {
 }
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("link", LINKS)
 def test_every_link_predicts_classes_that_every_metric_takes(link):
     labels = np.arange(COUNT) % 4

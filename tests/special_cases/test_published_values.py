@@ -186,6 +186,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("name", CASES)
 def test_generalised_linear_models(name):
     case = CASES[name]
@@ -218,6 +219,7 @@ QUASI = {
 }
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("name", QUASI)
 def test_quasi_dispersion(name):
     """Pearson's; a dispersion that is given divides the information."""

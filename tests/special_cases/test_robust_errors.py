@@ -89,6 +89,7 @@ def check(state, published, robust, factor=1.0, tolerance=1e-6):
     np.testing.assert_allclose(error, published.bse, rtol=tolerance)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("weights", KINDS)
 def test_counts_by_kind_of_weight(weights):
     flow = flow_of(POISSON, weights_are=KINDS[weights])
@@ -108,6 +109,7 @@ def test_counts_in_clusters_by_kind_of_weight(weights):
     check(state, getattr(stata, f"results_poisson_{weights}_clu1"), True)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("exposure", [True, False])
 def test_ships(exposure):
     data = ships(exposure)
@@ -137,6 +139,7 @@ WLS = {
 }
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("name", WLS)
 def test_weighted_least_squares(name):
     weights, clusters = WLS[name]

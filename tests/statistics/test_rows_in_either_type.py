@@ -56,6 +56,7 @@ def poisson_fit(y, weights):
     return params, inverse, rate
 
 
+@pytest.mark.slow
 def test_missing_channels_of_overdispersed_counts():
     """A row's channel that is NaN, the others kept; quasi-Poisson in each channel."""
     draw = rng(1)
@@ -85,6 +86,7 @@ def test_missing_channels_of_overdispersed_counts():
         np.testing.assert_allclose(state.dispersion, dispersion, rtol=0.05)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("kind", ["variance", "sampling"])
 def test_weights_of_each_kind_in_float32(kind):
     """HC1 of weighted least squares, one pass and a refinement."""
@@ -108,6 +110,7 @@ def test_weights_of_each_kind_in_float32(kind):
     assert float(state.count) == count
 
 
+@pytest.mark.slow
 def test_separation_a_zero_column_an_empty_cell_and_an_unseen_class_in_float32():
     """What only the prior determines is told, and nothing else."""
     draw, one = rng(3), np.ones(60)

@@ -86,6 +86,7 @@ def lines():
 LINES = lines()
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize(
     ("name", "size"),
     [
@@ -140,6 +141,7 @@ def contradicted(name, seed, rows=400):
     return Line(inputs, (noise < level).astype(float), 1e-8, True)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("name", ORDERS)
 def test_an_outcome_that_contradicts_a_certainty_is_learned(simulation, name):
     """Single rows under a vague prior, in six orders, within one standard error.

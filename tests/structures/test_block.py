@@ -114,6 +114,7 @@ def test_a_name_that_is_no_string_is_named(partition, named):
         ff.structures.block(partition).isotropic(cases.PARAMS, 1.0)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("operation", ["solve", "sample", "whiten", "propagate"])
 def test_no_stack_of_blocks_is_handed_to_lapack(operation):
     """Neither by itself nor of several flows: two of them at once would never end."""

@@ -46,6 +46,7 @@ def results(name, dtype):
     return run(full, cases.tree(jnp.asarray(VECTOR * SCALES, dtype)))
 
 
+@pytest.mark.slow_cases
 @every_case
 @both_types
 def test_solve(name, dtype):

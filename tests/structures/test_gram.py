@@ -26,6 +26,7 @@ def parameters():
     }
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize(
     "kind, chunk_size", [("exact", None), ("exact", 3), ("hutchinson", None)]
 )

@@ -487,6 +487,7 @@ def linear_flow(memory, **options):
 STREAM = INPUTS.reshape((3, 2, 3)), draw(3, 2, 2, seed=17)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize(
     "memory, weights",
     [

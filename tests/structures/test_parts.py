@@ -87,6 +87,7 @@ PAIRS = {
 }
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize(
     ("name", "batched"),
     [*((name, False) for name in PAIRS), ("slices", True), ("ids", True)],

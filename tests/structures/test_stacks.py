@@ -5,10 +5,12 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import fisherflow_jax as ff
 
 
+@pytest.mark.slow
 def test_a_deep_network_in_blocks_ends():
     # jaxlib 0.10 waits for ever where several stacks are factorised at the same time
     sizes = (16, 32, 32, 32, 10)

@@ -86,6 +86,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("name", CASES)
 def test_what_is_broken_is_named(name):
     factory, laws = CASES[name]

@@ -24,6 +24,7 @@ CASES = {
 IN_THE_MEAN = {"sums over parts", "sizes", "order", "weights"}
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("name", CASES)
 def test_sums_of_squares(name):
     factory, reference = CASES[name]
@@ -50,6 +51,7 @@ def test_squared_gradient_is_no_sum():
     assert report.not_applicable["sizes"] == why
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("structure", [ff.structures.diagonal(), ff.structures.block()])
 def test_other_structures(structure):
     report = ff.testing.check_estimator(E.exact, structure=structure)

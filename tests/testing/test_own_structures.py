@@ -21,6 +21,7 @@ DENSE = {
 }
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("name", DENSE)
 def test_structures_of_matrices(name):
     # another partition has the operations of the units, in float32 too
@@ -29,6 +30,7 @@ def test_structures_of_matrices(name):
     assert report.not_applicable == {}
 
 
+@pytest.mark.slow
 def test_low_rank():
     laws = ["sums over parts", "addition", "any order", "fuse"]
     skip = dict.fromkeys(laws, TO_ITS_RANK)
@@ -85,6 +87,7 @@ def past(float_type):
         return jax.tree.map(np.asarray, reduced(params, jax.random.key(9)))
 
 
+@pytest.mark.slow
 def test_kronecker():
     laws = ["addition", "a number to add"]
     report = ff.testing.check_structure(
@@ -97,6 +100,7 @@ def test_kronecker():
     assert laws[1] in report.checked
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("float_type", ["float64"])
 def test_corrected_kronecker(float_type):
     structure = ff.structures.kronecker(

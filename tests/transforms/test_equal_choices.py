@@ -68,6 +68,7 @@ def two_eager_steps(optimizer, params=PARAMS):
     return params
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_second_optimizer_of_equal_choices_compiles_nothing(name):
     first = two_eager_steps(OPTIMIZERS[name]())
@@ -82,6 +83,7 @@ def test_other_choices_are_other_programs():
     assert np.any(steps[0]["w"] != steps[1]["w"])
 
 
+@pytest.mark.slow
 def test_eager_steps_are_those_of_a_compiled_loop():
     params = cases.network_params(jnp.float64)
     found = two_eager_steps(kfac(), params)

@@ -32,6 +32,7 @@ def start(dtype):
     return params, (x, batch[1])
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize(
     ("kind", "dtype"),
     [("EK-FAC", "float32"), ("EK-FAC", "float64"), ("exact", "float32")],

@@ -186,6 +186,7 @@ def test_an_update_runs_the_model_once_a_shape(options):
     assert sorted(shapes) == sorted(set(shapes))
 
 
+@pytest.mark.slow
 def test_inverses_are_kept_in_a_narrower_type():
     def run(**options):
         optimizer = ff.kfac(
@@ -220,6 +221,7 @@ def test_inverses_are_kept_in_a_narrower_type():
         run(store="bfloat16", eigenvalue_correction=True)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("options", [{"widest": 3}, {"max_kl": None, "period": 2}])
 def test_factors_kept_as_triangles_are_those_kept_whole_to_the_bit(options):
     def run(store):
@@ -259,6 +261,7 @@ def attention(params, x):
     return jnp.tanh(h @ params["gate"]) * (h @ params["up"]) @ params["head"]
 
 
+@pytest.mark.slow
 def test_layers_that_one_array_enters_have_one_factor_of_it():
     square = {name: draw(4, 4, seed=i) for i, name in enumerate("qkvo")}
     wide = {"up": draw(4, 6, seed=5), "gate": draw(4, 6, seed=6)}

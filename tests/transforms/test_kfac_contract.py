@@ -113,6 +113,7 @@ def assert_close(left, right):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-7), left, right)
 
 
+@pytest.mark.slow
 def test_a_wrapper_that_shows_all_changes_nothing():
     updates, state = results()["plain"]
     for name in ("injected", "apply_if_finite"):
@@ -288,6 +289,7 @@ def test_init_on_the_state_of_a_flax_module():
     assert [x.shape for x in factors.values()] == [(2, 2, 2)]  # both layers
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize(
     ("dtype", "kind"),
     [
