@@ -1,4 +1,4 @@
-"""A boundary value problem by a network: Adam, Gauss-Newton, K-FAC at equal seconds.
+"""A boundary value problem by a network: four kinds of steps at equal seconds.
 
 `-u'' = pi^2 sin(pi x)` on [0, 1], zero at both ends. The residual is least squares in
 the network's second derivative, so that the full Fisher information is the
@@ -6,16 +6,18 @@ Gauss-Newton matrix. The network carries jets, value, slope and curvature, as th
 through the same kernels: K-FAC then finds dense layers that are shared by three
 positions (Dangel, Mueller, Zeinhofer, "Kronecker-factored approximate curvature for
 physics-informed neural networks", 2024), where nested `jax.grad` would hide them. Each
-method has the same processor seconds, compiling left out, over three starts.
+method has the same processor seconds, compiling left out, and two settings, of a few
+that were tried.
 
-Gauss-Newton ends orders of magnitude below the others. K-FAC is ahead early on and then
-level with Adam whose rate is halved on a schedule; Adam at one rate stays far above.
-Seconds depend on the machine: with 321 parameters the full matrix is cheap.
+Over eight starts Gauss-Newton's median error is 3e-9, that of L-BFGS, which is the
+habit of this field, 1e-7. K-FAC, without a line search here, wins nothing at the end:
+2e-6, and Adam whose rate is halved on a schedule 4e-6; Adam at one rate stays far
+above. Seconds depend on the machine: with 321 parameters the full matrix is cheap.
 
     python examples/pinn.py
 
-A minute. Saves the picture in `outputs/`. Needs
-`pip install "fisherflow-jax[examples]"`.
+A minute; with `--full`, which has eight starts, three. Saves the picture in
+`outputs/`. Needs `pip install "fisherflow-jax[examples]"`.
 """
 
 import time
@@ -74,8 +76,8 @@ def residual(params: dict, inputs: jax.Array) -> jax.Array:
 MODEL = residual, ff.likelihoods.gaussian()
 
 
-def loss(params: dict) -> jax.Array:
-    """Half the mean squared residual."""
+def loss(params: dict, batch: object = None) -> jax.Array:
+    """Half the mean squared residual; the batch, which L-BFGS hands on, is all rows."""
     return 0.5 * jnp.mean((residual(params, X) - Y) ** 2)
 
 
@@ -126,7 +128,7 @@ def trained(optimizer: optax.GradientTransformation, chunk: int) -> Callable:
     def from_start(key: jax.Array) -> tuple[np.ndarray, np.ndarray, int]:
         params = start(key)
         state = extended.init(params)
-        jax.block_until_ready(run(params, state))  # compiles
+        jax.block_until_ready(run(*run(params, state)))  # compiles, for both states
         seconds, errors = [0.0], [error(params)]
         while seconds[-1] < SECONDS:
             began = time.process_time()
@@ -192,7 +194,7 @@ def main(full: bool) -> None:
             flush=True,
         )
         style = "-" if number % 2 == 0 else "--"
-        for k, (seconds, errors, _) in enumerate(runs):
+        for k, (seconds, errors, _) in enumerate(runs[:3]):
             axis.plot(
                 seconds, errors, style, color=colour, lw=1, label=None if k else name
             )
