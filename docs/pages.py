@@ -196,14 +196,12 @@ def benchmarks() -> str:
 
 
 def notebook(path: Path) -> tuple[str, str, str]:
-    """(text to show, title, first sentence) of a notebook, its anchors as here."""
+    """(text to show, title, first sentence) of a notebook, its links as here."""
     book = json.loads(path.read_text())
     first = "".join(book["cells"][0]["source"])
     for cell in book["cells"]:
         if cell["cell_type"] == "markdown":
-            cell["source"] = re.sub(
-                r"\]\(#([^)\s]+)\)", anchored, "".join(cell["source"])
-            )
+            cell["source"] = linked("".join(cell["source"]))
     about = " ".join(re.sub(r"^#.*\n+", "", first).split())
     sentence = re.match(r".*?[.?:](?= |$)", about)[0].replace(":", ".")
     return json.dumps(book), first.splitlines()[0].strip("# "), sentence
@@ -213,6 +211,13 @@ def notebooks() -> list[Path]:
     """The notebooks: their executed copies, where a folder of them is named."""
     folder = Path(os.environ.get("FISHERFLOW_NOTEBOOKS") or ROOT / "notebooks")
     return sorted(folder.glob("*.ipynb"))
+
+
+def linked(text: str) -> str:
+    """A notebook's text whose links, right in a clone, go to pages of the site."""
+    text = re.sub(r"\]\(#([^)\s]+)\)", anchored, text)
+    text = re.sub(r"\]\((\w+)\.ipynb", r"](\1_notebook.ipynb", text)
+    return text.replace("](../docs/", "](/")
 
 
 def anchored(link: re.Match) -> str:

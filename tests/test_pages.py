@@ -1,6 +1,7 @@
 """What a reader is shown: examples, sources, links that lead somewhere."""
 
 import importlib
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -73,6 +74,23 @@ def test_links_of_the_readme():
     for path, anchor in links:
         assert (ROOT / path).exists(), path
         assert not anchor or anchor in anchors(ROOT / path), (path, anchor)
+
+
+def test_links_of_the_notebooks():
+    links = 0
+    for notebook in (ROOT / "notebooks").glob("*.ipynb"):
+        cells = json.loads(notebook.read_text())["cells"]
+        text = "".join("".join(c["source"]) for c in cells if c["cell_type"] != "code")
+        headings = re.findall(r"^#+ (.*)$", text, re.M)
+        for path, anchor in LINK.findall(text):
+            links += 1
+            if not path:
+                assert anchor in {h.replace(" ", "-") for h in headings}, anchor
+                continue
+            target = notebook.parent / path
+            assert target.exists(), path
+            assert not anchor or anchor in anchors(target), (path, anchor)
+    assert links > 20
 
 
 def test_the_long_description_links_to_nothing_that_an_index_lacks():
