@@ -80,7 +80,9 @@ def test_links_of_the_notebooks():
     links = 0
     for notebook in (ROOT / "notebooks").glob("*.ipynb"):
         cells = json.loads(notebook.read_text())["cells"]
-        text = "".join("".join(c["source"]) for c in cells if c["cell_type"] != "code")
+        text = "\n".join(
+            "".join(c["source"]) for c in cells if c["cell_type"] != "code"
+        )
         headings = re.findall(r"^#+ (.*)$", text, re.M)
         for path, anchor in LINK.findall(text):
             links += 1
