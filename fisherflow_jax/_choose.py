@@ -30,7 +30,9 @@ class Candidate(NamedTuple):
 
     Attributes:
       log_score: the judge's, a row.
-      below_best: nats by which it is below the best on the same rows, summed.
+      below_best: nats by which it is below the best on the same rows, summed; negative
+        where a flow that keeps less has scored higher, by no more than chance.
+      standard_error: of `below_best`, from the differences of the batches.
       coverage: share of the targets within the 90 % interval of a new observation; NaN
         where the likelihood has no normal errors.
       log_evidence: a row; only of full structures a density, and never compared.
@@ -42,6 +44,7 @@ class Candidate(NamedTuple):
 
     log_score: float
     below_best: float
+    standard_error: float
     coverage: float
     log_evidence: float
     seconds: float
@@ -68,16 +71,17 @@ class Ranking:
 
     def __str__(self) -> str:
         rows = [
-            ["flow", "log score", "below best", "covers 90", "evidence", "us/update",
-             "bytes", "dropped at"]
+            ["flow", "log score", "below best", "error", "covers 90", "evidence",
+             "us/update", "bytes", "dropped at"]
         ]  # fmt: skip
         for name, one in self.table.items():
             dropped = one.num_batches < self.num_batches
             covers = "" if math.isnan(one.coverage) else f"{one.coverage:.3f}"
             rows.append([
-                name, f"{one.log_score:.4f}", f"{one.below_best:.1f}", covers,
-                f"{one.log_evidence:.4f}", f"{1e6 * one.seconds:.0f}",
-                f"{one.num_bytes}", f"{one.num_batches}" if dropped else "",
+                name, f"{one.log_score:.4f}", f"{one.below_best:.1f}",
+                f"{one.standard_error:.1f}", covers, f"{one.log_evidence:.4f}",
+                f"{1e6 * one.seconds:.0f}", f"{one.num_bytes}",
+                f"{one.num_batches}" if dropped else "",
             ])  # fmt: skip
         lines = [tables.aligned(rows, rule=True)]
         lines += [
@@ -107,8 +111,17 @@ def choose(
     Each batch is predicted from what a flow believes of it beforehand
     (`flow.advance`), row by row, and then learnt from. Never by the evidence: of
     structures other than full that is no density of the data, and would choose wrongly.
-    After a half and a quarter of the stream (`num_rounds=3`) the worse half of the
-    flows is dropped, but none within `log(number of flows) + 3` nats of the best.
+    After a quarter and a half of the stream (`num_rounds=3`) the worse half of the
+    flows is dropped, but none within `log(number of flows) + 3` nats of the best. One
+    that was dropped with a score a row above the best one's of all rows since then is
+    taken up again: at its own pace it would have overtaken, so the stream has changed.
+
+    The best is the flow of the highest score, or among those that only chance sets
+    apart from it one that keeps more numbers of its information: an approximation is
+    not taken for better than what it approximates without being so. Chance is
+    two-sided, 95 %, of Student's t, from the differences between the scores of batches:
+    less what the past says of it each has mean 0, so that their squares add up,
+    whether or not the stream stands.
 
     The first batches, of which some flow predicts nothing yet since it has a dispersion
     to estimate, count for none. Bad rows are left out, with a `DataWarning` unless the
@@ -153,6 +166,7 @@ def choose(
       'decay 0.5'
 
     References:
+      Choe, Ramdas, "Comparing sequential forecasters", 2021.
       Dawid, "Present position and potential developments: the prequential approach",
       1984.
       Jamieson, Talwalkar, "Non-stochastic best arm identification and hyperparameter
@@ -173,16 +187,23 @@ def choose(
             tracks[name].run(stack, start, end)
         start = end
         first = max((tracks[name].first for name in alive), default=0)
+        for name in tracks:
+            leader = max((tracks[name] for name in alive), key=lambda t: t.score(first))
+            if name not in alive and tracks[name].mean(first) > leader.mean(first):
+                tracks[name].run(stack, tracks[name].num_batches, end)
+                alive.append(name)
         if end < count:
             alive = _kept(alive, tracks, first)
     scores = {name: track.score(first) for name, track in tracks.items()}
-    best = max(alive, key=lambda name: scores[name])
+    best = _best({name: tracks[name] for name in alive}, first)
     if not math.isfinite(scores[best]) or not tracks[best].weight(first):
         raise ValueError(
             "no flow has a finite score on these batches, of rows that have a weight: "
             f"{scores}."
         )
-    ordered = sorted(tracks, key=lambda n: (-tracks[n].num_batches, -scores[n]))
+    ordered = sorted(
+        tracks, key=lambda n: (n != best, -tracks[n].num_batches, -scores[n])
+    )
     table = {name: tracks[name].told(tracks[best], first) for name in ordered}
     _warn(flows[best], tracks[best].state)
     return Ranking(best, tracks[best].state, table, count)
@@ -227,6 +248,21 @@ def _kept(alive: list[str], tracks: dict[str, "_Track"], first: int) -> list[str
     return [name for name in alive if name in half or scores[name] >= near]
 
 
+def _best(tracks: dict[str, "_Track"], first: int) -> str:
+    """Who keeps most of those that only chance sets apart from the highest."""
+    from scipy.special import stdtrit  # a tenth of a second
+
+    scores = {name: track.score(first) for name, track in tracks.items()}
+    top = max(scores, key=lambda name: scores[name])
+
+    def is_near(name: str) -> bool:
+        below, error, count = tracks[name].below(tracks[top], first)
+        return below <= error * stdtrit(max(count - 1, 1), 0.975)
+
+    near = [name for name in tracks if name == top or is_near(name)]
+    return max(near, key=lambda name: (tracks[name].num_kept, scores[name]))
+
+
 class _Track:
     """One flow on its way along the stream."""
 
@@ -259,20 +295,44 @@ class _Track:
         """The first batch that it predicts; 0 where it predicts none."""
         return int(np.argmax(~np.isnan(self.seen[0])))
 
+    @property
+    def scores(self) -> np.ndarray:
+        """Of each batch; what is no number says that anything may come."""
+        return np.where(np.isnan(self.seen[0]), -np.inf, self.seen[0])
+
     def score(self, first: int, end: int | None = None) -> float:
-        # what is not finite says that anything may come
-        return float(np.nan_to_num(self.seen[0, first:end], nan=-np.inf).sum())
+        return float(self.scores[first:end].sum())
 
     def weight(self, first: int) -> float:
         return float(self.seen[3, first:].sum())
 
+    def mean(self, first: int) -> float:
+        """The score a row."""
+        return self.score(first) / weight if (weight := self.weight(first)) else np.nan
+
+    @property
+    def num_kept(self) -> int:
+        """Numbers of information."""
+        return sum(x.size for x in jax.tree.leaves(self.state.information))
+
+    def below(self, best: "_Track", first: int) -> tuple[float, float, int]:
+        """Nats below another on the same rows, the standard error, and batches."""
+        with np.errstate(invalid="ignore"):  # of infinities
+            each = best.scores[first : self.num_batches] - self.scores[first:]
+            each = each[self.seen[3, first:] > 0]
+            if not each.any():
+                return 0.0, 0.0, each.size
+            spread = each.std(ddof=1) if each.size > 1 else np.inf
+            return float(each.sum()), float(spread * each.size**0.5), each.size
+
     def told(self, best: "_Track", first: int) -> Candidate:
         _, within, evidence, weight = self.seen[:, first:].sum(1)
-        score = self.score(first)
         leaves = jax.tree.leaves(self.state)
+        below, error, _ = self.below(best, first)
         return Candidate(
-            log_score=score / weight,
-            below_best=best.score(first, self.num_batches) - score,
+            log_score=self.score(first) / weight,
+            below_best=below,
+            standard_error=error,
             coverage=within / weight,
             log_evidence=evidence / weight,
             seconds=self.seconds,

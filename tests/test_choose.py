@@ -35,20 +35,28 @@ FLOWS = {
 }
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
-def stream(key, drift=0.0, times=TIMES, correlated=True, jumps=False):
-    """Columns, and coefficients that may wander, or be drawn anew twice."""
-    columns, start, moves, noise = jax.random.split(key, 4)
+def path(key, drift=0.0, times=TIMES, jumps=False):
+    """Coefficients that may wander, or be drawn anew twice."""
+    _, start, moves, _ = jax.random.split(key, 4)
+    if jumps:
+        return jnp.repeat(jax.random.normal(moves, (3, SIZE)), times // 3, 0)
+    steps = drift * jax.random.normal(moves, (times, SIZE))
+    return jax.random.normal(start, (SIZE,)) + jnp.cumsum(steps, 0)
+
+
+def around(key, truth, correlated=True):
+    """A stream of these coefficients: columns and errors."""
+    columns, _, _, noise = jax.random.split(key, 4)
     share = 0.8 if correlated else 0.0
     root = jnp.linalg.cholesky((1 - share) * jnp.eye(SIZE) + share)
-    x = jax.random.normal(columns, (times, ROWS, SIZE)) @ root.T
-    steps = drift * jax.random.normal(moves, (times, SIZE))
-    truth = jax.random.normal(start, (SIZE,)) + jnp.cumsum(steps, 0)
-    if jumps:
-        levels = jax.random.normal(moves, (3, SIZE))
-        truth = jnp.repeat(levels, times // 3, 0)
+    x = jax.random.normal(columns, (len(truth), ROWS, SIZE)) @ root.T
     y = jnp.einsum("tbd,td->tb", x, truth)
     return x, y + SCALE * jax.random.normal(noise, y.shape)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
+def stream(key, drift=0.0, times=TIMES, correlated=True, jumps=False):
+    return around(key, path(key, drift, times, jumps), correlated)
 
 
 def chosen(flows, batches, **options):
@@ -150,6 +158,75 @@ def test_rounds_drop_the_worse_half_but_none_that_is_near():
     assert lines[2].startswith("full walk")
 
 
+SMALL = {
+    name: ff.fisher_flow(*MODEL, structure=structure, num_steps=1)
+    for name, structure in STRUCTURES.items()
+}
+
+
+def as_told(state, apply_fn, likelihood, batch):
+    """The score of each structure, as a row's columns have it."""
+    kinds = [type(SMALL[name].init(jnp.zeros(SIZE)).information) for name in SMALL]
+    place = [isinstance(state.information, kind) for kind in kinds].index(True)
+    found = batch.inputs[:, place]
+    return jnp.where(found < -1e6, -jnp.inf, found)
+
+
+def told(scores, **options):
+    """Chosen where the flows' scores of each batch are these, `(times, 4)`."""
+    x = jnp.zeros((len(scores), 1, SIZE)).at[:, 0, :4].set(jnp.asarray(scores))
+    batches = ff.Stacked(x, jnp.zeros((len(scores), 1)))
+    return ff.choose(SMALL, jnp.zeros(SIZE), batches, judge=as_told, **options)
+
+
+def test_an_approximation_is_better_where_chance_does_not_make_it_so():
+    """Paired, by Student's t of the batches' differences; else whoever keeps more."""
+    gaps = np.random.default_rng(0).normal(size=16)
+    gaps = (gaps - gaps.mean()) / gaps.std(ddof=1)  # a mean has error 1 / 4
+    scores = np.full((16, 4), -9.0)
+    scores[:, 0] = -1.0
+    border = stats.t.ppf(0.975, 15) / 4
+    for shift, wanted in (-0.1, "full"), (0.99 * border, "full"), (1.01 * border, None):
+        scores[:, 2] = -1.0 + gaps + shift
+        ranking = told(scores, num_rounds=1)
+        assert ranking.best == next(iter(ranking.table)) == (wanted or "scalar")
+        other = ranking.table["scalar" if wanted else "full"]
+        below = -16 * shift if wanted else 16 * shift
+        np.testing.assert_allclose(other.below_best, below, rtol=1e-6)
+        np.testing.assert_allclose(other.standard_error, 4.0, rtol=1e-6)
+        assert ranking.table[ranking.best].standard_error == 0
+    scores[:, 0] = -1e7  # minus infinity: of no finite difference nothing is near
+    assert told(scores, num_rounds=1).best == "scalar"
+    assert told(scores[:1], num_rounds=1).best == "scalar"
+    scores[:, 0] = -1.0  # one batch tells nothing apart
+    assert told(scores[:1], num_rounds=1).best == "full"
+
+
+def test_who_was_dropped_is_taken_up_again_where_the_stream_has_changed():
+    scores = np.full((16, 4), -30.0)  # full, diagonal, scalar, low rank
+    scores[:, 0] = -8.0
+    scores[:, 1], scores[8:, 1] = -1.0, -12.0
+    scores[:, 2] = -2.0
+    scores[:, 3] = -7.0
+    ranking = told(scores)
+    # after a quarter full and low rank are dropped, after a half scalar is not: it is
+    # within log(4) + 3 nats at 4, and 8 below at 8
+    assert ranking.best == "scalar"
+    ends = {name: one.num_batches for name, one in ranking.table.items()}
+    assert ends == {"scalar": 16, "diagonal": 16, "full": 4, "low_rank": 4}
+    scores[8:, 2] = -20.0
+    ends = {name: one.num_batches for name, one in told(scores).table.items()}
+    assert ends == {"diagonal": 16, "scalar": 16, "full": 4, "low_rank": 4}
+    scores[8:, 1] = scores[8:, 2] = -20.0
+    ranking = told(scores)
+    ends = {name: one.num_batches for name, one in ranking.table.items()}
+    assert ranking.best == "low_rank"
+    assert set(ends.values()) == {16}
+    # at the pace that it was dropped with nobody is above the best of the whole stream
+    for name, one in ranking.table.items():
+        assert one.log_score <= ranking.table["low_rank"].log_score, name
+
+
 @pytest.mark.slow
 def test_ragged_lists_weights_and_other_judges():
     x, y = stream(jax.random.key(4), times=3)
@@ -202,32 +279,54 @@ def test_bad_input():
 
 
 STREAMS = {
-    "stands": ({}, {"full"}),
-    # of columns that are independent the information is a number: full itself 16 times
-    "stands, uncorrelated": ({"correlated": False}, {"full", "diagonal", "scalar"}),
-    "drifts": ({"drift": 0.1}, {"full walk"}),
-    # no candidate is the truth: those that forget fast enough
-    "jumps": ({"jumps": True}, {"full walk", "full .7"}),
+    "stands": ({}, "full"),
+    "stands, uncorrelated": ({"correlated": False}, "full"),
+    "drifts": ({"drift": 0.1}, "full walk"),
+    "jumps": ({"jumps": True}, None),
 }
+
+
+@functools.cache
+def mean_score(name):
+    """Of a flow over streams of the same coefficients."""
+
+    def score(key, truth):
+        def step(state, batch):
+            ahead = FLOWS[name].advance(state, batch)
+            after, _ = FLOWS[name].update(state, batch)
+            return after, ff.calibration.log_score(ahead, *MODEL, batch).sum()
+
+        start = FLOWS[name].init(jnp.zeros(SIZE))
+        return jax.lax.scan(step, start, around(key, truth))[1].sum()
+
+    return jax.jit(lambda keys, truth: jax.vmap(score, (0, None))(keys, truth).mean())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", STREAMS)
 def test_the_truth_is_chosen(name, record_property):
-    """By score in at least 17 of 20 streams, or a structure that holds the same.
+    """In at least 17 of 20 streams, among all flows.
 
-    Of columns that are equally correlated, or not at all, the information is of rank
-    one and a diagonal, so that two directions keep it all: low rank is there as good as
-    the truth, and compared by itself.
+    It is the flow whose belief is the posterior of what made the stream, and which
+    nothing else predicts better than on average. What jumps is made by none: there it
+    is the one that predicts best on average over streams of the same coefficients.
     """
     options, wanted = STREAMS[name]
-    keys = jax.random.split(jax.random.key(6), 20)
-    flows = {name: FLOWS[name] for name in FLOWS if name != "low rank"}
-    best = [chosen(flows, stream(key, **options)).best for key in keys]
-    told = {name: best.count(name) for name in set(best)}
-    record_property("chosen", told)
-    assert sum(told.get(each, 0) for each in wanted) >= 17
-    assert max(told, key=lambda each: told[each]) in {"full", "full walk"}
+    best, right = [], []
+    for key in jax.random.split(jax.random.key(6), 20):
+        best.append(chosen(FLOWS, stream(key, **options)).best)
+        truth = wanted
+        if truth is None:
+            again = (
+                jax.random.split(jax.random.fold_in(key, 0), 16),
+                path(key, **options),
+            )
+            forgetful = "full walk", "full .7", "full .9"
+            truth = max(forgetful, key=lambda each: mean_score(each)(*again))
+        right.append(truth == best[-1])
+    told = {each: best.count(each) for each in set(best)}
+    record_property("chosen", f"{sum(right)} of 20 right: {told}")
+    assert sum(right) >= 17
 
 
 @pytest.mark.slow
