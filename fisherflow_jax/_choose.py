@@ -257,7 +257,8 @@ def _best(tracks: dict[str, "_Track"], first: int) -> str:
 
     def is_near(name: str) -> bool:
         below, error, count = tracks[name].below(tracks[top], first)
-        return below <= error * stdtrit(max(count - 1, 1), 0.975)
+        chance = error * stdtrit(max(count - 1, 1), 0.975)
+        return math.isfinite(below) and below <= chance
 
     near = [name for name in tracks if name == top or is_near(name)]
     return max(near, key=lambda name: (tracks[name].num_kept, scores[name]))
