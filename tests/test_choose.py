@@ -179,6 +179,7 @@ def told(scores, **options):
     return ff.choose(SMALL, jnp.zeros(SIZE), batches, judge=as_told, **options)
 
 
+@pytest.mark.slow
 def test_an_approximation_is_better_where_chance_does_not_make_it_so():
     """Paired, by Student's t of the batches' differences; else whoever keeps more."""
     gaps = np.random.default_rng(0).normal(size=16)
