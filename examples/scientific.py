@@ -12,8 +12,8 @@ goes on from the same state and settles the rest.
 
     python examples/scientific.py
 
-One to two minutes, most of it compiling. Saves the picture in `outputs/`. Needs
-`pip install "fisherflow-jax[examples]"`.
+One to two minutes, most of it compiling; with `--full`, of 600 series, two. Saves the
+picture in `outputs/`. Needs `pip install "fisherflow-jax[examples]"`.
 
 Lotka, "Elements of physical biology", 1925. Raue and others, "Structural and practical
 identifiability analysis of partially observed dynamical models by exploiting the
