@@ -9,6 +9,7 @@ def full(about: str) -> bool:
     It has the replicates that standard errors need; what it printed is in
     `docs/outputs`.
     """
-    parser = argparse.ArgumentParser(description=about.partition("\n")[0])
+    about = about.partition("\n")[0]
+    parser = argparse.ArgumentParser(description=about, allow_abbrev=False)
     parser.add_argument("--full", action="store_true", help="with more replicates")
     return parser.parse_args().full

@@ -11,13 +11,14 @@ that were tried.
 
 Over eight starts the median error of Gauss-Newton is 3e-9, and that of L-BFGS, which
 is the habit of this field, 5e-8: as much as Gauss-Newton's with more damping. K-FAC,
-without a line search here, ends at 2e-6 and wins nothing from them; Adam whose rate is
-halved on a schedule ends near it in most starts, and at one rate far above. Seconds
-depend on the machine: with 321 parameters the full matrix is cheap.
+without a line search here, ends at 2e-6 and wins nothing from them; Adam ends at 2e-5
+where its rate is halved on a schedule (in another run, with more steps to its seconds,
+at 4e-6), and at one rate far above. Seconds depend on the machine: with 321 parameters
+the full matrix is cheap.
 
     python examples/pinn.py
 
-A minute; with `--full`, which has eight starts, three. Saves the picture in
+A minute and a half; with `--full`, which has eight starts, three. Saves the picture in
 `outputs/`. Needs `pip install "fisherflow-jax[examples]"`.
 """
 
