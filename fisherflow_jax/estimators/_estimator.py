@@ -132,7 +132,8 @@ class Estimator(ByKey):
             own.check(params, batch)
         if own.model is not None:
             screen = own.model.screen(params, batch, left_out=False)
-            if count_at_hand(screen, batch):
+            count = count_at_hand(screen, batch)
+            if not is_traced(count) and count:  # traced of what a function closes over
                 screen.refuse(batch)
         return information
 

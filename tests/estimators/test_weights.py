@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -126,3 +127,16 @@ def test_weights_of_any_real_type(dtype):
     result = estimator("exact")(MODEL.params, ff.Batch(*MODEL.batch, weights))
     expected = cases.fisher("labels", weights.astype(np.float64))
     np.testing.assert_allclose(result, expected, **EXACT)
+
+
+def test_what_a_compiled_function_closes_over_is_as_what_it_is_given():
+    """Weights of one or given ones; a bad row is left out, as under jit."""
+    built = ff.estimators.exact(
+        lambda params, x: x @ params, ff.likelihoods.gaussian(), ff.structures.full()
+    )
+    params, weights = jnp.zeros(2), jnp.array([1.0, 2.0, 1.0])
+    inputs = jnp.array([[1.0, 2.0], [3.0, 4.0], [jnp.nan, 0.0]])
+    for batch in ((inputs, jnp.zeros(3)), (inputs, jnp.zeros(3), weights)):
+        over = jax.jit(lambda batch=batch: built(params, batch))()
+        given = jax.jit(built)(params, batch)
+        np.testing.assert_array_equal(*map(jax.tree.leaves, (over, given)))
