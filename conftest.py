@@ -79,9 +79,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     doc_pages.mark(items)
     seen = set()
     for item in items:
-        if item.get_closest_marker("slow_cases") and not item.get_closest_marker(
-            "slow"
-        ):
+        marks = {mark.name for mark in item.iter_markers()}
+        if "slow_cases" in marks and "slow" not in marks:
             test = item.nodeid.partition("[")[0]
             if test in seen:
                 item.add_marker(pytest.mark.slow)
