@@ -2,7 +2,7 @@
 
 Tables 4 to 7 of `streaming.py`, in float32, or alone. Needs the extra `benchmarks`:
 
-    python benchmarks/streaming_floor.py            # two minutes
+    python benchmarks/streaming_floor.py            # some minutes
     python benchmarks/streaming_floor.py --quick    # fewer repeats, no d = 1,000
 """
 
