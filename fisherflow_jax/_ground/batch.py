@@ -138,22 +138,18 @@ def as_batch(batch: Any, *, values: bool = True) -> Batch:
       ValueError: for an empty batch, shapes that do not fit, a third entry of integers,
         or (when the values are concrete) weights that are negative or not finite.
     """
-    return as_arrays(by_name(batch), values=values, own_weights=True)
+    return as_arrays(by_name(batch), values=values)
 
 
-def as_arrays(batch: Batch, *, values: bool = True, own_weights: bool = False) -> Batch:
-    """`as_batch` of what `by_name` gave.
-
-    With `own_weights` weights of one belong to the trace around this, if there is one:
-    by them a batch that a traced function closes over is seen to be traced.
-    """
+def as_arrays(batch: Batch, *, values: bool = True) -> Batch:
+    """`as_batch` of what `by_name` gave."""
     inputs = map_inputs(trees.as_array, batch.inputs)
     targets, clusters, mask = jax.tree.map(trees.as_array, batch[1:2] + batch[3:])
     count, dtype = _num_examples(inputs, targets), jnp.result_type(float)
     none = batch.weights is None
     if not none:
         weights = trees.as_array(batch.weights, dtype)
-    elif own_weights or checks.is_traced((inputs, targets)):
+    elif checks.is_traced((inputs, targets)):
         weights = trees.as_array(np.ones((count,), dtype))
     else:
         device = jax.config.jax_default_device  # type: ignore[attr-defined]
