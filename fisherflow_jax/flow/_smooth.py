@@ -192,7 +192,7 @@ def _smoothed(
     def back(rest: tuple, step: _Step) -> tuple[tuple, tuple]:
         mean, covariance = rest
         mean = step.mean + step.gain @ (mean - step.predicted)
-        covariance = _turned(step.gain, covariance) + step.left
+        covariance = linalg.turned(step.gain, covariance) + step.left
         return (mean, covariance), (mean, covariance)
 
     final = trees.ravel(last.mean), _covariance(last.information)
@@ -277,11 +277,7 @@ def _left(
         return now - gain @ across
     # a sum of squares, of which a vague prior's size takes no digits
     own = identity - gain @ move
-    return _turned(own, now) + _turned(gain, noise)
-
-
-def _turned(turn: jax.Array, covariance: jax.Array) -> jax.Array:
-    return turn @ covariance @ jnp.swapaxes(turn, -1, -2)
+    return linalg.turned(own, now) + linalg.turned(gain, noise)
 
 
 def _covariance(information: Any) -> jax.Array:

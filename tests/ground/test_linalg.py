@@ -152,3 +152,92 @@ def test_columns_beside_one_matrix_are_solved_at_once():
     assert "scan" not in str(jax.make_jaxpr(solve)(factor, columns))
     expected = np.linalg.solve(np.asarray(definite()), columns)
     np.testing.assert_allclose(solve(factor, columns), expected, rtol=1e-5)
+
+
+SIDES = [2, 3, 4, 10, 12, 13]
+
+
+def moved(side, *shape, seed=0):
+    """Steps, and covariances: definite, their variances far apart."""
+    rng = np.random.default_rng(seed)
+    turns, roots = rng.normal(size=(2, *shape, side, side))
+    spread = np.exp(rng.normal(size=side))
+    matrices = spread[:, None] * (roots @ np.swapaxes(roots, -1, -2)) * spread
+    return turns, matrices + np.eye(side)
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_a_covariance_is_turned_alone_and_within_stacks(side):
+    """One small matrix by sums, stacks by calls, whichever of the two is a stack."""
+    turns, matrices = moved(side, 2, 3)
+    expected = turns @ matrices @ np.swapaxes(turns, -1, -2)
+    same = functools.partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-11)
+    same(jax.jit(linalg.turned)(turns, matrices), expected)
+    same(linalg.turned(turns[0, 0], matrices[0, 0]), expected[0, 0])
+    same(jax.vmap(jax.vmap(linalg.turned))(turns, matrices), expected)
+    one, each = linalg.turned, matrices[:, 0]
+    step = turns[0, 0]
+    same(jax.vmap(one, (None, 0))(step, each), step @ each @ step.T)
+    steps, alone = turns[:, 0], matrices[0, 0]
+    across = steps @ alone @ np.swapaxes(steps, -1, -2)
+    same(jax.vmap(one, (0, None))(steps, alone), across)
+    single = one(jnp.asarray(step, "f"), jnp.asarray(alone, "f"))
+    assert single.dtype == jnp.float32
+    # of the entries' own sizes: a difference within one is rounded to them
+    size = np.abs(step) @ np.abs(alone) @ np.abs(step).T
+    assert np.max(np.abs(single - expected[0, 0]) / size) < 1e-5
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_a_definite_system_is_solved_alone_and_within_stacks(side):
+    columns, matrices = moved(side, 2, 3, seed=1)
+    expected = np.linalg.solve(matrices, columns)
+    same = functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-9)
+    same(jax.jit(linalg.definite_solve)(matrices, columns), expected)
+    same(linalg.definite_solve(matrices[0, 0], columns[0, 0]), expected[0, 0])
+    same(jax.vmap(jax.vmap(linalg.definite_solve))(matrices, columns), expected)
+    wide = jax.vmap(linalg.definite_solve, (None, 0))(matrices[0, 0], columns[0])
+    same(wide, np.linalg.solve(matrices[0, 0][None], columns[0]))
+    # one that is not definite costs no other
+    matrices[0, 1, :, -1] = matrices[0, 1, -1, :] = 0
+    matrices[0, 1, -1, -1] = -1
+    found = linalg.definite_solve(matrices, columns)
+    assert np.all(np.isnan(found[0, 1, -1]))
+    np.testing.assert_array_equal(np.isnan(found).any((-1, -2)).sum(), 1)
+    same(found[1], expected[1])
+
+
+@pytest.mark.parametrize("side", [3, 10, 13])
+def test_derivatives_of_turns_and_definite_solves(side):
+    """Along symmetric changes, forward and back, alone and in a scan over a stack."""
+    turns, matrices = moved(side, 2, seed=2)
+    turning, moving = moved(side, 2, seed=3)
+    both = (turns, matrices), (turning, moving)
+
+    def plain_turned(a, p):
+        return a @ p @ jnp.swapaxes(a, -1, -2)
+
+    def plain_solve(a, p):
+        return jnp.linalg.solve(p, a)
+
+    def own_solve(a, p):
+        return linalg.definite_solve(p, a)
+
+    def in_scan(function):
+        def run(*stacks):
+            return jax.lax.scan(lambda _, x: (_, function(*x)), 0, stacks)[1]
+
+        return run
+
+    def slopes(function):
+        weights = jnp.cos(jnp.arange(side))
+        total = lambda *args: jnp.sum(weights * jnp.sin(function(*args)))  # noqa: E731
+        back = jax.grad(total, (0, 1))(*both[0])
+        return back[0], back[1] + jnp.swapaxes(back[1], -1, -2)
+
+    same = functools.partial(np.testing.assert_allclose, rtol=1e-7, atol=1e-8)
+    for own, plain in ((linalg.turned, plain_turned), (own_solve, plain_solve)):
+        expected = jax.jvp(plain, *both)
+        for function in (own, jax.vmap(own), in_scan(own)):
+            jax.tree.map(same, jax.jvp(function, *both), expected)
+            jax.tree.map(same, slopes(function), slopes(plain))

@@ -1,6 +1,5 @@
 """What a step `theta -> A theta + N(0, Q)` makes of dense blocks."""
 
-import functools
 from typing import Any
 
 import jax
@@ -73,13 +72,7 @@ def spread(covariance: Any, noise: Any, transition: Any | None) -> Any:
     blocks = dense.matrices(covariance)
     if transition is not None:
         steps = _operator_blocks(covariance, transition, "transition")
-        times = functools.partial(linalg.product, "...ij,...kj->...ik")
-        # by the right, where one step is that of many covariances
-        halves = map(times, blocks, steps)
-        blocks = [
-            times(jnp.swapaxes(half, -1, -2), step)
-            for half, step in zip(halves, steps, strict=True)
-        ]
+        blocks = list(map(linalg.turned, steps, blocks))
     noises = _operator_blocks(covariance, noise, "process_noise")
     return dense.with_matrices(covariance, map(jnp.add, blocks, noises))
 
