@@ -86,6 +86,7 @@ def optimizer(bad_rows="raise", **options):
     return ff.kfac(0.1, *MODEL, layers, bad_rows=bad_rows, **options)
 
 
+@pytest.mark.slow
 def test_a_step_of_kfac():
     loss = ff.negative_log_likelihood(*MODEL)
 
@@ -182,6 +183,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @together
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("case", CASES)

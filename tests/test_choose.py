@@ -397,6 +397,7 @@ def test_an_unknown_dispersion_is_judged_from_the_first_batch_that_is_predicted(
         assert 0.7 < ranking.table[name].coverage <= 1
 
 
+@pytest.mark.slow
 def test_a_bad_row_is_left_out_of_scores_and_told():
     x, y = stream(jax.random.key(8), times=4)
     spoilt, weights = y.at[2, 3].set(jnp.nan), np.ones((4, ROWS))

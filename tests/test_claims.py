@@ -144,6 +144,7 @@ def test_curved_charts_agree_as_rows_come():
     assert typical[-1] > 0.01  # they do differ
 
 
+@pytest.mark.slow
 def test_the_maximum_of_a_batch_is_in_no_chart():
     counts, found = COUNTS.ravel()[:20], []
     for back in (jnp.exp, jnp.square):
@@ -156,6 +157,7 @@ def test_the_maximum_of_a_batch_is_in_no_chart():
     np.testing.assert_allclose(found, counts.mean(), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_efficiency_under_correlation():
     """One pass reaches the bound where the information is kept whole."""
     num_samples, structures = 2000, ff.structures

@@ -39,6 +39,7 @@ def double(tree):
 # ---- models as people write them, each in less than ten lines
 
 
+@pytest.mark.slow
 def test_a_flax_classifier():
     network = linen.Sequential([linen.Dense(3), linen.tanh, linen.Dense(3)])
     params = double(network.init(jax.random.key(0), X[:1]))
@@ -67,6 +68,7 @@ def test_a_flax_classifier():
     assert repr(found) == f"laplace({found.state!r}, categorical())"
 
 
+@pytest.mark.slow
 def test_an_nnx_regressor():
     network = nnx.Linear(4, 1, rngs=nnx.Rngs(0))
     graph, weights = nnx.split(network, nnx.Param)

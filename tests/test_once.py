@@ -186,6 +186,7 @@ def test_on_a_mesh_of_explicit_axes():
     np.testing.assert_allclose(found, dense(W, X), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_model_without_a_hash_goes_everywhere():
     @dataclasses.dataclass  # equal by its fields, and so without a hash
     class Line:

@@ -38,6 +38,7 @@ def example_of(docs, value) -> bool:
     )
 
 
+@pytest.mark.slow
 def test_every_name_of_the_package_has_an_example(docs, record_property):
     names = [value for _, room, _, value in docs.api.names() if not room]
     rooms = [n for n in ff.__all__ if isinstance(getattr(ff, n), ModuleType)]

@@ -92,6 +92,7 @@ def test_scores_and_their_squares():
     np.testing.assert_allclose(found, summed.T @ summed, **CLOSE)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize(
     "choice",
     [
@@ -175,6 +176,7 @@ def test_a_flow_of_targets_is_a_flow_of_rows(kind):
     np.testing.assert_allclose(info.log_likelihood, of_rows.log_likelihood, **CLOSE)
 
 
+@pytest.mark.slow
 def test_ones_give_the_same_sums_and_a_count_as_many_times_as_large():
     here, ones = flow("categorical"), np.ones((COUNT, TOKENS))
     start = here.init(PARAMS)
@@ -195,6 +197,7 @@ def test_the_mean_loss_and_its_gradient():
     np.testing.assert_allclose(mine[1]["w"], rows[1]["w"], **CLOSE)
 
 
+@pytest.mark.slow
 def test_accumulated_and_as_a_preconditioner():
     estimator = ff.estimators.exact(apply_fn, CATEGORICAL, STRUCTURES["full"])
     mine, rows = (

@@ -84,6 +84,7 @@ def assert_close(left, right):
 # ---- sums
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("structure", ["scalar", "diagonal", "full"])
 def test_a_sum_over_batches_is_the_information_of_all_examples(structure):
     state = accumulate(estimator("exact", structure), PARAMS, cut(3, 6, COUNT))

@@ -151,6 +151,7 @@ def test_a_prior_a_group_and_the_noise(name):
     assert found.converged and found.after > found.before
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("name", ["full", "block", "kronecker"])
 def test_one_number(name):
     mean, _ = solved(np.full(8, 0.7), 0.5)

@@ -367,6 +367,7 @@ def test_units_do_not_matter():
     np.testing.assert_allclose(other.scale, 1e8 * found.scale, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_flow_of_unknown_dispersion():
     _, x, y = regression()
     likelihood = ff.likelihoods.gaussian(scale=None)
@@ -387,6 +388,7 @@ def test_a_flow_of_unknown_dispersion():
     np.testing.assert_allclose(found.before, expected, rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_counts():
     state, x, _ = regression()
     y = np.random.default_rng(2).poisson(3, 54).astype(float)

@@ -74,6 +74,7 @@ def test_a_bank():
         ff.calibrate(state, apply_fn, ff.likelihoods.categorical(), (X, LABELS))
 
 
+@pytest.mark.slow
 def test_a_batch_of_padding_alone():
     """What stands in for its rows need not be finite in every model."""
 

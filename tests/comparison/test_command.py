@@ -45,6 +45,7 @@ def place(tmp_path, monkeypatch):
     return f"{tmp_path / 'task.py'}:problem"
 
 
+@pytest.mark.slow
 def test_estimate_compare_and_plot(place, tmp_path, capsys):
     out = tmp_path / "out"
     names = ["exact", "monte_carlo", "hutchinson_rankk"]

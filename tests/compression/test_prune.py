@@ -62,6 +62,7 @@ def test_a_solve_that_does_not_end_is_warned_of(monkeypatch):
     np.testing.assert_allclose(found.residual, expected, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_of_one_linear_layer_kronecker_is_full(kept):
     x, params = drawn(40, 6), {"w": drawn(6, 4, seed=2), "b": drawn(4, seed=3)}
 

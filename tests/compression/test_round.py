@@ -30,6 +30,7 @@ def one_by_one(matrix, theta, order, is_rounded, kept, scales, level):
     return values
 
 
+@pytest.mark.slow
 def test_kronecker_rounds_one_input_at_a_time(states, kept, params):
     state, level = states["kronecker"], 3
     found = ROUNDED(state, 3, mask=kept)
@@ -66,6 +67,7 @@ def test_full_rounds_one_parameter_at_a_time(states, params):
     np.testing.assert_allclose(flat(found.params), expected, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("name", ["diagonal", "block", "full", "kronecker"])
 def test_what_is_returned(states, params, kept, name):
     state = states[name]
@@ -118,6 +120,7 @@ def test_without_correlation_it_is_rounding_to_nearest(states, params):
         assert float(found.predicted_rise) == float(alone.predicted_rise)
 
 
+@pytest.mark.slow
 def test_a_dead_input_is_named(states, params):
     state = states["kronecker"]
     factors = dict(state.information.input_factors)

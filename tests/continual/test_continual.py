@@ -42,6 +42,7 @@ def believed(name, prior_precision=0.7):
     return run(centre, prior_precision)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("name", [*NAMES, "kronecker"])
 def test_the_transformation_adds_the_gradient_of_the_penalty(name):
     state = believed(name)

@@ -82,6 +82,7 @@ STRUCTURES = {
 OLD, NEW = network(3, 2), network(5, 4, other={"w": draw(2, 3), "b": draw(3)})
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("name", STRUCTURES)
 def test_what_was_known_stays_exactly(name):
     structure = STRUCTURES[name]
@@ -143,6 +144,7 @@ def test_kronecker_factors_grow_with_their_side(temperature, sizes):
     assert len(now) == (1 if sizes[0] == sizes[1] else 2)
 
 
+@pytest.mark.slow
 def test_a_new_layer_has_a_prior_of_its_own():
     state = known(WIDE)
     new = WIDE | {"other": {"w": draw(4, 3), "b": draw(3)}}

@@ -119,6 +119,7 @@ def test_trace_ratio():
     np.testing.assert_allclose(found, empirical / np.trace(exact()), rtol=1e-10)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("name", NAMES)
 def test_dimensions(name):
     values = np.linalg.eigvalsh(dense(name))

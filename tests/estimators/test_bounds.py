@@ -118,6 +118,7 @@ def test_lower_bounds_grow_with_the_rank_to_the_information():
         assert np.trace(of_rank(k + 1)) > np.trace(of_rank(k))
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize(
     "name, root",
     [

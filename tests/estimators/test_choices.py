@@ -48,6 +48,7 @@ def test_choices_read_as_they_are_written_and_equal_ones_are_equal():
         estimators.hutchinson(num_probe=3)
 
 
+@pytest.mark.slow
 def test_a_bound_choice_is_the_estimator_of_the_same_options():
     key = jax.random.key(0)
     for text, choice in CHOICES.items():

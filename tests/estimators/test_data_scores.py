@@ -62,6 +62,7 @@ def hessian(name):
     return np.asarray(second_derivative(flat))
 
 
+@pytest.mark.slow_cases
 @every_model
 def test_observed_is_minus_the_hessian(model):
     result = run(ff.estimators.observed, model)

@@ -25,6 +25,7 @@ def in_chunks():
     return run(NAMED["categorical"], STRUCTURES, chunk_size=3)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("model", MODELS, ids=repr)
 def test_every_likelihood(model):
     result = run(model, FULL)
@@ -37,6 +38,7 @@ def test_every_structure_in_chunks(name):
     np.testing.assert_allclose(in_chunks()[name], expected, **EXACT)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("chunk_size", [1, 4, COUNT, 100])
 def test_every_chunk_size(chunk_size):
     result = run(NAMED["tokens"], STRUCTURES["diagonal"], chunk_size=chunk_size)

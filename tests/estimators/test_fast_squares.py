@@ -149,6 +149,7 @@ def test_squares_are_those_of_explicit_jacobians(name, estimator, vectors_of):
     np.testing.assert_allclose(scalar.value, values.mean(), **EXACT)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("model", MODELS, ids=repr)
 def test_every_likelihood_with_weights_and_chunks(model):
     estimators = [
@@ -209,6 +210,7 @@ def agree_with_the_generic_path(apply_fn, params, inputs, **options):
     )
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("mode", ["fill", "clip", "wrap"])
 def test_ids_out_of_bounds_inform_about_the_bias_alone(mode):
     params = {"table": draw(5, 3, seed=21), "bias": draw(3, seed=22)}
@@ -221,6 +223,7 @@ def test_ids_out_of_bounds_inform_about_the_bias_alone(mode):
     agree_with_the_generic_path(looked_up, params, np.array([0, 7, -2, 4]))
 
 
+@pytest.mark.slow
 def test_leaves_without_entries_have_no_information():
     _, params, inputs = ZOO["perceptron"]
     params = {"layers": params, "none": np.zeros((0, 2))}

@@ -100,6 +100,7 @@ def test_data_labels_with_random_signs_have_the_mean_of_the_empirical_fisher(
 # ---- groups are sums of examples, chunks are not seen
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("name", ["hutchinson", "monte_carlo"])
 @pytest.mark.parametrize("structure", ["diagonal", "full"])
 def test_a_group_for_each_example_is_the_square_of_each_example(name, structure):
@@ -253,6 +254,7 @@ def test_frozen_leaves_have_no_information(groups):
     assert np.all(np.asarray(found["out"]) > 0)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("name", ["hutchinson", "hutchinson_dg", "monte_carlo"])
 @pytest.mark.parametrize("groups", [1, None])
 def test_half_precision_gives_a_finite_float32_information(name, groups):

@@ -51,6 +51,7 @@ def fourth_moments(name, count, root):
 # ---- the mean over all signs
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("model", MODELS, ids=repr)
 def test_the_mean_over_all_signs_is_the_information(model):
     name = model.name
@@ -184,6 +185,7 @@ def raw_logits(logits, probes):
     return jnp.sum(held * logits * probes)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize(
     "name, form",
     [
@@ -287,6 +289,7 @@ def test_the_mean_is_taken_after_squaring():
     assert 0.5 < np.median(ratio) < 2.0
 
 
+@pytest.mark.slow
 def test_saturated_logits_stay_finite():
     model = NAMED["categorical"]
 

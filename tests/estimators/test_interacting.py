@@ -50,6 +50,7 @@ def test_the_information_is_that_of_the_whole_batch(name):
     np.testing.assert_allclose(dense, fisher(name), 1e-10, 1e-10)
 
 
+@pytest.mark.slow
 def test_every_structure_runs_whole_batches():
     wrong = []
     for name, (apply_fn, params, _) in MODELS.items():
@@ -75,6 +76,7 @@ def test_every_structure_runs_whole_batches():
     assert wrong == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("strict_promotion")
 def test_structures_weights_chunks_and_scores():
     """Of weights, a chunk that is not full, and the data's scores."""

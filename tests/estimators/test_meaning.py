@@ -111,6 +111,7 @@ def test_the_error_of_drawn_labels_falls_as_the_root_of_their_number():
     assert abs(slope + 0.5) < 0.1
 
 
+@pytest.mark.slow
 def test_settings_and_arguments_stay_as_they_were():
     params, batch = PARAMS.copy(), (X.copy(), None)
     settings = dict(jax.config.values)

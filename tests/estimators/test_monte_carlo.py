@@ -39,6 +39,7 @@ def z_scores(estimator, params, batch, expected):
     return (np.asarray(mean) - expected) / error
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("name", ["categorical", "poisson"])
 def test_unbiased(name):
     model = NAMED[name]
@@ -151,6 +152,7 @@ GENERIC = ff.likelihoods.from_log_prob(
 )
 
 
+@pytest.mark.slow
 def test_exact_with_a_sampled_root_is_unbiased():
     model = NAMED["gaussian"]
     estimator = ff.estimators.exact(

@@ -69,6 +69,7 @@ def same(left, right):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-12), left, right)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("chunk_size", [None, 3])
 def test_equal_to_closing_over_it(name, chunk_size):

@@ -58,6 +58,7 @@ def test_a_weight_of_two_is_a_row_twice(name, chunk_size):
     )
 
 
+@pytest.mark.slow_cases
 @every_estimator
 def test_no_weights_are_weights_of_one(name):
     run = estimator(name)

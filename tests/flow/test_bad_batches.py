@@ -114,6 +114,7 @@ def test_a_batch_of_bad_rows_alone_is_a_missing_observation(memory):
     assert after.step == 3
 
 
+@pytest.mark.slow
 def test_of_a_model_whose_examples_interact_the_update_is_refused_and_counted():
     def centred(params, x):
         return streams.linear(params, x - x.mean(0))
@@ -129,6 +130,7 @@ def test_of_a_model_whose_examples_interact_the_update_is_refused_and_counted():
         flow.update(start, batch_with("impossible target"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "dtype", [np.float32, pytest.param(np.float64, marks=pytest.mark.slow)]
 )
@@ -174,6 +176,7 @@ def test_one_bad_target_in_each_batch_of_a_hundred(dtype):
     np.testing.assert_allclose(dropped.dispersion, squares[0] / 1977, rtol=rtol)
 
 
+@pytest.mark.slow
 def test_a_channel_that_is_missing_costs_that_channel():
     rng = np.random.default_rng(1)
     x = rng.normal(size=(40, 2))

@@ -109,6 +109,7 @@ def test_a_batch_that_one_member_cannot_take_moves_nobody():
     assert [int(m.num_skipped) for m in after.members] == [1, 1]
 
 
+@pytest.mark.slow
 def test_it_follows_drift_better_than_its_worst_member():
     bank = ff.bank(MEMBERS)
 
@@ -160,6 +161,7 @@ def test_without_forgetting_the_loss_is_within_log_k_of_the_best():
         assert mixed >= members.sum(1).max() - np.log(len(MEMBERS)) - 1e-9
 
 
+@pytest.mark.slow
 def test_fixed_share_is_within_its_bound_of_the_best_sequence():
     """Whatever the data: here a stream that stands, drifts, and stands again."""
     share, count = 0.01, len(MEMBERS)
@@ -249,6 +251,7 @@ def test_the_share_may_be_traced():
         ff.bank([sparse])
 
 
+@pytest.mark.slow
 def test_a_batch_that_some_member_does_not_predict_weighs_none():
     """As of a dispersion of which nothing is known yet."""
     _, (inputs, targets) = drifting()

@@ -175,6 +175,7 @@ def test_a_model_without_a_hash_compares_by_identity():
     assert np.isfinite(state.log_evidence)
 
 
+@pytest.mark.slow
 def test_flows_over_closures_of_a_megabyte_are_let_go():
     class Weights:
         def __init__(self):
@@ -251,6 +252,7 @@ def test_a_traced_number_is_inlined_and_differentiated(what):
         np.testing.assert_allclose(jax.grad(final_mean)(0.7), slope, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_noise_may_depend_on_the_batch():
     def gap(batch):
         return 0.1 * batch.weights.sum()

@@ -98,6 +98,7 @@ def test_equal_to_the_information_form(case, prior_is):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_many_rows_are_added_as_information():
     """As many as there are parameters: the same state, another way to it."""
     batches = np.tile(INPUTS, (1, 3, 1)), np.tile(TARGETS, (1, 3))
@@ -141,6 +142,7 @@ def test_derivatives_of_the_evidence():
     close(found, (both(at + step) - both(at - step)) / 2e-5, 1e-5)
 
 
+@pytest.mark.slow
 def test_a_refused_update_moves_nothing():
     flow = build(*CASES["gaussian"][:2])
     state = jax.tree.map(lambda x: x[-1], through(flow, (INPUTS, TARGETS))[0])

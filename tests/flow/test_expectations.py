@@ -153,6 +153,7 @@ def averages(x, mean, covariance, likelihood):
     return p @ SHARES, (p * (1 - p)) @ SHARES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("structure", "memory", "likelihood"),
     [
@@ -353,6 +354,7 @@ def network_case():
     return x, y, params
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", some(["cubature", "fine"], "cubature"))
 def test_of_a_network_it_is_the_fixed_point_too(name):
     """I = I_0 + diag E J' W J and I_0 (m - m_0) = E J' (y - mu), by explicit Jacobians.
@@ -426,6 +428,7 @@ def test_layers_in_kronecker_structure(name):
 # ---- how it runs
 
 
+@pytest.mark.slow
 def test_the_widest_outputs_are_told():
     x, y = logistic(20, 0)
     weights = jnp.ones(20).at[3].set(0.0)

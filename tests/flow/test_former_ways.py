@@ -26,6 +26,7 @@ def stream(flow, batches, dtype=float):
     return jax.lax.scan(flow.update, flow.init(jnp.zeros(2, dtype)), batches)[0]
 
 
+@pytest.mark.slow
 def test_a_bad_row_costs_its_batch_by_weights():
     spoilt = STACK[1].copy()
     spoilt[2, 3] = np.nan
@@ -37,6 +38,7 @@ def test_a_bad_row_costs_its_batch_by_weights():
     assert state.count == 30
 
 
+@pytest.mark.slow
 def test_integers_are_multiplicities_by_name():
     flow, times = flow_of(ff.likelihoods.poisson()), np.arange(40) % 3
     start = flow.init(jnp.zeros(2))

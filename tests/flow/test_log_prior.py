@@ -28,6 +28,7 @@ def flow(**options):
     return ff.fisher_flow(*firth.MODEL, **{"prior_precision": 1e-10, **options})
 
 
+@pytest.mark.slow
 def test_a_warm_start_ends_at_firths_estimate():
     own = flow()
     state = ff.warm_start(own, own.init(np.zeros(3)), (X, Y), log_prior=jeffreys(X))
@@ -65,6 +66,7 @@ def test_a_two_by_two_table_is_fitted_with_half_a_count_more_in_each_cell(cells)
     np.testing.assert_allclose(state.mean, [half[0], half[1] - half[0]], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_refinement_steps_to_firths_estimate():
     own, expected = flow(prior_precision=1e-8), firth.firth(X, Y)
     batches = [(X[:20], Y[:20]), (X[20:], Y[20:])]
@@ -94,6 +96,7 @@ def test_one_refinement_is_one_step_of_scoring_and_the_evidence_leaves_the_prior
     np.testing.assert_allclose(found.log_evidence, expected, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_a_log_prior_of_traced_rows_under_jit_and_vmap():
     own = flow()
 
@@ -108,6 +111,7 @@ def test_a_log_prior_of_traced_rows_under_jit_and_vmap():
     np.testing.assert_allclose(means, expected, atol=1e-5)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("structure", ["diagonal", "full"])
 def test_a_log_prior_in_a_marginal_flow_a_bank_and_with_an_unknown_scale(structure):
     normal = ff.likelihoods.gaussian(scale=None)
@@ -127,6 +131,7 @@ def test_a_log_prior_in_a_marginal_flow_a_bank_and_with_an_unknown_scale(structu
         np.testing.assert_allclose(member.mean, expected, rtol=1e-3, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_under_an_expectation_a_log_prior_is_taken_at_the_mean():
     likelihood = ff.likelihoods.gaussian(2.0)
     own = ff.fisher_flow(
@@ -162,6 +167,7 @@ def test_what_is_no_log_prior_is_refused():
         ff.refine(own, state, [(X, Y)], log_prior=lambda theta: theta)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "likelihood",
     [

@@ -121,6 +121,7 @@ def test_the_evidence_of_parallel_sites_integrates_over_all_of_them():
     np.testing.assert_allclose(log_gain(merged), total, rtol=1e-10)
 
 
+@pytest.mark.slow_cases
 @every_case
 def test_one_worker_is_itself(likelihood, memory, options):
     start, workers, _ = states_of(likelihood, memory, options)
@@ -129,6 +130,7 @@ def test_one_worker_is_itself(likelihood, memory, options):
     assert merged.step == workers[0].step
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("likelihood", ["gaussian", "unknown"])
 def test_an_empty_worker_adds_nothing(likelihood):
     start, workers, _ = states_of(likelihood, "stationary", {})
@@ -171,6 +173,7 @@ def test_skipped_batches_are_counted_once_each():
     assert ff.merge(workers, start).num_skipped == 0 + 1 + 2 + 3
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("memory", ["stationary", "exponential"])
 def test_a_worker_that_is_not_finite_is_left_out_and_counted(memory):
     start, workers, _ = states_of("unknown", memory, {})

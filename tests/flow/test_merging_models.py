@@ -213,6 +213,7 @@ def test_identity_output_factors_are_regmean():
         np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("structure", ["scalar", "kronecker", "low_rank"])
 def test_one_model_is_itself(structure):
     state = posterior(structure, 1)
@@ -261,6 +262,7 @@ def test_cold_posteriors_of_one_temperature_merge():
 # ---- what is left out
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("structure", ["diagonal", "kronecker"])
 def test_a_model_that_is_not_finite_is_left_out(structure):
     states = [posterior(structure, seed) for seed in range(3)]

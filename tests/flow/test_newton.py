@@ -31,6 +31,7 @@ def test_a_direction_thousands_of_times_too_long_is_shortened_enough():
     assert float(info.decrement) < 1e-6
 
 
+@pytest.mark.slow
 def test_an_unfinished_search_is_reported():
     flow = counts(2)
     # the first update goes on until it is done
@@ -58,6 +59,7 @@ def test_a_warm_start_that_does_not_converge_warns():
         ff.warm_start(flow, flow.init(jnp.zeros(8)), (rows, targets))
 
 
+@pytest.mark.slow
 def test_data_of_a_wider_type_leave_the_types_of_the_state():
     flow = ff.fisher_flow(lambda params, x: x * params, ff.likelihoods.gaussian(None))
     start = flow.init(jnp.array(0.0, jnp.float32))
@@ -75,6 +77,7 @@ def test_an_update_is_written_once():
     assert str(program).count("name=steady_cholesky") == 2
 
 
+@pytest.mark.slow
 def test_a_search_of_many_parameters_is_written_out_once_with_the_same_numbers(
     monkeypatch,
 ):

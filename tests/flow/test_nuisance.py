@@ -236,6 +236,7 @@ def test_workers_merge():
     update_of("concentration")(merged, batch_of("concentration", slice(0, 60)))
 
 
+@pytest.mark.slow
 def test_refine_takes_a_step_of_both():
     name = "concentration"
     state, whole = stream(name), after_all(name)

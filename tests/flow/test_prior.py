@@ -40,6 +40,7 @@ FORMS = {
 }
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("form", FORMS)
 def test_the_posterior_is_that_of_the_prior_given(form):
     given, precision = FORMS[form]

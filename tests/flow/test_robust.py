@@ -65,6 +65,7 @@ def states(memory):
     return streams.run(flow, streams.start(flow), batches())
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("memory", MEMORIES)
 def test_cluster_sums_fade_like_the_information(memory):
     for time, state in enumerate(states(memory)):
@@ -99,6 +100,7 @@ def test_errors_are_those_of_the_summed_scores(memory):
     np.testing.assert_allclose(found, factor * expected, rtol=1e-9)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("structure", ["scalar", "diagonal", "block"])
 def test_every_structure_keeps_its_part_of_the_middle(structure):
     flow = clustered(structure)
@@ -116,6 +118,7 @@ def test_every_structure_keeps_its_part_of_the_middle(structure):
     np.testing.assert_allclose(found**2, 4 / 3 * variances, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_a_marginal_flow_turns_the_sums_of_scores():
     flow = clustered("diagonal", marginal=True)
     state = streams.run(flow, streams.start(flow), batches(12))[-1]
@@ -184,6 +187,7 @@ def test_a_bank_of_clustered_flows():
     np.testing.assert_allclose(found**2, expected, rtol=1e-9)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize(
     ("memory", "kind"), [*((m, "sampling") for m in MEMORIES), ("windowed", "variance")]
 )
@@ -196,6 +200,7 @@ def test_the_middle_has_squared_weights_unless_they_are_frequencies(memory, kind
     np.testing.assert_allclose(state.count, faded @ (streams.WEIGHTS > 0))
 
 
+@pytest.mark.slow
 def test_variance_weights_are_rows_times_their_root():
     flow = streams.flow("full", "stationary", "unknown", weights_are="variance")
     start, halves = streams.start(flow), streams.batches(12, "unknown")
@@ -324,6 +329,7 @@ def test_predictions_take_the_factor():
     np.testing.assert_allclose(corrected, np.sqrt(factor) * plain, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_a_float32_stream_of_clusters_is_scanned_refined_and_corrected():
     flow, parts = clustered(), batches()
     narrow = jax.tree.map(

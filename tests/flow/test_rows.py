@@ -75,6 +75,7 @@ def test_weights_left_out_are_ones():
     )
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize(
     ("memory", "likelihood"),
     [("exponential", "bernoulli"), ("windowed", "unknown"), ("exponential", "unknown")],
@@ -106,6 +107,7 @@ def test_all_zero_weights_are_a_missing_observation(memory, likelihood):
     np.testing.assert_allclose(streams.flat(after.mean), mean, rtol=1e-9)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize(
     "likelihood",
     [

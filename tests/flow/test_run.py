@@ -301,6 +301,7 @@ def test_checkpoints_of_another_run_are_refused(tmp_path):
         ff.run(FLOW, begun(), LOADER, checkpoint=str(folder))
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("lost", ["run", "state", "loader"])
 def test_a_step_that_is_not_whole_is_told(tmp_path, lost):
     ff.run(FLOW, begun(), LOADER[:2], checkpoint=manager(tmp_path / "a"))

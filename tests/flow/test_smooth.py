@@ -101,6 +101,7 @@ def test_equal_to_the_joint_solve(prior_is):
     np.testing.assert_allclose(errors["slope"], entries[:, 1:], rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_equal_to_dynamax():
     flow = build(ff.memories.random_walk(NOISE, MOVE), prior_is="predicted")
     batches = LOOKS, TARGETS
@@ -114,6 +115,7 @@ def test_equal_to_dynamax():
     close(dense(smoothed), (wanted.smoothed_means, wanted.smoothed_covariances), 1e-7)
 
 
+@pytest.mark.slow
 def test_gaps_in_time_and_lists():
     """Noise and transition of each batch's own gap; a gap of nothing is allowed."""
 
@@ -220,6 +222,7 @@ def test_in_float32_under_jit(compensated):
     close(again, found, 1e-6)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_smoothed():
     still = build(ff.memories.stationary())
     batches = BATCHES

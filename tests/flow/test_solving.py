@@ -45,6 +45,7 @@ def streamed():
     return streams.run(logistic(), streams.start(logistic()), BATCHES)[-1]
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("likelihood", ["bernoulli", "poisson"])
 def test_warm_start_reaches_the_mode_of_its_batch(likelihood):
     flow = streams.flow("full", "stationary", likelihood, num_steps=4, robust=True)
@@ -176,6 +177,7 @@ def test_refining_refuses_no_data_and_bad_data():
     np.testing.assert_array_equal(streams.flat(kept.mean), streams.flat(state.mean))
 
 
+@pytest.mark.slow
 def test_refining_looks_at_every_batch_of_a_stack():
     inputs, labels, weights = (np.array(x) for x in STACKED)
     labels[2, 1], inputs[1, 3, 0] = 7.0, np.nan

@@ -174,6 +174,7 @@ def test_the_dispersion_does_not_know_the_origin(memory, dtype):
     np.testing.assert_allclose(clean, far, rtol=rtol)
 
 
+@pytest.mark.slow_cases
 @both_types
 @pytest.mark.parametrize("memory", ["stationary", "exponential"])
 def test_workers_merge_into_one_machine(memory, dtype):

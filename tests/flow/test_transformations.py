@@ -92,6 +92,7 @@ def _same(x, y):
     assert (x.shape, x.dtype) == (y.shape, y.dtype)
 
 
+@pytest.mark.slow
 def test_vmap_over_replications():
     flow = build()
     inputs, labels, weights = STACKED

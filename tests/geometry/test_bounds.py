@@ -44,6 +44,7 @@ def test_a_biased_estimator():
     assert geo.cramer_rao(known_mean, variance, bias=bias)[0, 0] < 2 / n
 
 
+@pytest.mark.slow
 def test_nuisance():
     """The rate of a gamma distribution is unknown: .0904 in place of .4904."""
     params = {"shape": jnp.array(2.5), "rate": jnp.array(1.7)}
@@ -66,6 +67,7 @@ def test_nuisance():
     np.testing.assert_allclose(found, [[expected]], rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_what_the_data_do_not_determine():
     x = np.random.default_rng(2).normal(size=(50, 2))
     twice = np.column_stack([x[:, 0], x[:, 0], x[:, 1]])

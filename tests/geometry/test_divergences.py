@@ -32,6 +32,7 @@ def christoffel(metric, x):
     return 0.5 * (d.transpose(2, 0, 1) + d.transpose(0, 2, 1) - d)
 
 
+@pytest.mark.slow
 def test_eguchi_on_the_normal():
     found = geo.from_divergence(of_normals(lambda x: (x[0], x[1])))
     x = jnp.array([0.3, SCALE])

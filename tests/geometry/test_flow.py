@@ -47,6 +47,7 @@ def batch(name):
     return jnp.asarray(X), jnp.asarray(TARGETS[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -178,6 +179,7 @@ def test_orders_of_invariance_and_of_accuracy(way, invariance, accuracy):
     assert np.log2(error[0] / error[1]) == pytest.approx(accuracy, abs=0.1)
 
 
+@pytest.mark.slow
 def test_steps_of_one_size():
     """A step of 1 is Newton's; above 2 it is unstable."""
     run, at = evaluate("bernoulli"), batch("bernoulli")
@@ -204,6 +206,7 @@ def test_what_goes_wrong():
     assert lost.largest_error > 1e3
 
 
+@pytest.mark.slow
 def test_jit_and_vmap():
     run, (x, y) = evaluate("bernoulli"), batch("bernoulli")
     starts = jnp.stack([jnp.zeros(3), jnp.array([0.3, -0.5, 1.0])])

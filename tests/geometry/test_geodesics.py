@@ -44,6 +44,7 @@ def sectional(metric, x, u, v):
     return top / ((u @ g @ u) * (v @ g @ v) - (u @ g @ v) ** 2)
 
 
+@pytest.mark.slow
 def test_acceleration_is_that_of_the_christoffel_symbols():
     rng = np.random.default_rng(0)
     roots = jnp.asarray(rng.normal(size=(3, 3, 3)))
@@ -85,6 +86,7 @@ def rates():
     return jax.jit(functools.partial(geo.exp, metric))
 
 
+@pytest.mark.slow
 def test_boundary():
     """(sqrt l + v / (2 sqrt l))^2 up to the rate 0, and nothing beyond it."""
     rate = jnp.array(4.0)
@@ -126,6 +128,7 @@ def on_the_normal(params):
     return NORMAL(jnp.stack([params["m"], params["s"]]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "error"),
     [("float64", 1e-7), pytest.param("float32", 1e-4, marks=pytest.mark.slow)],
@@ -153,6 +156,7 @@ def test_a_velocity_is_like_the_parameters():
         geo.exp(on_the_normal, params, params | {"m": jnp.zeros(2)})
 
 
+@pytest.mark.slow
 def test_equal_calls_trace_once():
     traced = []
 

@@ -70,6 +70,7 @@ def test_pullback():
     np.testing.assert_allclose(curve(jnp.array(0.7)), [[9 * np.exp(-1.4) + 2]])
 
 
+@pytest.mark.slow
 def test_jeffreys_prior():
     params, metric = jnp.array([0.3, -1.0, 0.5]), logistic()
     log_prior = geo.jeffreys(metric)

@@ -94,6 +94,7 @@ def test_a_choice_first_made_within_a_trace_keeps_nothing_of_it():
     assert not isinstance(with_array(2.0), jax.core.Tracer)
 
 
+@pytest.mark.slow
 def test_choices_let_go_in_the_end():
     class Value:
         pass
@@ -165,6 +166,7 @@ def test_a_traced_number_is_left_to_its_trace(closed_over):
     assert "jit" not in str(jax.make_jaxpr(function)(1.0))
 
 
+@pytest.mark.slow
 def test_closures_of_evicted_recipes_are_let_go():
     class Weights:
         def __init__(self):

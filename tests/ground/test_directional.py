@@ -27,6 +27,7 @@ def network(theta):
     return -jnp.sum(jnp.square(hidden @ theta[6:] - Y))
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize(
     ("function", "size"), [(logistic, 3), (softmax, 9), (network, 8)]
 )

@@ -41,6 +41,7 @@ def test_a_stack_of_one_takes_no_loop(function):
     assert loops((2,))
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("function", [linalg.cholesky, linalg.eigh])
 def test_a_vmap_makes_no_stack_of_single_matrices(function):
     """Nor does one within another, and derivatives are those of jax's own."""

@@ -176,6 +176,7 @@ def test_the_rows_that_matter_most_from_a_stream(small):
     assert few.values.shape == (6, 6)  # no more than there are
 
 
+@pytest.mark.slow
 def test_functions_of_outputs_and_contrasts(small):
     own, rows, (inputs, _), _ = small
     steps = Reference("linear", own[0], rows).steps
@@ -209,6 +210,7 @@ def test_contrasts_through_layers():
     np.testing.assert_allclose(found[0], steps @ flat, rtol=1e-11)
 
 
+@pytest.mark.slow
 def test_queries_of_another_length_than_rows():
     """Of one position: what their kernels are given is not what rows' are."""
     model, state = MODELS["tokens"], state_of("tokens", "eigen")

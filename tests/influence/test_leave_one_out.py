@@ -56,6 +56,7 @@ def test_what_is_left_out_does_not_depend_on_the_temperature(least_squares):
         np.testing.assert_allclose(one, other, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_least_squares_has_the_diagnostics_of_statsmodels(least_squares):
     x, y, state, fit = least_squares
     (count, size), expected = x.shape, OLSInfluence(fit)
@@ -148,6 +149,7 @@ def classified():
     return x, y, Belief(jnp.asarray(params), information)
 
 
+@pytest.mark.slow
 def test_one_step_of_logistic_regression_is_near_a_refit(classified):
     x, y, state = classified
     own = state, linear, ff.likelihoods.bernoulli(), (x, y)

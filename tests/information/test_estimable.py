@@ -14,6 +14,7 @@ ops = ff.information
 DIAGONAL = np.geomspace(0.01, 0.5, SIZE)  # below what each information holds of prior
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("case", CASES, ids=repr)
 def test_shares_and_directions_of_every_structure(case):
     information = cases.information(case, count=4)  # d = 15: the data leave much open
@@ -94,6 +95,7 @@ def test_of_two_equal_columns_their_difference_alone_is_null(dtype):
     np.testing.assert_allclose(third, 1 / alone[1, 1], rtol=rtol)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("case", CASES, ids=repr)
 def test_efficient_information_of_every_structure(case):
     """Schur's complement, and the inverse of a block of the inverse."""

@@ -56,6 +56,7 @@ def results(case):
     return run(cases.information(case), cases.information(case, 6, seed=9))
 
 
+@pytest.mark.slow_cases
 @every_case
 def test_inverse(case):
     expected = np.linalg.inv(cases.matrix(case))

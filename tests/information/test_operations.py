@@ -49,6 +49,7 @@ def check(result, expected):
     np.testing.assert_allclose(cases.flat(result), expected, **EXACT)
 
 
+@pytest.mark.slow_cases
 @every_case
 def test_to_dense(case):
     np.testing.assert_allclose(

@@ -169,6 +169,7 @@ OF_AN_INFORMATION = {
 }
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("name", OF_AN_INFORMATION)
 def test_of_an_information(name):
     own, twin = map(OF_AN_INFORMATION[name], informations())
@@ -204,6 +205,7 @@ def test_a_flow(name):
     check_finite(ff.summary(state).standard_error)
 
 
+@pytest.mark.slow
 def test_around_a_flow():
     made = flow()
     state = ff.warm_start(made, made.init(PARAMS), BATCH)
@@ -231,6 +233,7 @@ ESTIMATORS = {
 }
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_an_estimator(name):
     estimator = ESTIMATORS[name](*GAUSSIAN, OWN)

@@ -28,6 +28,7 @@ def draws(information):
     )
 
 
+@pytest.mark.slow_cases
 @every_case
 def test_covariance_is_the_inverse_and_the_mean_is_zero(case):
     drawn = np.asarray(draws(cases.information(case)))

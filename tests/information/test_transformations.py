@@ -26,6 +26,7 @@ def update(information, vector):
     return total, ops.solve(total, vector), ops.logdet(total, like)
 
 
+@pytest.mark.slow_cases
 @every_case
 def test_vmap_is_the_loop(case):
     parts = [cases.information(case, count) for count in (1, 18)]

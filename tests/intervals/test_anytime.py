@@ -34,6 +34,7 @@ def radius(error, scale=TAU, miss=0.05):
     return np.sqrt(variance * (1 + variance / scale**2) * odds)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("prior", [1e-8, 2.0, np.array([0.5, 3.0, 1e-3])], ids=str)
 def test_the_closed_form_without_the_priors_pull(prior):
     """Whatever the prior, the numbers are those of least squares."""
@@ -56,6 +57,7 @@ def test_the_closed_form_without_the_priors_pull(prior):
     np.testing.assert_allclose(same, found, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_it_is_the_bayes_factor_of_two_flows():
     """Of an effect from N(0, tau^2) over none, the other parameters alike in both."""
     vague = 1e-9
@@ -78,6 +80,7 @@ def test_the_interval_holds_what_the_e_value_does_not_refute():
         np.testing.assert_allclose(found.log_e_value, np.log(20), rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_an_unknown_dispersion_and_the_sandwich():
     state = stream(build(ff.likelihoods.gaussian(scale=None), robust=True))
     for robust in (False, True, "HC1"):
@@ -108,6 +111,7 @@ def test_a_flat_contrast_says_nothing():
         assert (float(found.log_e_value), float(found.p_value)) == (0.0, 1.0)
 
 
+@pytest.mark.slow
 def test_the_sandwich_and_the_dispersion_are_without_the_priors_pull():
     """Those of least squares, as well under a prior that is strong."""
     prior = np.array([2.0, 5.0, 1.0])
@@ -137,6 +141,7 @@ def test_columns_of_the_summary():
     assert ff.summary(state).anytime is None
 
 
+@pytest.mark.slow
 def test_under_jit_and_vmap_in_float32():
     with jax.enable_x64(False):
         flow = build(ff.likelihoods.gaussian(SCALE))
@@ -155,6 +160,7 @@ def test_under_jit_and_vmap_in_float32():
     np.testing.assert_allclose(both, [wanted, wanted], atol=1e-3)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize(
     ("structure", "shape"),
     [

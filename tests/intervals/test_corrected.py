@@ -63,6 +63,7 @@ def test_all_parameters_and_affine_functions_of_several_values(at_zero):
     np.testing.assert_allclose(found.upper["twice"], expected[2, 1:], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_however_rows_come_and_weights_are_multiplicities(at_zero):
     weights = np.random.default_rng(0).integers(1, 4, len(Y)).astype(float)
     expected = reference(X, Y, np.array([0.0, 1.0, 0.0]), weights)
@@ -83,6 +84,7 @@ def test_however_rows_come_and_weights_are_multiplicities(at_zero):
         np.testing.assert_allclose(numbers(found), expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_parameters_with_names_offsets_and_shared_parts(at_zero):
     shift = np.array([0.3, -0.2, 0.1])
     params = {"bias": jnp.zeros(()), "slopes": jnp.zeros(2)}
@@ -120,6 +122,7 @@ def test_separated_rows_have_finite_intervals(at_zero):
     np.testing.assert_allclose(numbers(found), expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_counts_and_a_normal_are_what_closed_forms_say(at_zero):
     # Jeffreys' prior of a log-rate is half a count more
     counts = np.array([1.0, 2.0, 1.0])
@@ -178,6 +181,7 @@ def test_softmax_by_whole_arrays_of_derivatives():
     np.testing.assert_allclose(found.skewness, third, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_compiled_and_mapped_as_eager(at_zero):
     data = [firth.rows(30, np.array([0.0, 1.0, -0.5]), seed) for seed in range(4)]
     stacked = tuple(map(np.stack, zip(*data, strict=True)))
@@ -256,6 +260,7 @@ REFUSED = {
 SLOW = {"gamma", "curved", "zeros"}  # each compiles a search of its own
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize(
     "name",
     [pytest.param(x, marks=pytest.mark.slow) if x in SLOW else x for x in REFUSED],
@@ -274,6 +279,7 @@ def test_what_has_no_corrected_interval_is_refused(at_zero, name):
         )
 
 
+@pytest.mark.slow
 def test_a_mixture_and_no_batches_are_refused_and_under_jit_ends_are_nan(at_zero):
     with pytest.raises(TypeError, match="mixture"):
         ff.intervals.corrected([at_zero(3)] * 2, *MODEL, (X, Y))

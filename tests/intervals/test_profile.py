@@ -79,6 +79,7 @@ def test_a_single_rate_has_the_exact_tails_of_its_counts():
 POISSON = ff.likelihoods.poisson()
 
 
+@pytest.mark.slow
 def test_a_normal_has_walds_interval_of_any_combination(at_zero):
     model, contrast = (MODEL[0], ff.likelihoods.gaussian(2.0)), np.array([1.0, -2, 0.5])
     found = ff.intervals.profile(

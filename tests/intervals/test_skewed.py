@@ -135,6 +135,7 @@ def test_draws_are_turned_to_the_heavier_side_and_keep_even_moments(state, poste
     assert np.abs(off).max() < 0.26
 
 
+@pytest.mark.slow
 def test_draws_of_a_quadratic_are_as_often_on_either_side_and_others_are_refused(state):
     def quadratic(theta):
         return -jnp.sum(jnp.square(theta))

@@ -179,6 +179,7 @@ def test_experts_of_one_example():
     close([outputs, *leaves], [expected[0], *jax.tree.leaves(expected[1])])
 
 
+@pytest.mark.slow_cases
 @pytest.mark.usefixtures("strict_promotion")
 @pytest.mark.parametrize("name", CASES)
 def test_rows_are_those_of_single_examples(name):

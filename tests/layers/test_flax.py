@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 import numpy as np
+import pytest
 from flax import nnx
 
 from fisherflow_jax.layers import find_layers
@@ -37,6 +38,7 @@ class Network(nn.Module):
         return nn.DenseGeneral(2, axis=(-2, -1), name="head")(x)
 
 
+@pytest.mark.slow
 def test_linen():
     network = Network()
     # shapes from flax, numbers from numpy: its initialisers take long to compile

@@ -259,6 +259,7 @@ MOVED = {
 }
 
 
+@pytest.mark.slow
 def test_interacting_models_are_found_or_refused():
     """By the program, or by values; without values they are refused."""
 

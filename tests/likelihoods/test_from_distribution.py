@@ -129,6 +129,7 @@ FAMILIES = {
 LOOSER = {"many": 1e-6}
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("name", FAMILIES)
 def test_information_is_that_of_the_closed_form(name):
     make, outputs, expected, rule = FAMILIES[name]
@@ -209,6 +210,7 @@ def test_families_that_are_not_regular_are_refused(make):
         likelihoods.from_distribution(make)
 
 
+@pytest.mark.slow
 def test_one_that_is_not_regular_for_some_outputs():
     """Normal errors about a location, and exponential ones from it on."""
 
@@ -241,6 +243,7 @@ def test_one_that_is_not_regular_for_some_outputs():
         flow.update(flow.init(jnp.array(5.0)), batch)
 
 
+@pytest.mark.slow
 def test_what_make_may_be():
     for make, wrong in (
         (lambda z: dist.Normal(z[:2], 1.0), "to_event"),

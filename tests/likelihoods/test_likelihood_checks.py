@@ -181,6 +181,7 @@ TRACED = {
 }
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("name", sorted(TRACED))
 def test_parameters_may_be_traced(name):
     factory, value = TRACED[name]

@@ -106,6 +106,7 @@ def test_counts_need_not_be_whole(likelihood):
     np.testing.assert_allclose(score, quasi_score, rtol=1e-12)
 
 
+@pytest.mark.slow_cases
 def test_further_axes_are_independent_targets(case):
     likelihood = case.likelihood
     rows = np.array([[0, 1, 2], [3, 1, 0]])

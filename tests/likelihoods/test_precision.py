@@ -36,6 +36,7 @@ def as_floats(array):
     return np.asarray(array).astype(float)
 
 
+@pytest.mark.slow_cases
 def test_half_precision_is_computed_in_float32(case):
     likelihood = case.likelihood
     narrow = jnp.asarray(case.outputs, jnp.bfloat16)
@@ -85,6 +86,7 @@ SATURATED = {
 }
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
 @pytest.mark.parametrize("name", sorted(SATURATED))
 def test_saturated_logits_stay_finite(name, dtype):

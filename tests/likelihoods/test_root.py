@@ -17,6 +17,7 @@ def fisher_of_root(likelihood, outputs, key=None):
     return np.einsum("rni,rnj->nij", flat, flat)
 
 
+@pytest.mark.slow_cases
 def test_root_is_that_of_the_kl_hessian(case):
     """Hessian in z' of KL(p_z || p_z') at z' = z, by quadrature over the targets."""
     targets, weights = (

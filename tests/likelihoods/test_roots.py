@@ -217,6 +217,7 @@ def test_float32_is_finite_and_keeps_its_digits_near_certainty(name):
     assert np.max(error) <= 3e-7
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("name", NAMED)
 def test_derivatives_stay_finite_at_saturation(name):
     likelihood = NAMED[name]

@@ -38,6 +38,7 @@ def test_mean_and_information_are_those_of_the_weighted_batch(memory, options):
         )
 
 
+@pytest.mark.slow_cases
 @every_case
 def test_the_count_is_the_remembered_weight(memory, options):
     sums = streams.WEIGHTS.reshape(-1, 4).sum(1)

@@ -125,6 +125,7 @@ def test_forecasts():
     np.testing.assert_allclose(ff.standard_error(ahead)[0], error, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_short_steps_in_float32():
     """The noise of a step of 1/1000 length scale, lost by a difference of matrices."""
     means, variances, _ = exact(2.5, LENGTH / 1000 * np.arange(COUNT))

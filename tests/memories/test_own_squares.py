@@ -78,6 +78,7 @@ def test_the_dispersion_of_a_target_at_a_million(memory, dtype):
     assert state.residual > 100 * state.own_residual  # the prior's share, for evidence
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("memory", ["stationary", "exponential", "windowed"])
 def test_the_cut_of_the_rows_does_not_matter_in_float32(memory):
     """A mean of a million is stored to a sixteenth, half the width of these targets'
@@ -191,6 +192,7 @@ def test_a_window_of_too_low_a_rank_raises_no_alarm(dtype):
     np.testing.assert_allclose(state.mean, np.arange(4), atol=0.2)
 
 
+@pytest.mark.slow
 def test_longley_in_float32_warns_by_name_in_place_of_a_number():
     """Its condition, of equilibrated columns, is 5e9: the dispersion is at most that of
     the model without the direction that float32 hides."""

@@ -80,6 +80,7 @@ def test_the_residual_is_the_penalised_sum_of_squares(memory, options):
         np.testing.assert_allclose(state.residual / (state.count - used), former)
 
 
+@pytest.mark.slow_cases
 @every_case
 def test_the_evidence_integrates_over_the_dispersion(memory, options):
     """By quadrature of the definition, batch by batch."""
@@ -178,6 +179,7 @@ def test_without_spare_observations_the_dispersion_is_nan_and_says_so():
         ff.standard_error(state)
 
 
+@pytest.mark.slow
 def test_each_target_of_an_example_is_an_observation_of_the_dispersion():
     noise = np.random.default_rng(4).normal(size=(60, 3))
     flow = ff.fisher_flow(

@@ -88,6 +88,7 @@ def test_real_weights_against_scikit_learn():
     np.testing.assert_allclose(value, expected, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_temperature_and_a_bootstrap_take_them():
     logits = 2 * np.log(TABLE)
     found = calibration.temperature_scaling(logits, LABELS, weights=0.3 * TIMES)

@@ -39,6 +39,7 @@ def test_the_others_are_free_and_the_level_is_that_of_chi_square(level):
     np.testing.assert_allclose(ax.lines[1].get_xydata(), [[0.3, 0.5]])
 
 
+@pytest.mark.slow
 def test_of_an_estimated_dispersion_it_is_twice_f():
     x, y = np.random.default_rng(1).normal(size=(2, 12))
     x = np.stack([np.ones(12), x], 1)

@@ -53,6 +53,7 @@ def full(belief):
     return belief(cases.tree(MEAN), cases.information(case))
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("case", SOME + LOW_RANK + COMPENSATED[-1:], ids=repr)
 def test_every_structure(belief, case):
     state = belief(cases.tree(MEAN), cases.information(case))

@@ -152,6 +152,7 @@ def test_ratio_of_coefficients(fit, name, robust):
     close(result.estimate - result.lower, reach, rtol=5e-6)
 
 
+@pytest.mark.slow_cases
 @both_kinds
 def test_predictions(fit, name, robust):
     case, reference = fit(name), fit(name).reference(robust)

@@ -37,6 +37,7 @@ def information(name):
     return cases.information(BY_NAME[name])
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize(
     "name", ["scalar", "diagonal", "block-names", "full", "low_rank-4"]
 )

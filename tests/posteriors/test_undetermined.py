@@ -189,6 +189,7 @@ def test_an_empty_cell_of_counts():
     assert named(state) == ["theta[1]"]
 
 
+@pytest.mark.slow
 def test_a_class_never_seen():
     # with a reference class: without, a constant added to all is the prior's too
     def model(params, x):
@@ -280,6 +281,7 @@ def test_more_parameters_than_are_searched_for_directions():
     assert named(ff.posterior(like, wide, prior_precision=1.0)) == ["a[3]", "b[200]"]
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize(
     "memory, determined",
     [
@@ -324,6 +326,7 @@ def test_only_what_is_tested_is_asked_for():
 # ---- events
 
 
+@pytest.mark.slow
 def test_refused_batches_are_said_everywhere():
     likelihood = ff.likelihoods.bernoulli()
     flow = ff.fisher_flow(linear, likelihood)

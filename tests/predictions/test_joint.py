@@ -11,6 +11,7 @@ from prediction_cases import MODELS
 from program_size import largest
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize(
     ("name", "structure"),
     [("mlp", "kronecker"), ("conv", "kronecker"), ("tokens", "eigen")],

@@ -169,6 +169,7 @@ def averages(state):
     return [link(given, CATEGORICAL) for link in LINKS]
 
 
+@pytest.mark.slow
 def test_predict_with_links():
     posterior = cases.state("mlp", "diagonal")
     plain, *all_found = predictions(posterior)

@@ -165,6 +165,7 @@ def check_against_draws(found, wanted):
     assert np.quantile(np.abs(found.std / std - 1)[some], 0.9) < 0.2
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("classes", [2, 10])
 def test_classes_against_a_hundred_thousand_draws(classes):
     mean, root = wide_outputs(classes)
@@ -240,6 +241,7 @@ def predicted(state, name, link=None):
     return ff.predict(state, model.apply_fn, CATEGORICAL, model.inputs, link=link)
 
 
+@pytest.mark.slow
 def test_positions_one_after_the_other():
     """Of tokens; what the link makes of covariances, and the intervals as before."""
     state, model = cases.state("tokens", "diagonal"), MODELS["tokens"]
@@ -255,6 +257,7 @@ def test_positions_one_after_the_other():
     np.testing.assert_allclose(found.upper, plain.upper, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_very_many_classes_form_no_covariance():
     classes, rows = 80, 3
     params, x = RNG.normal(size=(4, classes)), RNG.normal(size=(rows, 4))

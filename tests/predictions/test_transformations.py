@@ -20,6 +20,7 @@ def predict(state, inputs=MODEL.inputs, **options):
     return ff.predict(state, MODEL.apply_fn, CATEGORICAL, inputs, **options)
 
 
+@pytest.mark.slow
 def test_vmap_over_inputs():
     state = cases.state("mlp", "kronecker")
     alone_and_together = jax.jit(
@@ -32,6 +33,7 @@ def test_vmap_over_inputs():
         np.testing.assert_allclose(alone[:, 0], whole, rtol=1e-9)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("structure", ["kronecker", "full"])
 def test_derivatives_by_finite_differences(structure):
     """Through the mean and the prior precision, of averaged probabilities."""

@@ -36,6 +36,7 @@ def again(path, value, **options):
     return ff.load(path, **options)
 
 
+@pytest.mark.slow
 def test_states_of_every_flow(tmp_path):
     path = tmp_path / "state.npz"
     for flow in flows():
@@ -80,6 +81,7 @@ def test_banks_and_sparse_flows(tmp_path):
         ff.load(tmp_path / "b", flow=ff.bank(bank.flows[:1]))
 
 
+@pytest.mark.slow
 def test_laplace_and_its_parts(tmp_path):
     held = (X, Y)
     found = ff.laplace(network, CATEGORICAL, PARAMS, [held], validation=held)
@@ -120,6 +122,7 @@ def test_the_noise_of_a_calibration_is_loaded(tmp_path):
     assert_same(loaded[2:], found.report.calibration[2:])
 
 
+@pytest.mark.slow
 def test_a_posterior_a_smoother_and_an_optimiser(tmp_path):
     path = tmp_path / "a"
     layers = ff.layers.find_layers(network, PARAMS, X)

@@ -160,6 +160,7 @@ def test_exact_designs_of_a_parabola(count, efficiency):
     np.testing.assert_allclose(found.gains.sum(), whole, rtol=1e-9)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("linear", [False, True])
 def test_no_exchange_of_two_outputs_helps_any_more(linear):
     rng = np.random.default_rng(1)

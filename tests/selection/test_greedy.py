@@ -90,6 +90,7 @@ def test_a_duplicate_has_the_gain_of_the_dense_formula(structure):
     np.testing.assert_allclose(again.remaining[-1], again.remaining[first], rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_excluded_rows_costs_and_repeated_rows():
     state = cases.state("full", "categorical")
     base, added = (
@@ -137,6 +138,7 @@ def test_chunks_rows_made_anew_and_jit_choose_the_same(structure, monkeypatch):
         np.testing.assert_allclose(other.gains, whole.gains, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_a_lower_rank_is_a_lower_bound():
     whole, leading = (
         chosen("full", "categorical", 1),
@@ -172,6 +174,7 @@ def test_variances_have_the_scale_of_the_dispersion(belief):
         np.testing.assert_allclose(found, factor * unit, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_single_precision_over_many_picks():
     rng = np.random.default_rng(3)
     x = rng.normal(size=(300, 20))

@@ -98,6 +98,7 @@ def test_one_class_has_no_margin():
     np.testing.assert_array_equal(found, -1)
 
 
+@pytest.mark.slow
 @jax.numpy_dtype_promotion("strict")
 def test_half_precision_parameters():
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), cases.params("bernoulli"))

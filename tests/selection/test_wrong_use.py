@@ -110,6 +110,7 @@ def wide():
     return choose, at, pool
 
 
+@pytest.mark.slow
 def test_a_large_pool_in_few_bytes():
     choose, *given = wide()
     compiled = jax.jit(lambda *x: choose(8, *x)).lower(*given).compile()

@@ -87,6 +87,7 @@ def test_fit_is_scikit_learns_on_weighted_standardised_columns(kind):
     np.testing.assert_allclose(ours.score(X, y, WEIGHTS), score, atol=close)
 
 
+@pytest.mark.slow
 def test_three_classes_are_scikit_learns():
     ours = FisherFlowClassifier(prior_precision=FLAT).fit(X, SPECIES)
     theirs = linear_model.LogisticRegression(C=0.5, tol=1e-10, max_iter=1000)
@@ -130,6 +131,7 @@ def test_partial_fit_is_the_flow_on_standardised_columns_bit_for_bit(kind):
     jax.tree.map(np.testing.assert_array_equal, estimator.state_, state)
 
 
+@pytest.mark.slow_cases
 @ALL
 def test_it_computes_in_float64_and_is_pickled_so(kind):
     with jax.enable_x64(False):
@@ -169,6 +171,7 @@ def test_summary_is_ordinary_least_squares_on_the_original_columns():
     np.testing.assert_allclose(table.p_value, tail, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_summary_of_three_classes_names_classes_and_columns():
     classifier = FisherFlowClassifier().fit(X, SPECIES)
     with pytest.warns(ff.DataWarning, match="prior"):
@@ -209,6 +212,7 @@ def test_intervals_of_targets_are_those_of_least_squares():
     np.testing.assert_allclose((lower + upper) / 2, regressor.predict(X))
 
 
+@pytest.mark.slow
 def test_intervals_of_counts_cover():
     """Of new counts, with few rows: without what is not known of the rates they miss.
 
@@ -259,6 +263,7 @@ def test_pipeline_and_grid_search_over_the_prior():
         np.testing.assert_allclose(search.cv_results_[key], peer.cv_results_[key])
 
 
+@pytest.mark.slow
 def test_clones_priors_and_lengths_share_what_is_compiled():
     y = TARGETS[FisherFlowRegressor]
     estimator = FisherFlowRegressor(memory=ff.memories.exponential(0.5)).fit(X, y)
@@ -341,6 +346,7 @@ def test_constant_columns_and_one_row(kind):
         np.testing.assert_allclose(one.predict(X[:1]), y[:1], rtol=0.2)
 
 
+@pytest.mark.slow
 def test_one_class_in_the_first_chunk():
     y = TARGETS[FisherFlowClassifier].copy()
     y[:10] = "no"

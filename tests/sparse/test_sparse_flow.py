@@ -81,6 +81,7 @@ def test_equal_to_the_dense_flow(name, memory):
         close(one, other)
 
 
+@pytest.mark.slow
 def test_in_float32():
     likelihood, targets = LIKELIHOODS["bernoulli"]
     flow = ff.sparse.flow(likelihood, FEATURES, memory=MEMORIES["exponential"])
@@ -177,6 +178,7 @@ def test_a_weight_is_how_often_a_row_came(choices):
     np.testing.assert_allclose(found.mean, wanted.mean, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_derivatives_by_prior_and_decay():
     likelihood, targets = LIKELIHOODS["poisson"]
 
@@ -198,6 +200,7 @@ def test_derivatives_by_prior_and_decay():
 LARGE = 100_003  # a number that stands nowhere else
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize(
     "choices",
     [

@@ -111,6 +111,7 @@ def test_estimators_and_losses(name):
     )
 
 
+@pytest.mark.slow
 def test_a_linear_layer_is_one_kronecker_product():
     model, likelihood, _ = CASES["fixed"]
     apply_fn = lambda params, x: x @ params  # noqa: E731
@@ -348,6 +349,7 @@ def test_the_divergence_of_a_step_is_that_of_what_is_there():
     np.testing.assert_allclose(state.kl, expected, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_targets_whose_errors_go_together_have_no_weights_of_their_own():
     model, likelihood, _ = CASES["fixed"]
     batch = (*BATCH, np.full((N, K), 0.5))

@@ -73,6 +73,7 @@ def test_information_is_a_sum_whatever_the_batch_size(size):
     )
 
 
+@pytest.mark.slow
 def test_the_noise_is_estimated_without_bias():
     """A running mean of squared residuals at the *updated* mean is too small: half the
     truth at fifty rows and ten parameters."""
@@ -208,6 +209,7 @@ def test_one_quadratic_holds_all_tasks():
     np.testing.assert_allclose(streams.flat(states[-1].mean), mean, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_rows_without_an_estimate_of_their_own_are_no_obstacle():
     """A formula that averages the batches' own maximum likelihood estimates fails where
     a batch has none (one row; labels all alike), and stays biased where it has."""

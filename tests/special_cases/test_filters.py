@@ -131,6 +131,7 @@ def test_a_predicted_prior_is_the_first_state_of_a_textbook_filter(model, missin
     np.testing.assert_allclose(evidence, expected[2], rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_filters_side_by_side_in_float32():
     moves, noises, covariance = MODELS["gaps in time"]
     mean, weights = np.ones(STATES), np.stack([EVERYTHING] * len(MISSING))
@@ -296,6 +297,7 @@ def updated(structure, noise, transition):
     return state, *flow.update(state, BATCH)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize(
     ("structure", "noise", "transition"),
     [
@@ -324,6 +326,7 @@ def test_what_is_no_noise_or_leaves_the_structure_moves_nothing(
     jax.tree.map(np.testing.assert_array_equal, before.information, after.information)
 
 
+@pytest.mark.slow
 def test_an_eager_update_names_what_is_wrong():
     flow = wandering(BLOCK, lambda batch: -batch.inputs["gap"][0])
     with pytest.raises(ValueError, match=r"process_noise is a variance.*got -2"):
@@ -387,6 +390,7 @@ def local_level(noise, levels, weights):
     return jax.lax.scan(step, flow.init(jnp.array(0.0)), batches)[1]
 
 
+@pytest.mark.slow
 def test_the_level_of_the_nile():
     """Durbin, Koopman, "Time Series Analysis by State Space Methods", 2012, chapter 2:
     the likelihood's maximum, and the level through two holes of twenty years."""

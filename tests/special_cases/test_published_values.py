@@ -259,6 +259,7 @@ def test_quasi_binomial_shares_of_trials():
     check(state.mean, standard_error(state), fit.params, fit.bse)
 
 
+@pytest.mark.slow
 def test_anes():
     """Seven classes; Stata's mlogit, checked by its authors against R's nnet."""
     data = sm.datasets.anes96.load_pandas()
@@ -269,6 +270,7 @@ def test_anes():
     check(state.mean, standard_error(state), published.params, published.bse)
 
 
+@pytest.mark.slow
 def test_longley():
     """NIST's certified values, which are of raw columns of condition 5e9.
 

@@ -101,6 +101,7 @@ def test_counts_by_kind_of_weight(weights):
     check(state, published, "HC1", (n - 7) / (n - 1))
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("weights", KINDS)
 def test_counts_in_clusters_by_kind_of_weight(weights):
     flow = flow_of(POISSON, weights_are=KINDS[weights], num_clusters=10)

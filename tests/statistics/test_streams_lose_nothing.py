@@ -185,6 +185,7 @@ def test_rounding_ends_a_search_in_float32(simulation):
     assert off(state.mean, np.linalg.lstsq(inputs, targets)[0], inputs) < 2
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize(
     ("name", "size"),
     [
@@ -205,6 +206,7 @@ def test_float64_needs_no_help(simulation, name, size):
     assert off(state.mean, line.solution()[0], line.inputs) < 1e-6
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize(
     ("name", "rows", "size"), [("dummy trap", ROWS, 20), ("years, prior 1e-8", 60, 1)]
 )
@@ -251,6 +253,7 @@ def test_counts_of_a_million_from_zeros(simulation, dtype):
     np.testing.assert_allclose(ff.standard_error(state), error, rtol=0.01)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 def test_counts_that_begin_with_zeros_are_mended_by_refine(simulation, dtype):
     """Two hundred zeros first: five standard errors off by one pass, none by three."""

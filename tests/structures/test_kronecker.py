@@ -294,6 +294,7 @@ def test_random_estimators_have_the_factors_for_mean(name, options):
 # ---- in a flow
 
 
+@pytest.mark.slow
 def test_a_flow_with_one_linear_layer_is_least_squares():
     def linear(params, x):
         return x @ params["w"]
@@ -507,6 +508,7 @@ def test_memories_discount_both_factors(memory, weights):
     np.testing.assert_allclose(found, expected, **EXACT)
 
 
+@pytest.mark.slow
 def test_merged_workers_have_the_factors_of_all():
     flow = linear_flow(ff.memories.stationary())
     update = jax.jit(flow.update)

@@ -54,6 +54,7 @@ def close(left, right):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **EXACT), left, right)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize(
     ("name", "make"),
     [(name, ff.structures.kronecker) for name in ESTIMATORS]

@@ -86,6 +86,7 @@ def check(made, skip=None):
     )
 
 
+@pytest.mark.slow
 def test_the_unbroken_copy_holds_all_laws():
     report = check(structure())
     assert "its own part" in report.checked
@@ -257,6 +258,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("name", BROKEN)
 def test_what_is_broken_is_named(name):
     parts, laws = BROKEN[name]
@@ -291,6 +293,7 @@ def test_bad_arguments():
         ff.testing.check_structure(made, np.zeros(3, np.int64))
 
 
+@pytest.mark.slow
 def test_settings_are_left_as_they_were():
     for enabled in (True, False):
         with jax.enable_x64(enabled):

@@ -35,6 +35,7 @@ def test_sums_of_squares(name):
     )
 
 
+@pytest.mark.slow
 def test_observed():
     report = ff.testing.check_estimator(
         E.observed, skip={"positive": "a Hessian may be indefinite"}

@@ -37,6 +37,7 @@ def run(optimizer, jit, steps=STEPS, dtype=jnp.float32):
     return params, state
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize(("jit", "steps"), [(True, STEPS), (False, STEPS)])
 def test_adam_is_that_of_optax_bit_for_bit(jit, steps):
     options = {"learning_rate": 1e-2, "b1": 0.8, "b2": 0.99, "eps": 1e-6}

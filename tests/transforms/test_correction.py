@@ -93,6 +93,7 @@ def trajectory():
     return found | {"exact": blocks}
 
 
+@pytest.mark.slow
 def test_the_trace_is_that_of_the_exact_blocks():
     found = trajectory()
     expected = np.trace(found["exact"], axis1=1, axis2=2)
@@ -236,6 +237,7 @@ def test_second_moments_move_with_the_basis(memory, inverse_period):
     np.testing.assert_allclose(found, by_hand(memory, inverse_period), **EXACT)
 
 
+@pytest.mark.slow
 def test_without_compiling_it_is_the_same():
     step = functools.partial(
         linear_step, linear_optimizer(memory=MEMORIES["exponential"])
@@ -288,6 +290,7 @@ def test_what_is_kronecker_factored_moves_without_error():
 # ---- in use
 
 
+@pytest.mark.slow
 def test_kfac_takes_it_and_its_information_makes_a_posterior():
     transformation = ff.kfac(
         0.1,

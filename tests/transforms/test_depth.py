@@ -196,6 +196,7 @@ def test_an_update_is_that_of_each_layer(name):
     np.testing.assert_allclose(found["d"], solved_by_hand("d", GRADIENT["d"]), **EXACT)
 
 
+@pytest.mark.slow
 def test_momentum_and_bound_of_a_stack_are_those_of_layers_apart():
     """With decayed weights, over five steps; another convention keeps them apart."""
 

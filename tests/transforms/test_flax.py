@@ -59,6 +59,7 @@ def linen():
     return state, step
 
 
+@pytest.mark.slow
 def test_a_training_state_that_passes_the_batch_on(linen):
     state, _ = linen
     information = get_information(state.opt_state, 12)

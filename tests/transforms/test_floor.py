@@ -96,6 +96,7 @@ def test_ordinary_damping_is_as_before_to_the_bit():
         assert raised == {"h": False, "w": False}
 
 
+@pytest.mark.slow
 def test_with_its_defaults_a_tiny_damping_does_not_raise_the_loss():
     params, batch = start("float32")
     loss = ff.negative_log_likelihood(network, LIKELIHOOD)

@@ -130,6 +130,7 @@ def test_a_step_is_the_gradient_times_the_inverses():
     close(updates, expected)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("options", [{}, {"max_kl": 0.05}])
 def test_it_trains_with_sampled_labels(options):
     optimizer = kfac(0.2, network, LIKELIHOOD, LAYERS, key=0, **options)

@@ -148,6 +148,7 @@ def test_a_negative_damping(kind):
         optimizer(kind, damping=-0.1)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_overflow_is_survived_and_counted(kind):
     transformation = optimizer(kind, momentum=None)

@@ -193,6 +193,7 @@ def test_a_kernel_is_not_parted_from_its_bias():
         )
 
 
+@pytest.mark.slow
 def test_multi_steps_loses_a_curvature_that_one_large_batch_keeps():
     # the trap: of two mini-batches only the factors of the last are kept
     _, state = results()["multi_steps"]
@@ -328,6 +329,7 @@ def test_types_are_stable_through_a_conditional_and_compiled_once(dtype, kind):
     assert all(bool(jnp.all(jnp.isfinite(x))) for x in jax.tree.leaves(params))
 
 
+@pytest.mark.slow
 def test_a_vmap_of_scans_is_each_run_alone():
     optimizer = kfac(inverse_period=2, max_kl=0.1)
 

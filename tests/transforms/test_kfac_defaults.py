@@ -182,6 +182,7 @@ def test_momentum_remembers_steps_as_they_were_taken():
 # ---- layers that init finds
 
 
+@pytest.mark.slow
 def test_layers_found_by_init_give_the_same_numbers_to_the_bit():
     found, given = FOUND.init(PARAMS), GIVEN.init(PARAMS)
     chex.assert_trees_all_equal(found, given)

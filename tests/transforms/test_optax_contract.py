@@ -85,6 +85,7 @@ def test_inject_hyperparams_with_static_args():
         ).init(PARAMS)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("structure", [*cases.STRUCTURES, "one group"])
 def test_masked_preconditions_the_shown_part_of_the_whole_model(structure):
     one_group = ff.structures.block(lambda path: "all")
@@ -190,6 +191,7 @@ def test_init_on_shapes_gives_the_state_of_arrays(structure):
     assert jax.tree.structure(evaluated) == jax.tree.structure(state)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 def test_types_are_stable_through_a_conditional_and_compiled_once(dtype):
     optimizer = optax.chain(
@@ -313,6 +315,7 @@ def test_natural_gradient_takes_an_estimator_without_a_model():
         natural_gradient(0.5, bound, *model, structure=ff.structures.diagonal())
 
 
+@pytest.mark.slow
 def test_empty_leaves_scalars_and_none_change_nothing():
     """Of squares of gradients, with them and without."""
     bare = {"w": jnp.asarray(cases.draw(2, 3, seed=1))}

@@ -51,6 +51,7 @@ def mean_of(memory, structure):
     return (first + second) / (n + m)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("structure", cases.STRUCTURES)
 def test_the_gradient_times_the_inverse_of_the_damped_mean(structure):
     memories = dict(MEMORIES)
@@ -72,6 +73,7 @@ def test_the_gradient_times_the_inverse_of_the_damped_mean(structure):
         assert (state.step, state.num_batches, state.num_skipped) == (2, 2, 0)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("structure", cases.STRUCTURES)
 def test_any_power_with_a_damping_of_its_root(structure):
     matrix = cases.kept(structure, cases.sums(cases.FIRST)[0])
