@@ -412,6 +412,7 @@ MODELS = {
             lambda: ff.layers.find_layers(linear, MODULE, X),
             lambda: ff.scores(*MODEL, MODULE, (X, Y)),
             lambda: EXACT(MODULE, (X, Y)),
+            lambda: ff.kfac(0.1, linear, CATEGORICAL, LAYERS, key=0).init(MODULE),
         ],
     ),
     "a module that is not split": (

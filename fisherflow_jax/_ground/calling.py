@@ -1,6 +1,7 @@
 """What a model raises, told with the shapes that it was called with."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -8,7 +9,7 @@ import jax
 import numpy as np
 
 from fisherflow_jax._ground import trees
-from fisherflow_jax._ground.batch import unshare
+from fisherflow_jax._ground.batch import map_inputs, unshare
 
 PyTree = Any
 
@@ -71,15 +72,23 @@ def _hint(apply_fn: Callable, params: PyTree, inputs: PyTree, message: str) -> s
             "x.shape[0]; one that must see whole batches needs batched=True, of "
             "ff.layers.find_layers."
         )
-    try:
-        given = jax.tree.map(trees.shape_of, (unshare(inputs), params))
-        jax.eval_shape(apply_fn, *given)
-    except Exception:
-        return ""
-    return (
-        "\nWith its arguments swapped it runs: apply_fn takes params first, then "
-        "inputs."
-    )
+    one = functools.partial(map_inputs, lambda x: x[None])
+    shapes = jax.tree.map(trees.shape_of, (inputs, params))
+    for otherwise, told in (
+        (
+            lambda x, p: apply_fn(unshare(x), p),
+            "its arguments swapped it runs: apply_fn takes params first, then inputs",
+        ),
+        (
+            lambda x, p: apply_fn(p, unshare(one(x))),
+            "one axis more it runs: inputs have a leading axis of examples, and one "
+            "alone is inputs[None]",
+        ),
+    ):
+        with contextlib.suppress(Exception):
+            jax.eval_shape(otherwise, *shapes)
+            return f"\nWith {told}."
+    return ""
 
 
 def several(outputs: Any) -> str:

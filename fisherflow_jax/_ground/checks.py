@@ -138,7 +138,7 @@ def _call(factory: Any) -> str:
 
 def described(value: Any) -> str:
     """A value in a few words: a function by its name, an array by its shape."""
-    if inspect.isroutine(value) or inspect.isclass(value):
+    if hasattr(value, "__qualname__"):  # and a function that JAX has wrapped
         return f"the {type(value).__name__} {value.__qualname__}"
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"an array of shape {tuple(value.shape)} and dtype {value.dtype}"

@@ -78,10 +78,11 @@ def check_real(leaf_name: str, leaf: Any, name: str, tree: PyTree = None) -> Non
             "split the module: graphdef, params, rest = nnx.split(net, nnx.Param, ...),"
             " and nnx.merge(graphdef, params, rest) within apply_fn"
         )
-    elif callable(leaf):
+    elif callable(leaf) or isinstance(leaf, bool):
         way = (
-            "filter first, params, static = eqx.partition(model, eqx.is_inexact_array),"
-            " and combine the two within apply_fn"
+            "split off what is no array, as functions and flags of a module are: "
+            "params, static = eqx.partition(model, eqx.is_inexact_array), and "
+            "eqx.combine(params, static) within apply_fn"
         )
     elif kind is not None and jnp.issubdtype(kind, jnp.complexfloating):
         way = "give its real and its imaginary part as two leaves"

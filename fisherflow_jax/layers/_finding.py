@@ -140,6 +140,14 @@ def layers_of(
         traced = trace(apply_fn, params, _map_shapes(_shape, inputs), count=count)
         found = _layers(traced)
         if batched or found.together is not None:
+            (outputs_of_all,) = traced.program.outputs
+            if outputs_of_all.shape[:1] != (count,):
+                shapes = [tuple(leaf.shape) for leaf in batches.split(inputs)[0]]
+                raise ValueError(
+                    "inputs need a leading axis of examples, and each has a row of "
+                    f"outputs; got inputs of shapes {shapes}, {count} examples, and "
+                    f"outputs of shape {outputs_of_all.shape}. One is inputs[None]."
+                )
             return found
         if traced.lost is not None:
             why = alone.decide(apply_fn, params, inputs, traced.lost)

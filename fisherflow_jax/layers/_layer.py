@@ -216,8 +216,20 @@ def expecting(layers: Layers | None, inputs: PyTree) -> Iterator[None]:
         raise ValueError(
             f"apply_fn fails on inputs of shape {_listed(shapes_of_one(inputs))} an "
             "example, and the layers were found for inputs of shape "
-            f"{_listed(layers.input_shapes)}{_first(layers)}. It says: {error}"
+            f"{_listed(layers.input_shapes)}{_first(layers)}."
+            f"{without_examples(layers, inputs)} It says: {error}"
         ) from error
+
+
+def without_examples(layers: Layers, inputs: PyTree) -> str:
+    """What to say where layers were found for one example, without an axis of them."""
+    now = shapes_of_one(inputs)
+    if [shape[1:] for _, shape in now] != [shape for _, shape in layers.input_shapes]:
+        return ""
+    return (
+        f" They were found for inputs of shape {_listed(now)}, which is one example of "
+        "these: inputs need a leading axis of examples, and one alone is inputs[None]."
+    )
 
 
 def _listed(shapes: Shapes) -> str:

@@ -13,7 +13,7 @@ from fisherflow_jax._ground import batch as batches
 from fisherflow_jax._ground import trees
 from fisherflow_jax.layers._evaluation import evaluate
 from fisherflow_jax.layers._found import Broadcast, Use
-from fisherflow_jax.layers._layer import Layers, expecting
+from fisherflow_jax.layers._layer import Layers, expecting, without_examples
 from fisherflow_jax.layers._linear import grouped
 from fisherflow_jax.layers._tracing import Traced, trace
 from fisherflow_jax.layers._values import examples_first
@@ -321,5 +321,6 @@ def _traced_as(
             raise ValueError(
                 f"apply_fn does not trace to the layers found: {name} was {before}, "
                 f"now it is {now}. Find the layers again for these inputs."
+                f"{without_examples(expected, inputs)}"
             )
     return traced

@@ -160,6 +160,7 @@ def kfac(
             "inputs) returns, or inputs=, of which shapes suffice, to have them found "
             f"by init; got {'neither' if layers is None else 'both'}."
         )
+    key = keys.key_data(key)  # which is kept, and `init` may be traced
     region = None if max_kl is None else trust.region(apply_fn, likelihood, max_kl)
     descent = Descent(learning_rate, weight_decay, mask, momentum)
     if factorise is None:

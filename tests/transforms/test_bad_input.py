@@ -81,6 +81,17 @@ def test_parameters_are_real(dtype):
         scale_by_fisher(ESTIMATOR, **OPTIONS).init(params)
 
 
+@pytest.mark.parametrize(
+    "make", [lambda: scale_by_fisher(ESTIMATOR, **OPTIONS), lambda: ff.soap(0.1)]
+)
+@pytest.mark.parametrize(("leaf", "told"), [(jax.nn.relu, "is "), (False, "has ")])
+def test_a_module_that_is_not_filtered(make, leaf, told):
+    params = {"body": jnp.ones(2), "drop": {"inference": leaf}}
+    way = r"split off what is no array.*eqx.partition\(model, eqx.is_inexact_array\)"
+    with pytest.raises(ValueError, match=f"drop.inference {told}.*{way}"):
+        make().init(params)
+
+
 def update(updates, params=PARAMS, batch=cases.FIRST, **extra):
     optimizer = scale_by_fisher(ESTIMATOR, **OPTIONS)
     state = optimizer.init(PARAMS)

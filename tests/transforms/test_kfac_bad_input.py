@@ -93,6 +93,50 @@ def test_a_model_whose_layers_are_others():
         )
 
 
+@pytest.mark.parametrize("found", [{"inputs": BATCH[0]}, {"layers": LAYERS}])
+def test_a_state_may_be_asked_for_by_shape_first(found):
+    made = ff.kfac(0.1, *cases.MODEL, **found, key=0)
+    shapes = jax.eval_shape(made.init, PARAMS)
+    state = made.init(PARAMS)
+    assert jax.tree.map(jnp.shape, state) == jax.tree.map(jnp.shape, shapes)
+
+
+def test_inputs_without_their_axis_of_examples():
+    optimizer = ff.kfac(0.1, *cases.MODEL, inputs=BATCH[0][0], key=0)
+    with pytest.raises(
+        ValueError,
+        match=r"need a leading axis of examples.* \[\(2,\)\], 2 examples, .*of shape "
+        r"\(3,\)\. One is inputs\[None\]",
+    ):
+        optimizer.init(PARAMS)
+
+
+@pytest.mark.parametrize("inputs", [jnp.ones(2), {"x": jnp.ones(2), "s": ff.Shared(0)}])
+def test_a_model_that_fails_without_the_axis_of_examples(inputs):
+    def mapped(params, x):
+        rows = x["x"] if isinstance(x, dict) else x
+        return jax.vmap(lambda row: cases.network(params, row[None])[0])(rows)
+
+    with pytest.raises(
+        TypeError, match=r"(?s)shapes .*\(2,\).* raised: .*axis.* alone is inputs\[None"
+    ):
+        ff.layers.find_layers(mapped, PARAMS, inputs)
+
+
+def test_inputs_whose_first_axis_was_taken_for_examples():
+    def attention(params, x):
+        return jnp.tanh(x @ params @ jnp.swapaxes(x, -1, -2)) @ x
+
+    steps, params = np.ones((4, 5, 2), np.float32), jnp.ones((2, 2))
+    layers = ff.layers.find_layers(attention, params, steps[0])
+    with pytest.raises(
+        ValueError,
+        match=r"found for inputs of shape \(5, 2\), which is one example of these: "
+        r".* one alone is inputs\[None\]",
+    ):
+        ff.layers.tap(attention, layers, params, steps[:1])
+
+
 def refusing_other_shapes(params, x):
     if x.shape[1] != 2:
         raise AssertionError("two columns")

@@ -159,6 +159,8 @@ def check_key(name: str, random: bool, key: Any) -> None:
 
 def check_real(params: PyTree) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if callable(leaf) or isinstance(leaf, bool):
+            trees.check_real(trees.parameter_name(path), leaf, "params")
         # a leaf may be a shape, or a mere placeholder
         dtype = getattr(leaf, "dtype", jnp.float32)
         if not jnp.issubdtype(dtype, jnp.floating):
