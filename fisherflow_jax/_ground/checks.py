@@ -198,8 +198,9 @@ def readable(value: Any) -> Any:
 
 
 def shown(value: Any) -> str:
-    """What an error says of a value."""
-    return str(value if is_concrete(value) else jax.typeof(value))
+    """What an error says of a value: of an array of many numbers its ends."""
+    with np.printoptions(threshold=20, edgeitems=1):
+        return " ".join(str(value if is_concrete(value) else jax.typeof(value)).split())
 
 
 def floating(dtype: Any, name: str) -> Any:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fisherflow_jax._ground import batch as batches
-from fisherflow_jax._ground import processes, sharding, trees
+from fisherflow_jax._ground import checks, processes, sharding, trees
 from fisherflow_jax._ground.batch import Batch
 
 PyTree = Any
@@ -159,6 +159,23 @@ class Screen:
             f"row {first[2][0]} of {where} has {self._told(*first)}{more}. "
             f"{self._way_out}{hint}"
         )
+
+    def refuse_made(self, batch: Batch, made: tuple, where: str) -> None:
+        """Raises for the first row of which the model has made, as `(outputs,
+        log-probabilities)`, what is not finite."""
+        wrong = ~jnp.isfinite(made[1])
+        for used in (batch.weights > 0, *jax.tree.leaves(batch.mask)):
+            fits = used.shape == wrong.shape[: used.ndim]
+            wrong = wrong & _beside(wrong, used if fits else _any(used))
+        rows = np.flatnonzero(processes.on_host(_any(wrong)))
+        if rows.size:
+            own = checks.shown(processes.on_host(made[0])[rows[0]])
+            raise ValueError(
+                f"row {rows[0]} of {where} ({rows.size} in all) has finite inputs, and "
+                f"by its outputs, {own}, no finite log-probability: an exposure of 0, "
+                "a class that is masked, or an overflow. Mend it or give it weight 0; "
+                "under jit the batch is skipped and counted."
+            )
 
     def _told(self, name: str, values: Any, place: tuple) -> str:
         entry = f"{name}[{', '.join(map(str, place))}]"

@@ -446,12 +446,16 @@ def check_taken_in(
     if not refused and not info.skipped:
         return
     batch = batches.as_batch(given, values=False)
-    recipe.model.screen(state.mean, batch).refuse(given, where)
+    screen = recipe.model.screen(state.mean, batch)
+    screen.refuse(given, where)
     if info.skipped:
         # a memory's functions of the batch say here what is wrong with their values
         recipe.memory.predict(state.memory, belief_of(state), batch, state.mean)
         recipe.model.check(state.mean, batch)
         recipe.check_root(state.mean, batch)
+        outputs = recipe.apply_fn(state.mean, batches.unshare(batch.inputs))
+        made = outputs, recipe.likelihood.at_start.log_prob(outputs, batch.targets)
+        screen.refuse_made(batch, made, where)
         raise ValueError(
             f"{where} has a log-likelihood, an information or an updated belief that "
             "is not finite, for an overflow or an information that is not positive "

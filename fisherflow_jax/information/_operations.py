@@ -386,7 +386,9 @@ def add(left: Information, right: Information) -> Information:
     if result is NotImplemented:
         raise TypeError(
             f"an information of type {type(left).__name__} and one of type "
-            f"{type(right).__name__} do not add: neither structure can hold the other."
+            f"{type(right).__name__} do not add: neither structure can hold the other. "
+            "Measure both with one structure, or keep of one only its diagonal: "
+            "ff.structures.Diagonal(ff.information.diagonal(information))."
         )
     return result
 

@@ -169,7 +169,7 @@ def check_about(information: Any, mean: PyTree) -> None:
         if not checks.holds(fine):
             raise ValueError(
                 "the diagonal of an information is finite and not negative; that of "
-                f"parameter {name} is {leaf}."
+                f"parameter {name} is {checks.shown(leaf)}."
             )
 
 

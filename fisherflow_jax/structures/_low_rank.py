@@ -284,7 +284,9 @@ def _(stacked: LowRank, weights: jax.Array) -> LowRank:
 
 
 @ops.conform.register
-def _(template: LowRank, information: LowRank) -> LowRank:
+def _(template: LowRank, information: Any) -> Any:
+    if not isinstance(information, LowRank):  # a richer one, which holds the sum
+        return information
     return _compress(information.base, information.factors, _rank(template))
 
 

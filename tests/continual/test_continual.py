@@ -1,6 +1,7 @@
 """Tasks in sequence: the penalty, its transformation, and what is kept after a task."""
 
 import functools
+import itertools
 
 import chex
 import jax
@@ -19,6 +20,8 @@ LOSS = ff.negative_log_likelihood(
 NEAR = streams.tree(np.array([0.3, -0.2, 0.5]))
 # one block of all is held as two are
 NAMES = [x for x in streams.STRUCTURES if x != "all"]
+PAIRS = ["diagonal", "block", "rank_3", "kronecker", "full"]
+SIMPLER = [("diagonal", "block"), ("diagonal", "rank_3")]
 
 
 def structure(name):
@@ -141,6 +144,23 @@ def test_what_is_kept_of_earlier_tasks(name):
     dense = streams.dense(found.information)
     np.testing.assert_allclose(dense, expected, rtol=1e-9, atol=1e-12)
     chex.assert_trees_all_equal(found.mean, NEAR)
+
+
+@pytest.mark.parametrize("names", [*itertools.permutations(PAIRS, 2)], ids="-".join)
+def test_a_task_measured_in_another_structure(names):
+    """A richer structure holds the sum; else both are named, and the way out."""
+    state, task = (believed(name) for name in names)
+    both = sum(streams.dense(x.information) for x in (state, task))
+    try:
+        found = continual.consolidate(state, NEAR, task.information)
+    except (TypeError, ValueError) as error:
+        text = str(error)
+        assert "full" not in names and len(text) < 400
+        assert all(type(x.information).__name__ in text for x in (state, task))
+        assert "do not add" in text and "Measure both with one structure" in text
+    else:
+        assert "full" in names or names in SIMPLER or names[::-1] in SIMPLER
+        np.testing.assert_allclose(streams.dense(found.information), both, rtol=1e-9)
 
 
 def test_a_tempered_posterior_stays_in_its_units():

@@ -8,6 +8,7 @@ import pytest
 
 import fisherflow_jax as ff
 import streams
+from fisherflow_jax._ground.screening import Screen
 
 OPTIONS = {"num_steps": 4, "robust": True}
 
@@ -225,6 +226,43 @@ def test_an_overflow_that_no_check_foresees_is_caught_too(compiled):
         flow.update(streams.start(flow), (inputs, labels, weights))
     after, info = compiled(streams.start(flow), (inputs, labels, weights))
     assert info.skipped and after.num_skipped == 1
+
+
+def log_rate(params, inputs):
+    x, exposure = inputs
+    return x * params + jax.numpy.log(exposure)
+
+
+def test_a_row_of_which_the_model_makes_what_is_not_finite_is_named():
+    flow = ff.fisher_flow(log_rate, ff.likelihoods.poisson(), num_steps=1)
+    x, exposure, counts = np.ones(4), np.array([1.0, 0, 3, 0]), np.arange(4.0)
+    start, inputs = flow.init(np.zeros(())), (x, exposure)
+    message = (
+        r"row 1 of the batch \(2 in all\) has finite inputs, .*by its outputs, -inf, .*"
+    )
+    with pytest.raises(ValueError, match=message + "exposure of 0.*weight 0"):
+        flow.update(start, (inputs, counts, np.ones(4)))
+    # no time, no count: such a row says nothing, and neither does one of weight 0
+    counts[1] = 0.0
+    after, _ = flow.update(start, (inputs, counts, np.array([1.0, 1.0, 1.0, 0.0])))
+    alone, _ = flow.update(start, (inputs, counts, np.array([1.0, 0.0, 1.0, 0.0])))
+    assert after.mean == alone.mean and after.count == alone.count + 1
+
+
+def test_only_targets_that_count_are_named():
+    values = np.zeros((3, 2))
+    values[0, 1], values[1, 0] = -np.inf, np.nan
+    batch, screen = ff.Batch(None, None, np.ones((3, 2))), Screen()
+    named = lambda batch: screen.refuse_made(batch, (values, values), "it")  # noqa: E731
+    for counts, row in (([[1, 0], [1, 1], [1, 1]], 1), ([[1, 1], [0, 1], [1, 1]], 0)):
+        for kept in (
+            batch._replace(weights=np.array(counts, float)),
+            batch._replace(weights=np.ones(3), mask=np.array(counts, bool)),
+        ):
+            with pytest.raises(ValueError, match=rf"row {row} of it \(1 in all\)"):
+                named(kept)
+    named(batch._replace(weights=np.array([0.0, 0.0, 1.0])))
+    named(batch._replace(weights=np.array([[1.0, 0], [0, 1], [1, 1]])))
 
 
 def test_a_stream_survives_its_bad_batches():

@@ -46,3 +46,10 @@ def test_numbers_are_checked_where_they_are_at_hand(check, good, bad, rule):
     closed_over = jnp.asarray(bad)
     with pytest.raises(ValueError, match=f"x must be {rule}; got "):
         jax.jit(lambda _: check(closed_over, "x"))(0.0)
+
+
+def test_an_error_shows_the_ends_of_many_numbers():
+    assert checks.shown(np.arange(1000.0).reshape((40, 25))) == (
+        "[[ 0. ... 24.] ... [975. ... 999.]]"
+    )
+    assert checks.shown(jnp.array([0.5, -1.0])) == "[ 0.5 -1. ]"

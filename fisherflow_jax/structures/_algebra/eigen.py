@@ -185,12 +185,12 @@ def add_other(left: Any, right: Any) -> Any:
         if first not in matrices:
             continue
         matrix = matrices[first][rows]
-        traced = isinstance(matrix, jax.core.Tracer)
-        if traced or bool(jnp.any(matrix != matrix[0, 0, 0])):
+        if checks.is_traced(matrix) or bool(jnp.any(matrix != matrix[0, 0, 0])):
             raise ValueError(
-                "to a Kronecker information one number a layer can be added (the same "
-                f"for kernel and bias), known before tracing; layer {name} got "
-                f"{'a traced value' if traced else matrix}."
+                f"informations {type(left).__name__} and Diagonal do not add, but for "
+                "a prior: one number a layer (the same for kernel and bias), known "
+                f"before tracing; layer {name} got {checks.shown(matrix)}. Measure "
+                "both with one structure, kronecker(layers) or diagonal()."
             )
     return left._replace(
         shifts={name: x + numbers.get(name, zero) for name, x in shifts.items()},
@@ -211,7 +211,8 @@ def _check_prior(information: Any, prior: PyTree, like: PyTree) -> None:
         if not same:
             raise ValueError(
                 "on a Kronecker information the prior has one number a layer, the same "
-                f"for kernel and bias; {' and '.join(names)} got {values}."
+                f"for kernel and bias; {' and '.join(names)} got "
+                f"{' and '.join(map(checks.shown, values))}."
             )
 
 

@@ -34,7 +34,7 @@ def check_same(left: Any, right: Any, kind: type) -> None:
     if structures[0] != structures[1]:
         raise TypeError(
             f"two {kind.__name__} informations add only when their partitions agree, "
-            f"or their layers: got {structures[0]} and {structures[1]}."
+            "or their layers, and these differ: measure both with one structure."
         )
 
 
