@@ -172,9 +172,9 @@ class Screen:
             own = checks.shown(processes.on_host(made[0])[rows[0]])
             raise ValueError(
                 f"row {rows[0]} of {where} ({rows.size} in all) has finite inputs, and "
-                f"by its outputs, {own}, no finite log-probability: an exposure of 0, "
-                "a class that is masked, or an overflow. Mend it or give it weight 0; "
-                "under jit the batch is skipped and counted."
+                f"by its outputs, {own}, a log-probability that is not finite: an "
+                "exposure of 0, a class that is masked, an overflow. Mend it or give it "
+                "weight 0; under jit the batch is skipped and counted."
             )
 
     def _told(self, name: str, values: Any, place: tuple) -> str:
