@@ -326,6 +326,14 @@ DATA = {
             lambda: ff.refine(FLOW, STATE, (X, Y)),
         ],
     ),
+    "a row to predict in place of a batch": (
+        r"one row alone is x\[None\]|predicted as it is alone \(one row is x\[None\]\)",
+        [
+            lambda: ff.predict(STATE, *MODEL, X[0]),
+            lambda: ff.predict(OF_CLASSES, linear, CATEGORICAL, X[0]),
+            lambda: ff.predictions.linearized_outputs(STATE, linear, X[0]),
+        ],
+    ),
     "one target in place of a batch": (
         r"One row alone is \(x\[None\], y\[None\]\)|one row alone is \(x\[None\], y",
         [

@@ -147,12 +147,22 @@ def _loaded(path: Path, like: Any, flow: Any) -> Any:
         names = ", ".join(reader.missing[:_MOST_TOLD])
         raise Fault(
             f"it holds no functions and no types of other libraries: give {names} in "
-            "like=, with ... for what the file has"
+            f"like=, with ... for what the file has{_example(header, reader.missing)}"
         )
     unused = set(range(len(arrays))) - reader.used
     if unused:
         raise Fault(f"array {min(unused)} is of no part of the state")
     return state
+
+
+def _example(header: dict, missing: list[str]) -> str:
+    """A template of a record with its own functions, which is enough to go on."""
+    node = header["state"]
+    parts = [n if f"state.{n}" in missing else "..." for n in node.get("fields", ())]
+    if {*parts} <= {"..."}:
+        return ""
+    kind = node["type"].rpartition(".")[2]
+    return f", as in like=ff.{kind}({', '.join(parts)})"
 
 
 def _compare(known: Any, flow: Any) -> None:

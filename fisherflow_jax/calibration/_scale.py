@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from fisherflow_jax import information as ops
 from fisherflow_jax._ground import checks, trees
+from fisherflow_jax._ground.warning import warn_once
 from fisherflow_jax.accumulation import converted
 from fisherflow_jax.calibration import _densities as densities
 from fisherflow_jax.calibration import _scale_search as scale_search
@@ -87,13 +88,13 @@ def calibrate(
     Returns:
       A `Calibration(posterior, likelihood, scale, noise, before, after, mean_only,
       boundary)`. `after` is never larger than `before`. Where the mean alone predicts
-      best, the scale is the smallest that was tried and `boundary` is -1; where no
-      uncertainty is too large, the largest and 1. Cost: one linearised pass, and about
-      110 evaluations on its outputs (float64: 140); of several classes each is 1,024
-      softmaxes a target, a second in all for 360 targets of ten classes; of 3,000
-      classes some seconds for 100 targets. Memory: the outputs' means and variances (of
-      up to 64 classes, with some links and with some likelihoods covariances) of all
-      the validation data.
+      best, the scale is the smallest that was tried, `boundary` is -1 and an
+      `ff.DataWarning` says so; where no uncertainty is too large, the largest and 1.
+      Cost: one linearised pass, and about 110 evaluations on its outputs (float64:
+      140); of several classes each is 1,024 softmaxes a target, a second in all for 360
+      targets of ten classes; of 3,000 classes some seconds for 100 targets. Memory: the
+      outputs' means and variances (of up to 64 classes, with some links and with some
+      likelihoods covariances) of all the validation data.
 
     Raises:
       ValueError: for empty validation data, and, where the values are at hand, for
@@ -157,12 +158,28 @@ def calibrate(
         found, calibrated = scale_search.alone(held, likelihood, link), likelihood
         if with_noise is not None:
             noise = jnp.sqrt(likelihood.variance(held.outputs.mean).ravel()[0])
+    _warn_of_the_end(state, found)
     return Calibration(
         posterior=_rescaled(state, belief, found.scale),
         likelihood=calibrated,
         noise=noise,
         **found._asdict(),
     )
+
+
+def _warn_of_the_end(state: Any, found: scale_search.Found) -> None:
+    """Where no uncertainty is left, and values are at hand; one: it stays as given."""
+    if checks.is_concrete(found) and found.boundary < 0 and found.scale != 1:
+        warn_once(
+            state,
+            f"the scale of the covariance ends at {found.scale:.2g}, the least that "
+            "was tried: on these held-out data the predictions are as good without any "
+            "uncertainty about the parameters, and no error bars are left. Rows that "
+            "the training has seen end so: hold out others, about a hundred. If these "
+            "are, the mean is calibrated for inputs like them; for others keep the "
+            "state given (of ff.laplace: ff.posterior of report.accumulation).",
+            topic="scale",
+        )
 
 
 def _number(value: jax.Array) -> Any:

@@ -99,13 +99,15 @@ def check_model(
         several = calling.several(outputs)
         raise ValueError(
             "apply_fn(params, inputs) must return one array of outputs whose leading "
-            f"axis is the examples' (n = {count}); got {outputs}.{several}"
+            f"axis is the examples' (n = {count}; one row alone is x[None]); got "
+            f"{outputs}.{several}"
         )
     found: Any = ops.facts(belief.information).layers
     said = False if found is not None and found.row_by_row else None
     # any likelihood will do: it is no matter of theirs
     model = Model(apply_fn, likelihood or gaussian(), said)
-    model.check_alone(mean, inputs, "and a row is predicted as it is alone")
+    why = "and a row is predicted as it is alone (one row is x[None])"
+    model.check_alone(mean, inputs, why)
     if likelihood is not None:
         # of one example, whose last axis is not that of the examples
         likelihood.check(jax.ShapeDtypeStruct(shape[1:], outputs.dtype), None)

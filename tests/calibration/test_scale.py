@@ -2,6 +2,7 @@
 
 import functools
 import math
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -218,13 +219,18 @@ def test_the_mean_alone_is_best():
     state, x, _ = classes()
     right = np.asarray(with_jacobian(one_logit, state, x)[0]) > 0
     likelihood = ff.likelihoods.bernoulli()
-    found = ff.calibrate(state, one_logit, likelihood, (x, right))
+    with pytest.warns(ff.DataWarning, match="ends at .*e-.*without any uncertainty"):
+        found = ff.calibrate(state, one_logit, likelihood, (x, right))
     assert found.boundary == -1 and found.scale < 1e-6
     np.testing.assert_allclose(found.after, found.mean_only, rtol=1e-6)
     assert found.after < found.before
     # what is believed is still a posterior
     assert np.isfinite(ff.log_density(found.posterior, state.mean))
-    wrong = ff.calibrate(state, one_logit, likelihood, (x, ~right))
+    other = jax.tree.map(jnp.array, state)  # of which nothing was said
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ff.DataWarning)
+        ff.calibrate(state, one_logit, likelihood, (x, right))
+        wrong = ff.calibrate(other, one_logit, likelihood, (x, ~right))
     assert wrong.boundary == 1 and wrong.scale > 1e6
     np.testing.assert_allclose(wrong.after, np.log(2), rtol=1e-3)
 
@@ -368,6 +374,7 @@ def test_units_do_not_matter():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:the scale:fisherflow_jax.DataWarning")
 def test_a_flow_of_unknown_dispersion():
     _, x, y = regression()
     likelihood = ff.likelihoods.gaussian(scale=None)

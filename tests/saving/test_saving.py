@@ -88,7 +88,9 @@ def test_laplace_and_its_parts(tmp_path):
     path = tmp_path / "laplace.npz"
     ff.save(path, found)
     with pytest.raises(
-        ValueError, match=r"give state\.apply_fn, state\.report\.structure"
+        ValueError,
+        match=r"give state\.apply_fn, state\.report\.structure.*"
+        r"as in like=ff\.Laplace\(\.\.\., apply_fn, \.\.\., \.\.\.\)\.",
     ):
         ff.load(path)
     loaded = ff.load(path, like=ff.Laplace(..., network, ..., ...))
