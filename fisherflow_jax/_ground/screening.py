@@ -173,8 +173,8 @@ class Screen:
             raise ValueError(
                 f"row {rows[0]} of {where} ({rows.size} in all) has finite inputs, and "
                 f"by its outputs, {own}, a log-probability that is not finite: an "
-                "exposure of 0, a class that is masked, an overflow. Mend it or give it "
-                "weight 0; under jit the batch is skipped and counted."
+                "exposure of 0, a masked class, an overflow. Mend it or give it weight "
+                "0; under jit the batch is skipped and counted."
             )
 
     def _told(self, name: str, values: Any, place: tuple) -> str:
