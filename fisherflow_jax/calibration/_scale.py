@@ -173,11 +173,11 @@ def _warn_of_the_end(state: Any, found: scale_search.Found) -> None:
         warn_once(
             state,
             f"the scale of the covariance ends at {found.scale:.2g}, the least that "
-            "was tried: on these held-out data the predictions are as good without any "
-            "uncertainty about the parameters, and no error bars are left. Few rows, "
-            "and rows that the training has seen, end so: hold out about a hundred "
-            "others. If these are such, inputs like them need no error bars; for unlike "
-            "ones keep the state given (after ff.laplace, ff.posterior of its "
+            "was tried: on these held-out data the predictions are as good without "
+            "any uncertainty about the parameters, and no error bars are left. Few "
+            "rows, and rows that the training has seen, end so: hold out about a "
+            "hundred others. If these are such, inputs like them need no error bars; "
+            "for other ones keep the state given (of ff.laplace: ff.posterior of its "
             "report.accumulation).",
             topic="scale",
         )
