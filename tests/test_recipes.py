@@ -17,6 +17,7 @@ WORDS = ["Optax", "linen", "nnx", "Equinox", "LoRA", "last layer", "padded", "EW
 WORDS += ["calibrated", "prune", "active learning", "influence", "structure", "mask"]
 WORDS += ["offset", "exposure", "constraint", "elastic weight consolidation"]
 WORDS += ["quasi-likelihood", "cluster", "weights", "contrast", "statsmodels", "pandas"]
+WORDS += ["schedule", "micro-batches"]
 WORDS += ["rate ratio", "random intercept", "mixed model", "formula", "drift", "alarm"]
 WORDS += ["Kalman", "smoother", "forecast", "Orbax", "multiprocessing", "ArviZ", "NUTS"]
 
