@@ -29,17 +29,27 @@ QUICK_COMPILER = (
 )
 
 
-def takes_quick_compiler() -> bool:
-    """Whether this XLA knows the flags: one that does not ends the process."""
-    environment = {**os.environ, "XLA_FLAGS": QUICK_COMPILER, "JAX_PLATFORMS": "cpu"}
-    program = [sys.executable, "-c", "import jax; jax.devices()"]
-    done = subprocess.run(program, env=environment, capture_output=True, check=False)
-    return done.returncode == 0
+def known(flags: list[str]) -> list[str]:
+    """Those that this XLA knows: another ends the process, which names it."""
+    while flags:
+        environment = {"XLA_FLAGS": " ".join(flags), "JAX_PLATFORMS": "cpu"}
+        done = subprocess.run(
+            [sys.executable, "-c", "import jax; jax.devices()"],
+            env={**os.environ, **environment},
+            capture_output=True,
+            check=False,
+            text=True,
+        )
+        if done.returncode == 0:
+            break
+        left = [flag for flag in flags if flag not in done.stderr]
+        flags = left if len(left) < len(flags) else []
+    return flags
 
 
 # Parallel workers find the flags in the environment and need not ask again.
 if jax.config.jax_platforms == "cpu" and "XLA_FLAGS" not in os.environ:
-    os.environ["XLA_FLAGS"] = QUICK_COMPILER if takes_quick_compiler() else ""
+    os.environ["XLA_FLAGS"] = " ".join(known(QUICK_COMPILER.split()))
 
 # Tests of equal programs compile them once. Each process keeps them in a folder of its
 # own, since a file that another is writing may be read in part; they outlive the run
