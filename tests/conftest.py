@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 # A global setting and not a fixture: it also holds while modules are imported, in
@@ -14,6 +15,7 @@ import pytest
 jax.config.update("jax_enable_x64", True)
 
 TESTS = Path(__file__).parent
+FIRST_STATES: dict[int, dict] = {}  # of generators of modules, by their ids
 CORE = {"information", "structures", "likelihoods", "estimators", "memories"}
 
 
@@ -36,6 +38,15 @@ def core_promotion(request: pytest.FixtureRequest) -> None:
     exempt = request.node.get_closest_marker("standard_promotion")
     if is_core(request.path) and not exempt:
         request.getfixturevalue("strict_promotion")
+
+
+@pytest.fixture(autouse=True)
+def own_draws(request: pytest.FixtureRequest) -> None:
+    """What a test draws of its module's generator is the same whichever ran before."""
+    for value in list(vars(request.module).values()):
+        if isinstance(value, np.random.Generator):
+            bits = value.bit_generator
+            bits.state = FIRST_STATES.setdefault(id(value), bits.state)
 
 
 @pytest.fixture(autouse=True, scope="module")

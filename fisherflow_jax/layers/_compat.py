@@ -445,12 +445,13 @@ _ELEMENTWISE = ("mul", "sub", "div", "max", "min", "pow")
 # Functions of entries at one place, and of the keys there.
 _POINTWISE = """
 abs acos acosh and asin asinh atan atan2 atanh bessel_i0e bessel_i1e
-bitcast_convert_type cbrt ceil clamp clz complex conj cos cosh digamma eq eq_to erf
-erf_inv erfc exp exp2 expm1 floor ge gt igamma igamma_grad_a igammac imag integer_pow
-is_finite le le_to lgamma log log1p logistic lt lt_to mulhi ne neg nextafter not or
-polygamma population_count random_clone random_fold_in random_gamma_grad random_seed
-random_split random_unwrap random_wrap real regularized_incomplete_beta rem round
-rsqrt select_n shift_left shift_right_arithmetic shift_right_logical sign sin sinh
+bitcast_convert_type cbrt ceil clamp clz complex conj cos cosh digamma eq eq_to
+erf erf_inv erfc exp exp2 expm1 floor ge gt igamma igamma_grad_a igammac imag
+integer_pow is_finite le le_to lgamma log log1p log2 logistic lt lt_to mulhi ne
+neg nextafter not one_minus_square or polygamma polynomial population_count
+random_clone random_fold_in random_gamma_grad random_seed random_split
+random_unwrap random_wrap real regularized_incomplete_beta rem round rsqrt
+select_n shift_left shift_right_arithmetic shift_right_logical sign sin sinh
 sqrt square tan tanh threefry2x32 xor zeta
 """
 # Of the last axes as matrices, one for each place of the others.

@@ -210,11 +210,11 @@ def test_a_class_never_seen():
 @pytest.mark.parametrize("prior_precision", [1e-8, 1e-2, 1.0])
 @pytest.mark.parametrize("rows", [60, 15])
 def test_ordinary_states_are_quiet(rows, prior_precision):
-    x = NORMAL[:rows]
-    y = (RNG.logistic(size=60) < NORMAL[:, 0]).astype(float)
+    x, many = NORMAL[:rows], np.tile(NORMAL, (5, 1))  # 60 labels leave a prior of 1 .14
+    y = (RNG.logistic(size=300) < many[:, 0]).astype(float)
     both = [
         regression(x, prior_precision),
-        fitted(ff.likelihoods.bernoulli(), NORMAL, y, prior_precision),
+        fitted(ff.likelihoods.bernoulli(), many, y, prior_precision),
     ]
     for state in both:
         found = warned(lambda s=state: (ff.standard_error(s), ff.summary(s)))
