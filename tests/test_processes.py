@@ -107,6 +107,7 @@ def test_numbers_are_those_of_one_process(call, found):
     check_numbers(call, found[0])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("call", two_processes.MORE_NUMBERS, ids=name_of)
 @pytest.mark.filterwarnings("ignore::fisherflow_jax.DataWarning")
 def test_more_numbers_are_those_of_one_process(call, more_found):

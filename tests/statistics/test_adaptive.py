@@ -89,7 +89,7 @@ def report(name, jump, figures):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_false_alarms_come_as_rarely_as_asked(simulation):
     (quiet,) = run(
         simulation, ff.likelihoods.gaussian(scale=1.0), SIZE, 1500, 120, seed=5
@@ -102,7 +102,7 @@ def test_false_alarms_come_as_rarely_as_asked(simulation):
     assert not quiet.alarm[:, :10].any()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_jumps_are_found_in_time(simulation):
     jumps, at = (4.0, 16.0), 150
     runs = run(
@@ -126,7 +126,7 @@ def test_jumps_are_found_in_time(simulation):
         assert abs(covered - 0.95) < 0.03
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_jumps_of_a_logistic_model(simulation):
     """Nonlinear: the chi-square is approximate, so the bounds are loose."""
     jumps, at = (0.0, 4.0, 16.0), 150

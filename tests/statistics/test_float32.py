@@ -65,7 +65,7 @@ def errors(state, mean, information):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_million_rows(simulation):
     inputs, targets = draw(1_000_000, 9)
     likelihood = ff.likelihoods.gaussian(scale=1.0)
