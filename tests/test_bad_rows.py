@@ -43,6 +43,7 @@ def close(left, right):
     jax.tree.map(CLOSE, left, right)
 
 
+@pytest.mark.slow
 def test_losses_and_scores():
     loss = ff.negative_log_likelihood(*MODEL)
     values = -jax.jit(CATEGORICAL.log_prob)(apply_fn(PARAMS, X), LABELS)
@@ -221,6 +222,7 @@ def test_a_target_of_several_numbers_is_bad_if_one_is():
     CLOSE(loss(np.zeros(3), (X, targets)), whole)
 
 
+@pytest.mark.slow
 def test_the_old_behaviour_of_a_flow():
     """A batch with a bad row counts for nothing: its weights times whether it has."""
     flow = ff.fisher_flow(*MODEL)

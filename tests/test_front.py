@@ -38,6 +38,7 @@ def test_a_name_that_is_not_there():
         ff.flwo
 
 
+@pytest.mark.slow
 def test_rooms_are_loaded_on_first_use():
     first = loaded("import fisherflow_jax")
     rooms = {f"fisherflow_jax.{room}" for room in [*LOADED_ON_USE, "testing"]}

@@ -72,6 +72,7 @@ WRONG_IN_THE_LONG_FENCE = """
 """
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize(
     "chosen, outcome",
     [

@@ -66,6 +66,7 @@ def test_exact_information_of_every_structure(name):
     np.testing.assert_allclose(mine, rows, **CLOSE)
 
 
+@pytest.mark.slow
 def test_observed_information_and_squared_gradients():
     for factory in (ff.estimators.observed, ff.estimators.squared_gradient):
         mine, rows = as_rows(factory, "full")

@@ -152,6 +152,7 @@ def test_a_module_that_lacks_an_import_of_its_own_says_so(tmp_path, monkeypatch)
         find_function("broken_task:problem")
 
 
+@pytest.mark.slow
 def test_it_is_a_program_of_its_own():
     run = subprocess.run(
         [sys.executable, "-m", "fisherflow_jax.comparison", "--help"],

@@ -129,6 +129,7 @@ def test_vmap_over_parameters_is_the_loop():
     )
 
 
+@pytest.mark.slow
 def test_an_operation_that_cannot_be_mapped_runs_one_by_one():
     """One expert by `lax.ragged_dot`, against the product that it is."""
     kernel, batch = cases.draw(1, 3, 3), (cases.draw(4, 3, seed=1), np.arange(4) % 3)

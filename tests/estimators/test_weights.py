@@ -45,6 +45,7 @@ def test_weighted_sums_against_the_jacobian():
     np.testing.assert_allclose(result, cases.fisher("labels", WEIGHTS), **EXACT)
 
 
+@pytest.mark.slow_cases
 @sums
 @chunk_sizes
 def test_a_weight_of_two_is_a_row_twice(name, chunk_size):

@@ -35,6 +35,7 @@ def drifting(seed=0, number=60, size=5):
     return levels, (np.ones((number, size)), targets)
 
 
+@pytest.mark.slow
 def test_the_weights_follow_the_recursion():
     bank = ff.bank(MEMBERS, forgetting=0.9)
     state = bank.init(np.float64(0))

@@ -182,6 +182,7 @@ def test_what_else_a_state_can_do():
     close(*(jax.vmap(ff.standard_error)(s) for s in (smoothed, other)), 1e-10)
 
 
+@pytest.mark.slow
 def test_a_vague_prior_and_exact_looks():
     """Rounding leaves variances positive, and what was seen is met."""
     flow = build(linear, ff.likelihoods.gaussian(1e-4), 1.0, 1e-6, prior_precision=1e-6)

@@ -68,6 +68,7 @@ def test_a_first_update_of_one_step():
     np.testing.assert_allclose(state.mean, step, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_the_dispersion_of_the_penalised_sum():
     state = stream(flow_of(ff.likelihoods.gaussian(scale=None)), STACK)
     precision = INPUTS.T @ INPUTS + 0.1 * np.eye(2)

@@ -33,6 +33,7 @@ def information(state):
     return np.diag(streams.dense(state.information))
 
 
+@pytest.mark.slow
 def test_the_same_key_gives_the_same_numbers():
     first = stream(7)
     for key in (7, np.int64(7), jax.random.key(7), jax.random.PRNGKey(7)):
@@ -40,6 +41,7 @@ def test_the_same_key_gives_the_same_numbers():
     assert not np.allclose(information(stream(8)), information(first))
 
 
+@pytest.mark.slow
 def test_eager_jit_and_scan_draw_the_same():
     first = stream(7)
     stacked = jax.tree.map(lambda *x: np.stack(x), *streams.batches(8, "bernoulli"))

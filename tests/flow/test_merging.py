@@ -223,6 +223,7 @@ def test_what_does_not_belong_together_refuses():
         ff.merge([workers[0], other], start)
 
 
+@pytest.mark.slow
 def test_clients_under_one_vmap_merge_in_one_program():
     """Padded with rows of weight 0; a client of none adds nothing."""
     model = (lambda p, x: x @ p), ff.likelihoods.gaussian()

@@ -307,6 +307,7 @@ def merged_warnings(means):
     return [str(one.message) for one in said]
 
 
+@pytest.mark.slow
 def test_models_that_were_initialised_apart_are_warned_of():
     origin = of_shapes(0)
     assert merged_warnings([of_shapes(k, 0.5, origin) for k in (1, 2, 3)]) == []

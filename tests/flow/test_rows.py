@@ -21,6 +21,7 @@ def assert_same(state, expected, **tolerance):
     )
 
 
+@pytest.mark.slow
 def test_padding_may_hold_anything_and_changes_nothing():
     flow, start = logistic(), streams.start(logistic())
     inputs, labels = streams.INPUTS[:8].copy(), streams.LABELS[:8].copy()

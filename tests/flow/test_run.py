@@ -159,6 +159,7 @@ def test_reports_are_told_in_order():
     assert isinstance(infos[0].log_evidence, np.ndarray | np.generic)
 
 
+@pytest.mark.slow
 def test_over_a_mesh():
     mesh = jax.make_mesh((4,), ("data",))
     state = ff.run(FLOW, begun(), LOADER, mesh=mesh)
@@ -264,6 +265,7 @@ def test_it_goes_on_among_long_batches_after_a_short_one(tmp_path):
     assert 7 not in rows
 
 
+@pytest.mark.slow
 def test_a_bank_is_resumed(tmp_path):
     ff.run(BANK, begun(BANK), LOADER[:4], checkpoint=manager(tmp_path / "a"))
     resumed = ff.run(BANK, begun(BANK), LOADER, checkpoint=manager(tmp_path / "a"))

@@ -181,6 +181,7 @@ def test_the_state_before_any_batch():
     np.testing.assert_allclose(covariances[0], wanted, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_a_refused_update_moves_nothing():
     flow = build(ff.memories.random_walk(NOISE, MOVE))
     step = jax.jit(flow.update)

@@ -110,6 +110,7 @@ def test_two_refinements_reach_the_mode_of_all_data(stored):
     np.testing.assert_allclose(state.log_evidence, warm.log_evidence, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_one_refinement_is_one_newton_step():
     start = streamed()
     ragged = [
@@ -131,6 +132,7 @@ def test_one_refinement_is_one_newton_step():
     np.testing.assert_allclose(streams.dense(state.information), information)
 
 
+@pytest.mark.slow
 def test_refining_a_marginal_flow_keeps_the_marginals_of_the_whole():
     flow = streams.flow("diagonal", "stationary", num_steps=1, marginal=True)
     batches = streams.batches(12)

@@ -37,6 +37,7 @@ CASES = dict(flows())
 every_case = pytest.mark.parametrize("flow", list(CASES.values()), ids=list(CASES))
 
 
+@pytest.mark.slow
 @together
 @every_case
 @pytest.mark.parametrize(

@@ -107,6 +107,7 @@ def test_on_a_line_it_is_the_length(name):
     np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_far_points_in_float32():
     z = jnp.array([-300.0, 300.0, -300.0, 80.0], jnp.float32)
     w = jnp.array([300.0, 301.0, -301.0, -80.0], jnp.float32)
@@ -129,6 +130,7 @@ def test_targets_of_an_example_are_a_product():
     np.testing.assert_allclose(geo.distance(likelihood, z, w), expected, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_dispersion_and_known_noise():
     z, w = jnp.array([0.3, -1.0]), jnp.array([0.5, 0.2])
     for family in (likelihoods.poisson, likelihoods.bernoulli):
@@ -287,6 +289,7 @@ def test_of_a_distribution():
 # ---- lengths
 
 
+@pytest.mark.slow
 def test_lengths_of_paths():
     metric = geo.metric(likelihoods.gaussian_location_scale())
 

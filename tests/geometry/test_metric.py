@@ -88,6 +88,7 @@ def test_jeffreys_prior():
     np.testing.assert_allclose(found, expected, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_fisher_volumes():
     """Bernoulli: pi, in the coordinate where it is flat; exponential: log 100."""
     x, weights = np.polynomial.legendre.leggauss(40)

@@ -44,6 +44,7 @@ def test_what_is_no_array_of_numbers(inputs, targets, message):
         LOSS(jnp.zeros(2), (inputs, targets))
 
 
+@pytest.mark.slow
 @together
 @pytest.mark.parametrize(
     "inputs",

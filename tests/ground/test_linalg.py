@@ -155,7 +155,7 @@ def test_columns_beside_one_matrix_are_solved_at_once():
     np.testing.assert_allclose(solve(factor, columns), expected, rtol=1e-5)
 
 
-SIDES = [2, 3, 4, 10, 12, 13]
+SIDES = [10, 2, 3, 4, 12, 13]
 
 
 def moved(side, *shape, seed=0):
@@ -167,6 +167,7 @@ def moved(side, *shape, seed=0):
     return turns, matrices + np.eye(side)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("side", SIDES)
 def test_a_covariance_is_turned_alone_and_within_stacks(side):
     """One small matrix by sums, stacks by calls, whichever of the two is a stack."""
@@ -189,6 +190,7 @@ def test_a_covariance_is_turned_alone_and_within_stacks(side):
     assert np.max(np.abs(single - expected[0, 0]) / size) < 1e-5
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("side", SIDES)
 def test_a_definite_system_is_solved_alone_and_within_stacks(side):
     columns, matrices = moved(side, 2, 3, seed=1)
@@ -208,7 +210,8 @@ def test_a_definite_system_is_solved_alone_and_within_stacks(side):
     same(found[1], expected[1])
 
 
-@pytest.mark.parametrize("side", [3, 10, 13])
+@pytest.mark.slow_cases
+@pytest.mark.parametrize("side", [10, 3, 13])
 def test_derivatives_of_turns_and_definite_solves(side):
     """Along symmetric changes, forward and back, alone and in a scan over a stack."""
     turns, matrices = moved(side, 2, seed=2)

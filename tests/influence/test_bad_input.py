@@ -61,6 +61,7 @@ def test_a_state_of_other_parameters(own):
         INFLUENCE.leave_one_out(bank, *own[1:], (X, Y))
 
 
+@pytest.mark.slow
 def test_an_earlier_top_of_other_queries(own):
     found = INFLUENCE.effects(*own, (X, Y), (X[:2], Y[:2]), top=1)
     with pytest.raises(ValueError, match="earlier is of 2 queries, and here are 6"):
@@ -77,6 +78,7 @@ def test_a_root_that_is_drawn_has_no_leverage(own):
     np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-15)
 
 
+@pytest.mark.slow
 def test_a_leverage_of_one_is_refused_by_name(own):
     """A row that alone determines a direction, or that the information lacks."""
     x = X.at[4].set(jnp.array([3.0, -4.0]))

@@ -197,6 +197,7 @@ def test_functions_of_outputs_and_contrasts(small):
     np.testing.assert_allclose(found, steps.T[4:5], rtol=1e-11, atol=1e-14)
 
 
+@pytest.mark.slow
 def test_contrasts_through_layers():
     """Their products with what enters and returns to layers."""
     model, state = MODELS["tokens"], state_of("tokens", "eigen")

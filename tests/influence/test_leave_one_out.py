@@ -32,6 +32,7 @@ def least_squares():
     return x, y, state, fit
 
 
+@pytest.mark.slow
 def test_what_is_left_out_does_not_depend_on_the_temperature(least_squares):
     x, y, _, fit = least_squares
     structure, model = ff.structures.full(), (linear, ff.likelihoods.gaussian())

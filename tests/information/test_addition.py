@@ -35,6 +35,7 @@ def both_orders(left, right):
     return ff.information.add(left, right), ff.information.add(right, left)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("case", CASES, ids=repr)
 def test_equal_structures_add(case):
     left, right = cases.information(case, 3), cases.information(case, 1, seed=1)

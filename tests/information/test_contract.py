@@ -119,6 +119,7 @@ def test_a_restriction_has_the_rows_and_columns_that_are_shown(case):
     np.testing.assert_allclose(results(case)["restricted"], expected, **EXACT)
 
 
+@pytest.mark.slow
 def test_a_dense_default_says_how_many_bytes_it_wants():
     large = ff.structures.low_rank(2).isotropic({"w": np.zeros(5000)}, 1.0)
     message = "5000 parameters .* 200,000,000 bytes, and is refused above 4096"

@@ -54,6 +54,7 @@ CONTRASTS = [
 ]
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("prior", [None, 1e-6], ids=["data alone", "prior 1e-6"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_estimable_contrasts(dtype, prior):

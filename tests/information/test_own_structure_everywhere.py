@@ -265,6 +265,7 @@ def preconditioned(power, damping=0.1):
     )
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("power", [-1, -0.5])
 @pytest.mark.parametrize("inverse_period", [None, 2])
 def test_a_preconditioner(power, inverse_period):

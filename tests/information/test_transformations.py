@@ -121,6 +121,7 @@ def test_masked_parameters_leave_their_place_out(case):
     )
 
 
+@pytest.mark.slow
 @together
 @every_structure
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])

@@ -89,6 +89,7 @@ def test_an_unknown_dispersion_and_the_sandwich():
         np.testing.assert_allclose((upper - lower) / 2, radius(error), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_what_the_data_do_not_determine_has_no_interval():
     twice = np.column_stack([INPUTS, INPUTS[:, 1]])
     state = stream(build(ff.likelihoods.gaussian(SCALE), 0.1), inputs=twice)

@@ -47,6 +47,7 @@ def test_a_name_weights_and_a_function_ask_for_the_same(at_zero, level):
         assert found.lower.shape == ()
 
 
+@pytest.mark.slow
 def test_all_parameters_and_affine_functions_of_several_values(at_zero):
     expected = np.array([reference(X, Y, row) for row in np.eye(3)]).T
     found = ff.intervals.corrected(at_zero(3), *MODEL, (X, Y))
@@ -115,6 +116,7 @@ def test_linear_changes_of_coordinates_change_nothing(at_zero):
     np.testing.assert_allclose(numbers(other), numbers(found), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_separated_rows_have_finite_intervals(at_zero):
     x, y = firth.separated()
     found = ff.intervals.corrected(at_zero(2), *MODEL, (x, y), "theta[1]")

@@ -61,6 +61,7 @@ def test_the_roots_and_where_they_end_are_those_of_constrained_fits(found):
     assert found.values[0] < found.lower and found.values[-1] > found.upper
 
 
+@pytest.mark.slow
 def test_a_single_rate_has_the_exact_tails_of_its_counts():
     counts, model = np.array([4.0, 3.0, 5.0]), ((lambda t, x: x * t), POISSON)
     state = ff.posterior(jnp.zeros(()), ff.structures.full(), prior_precision=1.0)

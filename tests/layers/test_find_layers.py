@@ -20,6 +20,7 @@ def found(name):
     return find_layers(apply_fn, params, inputs)
 
 
+@pytest.mark.slow
 @together
 @pytest.mark.usefixtures("strict_promotion")
 @pytest.mark.parametrize("name", CASES)

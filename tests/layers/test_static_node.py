@@ -117,6 +117,7 @@ def test_tree_functions_of_optax(state):
     assert tables(changed) == [LAYERS]
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize(
     "wrap",
     [
@@ -185,6 +186,7 @@ class Network(nn.Module):
         return nn.Dense(3)(nn.Dropout(0.3, deterministic=not self.train)(nn.relu(h)))
 
 
+@pytest.mark.slow
 def test_training_with_batch_norm_and_dropout_of_flax():
     """Statistics and the key of the masks are handed over in `ff.Shared`."""
     module = Network()

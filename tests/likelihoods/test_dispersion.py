@@ -90,6 +90,7 @@ def traced(likelihood, dispersion, *given):
     return numbers(known, *given), known.sample(key, given[0])
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("dispersion", [0.3, 2.5])
 def test_with_dispersion_is_the_known_likelihood(unknown, dispersion):
     likelihood, known, _, targets = unknown
@@ -143,6 +144,7 @@ def test_unit_variance(name):
     assert likelihood.pearson(outputs.astype(jnp.bfloat16), counts).dtype == jnp.float32
 
 
+@pytest.mark.slow_cases
 def test_pearson_residuals_estimate_the_dispersion(unknown):
     """Within 5 standard errors of 20000 draws."""
     likelihood, known = unknown[:2]
@@ -184,6 +186,7 @@ def test_a_quasi_likelihood_is_a_double_exponential_family(name):
         )
 
 
+@pytest.mark.slow
 def test_draws_of_a_dispersion():
     """A mean and a variance, within 5 standard errors of 20000 draws."""
     outputs, key = np.full((20_000,), 0.8), jax.random.key(1)

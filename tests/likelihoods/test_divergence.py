@@ -12,6 +12,7 @@ import fisherflow_jax as ff
 from fisherflow_jax import likelihoods
 
 
+@pytest.mark.slow_cases
 def test_divergence_is_an_expectation(case):
     outputs, rng = case.outputs, np.random.default_rng(0)
     other = outputs + 0.5 * rng.normal(size=outputs.shape)
@@ -28,6 +29,7 @@ def test_divergence_is_an_expectation(case):
     np.testing.assert_allclose(case.likelihood.kl(outputs, outputs), 0, atol=1e-13)
 
 
+@pytest.mark.slow_cases
 def test_divergence_curves_as_the_information(case):
     """The second derivative in the second argument is the output information."""
     z = jnp.asarray(case.outputs)
@@ -142,6 +144,7 @@ DISTRIBUTIONS = {  # a distribution's own divergence, a sum, a quadrature
 }
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
 def test_of_a_distribution(name):
     own, closed = DISTRIBUTIONS[name]

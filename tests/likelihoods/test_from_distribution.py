@@ -176,6 +176,7 @@ def test_a_covariance_is_a_parameter_like_others():
     np.testing.assert_allclose(found.information[0], expected, rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.slow
 def test_draws_come_with_their_standard_error():
     make, outputs, expected, _ = FAMILIES["gamma"]
     found = likelihoods.output_information(
@@ -328,6 +329,7 @@ def test_gumbel_regression_has_the_information_of_the_closed_form():
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_flow_of_gumbel_targets_is_the_maximum_likelihood_fit():
     given = gumbel_regression()
     flow = ff.fisher_flow(*given.model, prior_precision=1e-6)

@@ -22,6 +22,7 @@ def squared_columns(likelihood, outputs, key):
     return jnp.einsum("rni,rnj->nij", flat, flat)
 
 
+@pytest.mark.slow
 def test_root_approaches_that_of_poisson():
     """Within 5 standard errors over 4000 examples of 16 samples."""
     generic = likelihoods.from_log_prob(POISSON.log_prob, POISSON.sample)

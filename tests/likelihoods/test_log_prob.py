@@ -9,6 +9,7 @@ import scipy.stats
 from fisherflow_jax import likelihoods
 
 
+@pytest.mark.slow_cases
 def test_log_prob_is_that_of_scipy(case):
     value = case.likelihood.log_prob(jnp.asarray(case.outputs), case.targets)
     expected = case.log_prob(case.outputs, case.targets)
@@ -28,6 +29,7 @@ def test_log_prob_of_every_node_is_that_of_scipy(case):
             np.testing.assert_allclose(np.sum(np.exp(value)), 1.0, rtol=1e-11)
 
 
+@pytest.mark.slow_cases
 def test_impossible_targets_give_nan_in_value_and_gradient(case):
     def total(outputs, targets):
         value = case.likelihood.log_prob(outputs, targets)
@@ -55,6 +57,7 @@ def test_support_names_the_impossible_targets(case):
             assert not support(jnp.asarray(target)), target
 
 
+@pytest.mark.slow_cases
 def test_targets_of_any_type_are_cast(case):
     outputs = jnp.asarray(case.outputs)
     log_prob = jax.jit(case.likelihood.log_prob)
@@ -139,6 +142,7 @@ def test_further_axes_are_independent_targets(case):
         np.testing.assert_allclose(flat(value), expected, rtol=1e-12, atol=1e-15)
 
 
+@pytest.mark.slow_cases
 def test_under_jit_and_vmap(case):
     outputs, targets = jnp.asarray(case.outputs), jnp.asarray(case.targets)
     expected = case.likelihood.log_prob(outputs, targets)

@@ -223,6 +223,7 @@ def test_a_line_of_ones_own():
             np.testing.assert_allclose(value, wanted, rtol=1e-8)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("root", ["diagonal_root", "rank_root"])
 def test_bounds_of_sampled_scores_are_the_same_likelihood(root):
     own = likelihoods.from_log_prob(

@@ -56,6 +56,7 @@ def test_half_precision_is_computed_in_float32(case):
         )
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32, jnp.float64])
 def test_dtypes_are_those_promised(case, dtype):
     likelihood = case.likelihood

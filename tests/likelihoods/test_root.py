@@ -99,6 +99,7 @@ def test_root_of_one_example_ignores_the_others(case):
     np.testing.assert_allclose(together, np.stack(alone), rtol=1e-13)
 
 
+@pytest.mark.slow_cases
 def test_root_under_jit_and_vmap(case):
     outputs = jnp.asarray(case.outputs)
     probes = jnp.ones(case.likelihood.probe_shape(outputs.shape))

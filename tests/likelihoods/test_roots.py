@@ -202,6 +202,7 @@ EXTREME = np.concatenate(
 )
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("name", WITH_RANK)
 def test_float32_is_finite_and_keeps_its_digits_near_certainty(name):
     """1 - p would be 0 there. Against float64, in units of the diagonal."""
@@ -234,6 +235,7 @@ def test_derivatives_stay_finite_at_saturation(name):
     assert np.all(np.isfinite(slopes(outputs)))
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("name", NAMED)
 def test_half_precision_is_computed_in_float32(name):
     likelihood = NAMED[name]

@@ -92,6 +92,7 @@ def test_derivatives_are_states():
     np.testing.assert_allclose(rate * smoothed.mean[:, 1], slopes, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_gradients_of_the_evidence():
     """In the logarithms of length scale, variance and noise, by differences."""
 

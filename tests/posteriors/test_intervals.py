@@ -136,6 +136,7 @@ def test_too_few_observations_for_the_dispersion(full, name, robust):
         asks(state)[name](robust=robust)
 
 
+@pytest.mark.slow
 def test_too_few_observations_in_a_flow_eager_and_compiled():
     flow = ff.fisher_flow(
         lambda params, x: x @ params,

@@ -111,6 +111,7 @@ def test_shapes(state, shape):
     assert len(np.unique(flat)) == flat.size  # no two draws the same
 
 
+@pytest.mark.slow
 def test_keys_int_typed_and_data(state):
     first = draw(state, 7, (2,))
     typed = jax.random.key(7)

@@ -48,6 +48,7 @@ def test_ratios(state):
     assert [*table.to_frame().columns[[0, 4]]] == ["exp(estimate)", "exp(lower)"]
 
 
+@pytest.mark.slow
 def test_ratios_at_all_times(flowing):
     plain = ff.summary(flowing, effect_scale=1.0)
     table = ff.summary(flowing, effect_scale=1.0, transform=jnp.exp)

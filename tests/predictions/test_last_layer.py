@@ -134,6 +134,7 @@ def test_no_array_of_classes_squared():
     assert largest(program.jaxpr) <= 4 * classes
 
 
+@pytest.mark.slow
 def test_three_thousand_classes_fit_and_predict_in_40_mebibytes():
     def layer(params, x):
         return x @ params["w"] + params["b"]

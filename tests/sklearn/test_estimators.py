@@ -434,6 +434,7 @@ def test_a_search_that_does_not_end_says_so(monkeypatch):
         estimator.partial_fit(X, y)
 
 
+@pytest.mark.slow
 def test_without_scikit_learn_the_extra_is_named(monkeypatch):
     for name in [x for x in sys.modules if x.startswith("fisherflow_jax.sklearn")]:
         monkeypatch.delitem(sys.modules, name)

@@ -139,6 +139,7 @@ def test_spector_by_warm_start(simulation):
     assert error_gap(ff.standard_error(state), fit) < 0.02
 
 
+@pytest.mark.slow
 def test_scotland_by_warm_start(simulation):
     """Gamma with unknown shape; the prior is in units of 1 / dispersion, as I is."""
     inputs, targets = load("scotland")

@@ -71,6 +71,7 @@ def blocks(layers, params):
     return np.concatenate([leaf.ravel() for leaf in leaves])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_blocks_of_one_example_are_exact(name):
     apply_fn, params, inputs = MODELS[name]
@@ -201,6 +202,7 @@ def masked(p, tokens):
     return tokens
 
 
+@pytest.mark.slow
 def test_experts_are_masked_stacks():
     params, tokens = drawn(w=(4, 4, 3), v=(4, 3, 2)), draw(3, 5, 4)
     found = [ff.layers.find_layers(f, params, tokens) for f in (routed, masked)]

@@ -91,6 +91,7 @@ def test_exact_when_the_rank_suffices(dtype, rank):
     np.testing.assert_allclose(dense, gram + 1e-3 * np.eye(SIZE), atol=tolerance)
 
 
+@pytest.mark.slow
 def test_a_sum_keeps_the_leading_directions_and_the_diagonal_of_the_rest():
     structure = ff.structures.low_rank(RANK)
     left, right = cases.rows(4, seed=1)[:4], cases.rows(9, seed=2)[:9]

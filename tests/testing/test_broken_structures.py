@@ -271,6 +271,7 @@ def test_what_is_broken_is_named(name):
     assert not missed, message
 
 
+@pytest.mark.slow
 def test_the_message_has_the_rule_and_the_numbers():
     with pytest.raises(AssertionError) as caught:
         check(structure(trace=lambda i, like=None: jnp.asarray(1.0)))

@@ -133,6 +133,7 @@ PLACES = {
 }
 
 
+@pytest.mark.slow
 def test_a_model_without_a_tangent_is_measured_by_two_forward_passes():
     likelihood = ff.likelihoods.categorical()
     batch = X, np.array([0, 1, 2, 0, 1]), WEIGHTS

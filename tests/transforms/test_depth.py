@@ -270,6 +270,7 @@ def residual(count):
     )
 
 
+@pytest.mark.slow
 def test_the_program_grows_by_at_most_four_gradients():
     gradient, update = np.diff([residual(count) for count in (2, 4, 6)], axis=0).T
     assert gradient[0] == gradient[1] > 0 and update[0] == update[1]

@@ -16,6 +16,7 @@ from simulated_devices import check_program
 PROGRAM = Path(__file__).parent / "eight_devices_placed.py"
 
 
+@pytest.mark.slow
 def test_nothing_large_is_whole_on_a_device():
     check_program(PROGRAM, "large")
 

@@ -183,6 +183,7 @@ def test_nnx_optimizer():
     )
 
 
+@pytest.mark.slow
 def test_nnx_keeps_blocks_of_named_groups():
     """Two steps, as of a plain tree: flax keeps no named tuple beside a parameter."""
     model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))

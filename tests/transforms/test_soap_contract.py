@@ -176,6 +176,7 @@ def test_init_needs_no_arrays_and_map_params_sees_what_is_like_them(kind):
         assert optax.tree.get(state, name) is not None
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize(
     ("kind", "dtype"),
     [("soap", "bfloat16"), ("shampoo", "float16"), ("soap", "float32")],
@@ -209,6 +210,7 @@ def test_types_are_stable_through_a_conditional_and_compiled_once(kind, dtype):
     assert optax.tree.get(state, "num_skipped") == 0
 
 
+@pytest.mark.slow
 def test_a_vmap_of_scans_is_each_run_alone():
     optimizers = [make(**SMALL) for make in KINDS.values()]
 

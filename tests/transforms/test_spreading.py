@@ -74,6 +74,7 @@ def test_of_a_constant_curvature_the_updates_are_the_same(kind):
         assert np.ptp(x, axis=0).max() < 1e-9 < np.abs(x).max()
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("kind", ["factored", "corrected"])
 def test_each_layer_is_renewed_once_in_a_period(kind):
     optimizer = preconditioner(kind, spread_inverses=True)

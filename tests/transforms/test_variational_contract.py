@@ -149,6 +149,7 @@ def test_init_needs_no_arrays_and_map_params_sees_what_is_like_them(name):
         )
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [
@@ -220,6 +221,7 @@ def test_a_vmap_of_scans_is_each_run_alone_and_eager_is_compiled():
     assert_close((params, state), alone, 1e-4)
 
 
+@pytest.mark.slow
 def test_several_draws_are_averaged():
     """Of equal draws the update is that of one; of others, the mean of both."""
     batch, count = cases.NETWORK_BATCH, 2
@@ -257,6 +259,7 @@ def test_several_draws_are_averaged():
         assert_close(both[0].momentum, momentum)
 
 
+@pytest.mark.slow
 def test_an_estimator_that_draws_takes_its_key_from_the_state():
     estimator = ff.estimators.monte_carlo(*cases.MODEL, STRUCTURES["diagonal"])
     with pytest.raises(ValueError, match="monte_carlo draws at random"):
@@ -278,6 +281,7 @@ def test_an_estimator_that_draws_takes_its_key_from_the_state():
     assert np.any(entries((moved, after[1]))[1] != first)  # of the next step
 
 
+@pytest.mark.slow
 def test_what_is_not_finite_moves_nothing_and_bad_rows_are_counted():
     x, y = cases.NETWORK_BATCH
     bad = x.copy()
