@@ -61,7 +61,7 @@ def test_losses_and_scores():
     CLOSE(compiled["w"], scores)
 
 
-@pytest.mark.slow_cases
+@pytest.mark.slow
 @pytest.mark.parametrize("structure", ["diagonal", "full"])
 def test_an_accumulation_and_a_flow_count_alike(structure):
     kept = getattr(ff.structures, structure)()

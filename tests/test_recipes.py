@@ -72,7 +72,7 @@ WRONG_IN_THE_LONG_FENCE = """
 """
 
 
-@pytest.mark.slow_cases
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "chosen, outcome",
     [

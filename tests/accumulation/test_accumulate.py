@@ -379,7 +379,7 @@ def test_several_devices_compile_once():
     assert len(TRACES) == traced
 
 
-@pytest.mark.slow_cases
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [list, iter])
 def test_a_loader_of_dicts_is_read_through_to_batch(kind):
     loader = cut(3, 6, COUNT)

@@ -128,6 +128,7 @@ def test_all_is_pruned_and_rounded(name):
     np.testing.assert_allclose(found.predicted_rise, rise, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_scales_are_of_output_channels():
     shapes = {}
     for name in MODELS:

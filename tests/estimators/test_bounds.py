@@ -84,6 +84,7 @@ def shifted(params, x):
     return logits + 3.0 * jnp.sum(jnp.square(params["hidden"]["w"]))
 
 
+@pytest.mark.slow
 def test_one_number_added_to_all_logits_is_not_seen_but_by_the_upper_bound():
     seen, upper = dense(None, ff.likelihoods.diagonal_root, apply_fn=shifted)
     np.testing.assert_allclose(seen, exact(), **EXACT)

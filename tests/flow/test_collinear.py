@@ -88,7 +88,7 @@ def least_squares(name, memory, rows=slice(None)):
     return dispersion, np.sqrt(dispersion * np.diag(inverse)) / length
 
 
-@pytest.mark.slow_cases
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("memory", "structure"),
     [("stationary", "full"), ("windowed", "block"), ("exponential", "full")],

@@ -89,7 +89,7 @@ def test_what_is_estimated_beside_the_mean_has_derivatives_too(name):
             np.testing.assert_allclose(found[k], difference, rtol=1e-6)
 
 
-@pytest.mark.slow_cases
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_derivatives_are_the_limits_of_differences(name):
     told, step = jnp.array([0.1, 0.2, -0.3]), 2e-2

@@ -32,7 +32,7 @@ def fitted(structure, likelihood, targets, cuts=3):
     return state
 
 
-@pytest.mark.slow_cases
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LIKELIHOODS)
 def test_equal_to_the_primal_form(name):
     likelihood, targets = LIKELIHOODS[name]

@@ -198,7 +198,7 @@ def test_the_information_of_student_t_is_that_of_its_scores(df):
     )
 
 
-@pytest.mark.slow_cases
+@pytest.mark.slow
 @pytest.mark.parametrize("memory", ["exponential", "windowed"])
 def test_memories_forget(memory):
     """One update of all rows, each with what is left of its weight."""

@@ -105,7 +105,7 @@ both_types = pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32])
 each_memory = pytest.mark.parametrize("memory", MEMORIES)
 
 
-@pytest.mark.slow_cases
+@pytest.mark.slow
 @each_memory
 def test_a_stream_ends_at_the_weighted_means(memory):
     state = member("clean", memory)
@@ -119,7 +119,7 @@ def test_a_stream_ends_at_the_weighted_means(memory):
     assert (state.num_skipped, state.events.solves_regularised) == (0, 0)
 
 
-@pytest.mark.slow_cases
+@pytest.mark.slow
 @each_memory
 def test_no_stream_ends_in_float32(memory):
     """Each mean within .02 standard errors; what only the prior tells is beyond it."""

@@ -70,7 +70,7 @@ def test_the_score_decays_as_exp_minus_t(name):
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("block", "low_rank")]
 
 
-@pytest.mark.slow_cases
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["full", "diagonal", *SLOW])
 def test_every_structure_goes_up_to_the_same_optimum(name):
     structure = structures.low_rank(2) if name == "low_rank" else None

@@ -147,7 +147,7 @@ def test_a_function_without_a_hash_compares_by_identity():
     assert choices.compiled(recipes[0], total)(2.0) == 7.0
 
 
-@pytest.mark.slow_cases
+@pytest.mark.slow
 @pytest.mark.parametrize("closed_over", [False, True])
 def test_a_traced_number_is_left_to_its_trace(closed_over):
     def build(number):

@@ -57,7 +57,7 @@ class Reference:
         self.leverages = np.trace(shares, axis1=1, axis2=2)
 
 
-@pytest.mark.slow_cases
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "structure"),
     [

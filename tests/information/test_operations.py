@@ -167,7 +167,7 @@ def test_what_is_no_information_is_named(operation):
         operation(jnp.ones(3))
 
 
-@pytest.mark.slow_cases
+@pytest.mark.slow
 @every_case
 def test_one_solver_serves_many_vectors_also_narrow_ones(case):
     rounded = np.asarray(jnp.asarray(VECTOR).astype(jnp.bfloat16), np.float64)

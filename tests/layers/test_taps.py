@@ -15,7 +15,7 @@ from layer_near_misses import NEAR_MISSES
 CASES = FOUND | NEAR_MISSES
 
 
-@pytest.mark.slow_cases
+@pytest.mark.slow
 @pytest.mark.usefixtures("strict_promotion")
 @pytest.mark.parametrize("name", CASES)
 def test_gradients(name):

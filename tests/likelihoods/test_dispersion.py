@@ -90,7 +90,7 @@ def traced(likelihood, dispersion, *given):
     return numbers(known, *given), known.sample(key, given[0])
 
 
-@pytest.mark.slow_cases
+@pytest.mark.slow
 @pytest.mark.parametrize("dispersion", [0.3, 2.5])
 def test_with_dispersion_is_the_known_likelihood(unknown, dispersion):
     likelihood, known, _, targets = unknown

@@ -144,7 +144,7 @@ DISTRIBUTIONS = {  # a distribution's own divergence, a sum, a quadrature
 }
 
 
-@pytest.mark.slow_cases
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
 def test_of_a_distribution(name):
     own, closed = DISTRIBUTIONS[name]

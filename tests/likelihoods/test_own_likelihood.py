@@ -277,7 +277,7 @@ def uses_of_classes(likelihood):
     return predictions, top, scaled, calibrated
 
 
-@pytest.mark.slow_cases
+@pytest.mark.slow
 @pytest.mark.parametrize("root", ROOTS)
 def test_classes_with_another_root_are_classes(root):
     *found, calibrated = uses_of_classes(ROOTS[root])

@@ -65,7 +65,7 @@ def flat(tree):
     return np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
 
 
-@pytest.mark.slow_cases
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_every_structure_becomes_a_gaussian(name):
     state, errors, density = gaussians()[name]

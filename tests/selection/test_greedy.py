@@ -115,7 +115,7 @@ def test_excluded_rows_costs_and_repeated_rows():
     assert np.all(np.diff(same.gains) < 0)
 
 
-@pytest.mark.slow_cases
+@pytest.mark.slow
 @pytest.mark.parametrize("structure", ["kronecker", "full"])
 def test_chunks_rows_made_anew_and_jit_choose_the_same(structure, monkeypatch):
     acquisition = selection.variance_reduction(cases.target("categorical"))

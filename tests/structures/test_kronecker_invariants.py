@@ -129,7 +129,7 @@ def test_factors_are_symmetric_and_positive_semi_definite():
         assert np.linalg.eigvalsh(factor).min() > -1e-12
 
 
-@pytest.mark.slow_cases
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
 def test_how_a_model_is_written_does_not_matter(name):
     found, expected = factors(VARIANTS[name]), factors()

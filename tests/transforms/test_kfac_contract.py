@@ -122,6 +122,7 @@ def test_a_wrapper_that_shows_all_changes_nothing():
         assert_close(get_information(inside, 12), get_information(state, 12))
 
 
+@pytest.mark.slow
 def test_masked_solves_the_layers_that_are_shown_with_all_of_the_model():
     updates, state = results()["masked"]
     plain, _ = results()["plain"]

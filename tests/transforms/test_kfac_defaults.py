@@ -77,7 +77,7 @@ PROBLEMS = {
 }
 
 
-@pytest.mark.slow_cases
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_the_loss_falls_at_all_rates_and_no_step_is_refused(name):
     apply_fn, likelihood, params, batch = PROBLEMS[name]()

@@ -241,6 +241,7 @@ REFERENCES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REFERENCES)
 def test_thirty_steps_are_those_of_the_paper(name):
     _, updates = trained()

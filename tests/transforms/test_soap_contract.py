@@ -93,6 +93,7 @@ def assert_close(left, right):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_wrappers_change_nothing_of_what_they_show(kind):
     states, updates = results()

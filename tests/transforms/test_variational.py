@@ -205,7 +205,7 @@ EXACT = {
 }
 
 
-@pytest.mark.slow_cases
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", EXACT)
 def test_one_newton_step_on_a_linear_model_is_bayes_rule(kind):
     estimator = EXACT[kind]
@@ -296,7 +296,7 @@ HESSIANS = {
 RATES = np.array([0.95, 0.6, 0.0])
 
 
-@pytest.mark.slow_cases
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HESSIANS)
 def test_the_precision_stays_positive_whatever_the_rate(name):
     """A loss with negative curvature, where the step without its square leaves."""

@@ -103,6 +103,7 @@ def assert_close(left, right, rtol=2e-5):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["VOGN", "Stein"])
 def test_wrappers_change_nothing_of_what_they_show(name):
     plain, state, _ = results()[f"{name}, plain"]
@@ -149,7 +150,7 @@ def test_init_needs_no_arrays_and_map_params_sees_what_is_like_them(name):
         )
 
 
-@pytest.mark.slow_cases
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [
